@@ -1,0 +1,1041 @@
+"""Tests of cds.py, in the order of its sections. Run by hand: `python test_cds.py bench [PATH]`."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import cds
+
+# ---------------------------------------------------------------------------------------------
+# Helpers
+# ---------------------------------------------------------------------------------------------
+
+CDS = str(Path(cds.__file__).resolve())
+
+
+def tree(folder, files):
+    """Write files (relative path -> text or bytes) below a folder and return it."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def records_of(tmp_path, content):
+    """Analyze and build one file that must give no errors."""
+    analysis = cds.PythonAnalyzer().analyze(str(tree(tmp_path, {"m.py": content}) / "m.py"))
+    assert analysis.errors == []
+    return cds.ModelBuilder().build(analysis.symbols)
+
+
+def record(kind="function", file_path="m.py", code="def f():\n    return 1", line=1, **fields):
+    """Make a record by hand."""
+    lines = code.count("\n")
+    symbol = cds.Symbol(kind, file_path, code.split("\n")[0], line, line + lines, code, code)
+    return cds.ModelBuilder().build([symbol])[0]._replace(**fields)
+
+
+class FakeClient(cds.LLMClient):
+    """Answers with what `answer(code)` returns or raises, and remembers the codes it was asked."""
+
+    def __init__(self, answer=lambda code: "Does something."):
+        self.answer, self.asked = answer, []
+
+    def generate_intent(self, code):
+        self.asked.append(code)
+        return self.answer(code)
+
+
+def run(*argv, client=None):
+    """Run the command line in this process, with a fake client; return the exit code."""
+    return cds.main([str(word) for word in argv], make_client=lambda *_, **__: client or FakeClient())
+
+
+def persist(source, db_path, *options, client=None):
+    """Run `persist` with a fake client; return the exit code."""
+    given = ("--path", source, "--provider-url", "localhost", "--model", "m", "--db-path", db_path)
+    return run("persist", *given, *options, client=client)
+
+
+def shell(*argv, **options):
+    """Run cds.py as a process of its own, as its user would."""
+    command = [sys.executable, CDS, *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def rows(db_path, query, *values):
+    """Read a database with plain SQL."""
+    with contextlib.closing(sqlite3.connect(db_path)) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+# ---------------------------------------------------------------------------------------------
+# Analysis
+# ---------------------------------------------------------------------------------------------
+
+
+def since(*version):
+    """Skip a case on Pythons that are older than its syntax."""
+    return pytest.mark.skipif(sys.version_info < version, reason="syntax of Python {}.{}".format(*version))
+
+
+# Each holds one statement more at `{}`.
+BLOCKS = [
+    pytest.param("if a:\n    {}", id="if"),
+    pytest.param("if a:\n    b\nelif c:\n    {}", id="elif"),
+    pytest.param("if a:\n    b\nelse:\n    {}", id="else"),
+    pytest.param("for a in b:\n    {}", id="for"),
+    pytest.param("for a in b:\n    c\nelse:\n    {}", id="for-else"),
+    pytest.param("async for a in b:\n    {}", id="async-for"),
+    pytest.param("while a:\n    {}", id="while"),
+    pytest.param("while a:\n    b\nelse:\n    {}", id="while-else"),
+    pytest.param("with a:\n    {}", id="with"),
+    pytest.param("async with a:\n    {}", id="async-with"),
+    pytest.param("try:\n    {}\nfinally:\n    a", id="try"),
+    pytest.param("try:\n    a\nexcept b:\n    c\nexcept d:\n    {}", id="except"),
+    pytest.param("try:\n    a\nexcept b:\n    c\nelse:\n    {}", id="try-else"),
+    pytest.param("try:\n    a\nfinally:\n    {}", id="finally"),
+    pytest.param("try:\n    a\nexcept* b:\n    {}", id="except-star", marks=since(3, 11)),
+    pytest.param("match a:\n    case 1:\n        b\n    case _:\n        {}", id="match", marks=since(3, 10)),
+    pytest.param("if a:\n    for b in c:\n        with d:\n            {}", id="three-deep"),
+]
+
+LONG_SUM = " + ".join(["1"] * 700)
+
+
+def kinds_and_headers(records):
+    """Return what `kind signature` says of each definition, in order."""
+    return [f"{found.kind} {found.signature.strip()}" for found in records if found.kind != "file"]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param("f = lambda: 1\n", [], id="lambda"),
+        pytest.param("def f():\n def g():\n  def h(): 0\n", ["function def f():", "function def g():", "function def h():"], id="functions"),
+        pytest.param("class A:\n def f(self): 0\n x = 1\n async def g(self): 0\n", ["class class A:", "method def f(self):", "method async def g(self):"], id="methods"),
+        pytest.param("class A:\n def f(self):\n  if self:\n   def g(): 0\n", ["class class A:", "method def f(self):", "function def g():"], id="function-in-method"),
+        pytest.param("class A:\n class B:\n  def f(self): 0\n def g(self): 0\n", ["class class A:", "class class B:", "method def f(self):", "method def g(self):"], id="class-in-class"),
+        pytest.param("async def f():\n class A:\n  def g(self): 0\n def h(): 0\n", ["function async def f():", "class class A:", "method def g(self):", "function def h():"], id="class-in-function"),
+        pytest.param("class A:\n def f(self):\n  class B:\n   def g(self): 0\n  def h(): 0\n", ["class class A:", "method def f(self):", "class class B:", "method def g(self):", "function def h():"], id="class-in-method"),
+    ],
+)  # fmt: skip
+def test_kind_depends_on_what_stands_directly_around(tmp_path, source, expected):
+    records = records_of(tmp_path, source)
+    assert (records[0].kind, records[0].signature) == ("file", None)
+    assert kinds_and_headers(records) == expected
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_definitions_are_found_in_every_block_in_line_order(tmp_path, block):
+    source = "def g(): 0\n" + block.format("def f(): 0") + "\ndef h(): 0"
+    inside = source.replace("\n", "\n    ")
+    records = records_of(tmp_path, f"{source}\nclass A:\n    {inside}\n")
+    functions = ["def g():", "def f():", "def h():"]
+    expected = [f"function {header}" for header in functions] + ["class class A:"]
+    assert kinds_and_headers(records) == expected + [f"method {header}" for header in functions]
+
+
+def test_symbols_of_a_file_are_ordered_by_line_behind_the_file_itself(tmp_path):
+    source = "@d\nclass A:\n def f(self):\n  if a:\n   def g(): 0\n  else:\n   def h(): 0\nclass B: 0\n"
+    symbols = cds.PythonAnalyzer().analyze(str(tree(tmp_path, {"m.py": source}))).symbols
+    assert [(s.kind, s.start_line) for s in symbols] == [
+        ("file", 1), ("class", 1), ("method", 3), ("function", 5), ("function", 7), ("class", 8),
+    ]  # fmt: skip
+
+
+HEADERS = [
+    pytest.param("def f():", " return {1: 2}", id="one-line"),
+    pytest.param("class A:", " x: int = 1", id="class"),
+    pytest.param("class A():", "\n    def f(self): pass", id="class-with-brackets"),
+    pytest.param("class A(*b, c, m=lambda: {1: 2}, **k):", " pass", id="class-with-arguments"),
+    pytest.param("class A(  # a: b\n    B,  # '#:\n    k=C[1:2],\n):", "  # a: b\n    pass", id="class-over-lines"),
+    pytest.param("async def f(a: int, /, *, b):", "\n    return a", id="async"),
+    pytest.param("async  def f ( a ) :", "pass", id="odd-blanks"),
+    pytest.param("def f(a=lambda b: b, c={1: 2}, d=e[1:2]):", " pass", id="defaults"),
+    pytest.param("def f(a=(lambda: 1)):", " pass", id="bracketed-default"),
+    pytest.param("def f(a='#:', *b: '#:', c=\"'#:\", **d: '#:'):", "  # e:\n    pass", id="strings"),
+    pytest.param("def f(a='''\n#: ''',):", " pass", id="string-over-lines"),
+    pytest.param("def f(\n    # a: b\n    c,  # d: e\n    # g:\n):", "\n    # h: i\n    pass", id="comments"),
+    pytest.param("def f(  # a:\n):", " pass", id="comment-alone"),
+    pytest.param("def f(a) -> b['#:', 1:2]:", " pass", id="returns"),
+    pytest.param("def f() -> (  # a:\n    lambda: 1  # b:\n):", " pass", id="returns-over-lines"),
+    pytest.param("def f() -> lambda: 1:", " pass", id="returns-lambda"),
+    pytest.param("def f(a) \\\n    -> b \\\n    :", " pass", id="backslashes"),
+    pytest.param("def é(ö='é:', *, ü: 'é:' = {'ß': 1}):", " return 'é:'", id="not-ascii"),
+    pytest.param("def f(a='ééééééééé'):", " x: int", id="bytes-are-not-characters"),
+    pytest.param("def f[T: (int, '#:'), *U, **P]():", " pass", id="type-parameters", marks=since(3, 12)),
+    pytest.param("class A[\n    T: {1: 2},  # a:\n]:", " pass", id="type-parameters-of-class", marks=since(3, 12)),
+    pytest.param("def f[T = lambda: 1]():", " pass", id="type-parameter-default", marks=since(3, 13)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("decorators", ["", "@a\n", "@a(':#')  # b:\n# c:\n\n@d[\n    1:2\n]\n"], ids=["plain", "one", "two"])  # fmt: skip
+@pytest.mark.parametrize(("header", "body"), HEADERS)
+def test_signature_and_raw_code_are_the_source_lines(tmp_path, header, body, decorators):
+    raw_code = decorators + header + body
+    found = records_of(tmp_path, f"x = 1\n\n{raw_code}\n\n# end\n")[1]
+    assert found.signature == header
+    assert found.raw_code == raw_code
+    assert (found.start_line, found.end_line) == (3, 3 + raw_code.count("\n"))
+
+
+def test_signature_and_raw_code_keep_their_indentation(tmp_path):
+    source = "class A:\n\tif a:\n\t\t@b\n\t\tdef f(self,\n\t\t\tc): return 1\n\t\t# end\n"
+    method = records_of(tmp_path, source)[2]
+    assert method.signature == "\t\tdef f(self,\n\t\t\tc):"
+    assert method.raw_code == "\t\t@b\n\t\tdef f(self,\n\t\t\tc): return 1"
+    assert (method.start_line, method.end_line) == (3, 5)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "last-line-open"])
+def test_lines_end_as_python_ends_them(tmp_path, end, last):
+    lines = ["x = '''", "'''", "@d", "def f(", "    a):", "    return a"]
+    file, function = records_of(tmp_path, end.join(lines) + end * last)
+    assert (file.start_line, file.end_line, file.raw_code) == (1, 6, end.join(lines))
+    assert (function.start_line, function.end_line) == (3, 6)
+    assert function.raw_code == end.join(lines[2:])
+    assert function.signature == end.join(lines[3:5])
+
+
+@pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"], ids=ascii)
+def test_other_separators_end_no_line(tmp_path, character):
+    source = f"x = 'a{character}b'  # {character}\ndef f():\n    return '{character}'  # {character}"
+    file, function = records_of(tmp_path, source)
+    assert (file.end_line, file.raw_code) == (3, source)
+    assert (function.start_line, function.end_line) == (2, 3)
+    assert function.raw_code == source.split("\n", 1)[1]
+
+
+def test_form_feed_before_a_definition_is_part_of_its_line(tmp_path):
+    function = records_of(tmp_path, "x = 1\n\f\n\fdef f(a: int):\n    pass\n")[1]
+    assert (function.start_line, function.end_line) == (3, 4)
+    assert (function.signature, function.raw_code) == ("\fdef f(a: int):", "\fdef f(a: int):\n    pass")
+
+
+@pytest.mark.parametrize(
+    ("source", "end_line", "raw_code", "normalized_code"),
+    [
+        pytest.param("", 1, "", "", id="empty"),
+        pytest.param("\n", 1, "", "", id="one-line-end"),
+        pytest.param("# a", 1, "# a", "", id="comment"),
+        pytest.param("'''a\nb'''\n", 2, "'''a\nb'''", "", id="docstring"),
+        pytest.param("x = 1", 1, "x = 1", "x = 1", id="open"),
+        pytest.param("\n x = 1 \n".replace(" x", "x"), 2, "\nx = 1 ", "x = 1", id="blanks"),
+        pytest.param("x = 1\n\n \n", 3, "x = 1\n\n ", "x = 1", id="blank-lines"),
+        pytest.param("x = 1\r\n\r\n", 2, "x = 1\r\n", "x = 1", id="crlf"),
+        pytest.param("x = 1\r\r", 2, "x = 1\r", "x = 1", id="cr"),
+        pytest.param("x = 1\n\r", 2, "x = 1\n", "x = 1", id="lf-cr"),
+    ],
+)
+def test_file_record_spans_all_lines(tmp_path, source, end_line, raw_code, normalized_code):
+    [file] = records_of(tmp_path, source)
+    assert (file.kind, file.start_line, file.end_line) == ("file", 1, end_line)
+    assert (file.raw_code, file.normalized_code) == (raw_code, normalized_code)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        pytest.param(b"x = '\xc3\xa9'", "x = 'é'", id="utf-8"),
+        pytest.param(b"\xef\xbb\xbfx = '\xc3\xa9'", "x = 'é'", id="bom"),
+        pytest.param(b"\xef\xbb\xbf", "", id="bom-alone"),
+        pytest.param(b"\xef\xbb\xbf# coding: utf-8\nx = '\xc3\xa9'", "# coding: utf-8\nx = 'é'", id="bom-declared"),
+        pytest.param(b"\xef\xbb\xbf#!\xc3\xa9\n# coding: utf-8\n", "#!é\n# coding: utf-8", id="bom-line-2"),
+        pytest.param(b"# coding: latin-1\nx = '\xe9'", "# coding: latin-1\nx = 'é'", id="line-1"),
+        pytest.param(b"#!a\n# vim: set fileencoding=cp1252 :\n'\x80'", "#!a\n# vim: set fileencoding=cp1252 :\n'€'", id="line-2"),
+        pytest.param(b"\n# coding: koi8-r\n'\xc1'", "\n# coding: koi8-r\n'а'", id="line-2-behind-blank"),  # noqa: RUF001
+        pytest.param(b"#\n\n# coding: latin-1\nx = '\xc3\xa9'", "#\n\n# coding: latin-1\nx = 'é'", id="line-3-is-too-late"),
+        pytest.param(b"x = 1\n# coding: latin-1\n'\xc3\xa9'", "x = 1\n# coding: latin-1\n'é'", id="behind-code"),
+        pytest.param(b"# coding: latin-1 \xe9\nx = '\xe9'", "# coding: latin-1 é\nx = 'é'", id="own-line"),
+        pytest.param(b"# \xe9\n# \xe9 coding: latin-1\n", "# é\n# é coding: latin-1", id="own-line-2"),
+        pytest.param(b"# coding: gbk \xc4\xe3\r\nx = '\xba\xc3'", "# coding: gbk 你\r\nx = '好'", id="own-line-crlf"),
+        pytest.param(b"# coding: latin-1 \xe9\rx = '\xe9'\r", "# coding: latin-1 é\rx = 'é'", id="cr"),
+        pytest.param(b"#\r# coding: latin-1\rx = '\xe9'\r", "#\r# coding: latin-1\rx = 'é'", id="cr-line-2"),
+        pytest.param(b"\xef\xbb\xbf# \xc3\xa9\rx = 1\r", "# é\rx = 1", id="cr-bom"),
+    ],
+)  # fmt: skip
+def test_source_is_decoded_as_it_declares(tmp_path, content, text):
+    assert records_of(tmp_path, content)[0].raw_code == text
+
+
+PARSER_GIVES_UP = "nested too deeply for this Python"
+has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="no limit to hit")
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        pytest.param("def f():\n    pass\ndef f(:\n", 3, "invalid syntax", id="syntax"),
+        pytest.param("if a:\n\tb\n        c\n", 3, "inconsistent use of tabs and spaces", id="tabs"),
+        pytest.param("(" * 300 + ")" * 300, 1, "too many nested parentheses", id="brackets"),
+        pytest.param("x = " + "-" * 100_000 + "1", None, f"{PARSER_GIVES_UP} (MemoryError)", id="memory"),
+        pytest.param("x = a" + ".b" * 100_000, None, f"{PARSER_GIVES_UP} (RecursionError)", id="recursion", marks=since(3, 11)),
+        pytest.param("x = 1\0\n", None, "source code string cannot contain null bytes", id="nul"),
+        pytest.param(b"x = '\xff'", None, "'utf-8' codec can't decode byte 0xff", id="undecodable"),
+        pytest.param(b"# coding: ascii\n'\xe9'", None, "'ascii' codec can't decode byte 0xe9", id="undecodable-as-declared"),
+        pytest.param("# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"),
+        pytest.param("# coding: hex\n", None, "'hex' is not a text encoding", id="encoding-not-of-text"),
+        pytest.param(b"\xef\xbb\xbf# coding: latin-1\n", None, "encoding problem: utf-8", id="encoding-not-that-of-bom"),
+        pytest.param("x = 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits", marks=has_digit_limit),
+        pytest.param(f"x = {LONG_SUM} + 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits-deep-down", marks=has_digit_limit),
+    ],
+)  # fmt: skip
+def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, line, message):
+    sources = {"a.py": "x = 1", "bad/b.py": content, "c.py": "y = 2"}
+    analysis = cds.PythonAnalyzer().analyze(str(tree(tmp_path, sources)))
+    assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
+    [error] = analysis.errors
+    assert (error.file_path, error.line) == ("bad/b.py", line)
+    assert message in error.message
+    assert "\n" not in error.message
+
+
+def test_analyzer_error_tells_of_a_file_that_cannot_be_read(tmp_path):
+    error = cds.AnalyzerError("gone.py", None, "No such file or directory")
+    assert cds.PythonAnalyzer().analyze(str(tmp_path / "gone.py")) == ([], [error])
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        pytest.param(ValueError("two\n  lines"), "ValueError: two lines", id="any"),
+        pytest.param(SyntaxError("two\r\nlines"), "two lines", id="syntax"),
+        pytest.param(OSError("two\nlines"), "two lines", id="system"),
+        pytest.param(OSError(), "OSError", id="silent"),
+    ],
+)
+def test_analyzer_error_message_is_one_line(problem, message):
+    assert cds.reason(problem) == message
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="warns of nothing while parsing")
+def test_syntax_warnings_do_not_reach_stderr(tmp_path):
+    folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
+    done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
+    limits = sys.getrecursionlimit(), threading.stack_size()
+    records = records_of(
+        tmp_path, f"class A:\n    '''Doc.'''\n    def f(self):\n        return ({LONG_SUM})\n"
+    )
+    assert [found.kind for found in records] == ["file", "class", "method"]
+    assert records[2].normalized_code == f"def f(self):\n    return {LONG_SUM}"
+    assert (sys.getrecursionlimit(), threading.stack_size()) == limits
+
+
+def test_a_chain_of_1200_elifs_gives_records(tmp_path):
+    source = "if a:\n    pass\n" + "elif b:\n    pass\n" * 1200 + "else:\n\n    def f():\n        pass"
+    file, function = records_of(tmp_path, source)
+    assert (file.normalized_code, function.normalized_code) == (source, "def f():\n    pass")
+
+
+@pytest.mark.parametrize(
+    ("source", "normalized_code"),
+    [
+        pytest.param("'''Doc.'''\nx = 1", "x = 1", id="module"),
+        pytest.param("'''Doc.'''\n'''More.'''", "", id="module-left-empty"),
+        pytest.param("x = 1\n'''About x.'''\ny = 2", "x = 1\ny = 2", id="attribute"),
+        pytest.param("'a'; r'b'; u'c'; 'd' \"e\"; ('f'); x = 1; 'g'", "x = 1", id="every-spelling"),
+        pytest.param("class A:\n    '''Doc.'''\n    x = 1\n    'b'", "class A:\n    x = 1", id="class"),
+        pytest.param("class A: 'a'", "class A:\n    pass", id="class-left-empty"),
+        pytest.param("async def f():\n    'a'\n    'b'", "async def f():\n    pass", id="function-left-empty"),
+        pytest.param("def f():\n    if a:\n        '''\n        g()\n        '''\n        return 1", "def f():\n    if a:\n        return 1", id="quoted-out-code"),
+    ],
+)  # fmt: skip
+def test_normalized_code_has_no_string_statements(tmp_path, source, normalized_code):
+    assert records_of(tmp_path, source)[0].normalized_code == normalized_code
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_normalized_code_has_pass_in_a_block_left_empty(tmp_path, block):
+    source, expected = block.format("'a'; 'b'"), ast.unparse(ast.parse(block.format("pass")))
+    in_method = "class A:\n\n    async def f(self):\n        "
+    records = records_of(tmp_path, in_method + source.replace("\n", "\n        "))
+    assert records[0].normalized_code == in_method + expected.replace("\n", "\n        ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["f'a'", "f'a{b}'", "b'a'", "...", "None", "1", "'a' % b", "'a'.b()", "x = 'a'", "x: 'a'", "'a' if b else 'c'",
+     "['a']", "def f():\n    return 'a'", "def f(a='b') -> 'c':\n    f'd'", "class A:\n    b'a'"],
+)  # fmt: skip
+def test_normalized_code_keeps_whatever_else_stands_in_quotes(tmp_path, source):
+    assert records_of(tmp_path, source)[0].normalized_code == source
+
+
+def reference(source):
+    """Return (start_line, end_line, normalized_code) of each record, the straightforward way."""
+    module = ast.parse(source)
+    for node in ast.walk(module):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list) and block:
+                kept = [part for part in block if not ast.unparse(part).startswith("'DROP")]
+                kept = [
+                    part
+                    for part in block
+                    if not isinstance(getattr(getattr(part, "value", 0), "value", 0), str)
+                    or not isinstance(part, ast.Expr)
+                ]
+                block[:] = kept or [ast.Pass()] * (node is not module)
+    found = [(1, max(1, len(source.splitlines())), ast.unparse(module))]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Persistence
+# ---------------------------------------------------------------------------------------------
+
+# The design's own columns, in its own words.
+RUNS = (
+    "id INTEGER PRIMARY KEY, started_at TEXT NOT NULL, finished_at TEXT NOT NULL, root_path TEXT NOT NULL,"
+    " provider_url TEXT NOT NULL, model TEXT NOT NULL, scope TEXT NOT NULL,"
+    " progress_batch_size INTEGER NOT NULL, status TEXT NOT NULL, analyzer_error_count INTEGER NOT NULL,"
+    " intent_failed_count INTEGER NOT NULL, record_count INTEGER NOT NULL"
+)
+RECORDS = (
+    "id INTEGER PRIMARY KEY, run_id INTEGER NOT NULL REFERENCES runs(id), kind TEXT NOT NULL,"
+    " file_path TEXT NOT NULL, signature TEXT, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL,"
+    " raw_code TEXT NOT NULL, normalized_code TEXT NOT NULL, md5sum TEXT NOT NULL, intent TEXT,"
+    " intent_status TEXT NOT NULL, intent_error TEXT"
+)
+FIELDS = [column.split()[0] for column in RECORDS.split(", ")[2:]]
+ALL_RUNS = "SELECT * FROM runs ORDER BY id"
+SECOND_REFUSED = """CREATE TRIGGER refuse AFTER INSERT ON records WHEN NEW.id % 4 = 2
+    BEGIN SELECT RAISE(ABORT, 'disk is gone'); END"""
+RUN_FORGOTTEN = "CREATE TRIGGER forget AFTER INSERT ON runs BEGIN DELETE FROM runs WHERE id = NEW.id; END"
+CONTEXT = cds.RunContext("2026-01-01", "2026-01-02", "/src", "http://localhost:11434", "m", "all", 7)
+ERROR = cds.AnalyzerError("bad.py", 1, "invalid syntax")
+FOUR = [
+    record("file", signature=None),
+    record(line=2, intent="Returns one.", intent_status="success"),
+    record("method", "pkg/n.py", "def größe():\n    '''x'''", 3, normalized_code="def größe():\n    pass"),
+    record("class", code="class C: pass", intent_status="failed", intent_error="no answer"),
+]
+
+
+def store(db_path, records=FOUR, errors=(ERROR,)):
+    """Store one run without a command line."""
+    return cds.SQLitePersistence(str(db_path)).persist(CONTEXT, errors, records)
+
+
+def stored(db_path):
+    """Return all rows of both tables."""
+    return rows(db_path, ALL_RUNS), rows(db_path, "SELECT * FROM records ORDER BY id")
+
+
+def execute(db_path, script):
+    """Change a database with plain SQL."""
+    with contextlib.closing(sqlite3.connect(db_path)) as connection:
+        connection.executescript(script)
+
+
+def locked(db_path, lock, seconds=None):
+    """Lock a database for some seconds, or until the caller closes what this returns."""
+    holder = sqlite3.connect(db_path, isolation_level=None, check_same_thread=False)
+    holder.execute(f"BEGIN {lock}")
+    if seconds:
+        threading.Timer(seconds, holder.close).start()
+    return contextlib.closing(holder)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"), [("runs", RUNS), ("records", RECORDS)], ids=["runs", "records"]
+)
+def test_schema_is_the_design_to_the_letter(tmp_path, table, columns):
+    store(tmp_path / "db")
+    [(sql,)] = rows(tmp_path / "db", "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", table)
+    assert " ".join(sql.split()) == f"CREATE TABLE {table} ( {columns} )"
+
+
+def test_schema_has_two_tables_and_the_four_indexes(tmp_path):
+    store(tmp_path / "db")
+    others = rows(tmp_path / "db", "SELECT type, name FROM sqlite_master WHERE type != 'index' ORDER BY 2")
+    assert others == [("table", "records"), ("table", "runs")]
+    indexed = """SELECT tbl_name, (SELECT group_concat(name) FROM pragma_index_info(m.name))
+        FROM sqlite_master m WHERE type = 'index' ORDER BY 2"""
+    columns = ("file_path", "intent_status", "md5sum", "run_id")
+    assert rows(tmp_path / "db", indexed) == [("records", column) for column in columns]
+
+
+def test_record_rows_hold_every_record_field(tmp_path):
+    store(tmp_path / "db")
+    found = rows(tmp_path / "db", f"SELECT run_id, {', '.join(FIELDS)} FROM records ORDER BY id")
+    assert found == [(1, *record) for record in FOUR]
+
+
+def test_run_metadata_is_stored_and_returned(tmp_path):
+    assert store(tmp_path / "db", errors=[ERROR] * 2) == (1, 4, 1, 2, "completed_with_errors")
+    assert rows(tmp_path / "db", ALL_RUNS) == [(1, *CONTEXT, "completed_with_errors", 2, 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("errors", "records", "status"),
+    [
+        pytest.param([], FOUR[:3], "completed", id="none"),
+        pytest.param([ERROR], FOUR[:3], "completed_with_errors", id="analyzer-errors"),
+        pytest.param([], FOUR, "completed_with_errors", id="intent-failures"),
+    ],
+)
+def test_run_status_tells_of_analyzer_and_intent_failures(tmp_path, errors, records, status):
+    assert store(tmp_path / "db", records, errors).status == status
+    assert rows(tmp_path / "db", "SELECT status FROM runs") == [(status,)]
+
+
+def test_second_run_is_added_whole_to_the_first(tmp_path):
+    assert [store(tmp_path / "db").run_id, store(tmp_path / "db").run_id] == [1, 2]
+    assert rows(tmp_path / "db", "SELECT run_id, count(*) FROM records GROUP BY 1") == [(1, 4), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "bad", "says"),
+    [
+        pytest.param(SECOND_REFUSED, {}, "disk is gone", id="refused-by-the-database"),
+        pytest.param(RUN_FORGOTTEN, {}, "FOREIGN KEY constraint failed", id="foreign-key-enforced"),
+        pytest.param("", {"raw_code": "\udcff"}, "surrogates not allowed", id="text-utf-8-cannot-hold"),
+    ],
+)
+def test_transaction_rollback_on_insert_failure_leaves_earlier_runs(tmp_path, trigger, bad, says):
+    db = tmp_path / "db"
+    store(db)
+    execute(db, trigger)
+    before = stored(db)
+    with pytest.raises(cds.PersistenceError, match=f"{db}: .*{says}"):
+        store(db, [*FOUR, FOUR[0]._replace(**bad)])
+    assert stored(db) == before
+
+
+def test_transaction_holds_tables_and_run_so_that_a_failure_leaves_neither(tmp_path):
+    with pytest.raises(cds.PersistenceError):
+        store(tmp_path / "db", [*FOUR, record(intent="\ud800")])
+    assert rows(tmp_path / "db", "SELECT name FROM sqlite_master") == []
+
+
+# A reader is shut out by an exclusive lock only; a writer by any other writer.
+@pytest.mark.parametrize(
+    ("step", "lock", "arguments"),
+    [("check", "EXCLUSIVE", ()), ("persist", "IMMEDIATE", (CONTEXT, [], FOUR))],
+    ids=["check", "persist"],
+)
+def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock, arguments):
+    db = tmp_path / "db"
+    store(db)
+    before = stored(db)
+    with locked(db, lock), pytest.raises(cds.PersistenceError, match="locked"):
+        getattr(cds.SQLitePersistence(str(db), lock_seconds=0.01), step)(*arguments)
+    assert stored(db) == before
+    with locked(db, lock, seconds=0.3):
+        getattr(cds.SQLitePersistence(str(db)), step)(*arguments)
+
+
+def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path):
+    db = tmp_path / "db"
+    store(db)
+    [before], size = rows(db, ALL_RUNS), db.stat().st_size
+    killed = """if True:
+        import os, sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("PRAGMA cache_size = 1")  # pages reach the file before the commit
+        connection.execute("BEGIN")
+        connection.execute("UPDATE runs SET model = 'half'")
+        connection.execute("CREATE TABLE filler AS SELECT zeroblob(1000000) AS x")
+        os._exit(9)"""
+    assert subprocess.run([sys.executable, "-c", killed, db], timeout=60).returncode == 9
+    assert db.stat().st_size > size and (tmp_path / "db-journal").stat().st_size > 0
+    assert persist(tree(tmp_path / "src", SOURCE), db) == 0
+    assert rows(db, ALL_RUNS)[0] == before and len(rows(db, ALL_RUNS)) == 2
+    assert rows(db, "PRAGMA integrity_check") == [("ok",)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Output
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "width", "row"),
+    [
+        pytest.param(("abcdef", "xyz"), 11, "abcdef  xyz", id="fits"),
+        pytest.param(("abcdef", "xyz"), 10, "ab...  xyz", id="widest-cut-first"),
+        pytest.param(("abcdefghij", "0123456789"), 12, "ab...  01...", id="both-cut"),
+        pytest.param(("漢字漢字", "x"), 8, "漢...  x", id="wide-characters-cut"),
+        pytest.param(("漢字", "x"), 7, "漢字  x", id="wide-characters-fit"),
+        pytest.param(("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"),
+        pytest.param(("\x1b" * 3, "x"), 10, "\\x1b...  x", id="escapes-count"),
+        pytest.param(("abc", "xyz"), 4, ".  .", id="hardly-any-room"),
+        pytest.param(("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"),
+    ],
+)
+def test_table_is_fitted_to_the_width(cells, width, row):
+    assert list(cds.table(("A", "B"), [cells], width))[1] == row + "\n"
+
+
+def test_table_aligns_columns_by_their_width_on_screen():
+    lines = cds.table(("A", "B"), [("漢字", "x"), ("abcde", "y"), ("z", "")], 80)
+    assert "".join(lines) == "A      B\n漢字   x\nabcde  y\nz\n"
+
+
+def test_table_on_a_terminal_is_as_wide_as_the_terminal(tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    tree(tmp_path, {"a.py": f"def {'long_' * 30}(): pass\n"})
+    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path)]
+    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
+    shown = os.read(reader, 10_000).decode().splitlines()
+    os.close(terminal)
+    os.close(reader)
+    assert [len(line) for line in shown[1:]] == [50, 50]
+
+
+@pytest.mark.parametrize("character", [*"\x1b\x07\x7f\x9b\n\r\t\u202e\u2066\u200b\u2028", "é漢"])
+def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, character):
+    shown = character if character == "é漢" else character.encode("unicode_escape").decode()
+    name = f"a{character}b.py"
+    source = tree(tmp_path / "src", {name: "def f(): pass\n", f"c{name}": "("})
+    assert run("enrich-intent", "--path", source, *LOCAL, client=FakeClient(lambda _: f"A{character}B")) == 0
+    printed = capsys.readouterr()
+    assert f"a{shown}b.py:1-1" in printed.out and f"A{shown}B" in printed.out
+    assert f"analyzer_error: ca{shown}b.py:1: " in printed.err
+    assert persist(source, tmp_path / character) == 0
+    line, *more = capsys.readouterr().out.split("\n")
+    assert f"db_path={tmp_path}/{shown} record_count=" in line and line.isprintable() and more == [""]
+
+
+def test_signature_is_shown_on_one_line_with_its_escapes_visible(tmp_path, capsys):
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": "def f(\n    x='\x1b[31m',\n): pass\n"})) == 0
+    assert "  def f( x='\\x1b[31m', ):  " in capsys.readouterr().out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")]
+)
+def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, encoding, shown):
+    tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
+    options = {"env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}, "encoding": encoding}
+    done = shell("model-build", "--path", tmp_path, **options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
+    done = shell("persist", "--path", tmp_path, *no_server, "--db-path", tmp_path / "Grö€", **options)
+    assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------
+
+LOCAL = ("--provider-url", "localhost", "--model", "m")
+OPTIONS = {"model-build": (), "enrich-intent": LOCAL, "persist": (*LOCAL, "--db-path", "{}/db")}
+SOURCE = {
+    "a.py": 'def good(x):\n    """Doc."""\n    return x  # same\n',
+    "b/c.py": "@deco\nclass Bad:\n    def worse(self):\n        return 'ü'\n",
+    "broken.py": "x = 1\ndef (:\n",
+    "undecodable.py": b"\xff",
+}
+
+
+def mixed(code):
+    """Answer deterministically, and fail for whatever holds the method."""
+    if "worse" in code:
+        raise cds.IntentGenerationError("the answer is empty")
+    return "Returns what it is given."
+
+
+def snapshot(folder):
+    """Return what a folder holds: each path with its time of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def no_server():
+    """The options of a provider where nobody answers: a port that is taken but not listened on."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield ("--provider-url", f"127.0.0.1:{taken.getsockname()[1]}", "--model", "m")
+
+
+def test_model_build_prints_the_table(tmp_path, capsys):
+    import hashlib
+
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": SOURCE["a.py"]})) == 0
+    md5 = hashlib.md5(b"def good(x):\n    return x").hexdigest()[:8]
+    assert capsys.readouterr() == (
+        "KIND      PLACE     SIGNATURE     MD5SUM\n"
+        f"file      a.py:1-3                {md5}\n"
+        f"function  a.py:1-3  def good(x):  {md5}\n",
+        "",
+    )
+
+
+def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
+    assert run("enrich-intent", "--path", tree(tmp_path, SOURCE), *LOCAL, client=FakeClient(mixed)) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["KIND", "PLACE", "SIGNATURE", "MD5SUM", "STATUS", "INTENT"]
+    assert [line[header.index("STATUS") :] for line in lines] == [
+        "skipped",
+        "success  Returns what it is given.",
+        "skipped",
+        "failed   the answer is empty",
+        "failed   the answer is empty",
+    ]
+
+
+def test_json_has_exactly_the_fields(tmp_path, capsys):
+    source = tree(tmp_path, SOURCE)
+    assert run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed)) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["records", "errors"]
+    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
+    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
+    assert places == [("broken.py", 2), ("undecodable.py", None)]
+    built = cds.ModelBuilder().build(cds.PythonAnalyzer().analyze(str(source)).symbols)
+    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
+    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
+
+
+def test_json_of_nothing_is_two_empty_lists(tmp_path, capsys):
+    assert run("model-build", "--path", tmp_path, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"records": [], "errors": []}
+
+
+@pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_output_gets_what_stdout_would(tmp_path, capsys, command, form):
+    file, client = tmp_path / "out", FakeClient(lambda code: "Größe.")
+    words = (command, "--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command], "--format", form)
+    assert run(*words, client=client) == 0
+    printed = capsys.readouterr()
+    file.write_text("what was there before " * 1000)
+    assert run(*words, "--output", file, client=client) == 0
+    assert capsys.readouterr().out == "" != printed.out == file.read_bytes().decode("utf-8")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
+    assert run("model-build", "--path", tmp_path, "--output", "/dev/full") == 1
+    assert capsys.readouterr().err.startswith("cds: --output: /dev/full could not be written: ")
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_analyzer_errors_are_lines_on_stderr_and_no_failure(tmp_path, capsys, command):
+    source = tree(tmp_path / "src", SOURCE)
+    assert run(command, "--path", source, *(word.format(tmp_path) for word in OPTIONS[command])) == 0
+    first, second = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("progress ")]
+    assert first.startswith("analyzer_error: broken.py:2: ")
+    assert second.startswith("analyzer_error: undecodable.py: ")
+
+
+def test_persist_end_to_end_with_a_deterministic_fake_client(tmp_path, capsys):
+    source, db, client = tree(tmp_path / "src", SOURCE), tmp_path / "db", FakeClient(mixed)
+    assert run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed)) == 0
+    shown = json.loads(capsys.readouterr().out)["records"]
+    assert persist(source, db, client=client) == 0
+    found = rows(db, f"SELECT {', '.join(FIELDS)} FROM records ORDER BY id")
+    assert [dict(zip(FIELDS, row)) for row in found] == shown
+    assert client.asked == [record["normalized_code"] for record in shown if record["kind"] != "file"]
+
+
+def test_persist_best_effort_with_mixed_llm_success_and_failure(tmp_path):
+    db = tmp_path / "db"
+    assert persist(tree(tmp_path / "src", SOURCE), db, client=FakeClient(mixed)) == 0
+    assert rows(db, "SELECT kind, intent_status, intent, intent_error FROM records ORDER BY id") == [
+        ("file", "skipped", None, None),
+        ("function", "success", "Returns what it is given.", None),
+        ("file", "skipped", None, None),
+        ("class", "failed", None, "the answer is empty"),
+        ("method", "failed", None, "the answer is empty"),
+    ]
+
+
+def test_persist_run_metadata_says_what_was_asked_and_what_came_of_it(tmp_path):
+    from datetime import datetime, timedelta, timezone
+
+    def answer(code):
+        calls.append(datetime.now(timezone.utc))
+        return mixed(code)
+
+    calls, source, db = [], tree(tmp_path / "src", SOURCE), tmp_path / "db"
+    words = ("--path", os.path.relpath(source), "--provider-url", "http://user:secret@Host:80/x/")
+    options = ("--model", "qwen:7b", "--scope", " method , function,method", "--progress-batch-size", "3")
+    assert run("persist", *words, *options, "--db-path", db, client=FakeClient(answer)) == 0
+    [(run_id, started_at, finished_at, *rest)] = rows(db, ALL_RUNS)
+    asked = [str(source), "http://host:80/x", "qwen:7b", "function,method", 3]
+    assert [run_id, *rest] == [1, *asked, "completed_with_errors", 2, 1, 5]
+    started, finished = times = [datetime.fromisoformat(text) for text in (started_at, finished_at)]
+    assert [time.isoformat(timespec="microseconds") for time in times] == [started_at, finished_at]
+    assert [time.utcoffset() for time in times] == [timedelta(0)] * 2
+    assert started <= calls[0] <= calls[-1] <= finished
+
+
+@pytest.mark.parametrize(
+    ("given", "scope"),
+    [
+        pytest.param([], "class,function,method", id="default"),
+        pytest.param(["--scope", "method, class"], "class,method", id="fixed-order"),
+        pytest.param(["--scope", "class,all"], "all", id="all-among-others"),
+    ],
+)
+def test_persist_scope_and_batch_size_match_enrich_intent(tmp_path, capsys, given, scope):
+    source, outcomes = tree(tmp_path / "src", SOURCE), []
+    for command in ("enrich-intent", "persist"):
+        client, words = FakeClient(), [word.format(tmp_path) for word in OPTIONS[command]]
+        assert (
+            run(command, "--path", source, *words, "--progress-batch-size", "2", *given, client=client) == 0
+        )
+        lines = [
+            x.split(" eta_")[0] for x in capsys.readouterr().err.splitlines() if x.startswith("progress ")
+        ]
+        outcomes.append((client.asked, lines))
+    assert outcomes[0] == outcomes[1] != ([], [])
+    assert rows(tmp_path / "db", "SELECT scope, progress_batch_size FROM runs") == [(scope, 2)]
+
+
+def test_persist_success_summary_line(tmp_path, capsys):
+    source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
+    counts = "record_count=2 intent_failed_count=0 analyzer_error_count=0 status=completed"
+    assert persist(source, db, client=FakeClient(mixed)) == 0
+    assert capsys.readouterr().out == f"persisted run_id=1 db_path={db} {counts}\n"
+    counts = "record_count=5 intent_failed_count=2 analyzer_error_count=1 status=completed_with_errors"
+    assert persist(tree(source, {**SOURCE, "undecodable.py": ""}), db, client=FakeClient(mixed)) == 0
+    assert capsys.readouterr().out == f"persisted run_id=2 db_path={db} {counts.replace('=5', '=6')}\n"
+
+
+@pytest.mark.parametrize("content", ["", "CREATE TABLE mine (x)"], ids=["empty-file", "other-tables"])
+def test_persist_adds_to_an_existing_empty_file_or_database(tmp_path, content):
+    (tmp_path / "db").touch()
+    execute(tmp_path / "db", content)
+    assert persist(tree(tmp_path / "src", SOURCE), tmp_path / "db") == 0
+    tables = rows(tmp_path / "db", "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")
+    assert tables == [("mine",)] * bool(content) + [("records",), ("runs",)]
+
+
+def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, no_server):
+    source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
+    done = shell("persist", "--path", source, *no_server, "--db-path", db)
+    assert done.returncode == 0 and done.stdout.endswith(" status=completed_with_errors\n")
+    found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
+    assert [status for status, _ in found] == ["failed"] * 3
+    assert all(no_server[1] in reason for _, reason in found)
+
+
+def refused(capsys, folder, *argv):
+    """Return the one line of a command that ends with exit 2; it may neither ask nor change anything."""
+    client, before = FakeClient(), snapshot(folder)
+    assert run(*argv, client=client) == 2
+    assert (client.asked, snapshot(folder)) == ([], before)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[-1:]) == ("", 1, "\n")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        pytest.param("--db-path", "{}/none/db", "{}/none does not exist: create it", id="no-parent-folder"),
+        pytest.param("--db-path", "{}/src/a.py/db", "does not exist: create it", id="parent-is-a-file"),
+        pytest.param(
+            "--db-path", "{}/src", "{}/src is not a regular file: name another", id="db-is-a-folder"
+        ),
+        pytest.param("--db-path", "/dev/null", "name another", id="db-is-a-device"),
+        pytest.param("--db-path", "{}/src/a.py", "not a database", id="db-is-not-a-database"),
+        pytest.param("--scope", "function,lambda", "'lambda' is not one of class, function", id="scope"),
+        pytest.param("--scope", "class,", "'' is not one of", id="scope-empty-token"),
+        pytest.param("--progress-batch-size", "0", "above 0", id="batch-size-0"),
+        pytest.param("--progress-batch-size", "-1", "above 0", id="batch-size-negative"),
+        pytest.param("--progress-batch-size", "1.5", "above 0", id="batch-size-fraction"),
+        pytest.param("--path", "{}/none", "{}/none does not exist: name", id="path-missing"),
+        pytest.param("--path", "/dev/null", "neither a file nor a folder", id="path-is-a-device"),
+    ],
+)
+def test_persist_cli_argument_validation(tmp_path, capsys, option, value, says):
+    words = ("--path", tree(tmp_path / "src", SOURCE) / "a.py", *LOCAL, "--db-path", tmp_path / "db")
+    err = refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
+    assert f"{option}: " in err and says.format(tmp_path) in err
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        pytest.param("runs", "id INTEGER PRIMARY KEY", id="runs-too-few"),
+        pytest.param("records", RECORDS.replace("md5sum", "md5"), id="records-other-name"),
+        pytest.param("records", RECORDS.replace("start_line INTEGER", "start_line TEXT"), id="other-type"),
+        pytest.param("records", RECORDS.replace("signature TEXT", "signature TEXT NOT NULL"), id="not-null"),
+        pytest.param("runs", RUNS.replace(" PRIMARY KEY", ""), id="no-key"),
+        pytest.param("runs", RUNS + ", more TEXT", id="one-more"),
+        pytest.param("base", RUNS + "); CREATE VIEW runs AS SELECT * FROM (base", id="view"),
+    ],
+)
+def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, columns):
+    execute(tmp_path / "db", f"CREATE TABLE {table} ({columns})")
+    err = refused(capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db")
+    name = table.replace("base", "runs")
+    assert (
+        err == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns: name another file\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [("{}", "is a folder: name a file"), ("{}/none/out", "folder {}/none does not exist: create it first")],
+    ids=["folder", "no-parent-folder"],
+)
+def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output, says):
+    words = ("--path", tree(tmp_path, SOURCE), *OPTIONS[command], "--output", output.format(tmp_path))
+    err = refused(capsys, tmp_path, command, *words)
+    assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
+
+
+# Root may do everything, so it runs the command without the two capabilities that say so.
+UNPRIVILEGED = """if True:
+    import ctypes, os, sys
+    for capability in (1, 2) if os.geteuid() == 0 else ():  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            sys.exit(77)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here")
+@pytest.mark.parametrize(
+    ("option", "kept", "mode", "says"),
+    [
+        pytest.param("--db-path", "kept", 0o500, "kept is not writable: name", id="db-folder"),
+        pytest.param("--db-path", "kept/file", 0o400, "file is not writable: name", id="db-file"),
+        pytest.param("--db-path", "kept/file", 0o200, "name another file", id="db-file-unreadable"),
+        pytest.param("--output", "kept", 0o500, "file is not writable: name", id="output-folder"),
+        pytest.param("--output", "kept/file", 0o400, "file is not writable: name", id="output-file"),
+        pytest.param("--path", "kept/file", 0o200, "file is not readable: check", id="path"),
+    ],
+)
+def test_permissions_are_found_missing_before_any_work(tmp_path, no_server, option, kept, mode, says):
+    tree(tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""})
+    words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
+    words += [*no_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
+    before = snapshot(tmp_path)
+    (tmp_path / kept).chmod(mode)
+    command = [sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    (tmp_path / kept).chmod(0o700)
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"cds: {option}: ") and says in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_provider_url_is_found_wrong_before_any_work(tmp_path):
+    words = ("--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db", "--provider-url", "file:///etc")
+    done = shell("persist", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cds: --provider-url: ") and not (tmp_path / "db").exists()
+
+
+def test_persist_waits_for_a_lock_before_and_after_the_calls(tmp_path):
+    source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
+    store(db)
+    client = FakeClient(lambda code: locked(db, "EXCLUSIVE", seconds=0.3) and "Does something.")
+    with locked(db, "EXCLUSIVE", seconds=0.3):
+        assert persist(source, db, client=client) == 0
+    assert len(rows(db, ALL_RUNS)) == 2
+
+
+def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(tmp_path, capsys):
+    source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
+    store(db)
+    before = stored(db)
+    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Does something.")
+    assert persist(source, db, client=client) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[1:] == [f"cds: status=failed: {db}: disk is gone"]
+    assert stored(db) == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *OPTIONS])
+def test_help_has_an_example_that_the_command_line_takes(command):
+    done = shell(*command.split(), "--help", env={**os.environ, "COLUMNS": "500"})
+    assert (done.returncode, done.stderr) == (0, "")
+    example = done.stdout.splitlines()[-1].split(" (")[0].split()
+    assert example[:2] == ["example:", "cds"]
+    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
+    assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_of_a_command_lists_every_option(capsys, command):
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    options = {"--path", "--format", "--output"} - (
+        {"--format", "--output"} if command == "persist" else set()
+    )
+    options |= {word for word in OPTIONS[command] if word.startswith("--")}
+    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
+    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
+    assert listed == options
+
+
+def test_version_is_that_of_the_module():
+    done = shell("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cds {cds.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        pytest.param([], "COMMAND", id="no-command"),
+        pytest.param(["scan"], "'scan'", id="unknown-command"),
+        pytest.param(["model-build"], "--path", id="no-path"),
+        pytest.param(["model-build", "--path", ".", "--form", "json"], "--form", id="abbreviation"),
+        pytest.param(["model-build", "--path", ".", "--format", "xml"], "--format", id="unknown-format"),
+        pytest.param(["enrich-intent", "--path", "."], "--provider-url, --model", id="no-provider-no-model"),
+        pytest.param(["persist", "--path", ".", *LOCAL], "--db-path", id="persist-without-db-path"),
+    ],
+)
+def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says):
+    err = refused(capsys, tmp_path, *argv)
+    assert err.startswith("cds: ") and says in err and "--help" in err
+
+
+def test_interrupt_exits_130_and_stores_nothing(tmp_path, capsys):
+    def interrupt(code):
+        raise KeyboardInterrupt
+
+    source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
+    assert persist(source, db, client=FakeClient(interrupt)) == 130
+    assert capsys.readouterr() == ("", "cds: interrupted\n") and not db.exists()
+
+
+def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, no_server):
+    alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
+    asking = {"model-build": (), "enrich-intent": no_server, "persist": (*no_server, "--db-path", "db")}
+    for name, words in asking.items():
+        command = [sys.executable, "-I", "-S", "cds.py", name, "--path", "src", *words]
+        done = subprocess.run(command, cwd=alone, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+        assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
