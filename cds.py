@@ -17,7 +17,7 @@ From the shell:
 
 From code:
 
-    analysis = PythonAnalyzer().analyze("src")
+    analysis = PythonAnalyzer().analyze(find_sources("src", ".py").sources)
     records = ModelBuilder().build(analysis.symbols)
     records = IntentEnricher(OllamaClient("localhost:11434", "M")).enrich(records)
     result = SQLitePersistence("cds.sqlite").persist(context, analysis.errors, records)
@@ -33,13 +33,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import contextlib
+import fnmatch
 import functools
 import io
+import itertools
 import json
 import os
+import queue
 import re
+import signal
 import sqlite3
+import stat
 import sys
 import threading
 import time
@@ -47,7 +53,7 @@ import tokenize
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple, NoReturn, TextIO, TypeVar, Union
 
@@ -97,8 +103,21 @@ DEFAULT_NUM_CTX = 8192  # tokens
 NUM_PREDICT = 256  # tokens; a sentence needs some 40
 ANSWER_BYTES = 1 << 20  # a sentence of 256 tokens never comes near it
 INTENT_CHARACTERS = 1000
+ERROR_CHARACTERS = 500
+TRIES = 3
+CONNECT_SECONDS = 5.0
+RESTART_SECONDS = 60.0  # how long a server that has answered may refuse before a call fails
+LONGEST_RETRY_AFTER = 60.0  # seconds
+LONGEST_TIMEOUT = 1e8  # seconds; some three years, and the operating system takes it
+TROUBLES_IN_A_ROW = 5
+TICK_SECONDS = 0.2  # how often the enricher looks up from waiting
+RECENT_CALLS = 100
+BAR_WIDTH = 20
+INTERRUPTED = "interrupted"
 LOCK_SECONDS = 60.0
 
+SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
+GIT_SECONDS = 60.0
 DEEP_STACK_BYTES = 1 << 29
 DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
 
@@ -129,6 +148,24 @@ class UsageError(CdsError):
 
 class IntentGenerationError(CdsError):
     """The model gave no usable sentence for one piece of code."""
+
+
+class ServerTroubleError(IntentGenerationError):
+    """The call failed for the server's sake: it timed out, or several tries came to nothing."""
+
+
+class TryAgainError(ServerTroubleError):
+    """One try failed in a way that the next may not.
+
+    `restarting`: nothing of an answer came; `retry_after`: the seconds the server asks for, or 0;
+    `remedy`: what to do where further tries come to nothing and no other call can succeed either.
+    """
+
+    def __init__(
+        self, message: str, *, restarting: bool = False, retry_after: float = 0.0, remedy: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.restarting, self.retry_after, self.remedy = restarting, retry_after, remedy
 
 
 class ProviderError(IntentGenerationError):
@@ -227,24 +264,151 @@ NOT_ASCII = re.compile(rb"[\x80-\xff]")
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 
 
+class Source(NamedTuple):
+    """A file to analyze: where it is, and its path below the root as it is stored."""
+
+    path: str
+    file_path: str
+
+
+class Search(NamedTuple):
+    """The files that a search found, what it left out by which rule, and the folders it cannot read."""
+
+    sources: list[Source]
+    left_out: collections.Counter[str]
+    errors: list[AnalyzerError]
+
+
+def find_sources(root: str, suffix: str, exclude: Sequence[str] = ()) -> Search:
+    """Return the regular files with a suffix below the folder `root`, sorted; or `root`, if a file.
+
+    `exclude` holds glob patterns for paths below the root: `*` stays within a name, `**` crosses any
+    number of folders; a folder that matches is not searched.
+    """
+    found = Search([], collections.Counter(), [])
+    if not os.path.isdir(root):
+        found.sources.append(Source(root, stored_path(os.path.basename(root))))
+        return found
+    patterns = [pattern.strip("/").split("/") for pattern in exclude]
+    ignored = git_ignored(root)
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as listing:
+                entries = list(listing)
+        except OSError as problem:
+            found.errors.append(AnalyzerError(stored_path(folder) or ".", None, reason(problem)))
+            continue
+        is_project = any(entry.name in ("pyproject.toml", "setup.py") for entry in entries)
+        for entry in entries:
+            below = f"{folder}/{entry.name}" if folder else entry.name
+            if not entry.name.endswith(suffix) and not entry.is_dir(follow_symlinks=False):
+                continue
+            rule = rule_against(entry, below, is_project, patterns, ignored)
+            if rule:
+                found.left_out[rule] += 1
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(below)
+            else:
+                found.sources.append(Source(entry.path, stored_path(below)))
+    found.sources.sort(key=lambda source: source.file_path)
+    return found
+
+
+def rule_against(
+    entry: os.DirEntry[str],
+    below: str,
+    is_project: bool,
+    patterns: Iterable[Sequence[str]],
+    ignored: Container[str],
+) -> str:
+    """Return the rule by which a file or folder is left out, or the empty text."""
+    if any(glob_matches(below.split("/"), pattern) for pattern in patterns):
+        return "excluded"
+    if below in ignored:
+        return "ignored by git"
+    if entry.is_symlink():
+        return "symbolic link"
+    if not entry.is_dir(follow_symlinks=False):
+        return "" if entry.is_file(follow_symlinks=False) else "not a regular file"
+    if entry.name in ("__pycache__", "node_modules", "site-packages"):
+        return entry.name
+    if entry.name.startswith("."):
+        return "hidden folder"
+    if os.path.lexists(os.path.join(entry.path, "pyvenv.cfg")):
+        return "virtual environment"
+    return "build output" if is_project and entry.name in ("build", "dist") else ""
+
+
+def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Say whether the names of a path match the names of a glob pattern, `**` any number of them."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(glob_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and glob_matches(names[1:], pattern[1:])
+
+
+def git_ignored(root: str) -> set[str]:
+    """Return the paths below `root` that git ignores; none where there is no git, or no work tree.
+
+    This call was seen to run nothing that the configuration of a hostile repository names.
+    """
+    import subprocess
+
+    words = ["-c", "core.fsmonitor=false", "ls-files", "-z", "-o", "-i", "--exclude-standard", "--directory"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        listed = subprocess.run(
+            ["git", "-C", root, *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    names = listed.stdout.split(b"\0") if listed.returncode == 0 else []
+    return {os.fsdecode(name).rstrip("/") for name in names if name not in (b"", b"./")}
+
+
+def stored_path(path: str) -> str:
+    """Return a path as text that UTF-8 can hold, another text for every other path.
+
+    Bytes that are no UTF-8 become escapes; where a name itself looks like one, its backslashes are
+    doubled.
+    """
+    if os.sep != "/":
+        path = path.replace(os.sep, "/")
+    if re.search(r"\\ud[89a-f]|[\ud800-\udfff]", path):
+        path = path.replace("\\", "\\\\")
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 class Analyzer(ABC):
     """Where another language is plugged in."""
 
+    suffix: str
+
     @abstractmethod
-    def analyze(self, root: str) -> Analysis:
-        """Return the symbols below the file or folder `root`, and an error for each unusable file."""
+    def analyze(self, sources: Sequence[Source]) -> Analysis:
+        """Return the symbols of the sources, and an error for each that gives none."""
 
 
 class PythonAnalyzer(Analyzer):
     """Finds the files, classes, functions and methods of Python source."""
 
-    def analyze(self, root: str) -> Analysis:
-        """Return the symbols of the `*.py` files below `root`, ordered by path and line."""
+    suffix = ".py"
+
+    def analyze(self, sources: Sequence[Source]) -> Analysis:
+        """Return the symbols of Python files, in the order of the sources."""
         analysis = Analysis([], [])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SyntaxWarnings about the analyzed code
-            for path, file_path in source_files(root):
-                found = analyze_file(path, file_path)
+            for source in sources:
+                found = analyze_file(source)
                 if isinstance(found, AnalyzerError):
                     analysis.errors.append(found)
                 else:
@@ -252,26 +416,25 @@ class PythonAnalyzer(Analyzer):
         return analysis
 
 
-def source_files(root: str) -> list[tuple[str, str]]:
-    """Return (path, path relative to `root` with `/`) of each Python file, sorted by the latter."""
-    if not os.path.isdir(root):
-        return [(root, os.path.basename(root))]
-    found = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(".py") and os.path.isfile(path) and not os.path.islink(path):
-                found.append((path, os.path.relpath(path, root).replace(os.sep, "/")))
-    return sorted(found, key=lambda pair: pair[1])
-
-
-def analyze_file(path: str, file_path: str) -> list[Symbol] | AnalyzerError:
+def analyze_file(source: Source) -> list[Symbol] | AnalyzerError:
     """Return the symbols of one file, its own first, or the reason why it gives none."""
     try:
-        with open(path, "rb") as file:
-            return python_symbols(decode_source(file.read()), file_path)
+        return python_symbols(decode_source(read_bytes(source.path)), source.file_path)
     except Exception as problem:  # foreign code finds every weakness of the parser and the unparser
-        return AnalyzerError(file_path, getattr(problem, "lineno", None) or None, reason(problem))
+        return AnalyzerError(source.file_path, getattr(problem, "lineno", None) or None, reason(problem))
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
+    # What is no regular file any more must not be waited for: opening a FIFO would.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        data = file.read(SOURCE_BYTES + 1)
+    if len(data) > SOURCE_BYTES:
+        raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
+    return data
 
 
 def reason(problem: BaseException) -> str:
@@ -494,32 +657,43 @@ def fingerprint(normalized_code: str) -> str:
 # Intents
 # ---------------------------------------------------------------------------------------------
 
+ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix]"
 THINKING = re.compile(r"(?:\s*<think>.*?</think>)+", re.DOTALL)
 FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
-LIST_OR_HEADING_MARK = re.compile(r"(?:[-*+>]|#{1,6}|\d+[.)])\s+")
-STRONG_OR_CODE_MARKS = re.compile(r"\*\*(\S|\S.*?\S)\*\*|`([^`]+)`")
+LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
+STRONG_OR_CODE = re.compile(r"\*\*(\S|\S.*?\S)\*\*|`([^`]+)`")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "*": "*", "_": "_"}  # noqa: RUF001
 
-NO_CALL_CAN_SUCCEED = (
-    "invalid model name",
+# What a server says whose every further answer would be the same.
+HOPELESS = (
     "does not support",
     "must be of type",
     "invalid file magic",
     "exceeds file size",
+    "invalid model name",
     "model is required",
 )
 
 
+# What it says when the model does not load.
+NOT_LOADED = ("llama-server process has terminated", "timed out waiting for llama-server to start")
+NOT_LOADED_REMEDY = "free memory on the server, or name a smaller --model"
+
+
 class LLMClient(ABC):
-    """Where another model provider is plugged in."""
+    """Where another model provider is plugged in. Calls may come from several threads at once."""
 
     @abstractmethod
     def generate_intent(self, code: str) -> str:
         """Return what `code` (normalized) is for, as one sentence on one line.
 
-        Raises IntentGenerationError where there is none for this code, ProviderError where no
-        further call can succeed either.
+        Raises IntentGenerationError where there is none for this code, its subclass
+        ServerTroubleError where the server is to blame, and ProviderError where no further call can
+        succeed.
         """
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """Abandon the calls in flight, from any thread; none may follow."""
 
 
 class Provider(NamedTuple):
@@ -539,36 +713,34 @@ def parse_provider_url(text: str, api_key: str = "") -> Provider:
     import urllib.parse
 
     bare = "://" not in text
+    literal = re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text)  # an IPv6 address
     try:
-        parts = urllib.parse.urlsplit("http://" + bracketed(text) if bare else text)
+        parts = urllib.parse.urlsplit(f"http://[{text}]" if literal else f"http://{text}" if bare else text)
         host, port = parts.hostname or "", parts.port
-    except ValueError as problem:
-        raise UsageError(f"--provider-url: not an address ({problem}); {ADDRESS_HINT}") from None
-    if parts.scheme not in ("http", "https"):
-        raise UsageError(f"--provider-url: only http and https are spoken; {ADDRESS_HINT}")
-    if not re.fullmatch(r"[^\s/\\@%<>^`{|}\x00-\x20\x7f]+", host) or parts.query or parts.fragment:
-        raise UsageError(f"--provider-url: not the address of a server; {ADDRESS_HINT}")
-    if re.search(r"[^\x21-\x7e]", parts.path):
-        raise UsageError(f"--provider-url: the path must be plain ASCII; {ADDRESS_HINT}")
+        host.encode("idna")
+    except ValueError:
+        raise UsageError(f"--provider-url: not an address: {ADDRESS_HINT}") from None
+    if parts.scheme not in ("http", "https") or parts.netloc.endswith(":"):
+        raise UsageError(f"--provider-url: only http and https are spoken: {ADDRESS_HINT}")
+    if (
+        not re.fullmatch(r"[\w.:-]+", host)
+        or not re.fullmatch(r"[!-~]*", parts.path)
+        or set(text) & set("?#")
+    ):
+        raise UsageError(f"--provider-url: not the address of a server: {ADDRESS_HINT}")
     port = 11434 if bare and port is None else port
     place = f"[{host}]" if ":" in host else host
     url = f"{parts.scheme}://{place}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
-    return Provider(url, host, authorization(parts.username, parts.password, api_key))
-
-
-ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix]"
-
-
-def bracketed(address: str) -> str:
-    """Return a bare IPv6 address in brackets, anything else as it is."""
-    return f"[{address}]" if address.count(":") > 1 and re.fullmatch("[0-9A-Fa-f:.]+", address) else address
+    return Provider(url, host, authorization(parts.username, parts.password, api_key.strip()))
 
 
 def authorization(user: str | None, password: str | None, api_key: str) -> str | None:
-    """Return the value of the Authorization header: the API key's, else that of user and password."""
+    """Return the value of the Authorization header: for the API key, else for user and password."""
     import base64
     from urllib.parse import unquote
 
+    if not re.fullmatch("[!-~]*", api_key):
+        raise UsageError("OLLAMA_API_KEY holds characters that no key has: set it anew")
     if api_key:
         return f"Bearer {api_key}"
     if user is None and password is None:
@@ -588,8 +760,107 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+class Attempt:
+    """One HTTP request on its way: when it must have ended, and the socket it got."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.socket: Any = None
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline; raise TimeoutError after it."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def abandon(self) -> None:
+        """Wake whoever waits for the socket; the server sees the request cancelled."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it may be closed already
+                self.socket.shutdown(2)  # both directions
+
+
+@functools.cache
+def bounded_socket(base: Any) -> Any:
+    """Return a class of sockets that wait no longer than their attempt has left.
+
+    A socket's own time-out is for each read: a server that drips bytes would never exceed it.
+    """
+
+    class BoundedSocket(base):  # type: ignore[misc]
+        attempt: Attempt
+
+        def recv_into(self, *args: Any) -> Any:
+            self.settimeout(self.attempt.seconds_left())
+            return super().recv_into(*args)
+
+    return BoundedSocket
+
+
+def bounded_connection(base: Any) -> Any:
+    """Return a class of http.client's connections whose sockets are bounded."""
+    import socket
+
+    class BoundedConnection(base):  # type: ignore[misc]
+        sock: Any
+
+        def __init__(self, attempt: Attempt, host: str, **options: Any) -> None:
+            options["timeout"] = min(CONNECT_SECONDS, attempt.seconds_left())
+            super().__init__(host, **options)
+            self.attempt = attempt
+
+        def connect(self) -> None:
+            super().connect()
+            if type(self.sock) is socket.socket:  # not one of TLS, which its context made bounded
+                self.sock = bounded_socket(socket.socket)(fileno=self.sock.detach())
+            self.sock.attempt = self.attempt
+            self.sock.settimeout(self.attempt.seconds_left())
+            self.attempt.socket = self.sock
+
+    return BoundedConnection
+
+
+@functools.cache
+def tls_context() -> Any:
+    """Return the machine's default TLS settings, for bounded sockets."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.sslsocket_class = bounded_socket(ssl.SSLSocket)
+    return context
+
+
+def bounded_opener(proxies: dict[str, str] | None) -> Any:
+    """Return a urllib opener for requests with an `attempt` (`proxies` None: the environment's).
+
+    It has no handler for redirects, which could carry the key to another server, nor for statuses.
+    The classes are made here because importing their bases takes longer than all else at start-up.
+    """
+    import http.client
+    import urllib.request
+
+    plain = bounded_connection(http.client.HTTPConnection)
+    secure = bounded_connection(http.client.HTTPSConnection)
+
+    class Handler(urllib.request.AbstractHTTPHandler):
+        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(functools.partial(plain, request.attempt), request)
+
+        def https_open(self, request: Any) -> Any:
+            connection = functools.partial(secure, request.attempt)
+            return self.do_open(connection, request, context=tls_context())
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(proxies), Handler()):
+        opener.add_handler(handler)
+    return opener
+
+
 class OllamaClient(LLMClient):
-    """Asks an Ollama server (`POST /api/chat`), one HTTP request a call."""
+    """Asks an Ollama server (`POST /api/chat`), one HTTP request a try, up to three tries a call."""
 
     def __init__(
         self,
@@ -599,63 +870,137 @@ class OllamaClient(LLMClient):
         timeout: float = DEFAULT_TIMEOUT,
         num_ctx: int = DEFAULT_NUM_CTX,
         api_key: str = "",
+        wait: Callable[[float], object] | None = None,
     ) -> None:
-        """Take the address as `parse_provider_url` does, a time limit in seconds, a context in tokens."""
-        import urllib.request as http
+        """Take the address (as `parse_provider_url`), seconds a try may last, tokens of context.
 
+        `wait(seconds)` passes the time between tries; by default it ends early on `close`.
+        """
         self.provider = parse_provider_url(provider_url, api_key)
-        self.model, self.timeout, self.num_ctx = model, timeout, num_ctx
-        # No handler for redirects, which could carry the key elsewhere, and none for statuses.
-        self._opener = http.OpenerDirector()
-        proxies: dict[str, str] | None = (
-            {} if is_loopback(self.provider.host) else None
-        )  # None: those of the environment
-        for handler in (http.ProxyHandler(proxies), http.HTTPHandler(), http.HTTPSHandler()):
-            self._opener.add_handler(handler)
+        self.model, self.timeout, self.num_ctx = model, min(timeout, LONGEST_TIMEOUT), num_ctx
+        self._opener = bounded_opener({} if is_loopback(self.provider.host) else None)
+        self._closed = threading.Event()
+        self._wait = wait or self._closed.wait
+        self._attempts: set[Attempt] = set()  # those in flight
+        self._reached = self._served = False  # connected, or answered in full, once in this run
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
-        status, body = self._post(json.dumps(self._request(code)).encode())
-        return clean_answer(answer_text(status, body, self.model))
+        payload = json.dumps(self._request(code)).encode()
+        waited = 0.0
+        for tries in itertools.count(1):
+            try:
+                return clean_answer(answer_text(*self._post(payload), self.model))
+            except TryAgainError as problem:
+                patient = problem.restarting and self._served
+                if waited >= RESTART_SECONDS if patient else tries >= TRIES:
+                    raise self._given_up(problem) from problem
+                seconds = problem.retry_after or back_off(tries)
+            self._wait(seconds)
+            waited += seconds
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Abandon the calls in flight; see LLMClient."""
+        self._closed.set()
+        for attempt in list(self._attempts):
+            attempt.abandon()
+
+    def _given_up(self, problem: TryAgainError) -> IntentGenerationError:
+        if not self._reached:
+            return ProviderError(f"{problem}: start it with 'ollama serve', or check --provider-url")
+        if problem.remedy:
+            return ProviderError(f"{problem}: {problem.remedy}")
+        return ServerTroubleError(f"{problem} (tried again in vain)")
 
     def _request(self, code: str) -> dict[str, Any]:
+        messages = [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}]
+        options = {"temperature": 0, "seed": 0, "num_ctx": self.num_ctx, "num_predict": NUM_PREDICT}
         return {
             "model": self.model,
             "stream": False,
             "think": False,
-            "truncate": False,
+            "truncate": False,  # an error rather than a prompt cut in silence
             "keep_alive": "30m",
-            "messages": [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}],
-            "options": {"temperature": 0, "seed": 0, "num_ctx": self.num_ctx, "num_predict": NUM_PREDICT},
+            "messages": messages,
+            "options": options,
         }
 
-    def _post(self, payload: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer to one request."""
+    def _post(self, payload: bytes) -> tuple[int, Any, bytes]:
+        """Return status, headers and body of the answer to one request."""
         import http.client
         import urllib.request
 
         headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
         if self.provider.authorization:
             headers["Authorization"] = self.provider.authorization
-        request = urllib.request.Request(self.provider.url + "/api/chat", payload, headers)
+        request: Any = urllib.request.Request(self.provider.url + "/api/chat", payload, headers)
+        request.attempt = attempt = Attempt(self.timeout)
+        self._attempts.add(attempt)
+        response = None
         try:
+            if self._closed.is_set():
+                raise IntentGenerationError(INTERRUPTED)
             with self._opener.open(request, timeout=self.timeout) as response:
-                return response.status, response.read(ANSWER_BYTES)
+                return self._complete(response)
         except (OSError, http.client.HTTPException) as problem:
-            raise ProviderError(f"{self.provider.url} does not answer: {reason(problem)}") from problem
+            raise self._no_answer(problem, attempt, response is not None) from problem
+        finally:
+            self._attempts.discard(attempt)
+            self._reached = self._reached or attempt.socket is not None
+
+    def _complete(self, response: Any) -> tuple[int, Any, bytes]:
+        """Return status, headers and body of a response that came to its end."""
+        body = response.read(ANSWER_BYTES + 1)
+        if len(body) > ANSWER_BYTES:
+            raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
+        if response.length:  # what Content-Length promised and did not come
+            raise TryAgainError("the answer was cut off")
+        self._served = True
+        return response.status, response.headers, body
+
+    def _no_answer(self, problem: Exception, attempt: Attempt, begun: bool) -> IntentGenerationError:
+        """Return the error for a request that brought no complete response."""
+        import socket
+        import ssl
+
+        cause = getattr(problem, "reason", None)  # urllib's wrapping of what failed before the answer
+        problem = cause if isinstance(cause, OSError) else problem
+        url = self.provider.url
+        if self._closed.is_set():
+            return IntentGenerationError(INTERRUPTED)
+        if isinstance(problem, ssl.SSLCertVerificationError):
+            return ProviderError(f"{url} has no valid certificate ({problem.verify_message})")
+        if attempt.socket is None:
+            return TryAgainError(f"{url} cannot be reached ({reason(problem)})", restarting=True)
+        if isinstance(problem, (TimeoutError, socket.timeout)):
+            return ServerTroubleError(f"timed out after {self.timeout:g} seconds: raise --timeout")
+        if begun:
+            return TryAgainError(f"the answer was cut off ({reason(problem)})")
+        return TryAgainError(f"{url} closed the connection without an answer", restarting=True)
 
 
-def answer_text(status: int, body: bytes, model: str) -> str:
+def back_off(tries: int) -> float:
+    """Return the seconds to wait after so many tries: exponential, with jitter, at most 12."""
+    import random
+
+    return min(2.0 ** (tries - 1), 8.0) * random.uniform(0.5, 1.5)
+
+
+def answer_text(status: int, headers: Mapping[str, str], body: bytes, model: str) -> str:
     """Return the text of a complete answer; raise for anything else that a server may send."""
     reply = json_object(body)
     if status != 200:
-        raise refusal(status, reply, model)
+        raise refusal(status, headers, reply, model)
     if reply is None:
         raise IntentGenerationError("the answer is not a JSON object")
     if reply.get("done") is not True:
-        raise IntentGenerationError("the model was stopped: it repeated itself")
+        raise IntentGenerationError("the model was stopped because it repeated itself")
     if reply.get("done_reason") != "stop":
-        raise IntentGenerationError(f"the answer did not end by itself: {reply.get('done_reason')}")
+        why = {"length": f"is longer than {NUM_PREDICT} tokens"}.get(
+            str(reply.get("done_reason")), f"ended for the reason {reply.get('done_reason')!r}"
+        )
+        raise IntentGenerationError(f"the answer {why}")
     message = reply.get("message")
     text = message.get("content") if isinstance(message, dict) else None
     if not isinstance(text, str):
@@ -672,29 +1017,48 @@ def json_object(body: bytes | str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def refusal(status: int, reply: dict[str, Any] | None, model: str) -> IntentGenerationError:
-    """Return the error that a status other than 200 stands for."""
-    said = reply.get("error") if reply else None
+def refusal(
+    status: int, headers: Mapping[str, str], reply: dict[str, Any] | None, model: str
+) -> IntentGenerationError:
+    """Return the error that a status other than 200 stands for; `reply` is the body's JSON object."""
+    said = (reply or {}).get("error")
     text = said if isinstance(said, str) else f"HTTP status {status}"
-    inner = (json_object(text) or {}).get("error")
+    inner = (json_object(text) or {}).get("error")  # a JSON text inside the JSON text
     detail: dict[str, Any] = inner if isinstance(inner, dict) else {}
-    text = detail["message"] if isinstance(detail.get("message"), str) else text
+    text = str(detail.get("message", text))
     if detail.get("type") == "exceed_context_size_error":
-        return IntentGenerationError(
-            f"the prompt has {detail.get('n_prompt_tokens')} tokens, the context {detail.get('n_ctx')}:"
-            " raise --num-ctx"
-        )
+        sizes = f"the prompt has {detail.get('n_prompt_tokens')} tokens, the context {detail.get('n_ctx')}"
+        return IntentGenerationError(f"{sizes}: raise --num-ctx")
     if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP {status}): give its final address")
+        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
     if status in (401, 403):
-        return ProviderError(f"not allowed ({text}): check OLLAMA_API_KEY and the address")
+        return ProviderError(f"not allowed ({text}): check OLLAMA_API_KEY and --provider-url")
     if status in (404, 405) and reply is None:
-        return ProviderError(f"this is no Ollama server (HTTP {status}): check --provider-url")
+        return ProviderError(f"no Ollama answers there (HTTP status {status}): check --provider-url")
     if status == 404:
         return ProviderError(f"{text}: run 'ollama pull {model}' on the server")
-    if status == 501 or any(phrase in text for phrase in NO_CALL_CAN_SUCCEED):
+    if status == 501 or any(phrase in text for phrase in HOPELESS):
         return ProviderError(f"{text}: name another --model")
+    if status == 429 and "usage limit" in text:
+        return ProviderError(f"{text}: wait, or use another server")
+    if status in (408, 429) or (status >= 500 and "token repeat limit" not in text):
+        remedy = NOT_LOADED_REMEDY if any(phrase in text for phrase in NOT_LOADED) else ""
+        return TryAgainError(text, retry_after=retry_after(headers.get("Retry-After", "")), remedy=remedy)
     return IntentGenerationError(text)
+
+
+def retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for (0: none that is understood), at most 60.
+
+    Source: RFC 9110, section 10.2.3: whole seconds, or a date.
+    """
+    from email.utils import parsedate_to_datetime
+
+    try:
+        seconds = float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
 def clean_answer(text: str) -> str:
@@ -702,14 +1066,13 @@ def clean_answer(text: str) -> str:
 
     Raises IntentGenerationError where nothing is left.
     """
-    text = THINKING.sub("", text, count=1) if THINKING.match(text) else text
+    thought = THINKING.match(text)
+    text = text[thought.end() :] if thought else text
     if text.lstrip().startswith("<think>"):
-        raise IntentGenerationError("the model only thought and gave no answer")
+        raise IntentGenerationError("the model only thought, and gave no answer")
     fenced = FENCED.fullmatch(text.strip())
     text = one_line(fenced[1] if fenced else text)
-    text = STRONG_OR_CODE_MARKS.sub(
-        r"\1\2", LIST_OR_HEADING_MARK.sub("", text, count=1) if LIST_OR_HEADING_MARK.match(text) else text
-    )
+    text = STRONG_OR_CODE.sub(r"\1\2", LEADING_MARK.sub("", text))
     text = without_quotes(text)[:INTENT_CHARACTERS].strip()
     if not text:
         raise IntentGenerationError("the answer is empty")
@@ -719,7 +1082,7 @@ def clean_answer(text: str) -> str:
 def without_quotes(text: str) -> str:
     """Return text without the pairs of quotes or Markdown marks that stand around all of it."""
     closing = QUOTES.get(text[:1])
-    if closing and text[-1] == closing and not set(text[1:-1]) & {text[0], closing}:
+    if closing and len(text) > 1 and text[-1] == closing and not set(text[1:-1]) & {text[0], closing}:
         return without_quotes(text[1:-1].strip())
     return text
 
@@ -731,12 +1094,7 @@ def one_line(text: str) -> str:
     UTF-8 cannot hold.
     """
     folded = " ".join(text.split())
-    return folded if folded.isprintable() else "".join(c for c in folded if is_plain(c))
-
-
-def is_plain(character: str) -> bool:
-    """Say whether a character is text: not a control, format, surrogate or unassigned one."""
-    return unicodedata.category(character)[0] != "C"
+    return folded if folded.isprintable() else "".join(c for c in folded if unicodedata.category(c)[0] != "C")
 
 
 def parse_scope(text: str) -> tuple[str, ...]:
@@ -747,57 +1105,195 @@ def parse_scope(text: str) -> tuple[str, ...]:
     tokens = [token.strip() for token in text.split(",")]
     for token in tokens:
         if token not in (*KINDS, ALL):
-            known = ", ".join((*KINDS, ALL))
-            raise UsageError(f"--scope: {token!r} is not one of {known}")
+            raise UsageError(f"--scope: {token!r} is not one of {', '.join((*KINDS, ALL))}")
     return (ALL,) if ALL in tokens else tuple(kind for kind in KINDS if kind in tokens)
 
 
+class Outcome(NamedTuple):
+    """What came of one call: an intent, or the error that stands for it."""
+
+    intent: str | None = None
+    error: IntentGenerationError | None = None
+
+
 class IntentEnricher:
-    """Gives each record in scope its intent, or the reason why it has none."""
+    """Gives each record in scope its intent, or the reason why it has none; one call a distinct code."""
 
     def __init__(
         self,
         client: LLMClient,
         scope: Sequence[str] = KINDS,
         progress_batch_size: int = DEFAULT_BATCH_SIZE,
-        clock: Callable[[], float] = time.monotonic,
+        *,
+        jobs: int = 1,
+        known: Mapping[str, str] | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Take how many calls may be in flight, intents `known` by md5sum, and when to stop."""
         self.client, self.scope, self.batch_size = client, scope, progress_batch_size
-        self.clock = clock
+        self.jobs, self.known, self.interrupted = jobs, known or {}, interrupted
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records in the same order, each with the outcome of its call."""
-        enriched = list(records)
-        waiting = [place for place, record in enumerate(records) if self.wants(record)]
-        given_up = ""
-        failed = 0
-        started = self.clock()
-        for completed, place in enumerate(waiting, 1):
-            record = records[place]
-            try:
-                if given_up:
-                    raise IntentGenerationError(given_up)
-                intent = self.client.generate_intent(record.normalized_code)
-                enriched[place] = record._replace(intent=intent, intent_status=SUCCESS)
-            except IntentGenerationError as problem:
-                if isinstance(problem, ProviderError):
-                    given_up = f"not attempted: {problem}"
-                    log(f"no further calls: {problem}")
-                failed += 1
-                enriched[place] = record._replace(intent_status=FAILED, intent_error=str(problem))
-            if not given_up and (completed % self.batch_size == 0 or completed == len(waiting)):
-                self._report(completed, len(waiting), failed, self.clock() - started)
-        return enriched
+        """Return the records in the same order, each in scope with its intent or its error."""
+        wanted = [record for record in records if self.wants(record)]
+        codes = {record.md5sum: record.normalized_code for record in wanted}
+        outcomes = {md5sum: Outcome(self.known[md5sum]) for md5sum in codes if md5sum in self.known}
+        calls = {md5sum: code for md5sum, code in codes.items() if md5sum not in outcomes}
+        files = len({record.file_path for record in records})
+        log(
+            f"enrich files={files} records={len(records)} in_scope={len(wanted)}"
+            f" calls={len(calls)} reused={len(outcomes)}"
+        )
+        outcomes.update(self._called(calls))
+        return [with_outcome(r, outcomes[r.md5sum]) if self.wants(r) else r for r in records]
 
     def wants(self, record: Record) -> bool:
-        """Say whether a record gets a call: it is in scope and holds code."""
-        in_scope = self.scope == (ALL,) or record.kind in self.scope
-        return in_scope and record.normalized_code != ""
+        """Say whether a record gets an intent: it is in scope and holds code."""
+        return record.normalized_code != "" and (record.kind in self.scope or ALL in self.scope)
 
-    def _report(self, completed: int, total: int, failed: int, seconds: float) -> None:
-        eta = round(seconds / completed * (total - completed))
-        percent = f"{100 * completed / total:.1f}"
-        log(f"progress {completed=} {total=} {failed=} percent={percent} eta_seconds={eta}")
+    def _called(self, calls: Mapping[str, str]) -> dict[str, Outcome]:
+        """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
+        outcomes: dict[str, Outcome] = {}
+        progress = Progress(len(calls), self.batch_size)
+        stop, troubles = "", 0
+        for finished in in_flight(self._outcome, calls, self.jobs):
+            if finished is not None:
+                md5sum, outcome = finished
+                outcomes[md5sum] = outcome
+                troubles = troubles + 1 if isinstance(outcome.error, ServerTroubleError) else 0
+                progress.add(failed=outcome.error is not None)
+                if isinstance(outcome.error, ProviderError):
+                    stop = f"not attempted: {outcome.error}"
+                elif troubles == TROUBLES_IN_A_ROW:
+                    stop = f"not attempted: {troubles} calls in a row failed: {outcome.error}"
+            stop = INTERRUPTED if self.interrupted() else stop
+            if stop:
+                break
+            progress.show()
+        progress.end()
+        if stop:
+            self.client.close()
+            log(f"no further calls are made: {stop.replace('not attempted: ', '')}")
+        missing = Outcome(error=IntentGenerationError(stop))
+        return {md5sum: outcomes.get(md5sum, missing) for md5sum in calls}
+
+    def _outcome(self, code: str) -> Outcome:
+        try:
+            return Outcome(intent=self.client.generate_intent(code))
+        except IntentGenerationError as problem:
+            return Outcome(error=problem)
+        except BaseException as problem:  # a client's mistake costs its record, and leaves nobody waiting
+            return Outcome(error=IntentGenerationError(reason(problem)))
+
+
+def with_outcome(record: Record, outcome: Outcome) -> Record:
+    """Return a record with what came of its call."""
+    if outcome.error is None:
+        return record._replace(intent=outcome.intent, intent_status=SUCCESS)
+    error = one_line(str(outcome.error))[:ERROR_CHARACTERS]
+    return record._replace(intent_status=FAILED, intent_error=error)
+
+
+def in_flight(
+    ask: Callable[[str], Outcome], calls: Mapping[str, str], jobs: int
+) -> Iterator[tuple[str, Outcome] | None]:
+    """Yield (md5sum, outcome) as calls end, at most `jobs` at once, and None now and then.
+
+    A further call begins when the next item is asked for: who stops asking has stopped the calls.
+    """
+    tasks: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
+
+    def work() -> None:
+        for md5sum, code in iter(tasks.get, None):
+            ended.put((md5sum, ask(code)))
+
+    waiting = iter(calls.items())
+    started = list(itertools.islice(waiting, jobs))
+    for task in started:
+        threading.Thread(target=work, daemon=True).start()  # daemon: an abandoned call keeps nobody
+        tasks.put(task)
+    running = len(started)
+    try:
+        while running:
+            try:
+                yield ended.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            following = next(waiting, None)
+            running -= following is None
+            tasks.put(following)  # None ends a thread
+    finally:
+        for _ in range(running):
+            tasks.put(None)
+
+
+class Progress:
+    """Tells on stderr how far the calls are: a live line on a terminal, else a line a batch."""
+
+    def __init__(self, total: int, batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.batch_size, self.clock = total, batch_size, clock
+        self.completed = self.failed = self.reported = 0
+        self.recent = collections.deque([clock()], maxlen=RECENT_CALLS)  # when they ended, seconds
+        self.live = terminal_width(sys.stderr) is not None
+        self.drawn_at = 0.0
+
+    def add(self, failed: bool) -> None:
+        """Count a finished call."""
+        self.completed += 1
+        self.failed += failed
+        self.recent.append(self.clock())
+        if not self.live and self.completed % self.batch_size == 0:
+            self._report()
+
+    def show(self) -> None:
+        """Draw the live line anew, ten times a second at most."""
+        width = terminal_width(sys.stderr)
+        if self.live and width and self.clock() - self.drawn_at >= 0.1:
+            self.drawn_at = self.clock()
+            draw(self.live_line()[: width - 1])
+
+    def end(self) -> None:
+        """Clear the live line, or report the last calls."""
+        if self.live:
+            draw("")
+        if self.completed > self.reported:
+            self._report()
+
+    def live_line(self) -> str:
+        """Return bar, counts, rate and time left."""
+        filled = BAR_WIDTH * self.completed // self.total
+        minutes, seconds = divmod(self.seconds_left(), 60)
+        return (
+            f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.completed}/{self.total}"
+            f" failed {self.failed}  {self.rate():.1f}/s  {minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+        )
+
+    def rate(self) -> float:
+        """Return the calls a second of late."""
+        return (len(self.recent) - 1) / max(self.clock() - self.recent[0], 1e-9)
+
+    def seconds_left(self) -> int:
+        """Return the seconds that the calls to come will take at the rate of late."""
+        left = self.total - self.completed
+        return round(left / self.rate()) if left and self.rate() else 0
+
+    def _report(self) -> None:
+        self.reported = self.completed
+        percent = 100 * self.completed / self.total
+        log(
+            f"progress completed={self.completed} total={self.total} failed={self.failed}"
+            f" percent={percent:.1f} eta_seconds={self.seconds_left()}"
+        )
+
+
+def draw(line: str) -> None:
+    """Show a line on the terminal in place of the one it stands in."""
+    try:
+        emit(f"\r\x1b[K{line}", sys.stderr)
+    except (OSError, ValueError):  # as in `log`
+        silence(sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -835,9 +1331,9 @@ CREATE TABLE IF NOT EXISTS records (
     intent_status TEXT NOT NULL,
     intent_error TEXT
 )"""
+INDEXED = ("run_id", "file_path", "md5sum", "intent_status")
 CREATE_INDEXES = tuple(
-    f"CREATE INDEX IF NOT EXISTS records_{column} ON records({column})"
-    for column in ("run_id", "file_path", "md5sum", "intent_status")
+    f"CREATE INDEX IF NOT EXISTS records_{column} ON records({column})" for column in INDEXED
 )
 SCHEMA = (CREATE_RUNS, CREATE_RECORDS, *CREATE_INDEXES)
 INSERT_RUN = """
@@ -850,6 +1346,12 @@ INSERT INTO records (
     run_id, kind, file_path, signature, start_line, end_line, raw_code, normalized_code, md5sum,
     intent, intent_status, intent_error
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+SELECT_INTENTS = """
+SELECT records.md5sum, records.intent FROM records JOIN runs ON runs.id = records.run_id
+WHERE runs.model = ? AND records.intent_status = 'success' ORDER BY runs.id"""
+FOREIGN_INDEXES = f"""
+SELECT name FROM sqlite_master WHERE (type <> 'index' OR tbl_name <> 'records')
+AND name IN ({", ".join(repr(f"records_{column}") for column in INDEXED)})"""
 TABLE_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 
 
@@ -875,6 +1377,8 @@ class SQLitePersistence(Persistence):
 
         Only reads (though SQLite itself puts a file in order that a killed process left behind).
         """
+        if not os.path.basename(self.db_path):
+            raise PersistenceError(f"{self.db_path!r} names no file: name one")
         folder = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(folder):
             raise PersistenceError(f"folder {folder} does not exist: create it first")
@@ -886,13 +1390,24 @@ class SQLitePersistence(Persistence):
             raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
-        with self._connection("rw") as connection:
+        try:
+            self._check_tables()
+        except PersistenceError as problem:
+            if problem.__cause__ is None:
+                raise
+            raise PersistenceError(f"{problem}: name another file, or set this one right") from problem
+
+    def _check_tables(self) -> None:
+        with opened(self.db_path, "rw") as connection:
+            patiently(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
             for table in ("runs", "records"):
                 columns = connection.execute(TABLE_COLUMNS, (table,)).fetchall()
                 if columns and columns != expected_columns(table):
                     raise PersistenceError(
                         f"{self.db_path} has a table {table!r} with other columns: name another file"
                     )
+            for (name,) in connection.execute(FOREIGN_INDEXES):
+                raise PersistenceError(f"{self.db_path} uses the name {name!r} otherwise: name another file")
 
     def persist(
         self, context: RunContext, errors: Sequence[AnalyzerError], records: Sequence[Record]
@@ -900,33 +1415,59 @@ class SQLitePersistence(Persistence):
         """Write tables, run and records in one transaction; see Persistence."""
         failed = sum(record.intent_status == FAILED for record in records)
         status = COMPLETED_WITH_ERRORS if errors or failed else COMPLETED
-        with self._connection("rwc") as connection:
+        with opened(self.db_path, "rwc") as connection:
             connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("BEGIN IMMEDIATE")
+            patiently(connection, "BEGIN IMMEDIATE", self.lock_seconds)
             for statement in SCHEMA:
                 connection.execute(statement)
             counts = (len(errors), failed, len(records))
             run_id = connection.execute(INSERT_RUN, (*context, status, *counts)).lastrowid
             assert run_id is not None  # an INSERT has one
             connection.executemany(INSERT_RECORD, ((run_id, *record) for record in records))
-            connection.execute("COMMIT")
+            patiently(connection, "COMMIT", self.lock_seconds)
         return RunResult(run_id, len(records), failed, len(errors), status)
 
-    @contextlib.contextmanager
-    def _connection(self, mode: str) -> Iterator[sqlite3.Connection]:
-        """Open the file, and close it without what was not committed; wrap whatever goes wrong."""
-        import pathlib
 
-        uri = f"{pathlib.Path(self.db_path).absolute().as_uri()}?mode={mode}"
+@contextlib.contextmanager
+def opened(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
+    """Open an SQLite file, and close it without what was not committed; wrap whatever goes wrong."""
+    import pathlib
+
+    uri = f"{pathlib.Path(db_path).absolute().as_uri()}?mode={mode}"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(uri, uri=True, timeout=TICK_SECONDS, isolation_level=None)
+        ) as connection:
+            yield connection
+    except PersistenceError:
+        raise
+    except Exception as problem:  # sqlite3.Error, and text that UTF-8 cannot hold
+        raise PersistenceError(f"{db_path}: {problem}") from problem
+
+
+def patiently(connection: sqlite3.Connection, statement: str, seconds: float) -> sqlite3.Cursor:
+    """Execute a statement, waiting for the locks of others; SQLite's own wait would hear no Ctrl-C."""
+    deadline = time.monotonic() + seconds
+    while True:
         try:
-            with contextlib.closing(
-                sqlite3.connect(uri, uri=True, timeout=self.lock_seconds, isolation_level=None)
-            ) as connection:
-                yield connection
-        except PersistenceError:
-            raise
-        except Exception as problem:  # sqlite3.Error, and text that UTF-8 cannot hold
-            raise PersistenceError(f"{self.db_path}: {problem}") from problem
+            return connection.execute(statement)
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > deadline:
+                raise
+
+
+def read_intents(db_path: str, model: str) -> dict[str, str]:
+    """Return the newest intent that `model` gave each code of earlier runs, by md5sum.
+
+    Raises PersistenceError where the file cannot be read; one without runs has no intents.
+    """
+    if not os.path.exists(db_path):
+        return {}
+    with opened(db_path, "rw") as connection:
+        patiently(connection, "BEGIN", LOCK_SECONDS)
+        if not connection.execute(TABLE_COLUMNS, ("records",)).fetchall():
+            return {}
+        return dict(connection.execute(SELECT_INTENTS, (model,)))
 
 
 @functools.cache
@@ -949,9 +1490,17 @@ PADDED_WIDTH = 60  # columns; longer cells of a table that is not fitted run ove
 
 def log(message: str) -> None:
     """Write one line to stderr, with nothing in it that steers a terminal."""
-    # A run must not end because nobody reads its messages (a closed pipe, a full disk).
-    with contextlib.suppress(OSError, ValueError):
+    try:
         emit(printable(message) + "\n", sys.stderr)
+    except (OSError, ValueError):  # a run must not end because nobody reads its messages
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Let nothing more come of a stream that cannot be written, not even when Python flushes it."""
+    with contextlib.suppress(OSError, ValueError):  # one without a file needs no silencing
+        if stream is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def emit(text: str, stream: TextIO | None) -> None:
@@ -973,7 +1522,9 @@ def display_width(text: str) -> int:
     """Return how many terminal columns printable text takes."""
     if text.isascii():
         return len(text)
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    marks = sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
+    return len(text) + wide - marks
 
 
 def fit(text: str, width: int | None) -> str:
@@ -1045,7 +1596,8 @@ def separated(items: Iterable[str]) -> Iterator[str]:
 def terminal_width(stream: TextIO | None) -> int | None:
     """Return the columns of the terminal that a stream is, or None where it is none."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns if stream and stream.isatty() else None
+        is_terminal = stream is not None and stream.isatty()
+        return (os.get_terminal_size(stream.fileno()).columns or 80) if stream and is_terminal else None
     except (OSError, ValueError):
         return None
 
@@ -1055,6 +1607,52 @@ def terminal_width(stream: TextIO | None) -> int | None:
 # ---------------------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
+
+
+class Interrupts:
+    """Holds back the first SIGINT, SIGTERM or SIGHUP of a run; every other one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = self.holding = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals; any that the process was started to ignore stays ignored."""
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = [getattr(signal, name) for name in names]
+        handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        previous = [signal.signal(number, self._on_signal) for number in handled]
+        try:
+            yield
+        finally:
+            for number, handler in zip(handled, previous):
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Turn the first signal from here on into `requested`, since there is work to save."""
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+
+    def _on_signal(self, *_: object) -> None:
+        if self.requested or not self.holding:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of work that was done, or interrupted and saved."""
+        return EXIT_INTERRUPTED if self.requested else EXIT_DONE
+
+
+class Outside(NamedTuple):
+    """What a command needs of the world beyond its arguments."""
+
+    make_client: ClientFactory
+    interrupts: Interrupts
 
 
 def check_path(path: str) -> None:
@@ -1071,22 +1669,32 @@ def check_output(path: str | None) -> None:
     """Raise UsageError unless `path` can be written to; touch nothing."""
     if path is None:
         return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise UsageError(f"--output: {path} is a folder: name a file")
-    if not os.path.isdir(folder):
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise UsageError(f"--output: {path or repr(path)} is a folder: name a file")
+    if not os.path.exists(path) and not os.path.isdir(folder):
         raise UsageError(f"--output: folder {folder} does not exist: create it first")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"--output: {path} is not writable: name another file")
 
 
-def analyzed(path: str) -> tuple[list[Record], list[AnalyzerError]]:
-    """Analyze and build what `--path` names, and print its analyzer errors."""
-    analysis = PythonAnalyzer().analyze(path)
-    for error in analysis.errors:
+def analyzed(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
+    """Search, analyze and build what `--path` names; print what was found, and each error."""
+    analyzer = PythonAnalyzer()
+    search = find_sources(args.path, analyzer.suffix, args.exclude)
+    left_out = ", ".join(f"{rule} {count}" for rule, count in sorted(search.left_out.items()))
+    log(
+        f"search files={len(search.sources)} left_out={sum(search.left_out.values())}"
+        + (left_out and f" ({left_out})")
+    )
+    analysis = analyzer.analyze(search.sources)
+    errors = sorted([*search.errors, *analysis.errors], key=lambda error: error.file_path)
+    for error in errors:
         place = error.file_path if error.line is None else f"{error.file_path}:{error.line}"
         log(f"analyzer_error: {place}: {error.message}")
-    return ModelBuilder().build(analysis.symbols), analysis.errors
+    if not search.sources:
+        raise UsageError(f"--path: no {analyzer.suffix} file below {args.path}: name another folder")
+    return ModelBuilder().build(analysis.symbols), errors
 
 
 def show(args: argparse.Namespace, records: Sequence[Record], errors: Sequence[AnalyzerError]) -> None:
@@ -1113,56 +1721,95 @@ def deliver(pieces: Iterable[str], output: str | None) -> None:
         raise CdsError(f"--output: {output} could not be written: {reason(problem)}") from problem
 
 
-def run_model_build(args: argparse.Namespace, _make_client: ClientFactory) -> int:
+def run_model_build(args: argparse.Namespace, _outside: Outside) -> int:
     """Analyze and build, and print the records."""
     check_path(args.path)
     check_output(args.output)
-    show(args, *analyzed(args.path))
+    show(args, *analyzed(args))
     return EXIT_DONE
 
 
-def run_enrich_intent(args: argparse.Namespace, make_client: ClientFactory) -> int:
+def run_enrich_intent(args: argparse.Namespace, outside: Outside) -> int:
     """Analyze, build and enrich, and print the records."""
     check_path(args.path)
     check_output(args.output)
-    enricher = IntentEnricher(client_for(args, make_client), args.scope, args.progress_batch_size)
-    records, errors = analyzed(args.path)
-    show(args, enricher.enrich(records), errors)
-    return EXIT_DONE
+    enricher = enricher_for(args, outside)
+    records, errors = analyzed(args)
+    with outside.interrupts.held():
+        show(args, enricher.enrich(records), errors)
+    return outside.interrupts.exit_code
 
 
-def run_persist(args: argparse.Namespace, make_client: ClientFactory) -> int:
+def run_persist(args: argparse.Namespace, outside: Outside) -> int:
     """Analyze, build, enrich and persist, and print the summary line."""
     check_path(args.path)
-    enricher = IntentEnricher(client_for(args, make_client), args.scope, args.progress_batch_size)
     persistence = SQLitePersistence(args.db_path)
     try:
         persistence.check()
+        known = read_intents(args.db_path, args.model) if args.reuse_intents else {}
     except PersistenceError as problem:
         raise UsageError(f"--db-path: {problem}") from problem
+    enricher = enricher_for(args, outside, known)
     started_at = timestamp()
-    records, errors = analyzed(args.path)
-    records = enricher.enrich(records)
-    context = RunContext(
-        started_at=started_at,
-        finished_at=timestamp(),
-        root_path=os.path.abspath(args.path),
-        provider_url=parse_provider_url(args.provider_url).url,
-        model=args.model,
-        scope=",".join(args.scope),
-        progress_batch_size=args.progress_batch_size,
+    records, errors = analyzed(args)
+    with outside.interrupts.held():
+        records = enricher.enrich(records)
+        context = RunContext(
+            started_at=started_at,
+            finished_at=timestamp(),
+            root_path=stored_path(os.path.abspath(args.path)),
+            provider_url=parse_provider_url(args.provider_url).url,
+            model=args.model,
+            scope=",".join(args.scope),
+            progress_batch_size=args.progress_batch_size,
+        )
+        try:
+            result = persistence.persist(context, errors, records)
+        except PersistenceError as problem:
+            saved = rescue(args.db_path, context, errors, records)
+            raise PersistenceError(f"status=failed: {problem}; {saved}") from problem
+        emit(printable(summary(result, args.db_path)) + "\n", sys.stdout)
+    return outside.interrupts.exit_code
+
+
+def rescue(
+    db_path: str, context: RunContext, errors: Sequence[AnalyzerError], records: Sequence[Record]
+) -> str:
+    """Store a run in a new file, beside the database or in the temp folder; return what to tell."""
+    import tempfile
+
+    for folder in (os.path.dirname(os.path.abspath(db_path)), tempfile.gettempdir()):
+        with contextlib.suppress(OSError, PersistenceError):  # the last message tells of it
+            descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=folder)
+            os.close(descriptor)
+            try:
+                SQLitePersistence(path).persist(context, errors, records)
+            except BaseException:
+                os.unlink(path)
+                raise
+            return f"the run is rescued, whole, in {path}"
+    return "the run is lost: it could not be stored in a new file either"
+
+
+def enricher_for(
+    args: argparse.Namespace, outside: Outside, known: Mapping[str, str] | None = None
+) -> IntentEnricher:
+    """Return the enricher that the command line asks for."""
+    client = outside.make_client(
+        args.provider_url,
+        args.model,
+        timeout=args.timeout,
+        num_ctx=args.num_ctx,
+        api_key=os.environ.get("OLLAMA_API_KEY", ""),
     )
-    try:
-        result = persistence.persist(context, errors, records)
-    except PersistenceError as problem:
-        raise PersistenceError(f"status=failed: {problem}") from problem
-    emit(printable(summary(result, args.db_path)) + "\n", sys.stdout)
-    return EXIT_DONE
-
-
-def client_for(args: argparse.Namespace, make_client: ClientFactory) -> LLMClient:
-    """Return the client for the provider that the command line names."""
-    return make_client(args.provider_url, args.model, api_key=os.environ.get("OLLAMA_API_KEY", ""))
+    return IntentEnricher(
+        client,
+        args.scope,
+        args.progress_batch_size,
+        jobs=args.jobs,
+        known=known,
+        interrupted=lambda: outside.interrupts.requested,
+    )
 
 
 def timestamp() -> str:
@@ -1193,10 +1840,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """Return a whole number above 0; raise ArgumentTypeError for anything else."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    """Return a whole number above 0 that SQLite can store; raise ArgumentTypeError for anything else."""
+    if re.fullmatch("[0-9]{1,18}", text) and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+
+
+def storable_text(text: str) -> str:
+    """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
+    if text != text.encode("utf-8", "replace").decode():
+        raise argparse.ArgumentTypeError("not readable as UTF-8")
+    return text
+
+
+def positive_seconds(text: str) -> float:
+    """Return a finite number above 0; raise ArgumentTypeError for anything else."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
 
 
 def command_line() -> Parser:
@@ -1222,6 +1884,13 @@ def command_line() -> Parser:
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add what every command that reads source takes."""
     parser.add_argument("--path", required=True, metavar="SRC", help="source file, or folder to search")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
+    )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -1233,7 +1902,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_intent_options(parser: argparse.ArgumentParser) -> None:
     """Add what every command that asks the model takes."""
     parser.add_argument("--provider-url", required=True, metavar="URL", help=ADDRESS_HINT)
-    parser.add_argument("--model", required=True, help="a model that the server has")
+    parser.add_argument("--model", type=storable_text, required=True, help="a model that the server has")
     parser.add_argument(
         "--scope",
         type=parse_scope,
@@ -1248,6 +1917,27 @@ def add_intent_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_BATCH_SIZE,
         metavar="N",
         help="report after every N calls (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="calls in flight at once (default: %(default)s); the server must be set to serve as many",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="limit of one try, queueing and model loading included (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--num-ctx",
+        type=positive_int,
+        default=DEFAULT_NUM_CTX,
+        metavar="N",
+        help="tokens of context; longer code gets no intent (default: %(default)s)",
     )
 
 
@@ -1269,6 +1959,11 @@ def add_persist_options(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser)
     add_intent_options(parser)
     parser.add_argument("--db-path", required=True, metavar="FILE", help="SQLite file to add the run to")
+    parser.add_argument(
+        "--reuse-intents",
+        action="store_true",
+        help="take intents of the same code and model from earlier runs in the file",
+    )
 
 
 COMMANDS = {
@@ -1299,8 +1994,9 @@ def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = Olla
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
     """
     try:
-        args = command_line().parse_args(argv)
-        code: int = args.run(args, make_client)
+        code = run(argv, Outside(make_client, Interrupts()))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what fails to be written must fail here
         return code
     except CdsError as problem:
         log(f"cds: {problem}")
@@ -1309,12 +2005,23 @@ def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = Olla
         log("cds: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout had enough
+        silence(sys.stdout)
         return EXIT_DONE
     except OSError as problem:
         log(f"cds: stdout could not be written: {reason(problem)}")
+        silence(sys.stdout)
         return EXIT_FATAL
-    except SystemExit as done:  # argparse printed help or version
-        return int(done.code or 0)
+
+
+def run(argv: Sequence[str] | None, outside: Outside) -> int:
+    """Read the command line, run its command and return its exit code."""
+    with outside.interrupts.installed():
+        try:
+            args = command_line().parse_args(argv)
+        except SystemExit as done:  # argparse printed help or version
+            return int(done.code or 0)
+        code: int = args.run(args, outside)
+        return code
 
 
 if __name__ == "__main__":

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import encodings.aliases
+import fcntl
+import http.server
 import json
 import os
+import re
+import shutil
+import signal
+import socket
 import sqlite3
+import stat
+import struct
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +44,14 @@ def tree(folder, files):
     return folder
 
 
+def analyzed(root):
+    """Search and analyze a file or folder."""
+    return cds.PythonAnalyzer().analyze(cds.find_sources(str(root), ".py").sources)
+
+
 def records_of(tmp_path, content):
     """Analyze and build one file that must give no errors."""
-    analysis = cds.PythonAnalyzer().analyze(str(tree(tmp_path, {"m.py": content}) / "m.py"))
+    analysis = analyzed(tree(tmp_path, {"m.py": content}) / "m.py")
     assert analysis.errors == []
     return cds.ModelBuilder().build(analysis.symbols)
 
@@ -149,7 +166,7 @@ def test_definitions_are_found_in_every_block_in_line_order(tmp_path, block):
 
 def test_symbols_of_a_file_are_ordered_by_line_behind_the_file_itself(tmp_path):
     source = "@d\nclass A:\n def f(self):\n  if a:\n   def g(): 0\n  else:\n   def h(): 0\nclass B: 0\n"
-    symbols = cds.PythonAnalyzer().analyze(str(tree(tmp_path, {"m.py": source}))).symbols
+    symbols = analyzed(tree(tmp_path, {"m.py": source})).symbols
     assert [(s.kind, s.start_line) for s in symbols] == [
         ("file", 1), ("class", 1), ("method", 3), ("function", 5), ("function", 7), ("class", 8),
     ]  # fmt: skip
@@ -295,7 +312,7 @@ has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"),
 )  # fmt: skip
 def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, line, message):
     sources = {"a.py": "x = 1", "bad/b.py": content, "c.py": "y = 2"}
-    analysis = cds.PythonAnalyzer().analyze(str(tree(tmp_path, sources)))
+    analysis = analyzed(tree(tmp_path, sources))
     assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
     [error] = analysis.errors
     assert (error.file_path, error.line) == ("bad/b.py", line)
@@ -305,7 +322,7 @@ def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, 
 
 def test_analyzer_error_tells_of_a_file_that_cannot_be_read(tmp_path):
     error = cds.AnalyzerError("gone.py", None, "No such file or directory")
-    assert cds.PythonAnalyzer().analyze(str(tmp_path / "gone.py")) == ([], [error])
+    assert analyzed(tmp_path / "gone.py") == ([], [error])
 
 
 @pytest.mark.parametrize(
@@ -325,7 +342,7 @@ def test_analyzer_error_message_is_one_line(problem, message):
 def test_syntax_warnings_do_not_reach_stderr(tmp_path):
     folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
     done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "search files=2 left_out=0\n")
 
 
 def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
@@ -395,6 +412,593 @@ def reference(source):
                 block[:] = kept or [ast.Pass()] * (node is not module)
     found = [(1, max(1, len(source.splitlines())), ast.unparse(module))]
     return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Intents
+# ---------------------------------------------------------------------------------------------
+
+
+def answer(text="Adds numbers.", **fields):
+    """Make what a server answers: status and body."""
+    return 200, {"message": {"content": text}, "done": True, "done_reason": "stop", **fields}
+
+
+def error(status, text, **headers):
+    """Make a server's error: status, body and headers."""
+    return status, {"error": text}, headers
+
+
+@contextlib.contextmanager
+def serving(*answers):
+    """Serve scripted answers on loopback, the last one again and again; yield (address, requests).
+
+    An answer is (status, body[, headers]), or a function that takes the request's handler.
+    """
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, dict(self.headers), json.loads(body)))
+            scripted = answers[min(len(requests), len(answers)) - 1]
+            if callable(scripted):
+                return scripted(self)
+            return respond(self, *scripted)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients that go away are part of the tests
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def respond(handler, status, body, headers=()):
+    """Send one answer; a body that is no bytes goes as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    handler.send_response(status)
+    for name, value in {"Content-Length": len(content), **dict(headers)}.items():
+        handler.send_header(name.replace("_", "-"), str(value))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def client_of(address, **options):
+    """Make a client that notes the seconds it would wait between tries in `waits`."""
+    waits = []
+    client = cds.OllamaClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
+    client.waits = waits
+    return client
+
+
+def hang_up(handler):
+    """Close the connection without a word."""
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def silence(handler):
+    """Keep the connection open until the client goes away."""
+    with contextlib.suppress(OSError):
+        handler.connection.settimeout(20)
+        handler.connection.recv(1)
+
+
+def drip(start):
+    """Send `start`, then a byte every 50 ms until the client goes away."""
+
+    def send(handler):
+        with contextlib.suppress(OSError):
+            handler.connection.sendall(start)
+            for _ in range(400):
+                handler.connection.sendall(b" ")
+                time.sleep(0.05)
+
+    return send
+
+
+def flood(handler):
+    """Send 100 MiB, or as much as the client takes."""
+    with contextlib.suppress(OSError):
+        handler.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
+        for _ in range(1600):
+            handler.connection.sendall(b" " * 65536)
+
+
+def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
+    with serving(answer(" Adds numbers.")) as (address, requests):
+        assert client_of(address, num_ctx=512).generate_intent("x = 1") == "Adds numbers."
+    [(path, headers, body)] = requests
+    assert path == "/api/chat" and "Authorization" not in headers
+    assert body.pop("messages") == [
+        {"role": "system", "content": cds.INTENT_PROMPT},
+        {"role": "user", "content": "x = 1"},
+    ]
+    assert body == {
+        "model": "m",
+        "stream": False,
+        "think": False,
+        "truncate": False,
+        "keep_alive": "30m",
+        "options": {"temperature": 0, "seed": 0, "num_ctx": 512, "num_predict": 256},
+    }
+
+
+NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 6608, "n_ctx": 512}})
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "calls", "message"),
+    [
+        pytest.param(answer(""), "one", 1, "empty", id="empty"),
+        pytest.param(answer(" \x00\x1b "), "one", 1, "empty", id="controls-alone"),
+        pytest.param(answer(done=False), "one", 1, "repeated itself", id="repeat-guard"),
+        pytest.param(answer(done="true"), "one", 1, "repeated itself", id="done-is-text"),
+        pytest.param(answer(done_reason="length"), "one", 1, "longer than 256 tokens", id="runaway"),
+        pytest.param(answer(done_reason="load"), "one", 1, "'load'", id="load"),
+        pytest.param(answer(done_reason=None), "one", 1, "None", id="no-reason"),
+        pytest.param(answer(message="text"), "one", 1, "no text", id="message-is-text"),
+        pytest.param(answer(text=["a"]), "one", 1, "no text", id="content-is-list"),
+        pytest.param((200, b"<html>"), "one", 1, "not a JSON object", id="html"),
+        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
+        pytest.param((200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"),
+        pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
+        pytest.param(flood, "one", 1, "larger than 1048576 bytes", id="100-mib"),
+        pytest.param(
+            error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise --num-ctx", id="too-long"
+        ),
+        pytest.param(
+            error(500, "token repeat limit reached"), "one", 1, "token repeat", id="newer-repeat-guard"
+        ),
+        pytest.param(error(503, "server busy"), "server", 3, "server busy", id="busy"),
+        pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
+        pytest.param(error(408, "slow"), "server", 3, "slow", id="request-timeout"),
+        pytest.param(error(429, "slow down"), "server", 3, "slow down", id="rate-limit"),
+        pytest.param(error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
+        pytest.param((200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"),
+        pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
+        pytest.param(
+            error(500, "llama-server process has terminated: oom"),
+            "run",
+            3,
+            "free memory",
+            id="does-not-load",
+        ),
+        pytest.param(error(404, "model 'm' not found"), "run", 1, "'ollama pull m'", id="model-missing"),
+        pytest.param(error(400, "invalid model name"), "run", 1, "another --model", id="bad-name"),
+        pytest.param(error(400, "m does not support chat"), "run", 1, "another --model", id="no-chat"),
+        pytest.param(error(500, "must be of type integer"), "run", 1, "another --model", id="wrong-option"),
+        pytest.param((501, b""), "run", 1, "another --model", id="not-implemented"),
+        pytest.param((401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"),
+        pytest.param(error(403, "cloud is disabled"), "run", 1, "cloud is disabled", id="forbidden"),
+        pytest.param(error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"),
+        pytest.param((404, b"404 page not found"), "run", 1, "no Ollama", id="wrong-path"),
+        pytest.param((405, b"405"), "run", 1, "no Ollama", id="wrong-method"),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
+    ],
+)
+def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message):
+    with serving(response) as (address, requests):
+        client = client_of(address)
+        client._served = False  # as on the first call
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.generate_intent("x")
+    assert "\n" not in str(raised.value)
+    family = {"run": cds.ProviderError, "server": cds.ServerTroubleError, "one": cds.IntentGenerationError}
+    assert isinstance(raised.value, family[kind])
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerTroubleError))
+    assert len(requests) == calls and len(client.waits) == calls - 1
+
+
+def test_ollama_client_tries_again_until_it_is_answered():
+    with serving(error(503, "busy"), hang_up, answer()) as (address, requests):
+        assert client_of(address).generate_intent("x") == "Adds numbers."
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        pytest.param("7", 7, 7, id="seconds"),
+        pytest.param("3600", 60, 60, id="capped"),
+        pytest.param("Wed, 21 Oct 2099 07:28:00 GMT", 60, 60, id="date"),
+        pytest.param("soon", 0.5, 1.5, id="not-understood"),
+        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", 0.5, 1.5, id="past"),
+    ],
+)
+def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
+    with serving(error(429, "slow down", Retry_After=header), answer()) as (address, _):
+        client = client_of(address)
+        client.generate_intent("x")
+    assert least <= client.waits[0] <= most
+
+
+def test_back_off_grows_with_jitter():
+    for tries, most in [(1, 1.5), (2, 3), (3, 6), (4, 12), (9, 12)]:
+        seconds = {cds.back_off(tries) for _ in range(200)}
+        assert most / 3 <= min(seconds) < max(seconds) <= most
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(silence, id="never-answers"),
+        pytest.param(drip(b""), id="drips-headers"),
+        pytest.param(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="drips-body"),
+        pytest.param(
+            lambda handler: (handler.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), silence(handler)),
+            id="headers-alone",
+        ),
+    ],
+)
+def test_ollama_client_cuts_off_a_call_at_its_timeout(behaviour):
+    gone = threading.Event()
+
+    def watched(handler):
+        behaviour(handler)
+        gone.set()
+
+    with serving(watched) as (address, requests):
+        client = client_of(address, timeout=0.3)
+        with pytest.raises(cds.ServerTroubleError, match=r"timed out after 0\.3 seconds"):
+            client.generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+    assert len(requests) == 1 and client.waits == []
+
+
+def free_port():
+    """Return a port of loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_ollama_client_gives_the_run_up_where_nobody_ever_listened():
+    client = client_of(f"127.0.0.1:{free_port()}")
+    with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
+        client.generate_intent("x")
+    assert len(client.waits) == 2
+
+
+def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
+    with serving(answer(), hang_up) as (address, _):
+        client = client_of(address)
+        client.generate_intent("x")
+        with pytest.raises(cds.ServerTroubleError) as raised:
+            client.generate_intent("y")
+    assert not isinstance(raised.value, cds.ProviderError)
+    assert 60 <= sum(client.waits) <= 72
+
+
+def test_ollama_client_never_follows_a_redirect():
+    with serving(answer()) as (target, received):
+        moved = (302, b"", {"Location": f"http://{target}/api/chat"})
+        with serving(moved) as (address, _), pytest.raises(cds.ProviderError, match="redirects"):
+            client_of(address, api_key="secret").generate_intent("x")
+    assert received == []
+
+
+def test_ollama_client_never_uses_a_proxy_for_loopback(monkeypatch):
+    with serving(answer()) as (proxy, proxied), serving(answer()) as (address, requests):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        client_of(address).generate_intent("x")
+        assert (len(requests), len(proxied)) == (1, 0)
+        client_of("http://model.invalid").generate_intent("x")
+        assert proxied[0][0] == "http://model.invalid/api/chat"
+
+
+@pytest.mark.parametrize(
+    ("key", "user", "header"),
+    [
+        pytest.param("k3y", "", "Bearer k3y", id="key"),
+        pytest.param("", "me:p%40ss@", "Basic bWU6cEBzcw==", id="password"),
+        pytest.param("k3y", "me:pass@", "Bearer k3y", id="key-first"),
+    ],
+)
+def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, user, header):
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    source, db = tree(tmp_path / "src", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    for response in (answer(), error(401, "no")):
+        with serving(response) as (address, requests):
+            where = ("--provider-url", f"http://{user}{address}", "--model", "m")
+            assert cds.main(["persist", "--path", str(source), *where, "--db-path", str(db)]) == 0
+        assert requests[0][1]["Authorization"] == header
+    shown = "".join(capfd.readouterr()).encode() + db.read_bytes()
+    assert not [secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown]
+
+
+def test_api_key_that_no_header_can_hold_is_a_usage_error():
+    with pytest.raises(cds.UsageError, match="OLLAMA_API_KEY"):
+        cds.OllamaClient("localhost", "m", api_key="a\nb")
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("localhost", "http://localhost:11434"),
+        ("box:8080", "http://box:8080"),
+        ("http://box", "http://box"),
+        ("https://box", "https://box"),
+        ("HTTP://Box:1/a/b//", "http://box:1/a/b"),
+        ("box/prefix", "http://box:11434/prefix"),
+        ("http://me:secret@box:1", "http://box:1"),
+        ("[::1]:80", "http://[::1]:80"),
+        ("::1", "http://[::1]:11434"),
+    ],
+)
+def test_parse_provider_url_reads_addresses_as_the_official_client(text, url):
+    assert cds.parse_provider_url(text).url == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "file:///etc/passwd",
+        "file:/x",
+        "ftp://box",
+        "http://",
+        "box:port",
+        "box:99999",
+        "http://a b",
+        "http://[::1",
+        "http://box?x",
+        "http://box/#x",
+        "http://me:secret@",
+        "me:secret@box:x",
+        "http://box/ü",
+        "a..b",
+        "http://a\\b",
+    ],
+)
+def test_parse_provider_url_refuses_anything_else_without_repeating_it(text):
+    with pytest.raises(cds.UsageError, match="--provider-url: ") as raised:
+        cds.parse_provider_url(text)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("a.localhost", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", True),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_is_loopback_knows_this_machine(host, expected):
+    assert cds.is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (" Adds numbers.\n", "Adds numbers."),
+        ("Adds\r\n  two\tnumbers.", "Adds two numbers."),
+        ("<think>so\nmany</think>\nAdds.", "Adds."),
+        (" <think>a</think> <think>b</think> Adds.", "Adds."),
+        ("Strips <think>x</think> tags.", "Strips <think>x</think> tags."),
+        ("```\nAdds.\n```", "Adds."),
+        ("```text\nAdds.```", "Adds."),
+        ('"Adds."', "Adds."),
+        ("“Adds.”", "Adds."),
+        ("'\"Adds.\"'", "Adds."),
+        ("**Adds.**", "Adds."),
+        ("*Adds.*", "Adds."),
+        ("`Adds.`", "Adds."),
+        ("- Adds.", "Adds."),
+        ("## Adds.", "Adds."),
+        ("1. Adds.", "Adds."),
+        ("**Adds** `a` to 2 ** 3 ** 4.", "Adds a to 2 ** 3 ** 4."),
+        ('"a" and "b"', '"a" and "b"'),
+        ("Adds\x00\x1b[31m\u202e\ud800 it.", "Adds[31m it."),
+        ("a" * 2000, "a" * 1000),
+    ],
+)
+def test_clean_answer_leaves_one_plain_line(text, clean):
+    assert cds.clean_answer(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "<think>for ever", "<think>done</think>", '""', "```\n\n```", "**"]
+)
+def test_clean_answer_refuses_what_is_no_answer(text):
+    with pytest.raises(cds.IntentGenerationError):
+        cds.clean_answer(text)
+
+
+def codes(count):
+    """Make records of distinct codes."""
+    return [record(code=f"def f():\n    return {number}", line=number) for number in range(1, count + 1)]
+
+
+def statuses(records):
+    return [(r.intent, r.intent_status, r.intent_error) for r in records]
+
+
+def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
+    records = [
+        record("file", code="x = 1"),
+        record("file", "empty.py", code=""),
+        *[record(file_path=name) for name in ("a.py", "b.py")],
+        record("class", code="class A:\n    pass"),
+    ]
+    client = FakeClient(lambda code: f"Says {code[:5]}.")
+    enriched = cds.IntentEnricher(client, ("function",)).enrich(records)
+    assert client.asked == ["def f():\n    return 1"]
+    assert [r.intent for r in enriched] == [None, None, "Says def f.", "Says def f.", None]
+    assert [r.intent_status for r in enriched] == ["skipped"] * 2 + ["success"] * 2 + ["skipped"]
+    assert capsys.readouterr().err.splitlines()[0] == "enrich files=4 records=5 in_scope=2 calls=1 reused=0"
+    assert len([r for r in cds.IntentEnricher(client, ("all",)).enrich(records) if r.intent]) == 4
+
+
+def refuse_odd(code):
+    if int(code.split()[-1]) % 2:
+        raise cds.IntentGenerationError(f"no\n{code}" + "x" * 999)
+    return f"Gives {code[-2:]}."
+
+
+@pytest.mark.parametrize("jobs", [2, 3, 8, 50])
+def test_enricher_gives_the_same_result_for_any_number_of_jobs(jobs):
+    sequential = cds.IntentEnricher(FakeClient(refuse_odd)).enrich(codes(40))
+    assert cds.IntentEnricher(FakeClient(refuse_odd), jobs=jobs).enrich(codes(40)) == sequential
+    assert {(r.intent is None, r.intent_error is None) for r in sequential} == {(True, False), (False, True)}
+    assert {len(r.intent_error) for r in sequential if r.intent_error} == {500}
+    assert not [r for r in sequential if "\n" in (r.intent_error or "")]
+
+
+def test_enricher_never_has_more_calls_in_flight_than_jobs():
+    running, peak, lock = [0], [0], threading.Lock()
+
+    def busy(code):
+        with lock:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+        time.sleep(0.005)
+        with lock:
+            running[0] -= 1
+        return "Waits."
+
+    cds.IntentEnricher(FakeClient(busy), jobs=3).enrich(codes(30))
+    assert peak == [3]
+
+
+def test_enricher_ends_the_calls_at_once_when_no_call_can_succeed(capsys):
+    def fail_third(code):
+        if code.endswith(" 3"):
+            raise cds.ProviderError("model 'm' not found: run 'ollama pull m'")
+        return "Works."
+
+    client = FakeClient(fail_third)
+    enriched = cds.IntentEnricher(client).enrich(codes(6))
+    assert len(client.asked) == 3
+    assert statuses(enriched)[1:4] == [
+        ("Works.", "success", None),
+        (None, "failed", "model 'm' not found: run 'ollama pull m'"),
+        (None, "failed", "not attempted: model 'm' not found: run 'ollama pull m'"),
+    ]
+    loud = [line for line in capsys.readouterr().err.splitlines() if "ollama pull" in line]
+    assert loud == ["no further calls are made: model 'm' not found: run 'ollama pull m'"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "asked"),
+    [("ttttttt", 5), ("tttt.ttttt.", 10), ("ttttfttttt.", 10), ("fffffffff", 9), ("tttt.tttt.", 10)],
+)
+def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
+    def scripted(code):
+        outcome = pattern[int(code.split()[-1]) - 1]
+        if outcome == "t":
+            raise cds.ServerTroubleError("timed out")
+        if outcome == "f":
+            raise cds.IntentGenerationError("empty")
+        return "Works."
+
+    client = FakeClient(scripted)
+    enriched = cds.IntentEnricher(client).enrich(codes(len(pattern)))
+    assert len(client.asked) == asked
+    errors = [r.intent_error for r in enriched[asked:]]
+    assert errors == ["not attempted: 5 calls in a row failed: timed out"] * (len(pattern) - asked)
+
+
+def test_enricher_makes_a_clients_mistake_that_records_failure():
+    enriched = cds.IntentEnricher(FakeClient(lambda code: 1 // 0)).enrich(codes(1))
+    assert enriched[0].intent_error == "ZeroDivisionError: integer division or modulo by zero"
+
+
+def test_enricher_abandons_what_is_in_flight_when_interrupted():
+    release, client = threading.Event(), FakeClient(lambda code: release.wait(20) and "Late.")
+    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: True).enrich(codes(3))
+    release.set()
+    assert statuses(enriched) == [(None, "failed", "interrupted")] * 3
+    assert len(client.asked) <= 2
+
+
+def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
+    cds.IntentEnricher(FakeClient(refuse_odd), progress_batch_size=2).enrich(codes(5))
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert [line.rpartition(" ")[0] for line in lines] == [
+        "progress completed=2 total=5 failed=1 percent=40.0",
+        "progress completed=4 total=5 failed=2 percent=80.0",
+        "progress completed=5 total=5 failed=3 percent=100.0",
+    ]
+    assert lines[-1].endswith(" eta_seconds=0")
+    cds.IntentEnricher(FakeClient(), progress_batch_size=2).enrich(codes(4))
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_progress_estimates_from_the_recent_rate():
+    now = [0.0]
+    progress = cds.Progress(1000, 10_000, clock=lambda: now[0])
+    for seconds, calls in ((100, 1), (1, 200)):
+        for _ in range(calls):
+            now[0] += seconds
+            progress.add(failed=False)
+    assert progress.seconds_left() == 799  # one a second of late, whatever the first call took
+
+
+def test_progress_is_one_live_line_on_a_terminal(tmp_path):
+    source = tree(tmp_path, {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(30))})
+    with serving(lambda handler: (time.sleep(0.02), respond(handler, *answer()))) as (address, _):
+        main, terminal = os.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+        command = [sys.executable, CDS, "enrich-intent", "--path", str(source), "--model", "m"]
+        process = subprocess.Popen(
+            [*command, "--provider-url", address], stdout=subprocess.DEVNULL, stderr=terminal
+        )
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal closes with the process
+            while piece := os.read(main, 65536):
+                shown += piece
+        assert process.wait(30) == 0
+        os.close(main)
+    live = shown.decode().split("\r\x1b[K")[1:]
+    assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
+    assert max(map(len, live[:-1])) <= 49 and not any("\n" in line for line in live[:-1])
+    assert live[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        (option, value)
+        for option in ("--jobs", "--timeout", "--num-ctx")
+        for value in ("0", "-1", "nan", "inf", "x", "")
+    ],
+)
+def test_intent_options_must_be_above_zero_and_finite(tmp_path, capsys, option, value):
+    client = FakeClient()
+    assert persist(tree(tmp_path, {"a.py": "x = 1"}), tmp_path / "db", option, value, client=client) == 2
+    assert option in capsys.readouterr().err and client.asked == [] and not (tmp_path / "db").exists()
+
+
+def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1\ndef g(): return 2\n"}), tmp_path / "db"
+    for intent in ("Old.", "New."):
+        persist(source, db, client=FakeClient(lambda code, intent=intent: intent))
+    with contextlib.closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute(
+            "UPDATE records SET intent_status = 'failed' WHERE run_id = 2 AND signature LIKE '%g()%'"
+        )
+    persist(source, db, "--model", "other", client=FakeClient(lambda code: "Foreign."))
+    client = FakeClient()
+    capsys.readouterr()
+    assert persist(source, db, "--reuse-intents", client=client) == 0
+    assert client.asked == [] and "calls=0 reused=2" in capsys.readouterr().err
+    newest = "SELECT intent FROM records WHERE run_id = 4 AND kind = 'function' ORDER BY start_line"
+    assert rows(db, newest) == [("New.",), ("Old.",)]
+    assert persist(source, db, client=client) == 0 and len(client.asked) == 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -633,7 +1237,7 @@ def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, enc
     tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
     options = {"env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}, "encoding": encoding}
     done = shell("model-build", "--path", tmp_path, **options)
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
     done = shell("persist", "--path", tmp_path, *no_server, "--db-path", tmp_path / "Grö€", **options)
     assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
@@ -680,7 +1284,7 @@ def test_model_build_prints_the_table(tmp_path, capsys):
 
     assert run("model-build", "--path", tree(tmp_path, {"a.py": SOURCE["a.py"]})) == 0
     md5 = hashlib.md5(b"def good(x):\n    return x").hexdigest()[:8]
-    assert capsys.readouterr() == (
+    assert (capsys.readouterr().out, "") == (
         "KIND      PLACE     SIGNATURE     MD5SUM\n"
         f"file      a.py:1-3                {md5}\n"
         f"function  a.py:1-3  def good(x):  {md5}\n",
@@ -710,14 +1314,13 @@ def test_json_has_exactly_the_fields(tmp_path, capsys):
     assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
     places = [(error["file_path"], error["line"]) for error in shown["errors"]]
     assert places == [("broken.py", 2), ("undecodable.py", None)]
-    built = cds.ModelBuilder().build(cds.PythonAnalyzer().analyze(str(source)).symbols)
+    built = cds.ModelBuilder().build(analyzed(source).symbols)
     enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
     assert [tuple(fields.values()) for fields in shown["records"]] == enriched
 
 
-def test_json_of_nothing_is_two_empty_lists(tmp_path, capsys):
-    assert run("model-build", "--path", tmp_path, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out) == {"records": [], "errors": []}
+def test_json_of_nothing_is_two_empty_lists():
+    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
@@ -734,15 +1337,19 @@ def test_output_gets_what_stdout_would(tmp_path, capsys, command, form):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
-    assert run("model-build", "--path", tmp_path, "--output", "/dev/full") == 1
-    assert capsys.readouterr().err.startswith("cds: --output: /dev/full could not be written: ")
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": ""}), "--output", "/dev/full") == 1
+    assert "\ncds: --output: /dev/full could not be written: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_analyzer_errors_are_lines_on_stderr_and_no_failure(tmp_path, capsys, command):
     source = tree(tmp_path / "src", SOURCE)
     assert run(command, "--path", source, *(word.format(tmp_path) for word in OPTIONS[command])) == 0
-    first, second = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("progress ")]
+    first, second = [
+        x
+        for x in capsys.readouterr().err.splitlines()
+        if not x.startswith(("progress ", "search ", "enrich "))
+    ]
     assert first.startswith("analyzer_error: broken.py:2: ")
     assert second.startswith("analyzer_error: undecodable.py: ")
 
@@ -968,7 +1575,8 @@ def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(tmp_path,
     client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Does something.")
     assert persist(source, db, client=client) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[1:] == [f"cds: status=failed: {db}: disk is gone"]
+    failure = f"cds: status=failed: {db}: disk is gone; the run is rescued, whole, in {tmp_path}"
+    assert out == "" and err.splitlines()[-1].startswith(failure)
     assert stored(db) == before
 
 
@@ -997,7 +1605,12 @@ def test_help_of_a_command_lists_every_option(capsys, command):
     options |= {word for word in OPTIONS[command] if word.startswith("--")}
     options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
     listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
-    assert listed == options
+    options = (
+        options
+        | {"--exclude"}
+        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx"})
+    )
+    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
 
 
 def test_version_is_that_of_the_module():
@@ -1022,15 +1635,6 @@ def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says)
     assert err.startswith("cds: ") and says in err and "--help" in err
 
 
-def test_interrupt_exits_130_and_stores_nothing(tmp_path, capsys):
-    def interrupt(code):
-        raise KeyboardInterrupt
-
-    source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
-    assert persist(source, db, client=FakeClient(interrupt)) == 130
-    assert capsys.readouterr() == ("", "cds: interrupted\n") and not db.exists()
-
-
 def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, no_server):
     alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
     asking = {"model-build": (), "enrich-intent": no_server, "persist": (*no_server, "--db-path", "db")}
@@ -1039,3 +1643,592 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, n
         done = subprocess.run(command, cwd=alone, capture_output=True, text=True, timeout=60)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
         assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Awkward streams and arguments
+# ---------------------------------------------------------------------------------------------
+
+# PYTHONUNBUFFERED (set on this machine) hides what happens when Python flushes stdout at its end.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(["model-build", "--path", "{}"], id="table"),
+        pytest.param(["model-build", "--path", "{}", "--format", "json"], id="json"),
+        pytest.param(["--help"], id="help"),
+        pytest.param(["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"),
+    ],
+)
+def test_pipe_closed_early_ends_quietly(tmp_path, no_server, argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    tree(tmp_path, {"a.py": "x = 1"})
+    words = [word.format(tmp_path) for word in argv] + ([*no_server] if argv[0] == "persist" else [])
+    command = [sys.executable, CDS, *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED)
+    os.close(writer)
+    told = [
+        line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich ", "no further"))
+    ]
+    assert (done.returncode, told) == (0, [])
+
+
+def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path / "none")]
+    done = subprocess.run(command, stderr=writer, timeout=60, env=BUFFERED)
+    os.close(writer)
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("argv", [["model-build", "--path", CDS], ["--version"]], ids=["records", "version"])
+def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, CDS, *argv]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED
+        )
+    assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
+    assert "Exception" not in done.stderr
+
+
+def test_table_on_a_terminal_of_unknown_width_shows_its_content(tmp_path):
+    import pty
+
+    reader, terminal = pty.openpty()  # 0 columns until somebody says otherwise
+    command = [sys.executable, CDS, "model-build", "--path", str(tree(tmp_path, {"a.py": "x = 1\n"}))]
+    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
+    shown = os.read(reader, 10_000).decode()
+    os.close(terminal)
+    os.close(reader)
+    assert "a.py:1-1" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        pytest.param("--db-path", "", id="db-path-empty"),
+        pytest.param("--db-path", "{}/new/", id="db-path-ends-in-a-slash"),
+        pytest.param("--progress-batch-size", str(2**63), id="batch-size-sqlite-cannot-hold"),
+        pytest.param("--model", "m\udcff", id="model-utf-8-cannot-hold"),
+    ],
+)
+def test_persist_cli_argument_validation_of_what_fails_only_at_the_end(tmp_path, capsys, option, value):
+    tree(tmp_path, {"src/a.py": SOURCE["a.py"], "\udcff/a.py": SOURCE["a.py"]})
+    words = ("--path", tmp_path / "src", *LOCAL, "--db-path", tmp_path / "db")
+    assert option in refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
+
+
+@pytest.mark.parametrize("output", ["", "{}/new/", "{}/dangling"], ids=["empty", "slash", "dangling-link"])
+def test_output_is_found_wrong_before_any_call(tmp_path, capsys, output):
+    (tmp_path / "dangling").symlink_to(tmp_path / "none/out")
+    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--output", output.format(tmp_path))
+    client = FakeClient()
+    assert (run("enrich-intent", *words, client=client), client.asked) == (2, [])
+    assert capsys.readouterr().err.startswith("cds: --output: ")
+
+
+def test_persist_survives_one_file_whose_name_utf_8_cannot_hold(tmp_path):
+    source = tree(tmp_path / "src", {"a.py": SOURCE["a.py"], "b\udcff.py": SOURCE["a.py"]})
+    assert persist(source, tmp_path / "db") == 0
+
+
+def test_persist_refusal_of_what_is_not_a_database_names_the_remedy(tmp_path, capsys):
+    (tmp_path / "db").write_text("no database at all\n" * 500)
+    assert "name another" in refused(
+        capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db"
+    )
+
+
+def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
+    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
+    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
+    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
+
+
+def test_table_counts_vowel_signs_as_no_column():
+    assert list(cds.table(("A", "B"), [("กั", "x")], None)) == ["A  B\n", "กั  x\n"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Search
+# ---------------------------------------------------------------------------------------------
+
+
+def found(root, *exclude):
+    """Search a folder: the stored paths, and what was left out by which rule."""
+    search = cds.find_sources(str(root), ".py", exclude)
+    return [source.file_path for source in search.sources], dict(search.left_out)
+
+
+def test_search_leaves_out_what_nobody_means(tmp_path):
+    names = [
+        "a.py",
+        "b.txt",
+        ".hidden.py",
+        ".git/x.py",
+        "pkg/__pycache__/x.py",
+        "node_modules/x.py",
+        "build/x.py",
+    ]
+    names += [
+        "lib/site-packages/x.py",
+        "env/pyvenv.cfg",
+        "env/x.py",
+        "p/setup.py",
+        "p/build/x.py",
+        "p/dist/x.py",
+    ]
+    names += ["q/pyproject.toml", "q/dist/x.py", "pkg/build/x.py"]
+    assert found(tree(tmp_path, dict.fromkeys(names, ""))) == (
+        [".hidden.py", "a.py", "build/x.py", "p/setup.py", "pkg/build/x.py"],
+        {
+            "hidden folder": 1,
+            "__pycache__": 1,
+            "node_modules": 1,
+            "site-packages": 1,
+            "virtual environment": 1,
+            "build output": 3,
+        },
+    )
+    assert found(tmp_path / "node_modules")[0] == ["x.py"]
+    assert found(tmp_path / "b.txt")[0] == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "left"),
+    [
+        ("a.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("*.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("t", ["a.py"]),
+        ("t/", ["a.py"]),
+        ("t/*.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
+        ("t/**", ["a.py"]),
+        ("**/a.py", ["t/u/b.py"]),
+        ("**/u/[!a].py", ["a.py", "t/a.py", "t/u/a.py"]),
+        ("t/?.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
+    ],
+)
+def test_search_leaves_out_what_an_exclude_pattern_matches(tmp_path, glob, left):
+    tree(tmp_path, dict.fromkeys(["a.py", "t/a.py", "t/u/a.py", "t/u/b.py"], ""))
+    paths, left_out = found(tmp_path, glob)
+    assert paths == left and set(left_out) == {"excluded"}
+
+
+def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path):
+    root = tree(tmp_path, {"src/a.py": "", "other/b.py": ""}) / "src"
+    (root / "link.py").symlink_to(tmp_path / "other/b.py")
+    (root / "folder").symlink_to(tmp_path / "other")
+    (root / "loop").symlink_to(root)
+    os.mkfifo(root / "pipe.py")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "s.py"))
+        assert found(root) == (["a.py"], {"symbolic link": 1, "not a regular file": 2})
+    assert found(tmp_path / "src/folder")[0] == ["b.py"]
+    assert isinstance(cds.analyze_file(cds.Source(str(root / "pipe.py"), "p")), cds.AnalyzerError)
+
+
+def git(folder, *words):
+    subprocess.run(["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+
+def test_search_leaves_out_what_git_ignores(tmp_path, monkeypatch):
+    files = ["a.py", "gen.py", "out/x.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
+    root = tree(
+        tmp_path, {**dict.fromkeys(files, ""), ".gitignore": "gen.py\nout/\nwhole/\n", "whole/z.py": ""}
+    )
+    git(root, "init", "-q")
+    git(root, "add", "-f", "kept/gen.py")
+    git(root / "nested", "init", "-q")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert found(root) == (["a.py", "kept/gen.py", "nested/a.py"], {"ignored by git": 4, "hidden folder": 2})
+    assert found(root / "whole")[0] == ["z.py"]
+    assert found(root / "sub") == ([], {"ignored by git": 1})
+    monkeypatch.setenv("PATH", "")
+    assert "gen.py" in found(root)[0]
+
+
+def test_search_runs_nothing_of_a_hostile_repository(tmp_path):
+    root = tree(tmp_path / "r", {"a.py": ""})
+    git(root, "init", "-q")
+    hook = tree(tmp_path, {"hook": f"#!/bin/sh\ntouch {tmp_path}/ran\n"}) / "hook"
+    hook.chmod(0o755)
+    for key in ("core.fsmonitor", "core.pager", "core.sshCommand", "filter.x.clean", "diff.external"):
+        git(root, "config", key, str(hook))
+    tree(root, {".gitattributes": "*.py filter=x", ".gitignore": "b.py", "b.py": ""})
+    assert found(root)[0] == ["a.py"] and not (tmp_path / "ran").exists()
+
+
+def test_search_reports_an_unreadable_folder(tmp_path):
+    root = tree(tmp_path, {"a.py": ""})
+    folder = os.open(root, os.O_RDONLY)
+    for _ in range(40):  # a path that is longer than the system takes
+        name = "d" * 120
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    search = cds.find_sources(str(root), ".py")
+    assert [source.file_path for source in search.sources] == ["a.py"]
+    assert [error.message for error in search.errors] == ["File name too long"]
+
+
+def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
+    assert run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
+    search, message = capsys.readouterr().err.splitlines()
+    assert search == "search files=0 left_out=1 (hidden folder 1)"
+    assert message.startswith("cds: --path: no .py file below")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        pytest.param("é.py", "é.py", id="utf-8"),
+        pytest.param("a\\b.py", "a\\b.py", id="backslash"),
+        pytest.param(os.fsdecode(b"\xff.py"), "\\udcff.py", id="bytes"),
+        pytest.param("\\udcff.py", "\\\\udcff.py", id="looks-like-an-escape"),
+        pytest.param(os.fsdecode(b"\\\xff.py"), "\\\\\\udcff.py", id="both"),
+    ],
+)
+def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, stored):
+    root = tree(tmp_path / "s", {name: "x = 1"})
+    assert found(root)[0] == [stored]
+    assert persist(root, tmp_path / "db") == 0
+    assert rows(tmp_path / "db", "SELECT file_path FROM records") == [(stored,)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Hostile files
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        pytest.param(b"x" * ((16 << 20) + 1), None, id="over-16-mib"),
+        pytest.param(b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"),
+        pytest.param(b"(" * 5000 + b")" * 5000, None, id="5000-brackets"),
+        pytest.param(b"x = " + b"[" * 5000 + b"]" * 5000, None, id="5000-lists"),
+        pytest.param(b"-" * 5000 + b"1", None, id="5000-signs"),
+        pytest.param("def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(), 2, id="mixed-scripts"),
+        pytest.param(b"def f(): pass\n" * 20_000, 20_001, id="20000-definitions"),
+        pytest.param(b"x = 1\n\0", None, id="nul"),
+        pytest.param(b"\xff\xfex\0", None, id="utf-16"),
+        pytest.param(b"if a: pass\n" + b"elif a: pass\n" * 900, 1, id="900-elifs"),
+    ],
+)
+def test_hostile_file_gives_its_records_or_one_error(tmp_path, content, count):
+    found = cds.analyze_file(cds.Source(str(tree(tmp_path, {"m.py": content}) / "m.py"), "m.py"))
+    if count is None:
+        assert isinstance(found, cds.AnalyzerError) and found.message and "\n" not in found.message
+    else:
+        assert len(found) == count
+
+
+def test_every_encoding_gives_records_or_one_error(tmp_path):
+    source = "# coding: {}\ndef f():\n    return 'é'\n"
+    for name in sorted(
+        {*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "utf_8_sig", "mbcs"}
+    ):
+        with contextlib.suppress(LookupError, UnicodeError):
+            (tmp_path / "m.py").write_bytes(source.format(name).encode(name))
+        found = cds.analyze_file(cds.Source(str(tmp_path / "m.py"), "m.py"))
+        assert isinstance(found, cds.AnalyzerError) or [s.kind for s in found] == ["file", "function"], name
+
+
+def test_vanished_file_is_one_error(tmp_path):
+    assert cds.analyze_file(cds.Source(str(tmp_path / "gone.py"), "gone.py")) == (
+        "gone.py",
+        None,
+        "No such file or directory",
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The database under fire
+# ---------------------------------------------------------------------------------------------
+
+SLOW = "INSERT INTO runs SELECT NULL, 'a', 'b', 'c', 'd', 'e', 'f', 1, 'x', 0, 0, 0"
+
+
+def rescued(err):
+    """Return the path of the rescue file that a message names."""
+    return re.search(r"rescued, whole, in (\S+)", err)[1]
+
+
+@pytest.mark.parametrize("where", ["beside", "temp"])
+def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
+    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    db = folder / "db"
+    if where == "beside":
+        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
+    else:
+        client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist(source, db, client=client) == 1
+    out, err = capsys.readouterr()
+    path = rescued(err)
+    assert out == "" and "cds: status=failed: " in err
+    assert os.path.dirname(path) == str(folder if where == "beside" else tmp_path / "t")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
+    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
+
+
+def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
+    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert persist(source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")) == 1
+    assert "the run is lost" in capsys.readouterr().err
+
+
+def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path):
+    source, db = (
+        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(3000))}),
+        tmp_path / "db",
+    )
+    persist(tree(tmp_path / "t", {"a.py": "def f(): return 1"}), db)
+    before = rows(db, "SELECT * FROM records")
+    limited = (
+        "import resource, signal, sys, cds; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(cds.main())"
+    )
+    with serving(answer()) as (address, _):
+        words = [
+            "persist",
+            "--path",
+            source,
+            "--provider-url",
+            address,
+            "--model",
+            "m",
+            "--db-path",
+            db,
+            "--scope",
+            "class",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", limited, *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=Path(CDS).parent,
+        )
+    assert done.returncode == 1 and done.stdout == "" and "status=failed" in done.stderr
+    assert "Traceback" not in done.stderr and "the run is lost" in done.stderr
+    assert rows(db, "SELECT * FROM records") == before and rows(db, "PRAGMA integrity_check") == [("ok",)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s", "t"]
+
+
+def test_killed_process_leaves_whole_runs_only(tmp_path):
+    source, db = (
+        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(4000))}),
+        tmp_path / "db",
+    )
+    words = [
+        "persist",
+        "--path",
+        source,
+        "--provider-url",
+        "127.0.0.1:1",
+        "--model",
+        "m",
+        "--db-path",
+        db,
+        "--scope",
+        "class",
+    ]
+    shell(*words)
+    sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [sys.executable, CDS, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        journal = Path(f"{db}-journal")
+        while process.poll() is None and not journal.exists():
+            time.sleep(0.001)
+        time.sleep(attempt * 0.002)
+        process.kill()
+        process.wait()
+        assert rows(db, "PRAGMA integrity_check") == [("ok",)]
+        runs = rows(
+            db, "SELECT record_count, (SELECT count(*) FROM records WHERE run_id = runs.id) FROM runs"
+        )
+        assert all(told == stored == sizes[0] for told, stored in runs)
+    assert shell(*words).returncode == 0
+
+
+def test_two_runs_into_one_file_at_once_both_succeed(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db"
+    words = ["persist", "--path", source, "--provider-url", "127.0.0.1:1", "--model", "m", "--db-path", db]
+    both = [
+        subprocess.Popen(
+            [sys.executable, CDS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        for _ in "ab"
+    ]
+    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
+    assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
+
+
+def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    watch = (
+        "import sys, os, cds\nseen = []\n"
+        "def hook(event, args):\n"
+        "    if event in ('socket.connect', 'subprocess.Popen', 'sqlite3.connect', 'os.system', 'os.exec', 'os.remove',"
+        " 'os.rename', 'os.mkdir'): seen.append((event, str(args[-1] if event == 'socket.connect' else args[0])))\n"
+        "    if event == 'open' and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT): seen.append((event, str(args[0])))\n"
+        "sys.addaudithook(hook)\ncode = cds.main()\n"
+        "print(*sorted({repr(one) for one in seen}), sep='\\n', file=sys.stderr)\nsys.exit(code)"
+    )
+    with serving(answer()) as (address, _):
+        words = ["persist", "--path", source, "--provider-url", address, "--model", "m", "--db-path", db]
+        done = subprocess.run(
+            [sys.executable, "-c", watch, *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=Path(CDS).parent,
+        )
+    assert done.returncode == 0
+    host, port = address.split(":")
+    events = [ast.literal_eval(line) for line in done.stderr.splitlines() if line.startswith("('")]
+    files = [name for event, name in events if event == "sqlite3.connect" and name != ":memory:"]
+    assert {event for event, _ in events} <= {"socket.connect", "subprocess.Popen", "sqlite3.connect", "open"}
+    assert [name for event, name in events if event == "socket.connect"] == [f"('{host}', {port})"]
+    assert {name for event, name in events if event == "subprocess.Popen"} == {"git"}
+    assert files and all(name.startswith(db.as_uri() + "?") for name in files)
+    assert [name for event, name in events if event == "open" and name != os.devnull] == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Interrupts
+# ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def persisting(tmp_path, address, *options, functions=40):
+    """Run `persist` over a small tree as a process of its own."""
+    source = tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(functions))})
+    words = [
+        "persist",
+        "--path",
+        source,
+        "--provider-url",
+        address,
+        "--model",
+        "m",
+        "--db-path",
+        tmp_path / "db",
+    ]
+    command = [sys.executable, CDS, *map(str, [*words, *options])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition):
+    """Wait for something to come true, ten seconds at most."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came true")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
+    with (
+        serving(answer(), answer(), silence) as (address, requests),
+        persisting(tmp_path, address, "--jobs", "2") as process,
+    ):
+        wait_for(lambda: len(requests) == 4)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert (
+        out
+        == f"persisted run_id=1 db_path={tmp_path}/db record_count=41 intent_failed_count=38 analyzer_error_count=0 status=completed_with_errors\n"
+    )
+    query = "SELECT intent_status, intent_error, count(*) FROM records WHERE kind = 'function' GROUP BY 1 ORDER BY 1"
+    assert rows(tmp_path / "db", query) == [("failed", "interrupted", 38), ("success", None, 2)]
+
+
+def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
+    def slow(handler):
+        time.sleep(0.02)
+        respond(handler, *answer())
+
+    with serving(slow) as (address, requests):
+        with persisting(tmp_path, address) as process:
+            wait_for(lambda: len(requests) > 9)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        saved = rows(tmp_path / "db", "SELECT count(*) FROM records WHERE intent IS NOT NULL")[0][0]
+        first = len(requests)
+        with persisting(tmp_path, address, "--reuse-intents") as process:
+            process.communicate(timeout=30)
+    assert process.returncode == 0 and 9 <= saved <= first <= saved + 1
+    assert len(requests) - first == 40 - saved
+    assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [("completed",)]
+
+
+def test_interrupt_before_the_first_call_writes_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    program = f"import cds, sys; cds.decode_source = lambda data: open({str(tmp_path / 'pipe')!r}).read(); sys.exit(cds.main())"
+    source = tree(tmp_path / "s", {"a.py": "x = 1"})
+    words = [
+        "persist",
+        "--path",
+        source,
+        "--provider-url",
+        "127.0.0.1:1",
+        "--model",
+        "m",
+        "--db-path",
+        tmp_path / "db",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(CDS).parent,
+    )
+    with open(tmp_path / "pipe", "w"):  # opens once the analysis waits for it
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "cds: interrupted")
+    assert "Traceback" not in err and not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(tmp_path, signals):
+    db = tmp_path / "db"
+    with (
+        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
+        serving(answer()) as (address, requests),
+    ):
+        lock.execute("CREATE TABLE other (x)")
+        lock.execute("BEGIN IMMEDIATE")
+        with persisting(tmp_path, address, functions=3) as process:
+            wait_for(lambda: len(requests) == 3)
+            time.sleep(0.5)
+            for _ in range(signals):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            if signals == 1:
+                lock.execute("COMMIT")
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
+    tables = [name for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    assert tables == (["other", "runs", "records"] if signals == 1 else ["other"])
+    assert out.startswith("persisted run_id=1") is (signals == 1)
