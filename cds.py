@@ -14,6 +14,7 @@ From the shell:
     python cds.py model-build   --path src
     python cds.py enrich-intent --path src --provider-url localhost:11434 --model M
     python cds.py persist       --path src --provider-url localhost:11434 --model M --db-path cds.sqlite
+    python cds.py duplicates    --db-path cds.sqlite
 
 From code:
 
@@ -26,20 +27,23 @@ Caveats: nothing that it finds is proof, only a candidate for a person to review
 piece of code agree between Python 3.11 and 3.14; 3.9 and 3.10 write some code otherwise.
 
 Sections, in the order in which the data flows: Constants, Errors, Records, Analysis, Building,
-Intents, Persistence, Output, Commands, Command line.
+Intents, Persistence, Duplicates, Output, Commands, Command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import bisect
 import collections
 import contextlib
 import fnmatch
 import functools
+import gc
 import io
 import itertools
 import json
+import math
 import os
 import queue
 import re
@@ -53,7 +57,7 @@ import tokenize
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple, NoReturn, TextIO, TypeVar, Union
 
@@ -90,7 +94,7 @@ T = TypeVar("T")
 # Constants
 # ---------------------------------------------------------------------------------------------
 
-EXIT_DONE, EXIT_FATAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FATAL, EXIT_USAGE, EXIT_GATE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 KINDS = ("class", "function", "method")  # what --scope may name, in the order it is stored in
 ALL = "all"
@@ -118,6 +122,8 @@ LOCK_SECONDS = 60.0
 
 SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 GIT_SECONDS = 60.0
+FILES_A_WORKER = 50  # fewer do not pay for the start of a process
+FILES_A_TASK = 8
 DEEP_STACK_BYTES = 1 << 29
 DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
 
@@ -256,6 +262,8 @@ class RunResult(NamedTuple):
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 DefinitionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
+
+FileAnalysis = Union[list[Symbol], AnalyzerError]
 
 BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
@@ -405,18 +413,62 @@ class PythonAnalyzer(Analyzer):
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
         analysis = Analysis([], [])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SyntaxWarnings about the analyzed code
-            for source in sources:
-                found = analyze_file(source)
-                if isinstance(found, AnalyzerError):
-                    analysis.errors.append(found)
-                else:
-                    analysis.symbols.extend(found)
+        workers = min(processors(), len(sources) // FILES_A_WORKER)
+        for found in analyzed_in_workers(sources, workers) if workers > 1 else analyzed_here(sources):
+            if isinstance(found, AnalyzerError):
+                analysis.errors.append(found)
+            else:
+                analysis.symbols.extend(found)
         return analysis
 
 
-def analyze_file(source: Source) -> list[Symbol] | AnalyzerError:
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def analyzed_here(sources: Iterable[Source]) -> Iterator[FileAnalysis]:
+    """Yield what each file gives, with the collector out of the way: trees hold no cycles."""
+    collecting = gc.isenabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SyntaxWarnings about the analyzed code
+        gc.disable()
+        try:
+            yield from map(analyze_file, sources)
+        finally:
+            if collecting:
+                gc.enable()
+
+
+def analyzed_in_workers(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
+    """Yield what each file gives, in the same order, from worker processes."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    done = 0
+    try:
+        with ProcessPoolExecutor(workers, initializer=set_up_worker) as pool:
+            for found in pool.map(analyze_file, sources, chunksize=FILES_A_TASK):
+                yield found
+                done += 1
+    except BrokenProcessPool:  # a file crashed its worker, or the system killed it: find out which
+        for source in sources[done:]:
+            try:
+                with ProcessPoolExecutor(1, initializer=set_up_worker) as pool:
+                    yield pool.submit(analyze_file, source).result()
+            except BrokenProcessPool:
+                yield AnalyzerError(source.file_path, None, "crashes the parser of this Python")
+
+
+def set_up_worker() -> None:
+    """Leave signals to the parent, and have neither warnings nor collections."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    warnings.simplefilter("ignore")
+    gc.disable()
+
+
+def analyze_file(source: Source) -> FileAnalysis:
     """Return the symbols of one file, its own first, or the reason why it gives none."""
     try:
         return python_symbols(decode_source(read_bytes(source.path)), source.file_path)
@@ -1102,11 +1154,17 @@ def parse_scope(text: str) -> tuple[str, ...]:
 
     Raises UsageError for a token that is empty or unknown.
     """
+    tokens = named_tokens("--scope", text, (*KINDS, ALL))
+    return (ALL,) if ALL in tokens else tuple(kind for kind in KINDS if kind in tokens)
+
+
+def named_tokens(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Return the tokens of an option's comma-separated list; raise UsageError for one not known."""
     tokens = [token.strip() for token in text.split(",")]
     for token in tokens:
-        if token not in (*KINDS, ALL):
-            raise UsageError(f"--scope: {token!r} is not one of {', '.join((*KINDS, ALL))}")
-    return (ALL,) if ALL in tokens else tuple(kind for kind in KINDS if kind in tokens)
+        if token not in known:
+            raise UsageError(f"{option}: {token!r} is not one of {', '.join(known)}")
+    return tokens
 
 
 class Outcome(NamedTuple):
@@ -1292,6 +1350,7 @@ def draw(line: str) -> None:
     """Show a line on the terminal in place of the one it stands in."""
     try:
         emit(f"\r\x1b[K{line}", sys.stderr)
+        flush(sys.stderr)
     except (OSError, ValueError):  # as in `log`
         silence(sys.stderr)
 
@@ -1445,12 +1504,14 @@ def opened(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
         raise PersistenceError(f"{db_path}: {problem}") from problem
 
 
-def patiently(connection: sqlite3.Connection, statement: str, seconds: float) -> sqlite3.Cursor:
+def patiently(
+    connection: sqlite3.Connection, statement: str, seconds: float, values: Sequence[object] = ()
+) -> sqlite3.Cursor:
     """Execute a statement, waiting for the locks of others; SQLite's own wait would hear no Ctrl-C."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return connection.execute(statement)
+            return connection.execute(statement, values)
         except sqlite3.OperationalError as problem:
             if "locked" not in str(problem) or time.monotonic() > deadline:
                 raise
@@ -1480,6 +1541,506 @@ def expected_columns(table: str) -> list[tuple[Any, ...]]:
 
 
 # ---------------------------------------------------------------------------------------------
+# Duplicates
+# ---------------------------------------------------------------------------------------------
+
+SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
+SELECT_RECORDS = (
+    f"SELECT {', '.join(Record._fields)} FROM records WHERE run_id = ? AND kind <> 'file' ORDER BY id"
+)
+EXACT, NEAR, INTENT = "exact", "near", "intent"
+STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
+INSIDE, CALLS, CONTAINED = "inside", "calls", "contained"
+NOISE_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED)
+DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
+SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look alike
+STUB_DECORATORS = ("overload", "abstractmethod")
+STATEMENT_START = "^"
+ROUNDING_SLACK = 1e-9
+ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
+STOP_WORDS = frozenset(
+    "a an and are as at be by each for from given has have if in into is it its no not of on one or that"  # noqa: SIM905
+    " the their them then there these they this to was were when where which while whose will with".split()
+)
+Pair = tuple[int, int]
+Place = tuple[str, int, int]
+
+
+class DuplicateOptions(NamedTuple):
+    """What `duplicates` compares; similarities run from 0 (nothing shared) to 1."""
+
+    kinds: tuple[str, ...] = ("function", "method", "class")
+    min_statements: int = 2
+    code_similarity: float = 0.55
+    intent_similarity: float = 0.4
+
+
+class Unit(NamedTuple):
+    """Records of one `md5sum`, sorted by place, and what the report needs of their code."""
+
+    records: tuple[Record, ...]
+    name: str
+    statements: int
+    is_stub: bool
+    grams: frozenset[int]
+    called: frozenset[str]
+
+
+class CloneGroup(NamedTuple):
+    """Records of which every pair is alike; `similarity` is the lowest pair's."""
+
+    id: str
+    evidence: str
+    similarity: float
+    copies: int
+    statements: int
+    in_tests: bool
+    hidden_by: str | None
+    members: tuple[Record, ...]
+
+
+def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object], list[Record]]:
+    """Return the row of a run (the newest without `run_id`) and its records, files left out.
+
+    Raises UsageError for a file that is no CDS database and for a run that is not in it.
+    """
+    try:
+        with opened(db_path, "rw") as connection:  # never creates a file
+            cursor = patiently(connection, SELECT_RUN, LOCK_SECONDS, (run_id,))
+            runs = [dict(zip([name for name, *_ in cursor.description], row)) for row in cursor]
+            rows = connection.execute(SELECT_RECORDS, (runs[0]["id"],)) if runs else ()
+            records = [Record(*row) for row in rows]
+    except PersistenceError as problem:
+        raise UsageError(f"--db-path: {problem}: name a file that 'cds persist' wrote") from problem
+    if not runs:
+        missing = "no runs: run 'cds persist' first" if run_id is None else f"no run {run_id}"
+        raise UsageError(f"--db-path: {db_path} has {missing}")
+    return runs[0], records
+
+
+def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[CloneGroup]:
+    """Return every clone group of a run, the hidden ones too, by section and then by rank.
+
+    Functions are compared with methods, classes with classes.
+    """
+    units = collect_units(records, options.kinds)
+    large = [unit for unit in units if unit.statements >= options.min_statements]
+    near = alike_pairs([unit.grams for unit in large], options.code_similarity)
+    stems = [intent_stems(unit.records) for unit in large]
+    intents = alike_pairs(stems, options.intent_similarity, rare_counts_more=True)
+    different = {pair: intents[pair] for pair in intents if pair not in near}
+    groups = [
+        _group(EXACT, [unit], 1.0, SMALL if unit.statements < options.min_statements else None)
+        for unit in units
+        if len(unit.records) > 1
+    ]
+    groups += _linked_groups(NEAR, large, near) + _linked_groups(INTENT, large, different)
+    return sorted(_hide_contained(groups), key=_rank)
+
+
+def gate_is_hit(groups: Sequence[CloneGroup], known_ids: Collection[str] = ()) -> bool:
+    """Say whether a group that no rule hides has an id outside `known_ids`.
+
+    Those are none for `--fail-on any`, and all of the run of `--against` for `--fail-on new`.
+    """
+    return any(group.hidden_by is None and group.id not in known_ids for group in groups)
+
+
+def collect_units(records: Sequence[Record], kinds: Collection[str]) -> list[Unit]:
+    """Return the records of these kinds as units, sorted by the place of the first copy."""
+    copies: dict[str, list[Record]] = collections.defaultdict(list)
+    for record in sorted(records, key=location):
+        if record.kind in kinds:
+            copies[record.md5sum].append(record)
+    # Every gram of the run as a number: tuples of text take ten times the memory.
+    numbers: dict[Hashable, int] = collections.defaultdict(itertools.count().__next__)
+    return [_unit(tuple(same), numbers) for same in copies.values()]
+
+
+def location(record: Record) -> Place:
+    return record.file_path, record.start_line, record.end_line
+
+
+def _unit(records: tuple[Record, ...], numbers: Mapping[Hashable, int]) -> Unit:
+    """Return the unit of equal records; `numbers` gives each gram its number."""
+    code = records[0].normalized_code
+    try:
+        definition = ast.parse(code).body[0]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
+        return Unit(records, "", code.count("\n"), False, frozenset(), frozenset())
+    nodes = _preorder(definition)
+    name = getattr(definition, "name", "")
+    statements = sum(isinstance(node, ast.stmt) for node in nodes) - 1
+    seen: collections.Counter[Hashable] = collections.Counter()
+    grams = set()
+    for gram in _code_grams(nodes):
+        grams.add(numbers[gram, seen[gram]])
+        seen[gram] += 1
+    stub = _is_stub(definition)
+    return Unit(records, name, statements, stub, frozenset(grams), _called_names(nodes, name))
+
+
+def _preorder(root: ast.AST) -> list[ast.AST]:
+    """Return the nodes in the order of the source; not recursive, since a tree can be deep."""
+    nodes: list[ast.AST] = []
+    stack: list[object] = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack += reversed(node)
+        elif isinstance(node, ast.AST):
+            nodes.append(node)
+            fields = reversed(node._fields)
+            stack += [getattr(node, field, None) for field in fields if field != "ctx"]
+    return nodes
+
+
+def _code_grams(nodes: Sequence[ast.AST]) -> Iterator[tuple[str, str, str]]:
+    """Yield one gram for each node: its label after the two before it in the same statement.
+
+    Grams that ran on from statement to statement would make one added statement cost more.
+    """
+    local = _local_names(nodes)
+    before = last = STATEMENT_START
+    for node in nodes:
+        if isinstance(node, ast.stmt):
+            before = last = STATEMENT_START
+        label = _label(node, local)
+        yield before, last, label
+        before, last = last, label
+
+
+def _label(node: ast.AST, local: Collection[str]) -> str:
+    if isinstance(node, ast.Name):
+        return "_" if node.id in local else node.id
+    if isinstance(node, ast.Attribute):
+        return f".{node.attr}"
+    if isinstance(node, ast.keyword):
+        return f"{node.arg}="
+    return f"import {node.name}" if isinstance(node, ast.alias) else type(node).__name__
+
+
+def _local_names(nodes: Sequence[ast.AST]) -> set[str]:
+    """Return the names that the functions of a definition bind; one scope for all will do.
+
+    What a class body binds is an attribute to the rest of the program, so it keeps its name.
+    """
+    local = set(filter(None, map(_bound_name, nodes)))
+    for node in nodes:
+        if isinstance(node, ast.Global):
+            local.difference_update(node.names)
+        elif isinstance(node, ast.ClassDef):
+            for statement in node.body:
+                target = getattr(statement, "targets", [getattr(statement, "target", statement)])[0]
+                local.discard(_bound_name(target) or "")
+    return local
+
+
+def _bound_name(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id if isinstance(node.ctx, ast.Store) else None
+    if isinstance(node, ast.arg):
+        return node.arg
+    name: str | None = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
+    return name
+
+
+def _called_names(nodes: Sequence[ast.AST], own: str) -> frozenset[str]:
+    """Return the last names of what a definition calls, extends or is decorated with."""
+    used = [node.func for node in nodes if isinstance(node, ast.Call)]
+    used += [*getattr(nodes[0], "bases", ()), *getattr(nodes[0], "decorator_list", ())]
+    names = set()
+    for node in used:
+        name = getattr(node, "attr", getattr(node, "id", ""))
+        owner = getattr(getattr(node, "value", None), "id", "")
+        # By its own name alone, or on itself, a function calls itself and no twin of that name.
+        if name != own or (isinstance(node, ast.Attribute) and owner not in ("self", "cls")):
+            names.add(name)
+    return frozenset(names - {""})
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    """Say whether a statement only declares: there is nothing in it to merge."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        names = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+        return not names.isdisjoint(STUB_DECORATORS) or all(map(_is_stub, node.body))
+    if isinstance(node, ast.ClassDef):
+        return all(_is_stub(statement) or _is_constant(statement) for statement in node.body)
+    if isinstance(node, ast.Raise) and node.exc is not None:
+        return ast.unparse(node.exc).startswith("NotImplementedError")
+    ellipsis = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return ellipsis or isinstance(node, ast.Pass)
+
+
+def _is_constant(node: ast.stmt) -> bool:
+    calls = any(isinstance(child, ast.Call) for child in ast.walk(node))
+    return isinstance(node, (ast.Assign, ast.AnnAssign)) and not calls
+
+
+def intent_stems(records: Sequence[Record]) -> frozenset[str]:
+    """Return the words of the first intent that carry meaning, without their endings."""
+    intent = next((record.intent for record in records if record.intent), "")
+    words = re.findall(r"[^\W_]+", intent.lower())
+    return frozenset(ENDING.sub("", word) for word in words if word not in STOP_WORDS)
+
+
+def alike_pairs(
+    bags: Sequence[frozenset[Hashable]], threshold: float, *, rare_counts_more: bool = False
+) -> dict[Pair, float]:
+    """Return the pairs of bags, lower index first, with a similarity of `threshold` or more.
+
+    The similarity is the weighted Jaccard index: the weight of the features both have, divided by
+    that of the features either has. A feature weighs 1, or ln((bags + 1) / bags that have it).
+
+    Only bags that share a feature of their prefixes are compared, rarest feature first: what comes
+    after a prefix weighs too little to reach the threshold (Bayardo et al., "Scaling up all pairs
+    similarity search", WWW 2007; Xiao et al., "Efficient similarity joins for near duplicate
+    detection", WWW 2008).
+    """
+    frequencies = collections.Counter(itertools.chain.from_iterable(bags))
+    count = sum(map(bool, bags)) + 1
+    weight = {feature: math.log(count / n) if rare_counts_more else 1.0 for feature, n in frequencies.items()}
+    totals = [math.fsum(map(weight.__getitem__, bag)) for bag in bags]
+    # A feature that one bag alone has counts in its total and nowhere else.
+    shared = [feature for feature, n in frequencies.items() if n > 1]
+    shared.sort(key=frequencies.__getitem__)
+    ranks = {feature: rank for rank, feature in enumerate(shared)}
+    weights = [weight[feature] for feature in shared]
+    ranked = [frozenset(ranks[feature] for feature in bag if feature in ranks) for bag in bags]
+    pairs = {}
+    for new, candidates in _candidates(ranked, totals, weights, threshold):
+        for old in candidates:
+            both = math.fsum(map(weights.__getitem__, ranked[old] & ranked[new]))
+            similarity = both / (totals[old] + totals[new] - both)
+            if similarity >= threshold:
+                pairs[min(old, new), max(old, new)] = similarity
+    return pairs
+
+
+def _candidates(
+    bags: Sequence[frozenset[int]], totals: Sequence[float], weights: Sequence[float], threshold: float
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield each bag, lightest first, with the lighter ones that may be alike.
+
+    A bag shares at least `threshold` of its weight with a lighter one that is alike, and at least
+    2 * threshold / (1 + threshold) with a heavier one, so it is indexed with a shorter prefix.
+    """
+    order = sorted(range(len(bags)), key=totals.__getitem__)
+    ascending = [totals[index] for index in order]
+    holders: dict[int, list[int]] = collections.defaultdict(list)
+    for position, new in enumerate(order):
+        least = threshold * totals[new] - ROUNDING_SLACK
+        first = bisect.bisect_left(ascending, least)
+        left = math.fsum(map(weights.__getitem__, bags[new]))
+        found: set[int] = set()
+        for feature in sorted(bags[new]):
+            if left < least:
+                break
+            others = holders[feature]
+            found.update(others[bisect.bisect_left(others, first) :])
+            if left * (1 + threshold) >= 2 * least:
+                others.append(position)
+            left -= weights[feature]
+        yield new, [order[other] for other in found]
+
+
+def link_pairs(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float]]:
+    """Return groups in which every pair is in `pairs`, each with its lowest similarity.
+
+    Complete linkage: the most similar pair comes first, and two groups become one with the pair
+    that is the last between them; ties fall to the lower index.
+    """
+    members = {index: [index] for pair in pairs for index in pair}
+    home = {index: index for index in members}
+    seen = {index: collections.Counter[int]() for index in members}
+    lowest = {}
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        kept, gone = sorted(home[index] for index in pair)
+        seen[kept][gone] += 1
+        seen[gone][kept] += 1
+        if seen[kept][gone] == len(members[kept]) * len(members[gone]):
+            home.update(dict.fromkeys(members[gone], kept))
+            members[kept] += members.pop(gone)
+            lowest[kept] = pairs[pair]
+            for other, count in seen.pop(gone).items():
+                seen[kept][other] += count
+                seen[other][kept] += count
+                del seen[other][gone]
+            del seen[kept][kept]
+    return [(sorted(group), lowest[kept]) for kept, group in members.items() if len(group) > 1]
+
+
+def _linked_groups(evidence: str, units: Sequence[Unit], pairs: Mapping[Pair, float]) -> list[CloneGroup]:
+    """Link the pairs that no rule hides, then those that one hides among the units left."""
+    ruled: dict[str | None, dict[Pair, float]] = {None: {}, SHORT: {}, INSIDE: {}, CALLS: {}}
+    for (one, other), similarity in pairs.items():
+        kinds = [units[index].records[0].kind for index in (one, other)]
+        if kinds.count("class") != 1:
+            rule = _pair_rule(evidence, units[one], units[other], similarity)
+            ruled[rule][one, other] = similarity
+    groups = []
+    grouped: set[int] = set()
+    for rule, alike in ruled.items():
+        left = {pair: alike[pair] for pair in alike if grouped.isdisjoint(pair)}
+        for indexes, similarity in link_pairs(left):
+            grouped.update(indexes)
+            groups.append(_group(evidence, [units[index] for index in indexes], similarity, rule))
+    return groups
+
+
+def _pair_rule(evidence: str, one: Unit, other: Unit, similarity: float) -> str | None:
+    places = itertools.product(one.records, other.records)
+    if any(_is_inside(a, b) or _is_inside(b, a) for a, b in places):
+        return INSIDE
+    if evidence == INTENT:
+        return CALLS if one.name in other.called or other.name in one.called else None
+    short = min(one.statements, other.statements) < SHORT_STATEMENTS
+    return SHORT if short and similarity < SHORT_SIMILARITY else None
+
+
+def _is_inside(inner: Record, outer: Record) -> bool:
+    around = outer.start_line <= inner.start_line and inner.end_line <= outer.end_line
+    return inner.file_path == outer.file_path and around and location(inner) != location(outer)
+
+
+def _group(evidence: str, units: Sequence[Unit], similarity: float, rule: str | None) -> CloneGroup:
+    members = sorted((record for unit in units for record in unit.records), key=location)
+    sums = "\n".join(sorted(unit.records[0].md5sum for unit in units))
+    statements = min(unit.statements for unit in units)
+    if all(unit.is_stub for unit in units):
+        rule = STUB
+    elif statements < DUNDER_STATEMENTS and all(unit.name.endswith("__") for unit in units):
+        rule = rule or DUNDER
+    return CloneGroup(
+        id=fingerprint(sums)[:10],
+        evidence=evidence,
+        similarity=round(similarity, 3),
+        copies=len(members),
+        statements=statements,
+        in_tests=all(is_test(record.file_path) for record in members),
+        hidden_by=rule,
+        members=tuple(members),
+    )
+
+
+def is_test(file_path: str) -> bool:
+    """Say whether a file belongs to a test suite, by the usual names of files and folders."""
+    *folders, name = file_path.split("/")
+    by_name = (name.startswith("test_") and name.endswith(".py")) or name.endswith("_test.py")
+    return by_name or name == "conftest.py" or "tests" in folders
+
+
+def _rank(group: CloneGroup) -> tuple[int, bool, int, float, Place, str]:
+    section = (EXACT, NEAR, INTENT).index(group.evidence)
+    could_go = (group.copies - 1) * group.statements
+    place = location(group.members[0])
+    return section, group.in_tests, -could_go, -group.similarity, place, group.id
+
+
+def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
+    """Hide groups whose members each lie inside another member of one group that is shown."""
+    outer: dict[str, list[tuple[str, Record]]] = collections.defaultdict(list)
+    for group in groups:
+        if group.hidden_by is None and group.evidence != INTENT:
+            for member in group.members:
+                outer[member.file_path].append((group.id, member))
+    return [
+        group._replace(hidden_by=group.hidden_by or (CONTAINED if _is_contained(group, outer) else None))
+        for group in groups
+    ]
+
+
+def _is_contained(group: CloneGroup, outer: Mapping[str, list[tuple[str, Record]]]) -> bool:
+    around: dict[str, set[Place]] = collections.defaultdict(set)
+    for member in group.members:
+        for group_id, holder in outer[member.file_path]:
+            if _is_inside(member, holder):
+                around[group_id].add(location(holder))
+    return any(len(places) == group.copies for places in around.values())
+
+
+SECTION_TITLES = {
+    EXACT: "1. Exact: the same code",
+    NEAR: "2. Near: code alike",
+    INTENT: "3. Same intent, different code",
+}
+MEMBER_FIELDS = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+
+
+def groups_as_json(run: Mapping[str, object], groups: Sequence[CloneGroup]) -> dict[str, object]:
+    """Return the object of `--format json`: the run's row, every group, and a count by rule."""
+    entries = []
+    for group in groups:
+        members = [{key: getattr(record, key) for key in MEMBER_FIELDS} for record in group.members]
+        entries.append({**group._asdict(), "members": members})
+    return {"run": dict(run), "groups": entries, "hidden": count_hidden(groups)}
+
+
+def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
+    """Return how many groups each noise rule hides, a rule that hides none too."""
+    counts = collections.Counter(group.hidden_by for group in groups)
+    return {rule: counts[rule] for rule in NOISE_RULES}
+
+
+def groups_as_lines(
+    run: Mapping[str, object],
+    records: Sequence[Record],
+    groups: Sequence[CloneGroup],
+    options: DuplicateOptions,
+    *,
+    top: int = 20,
+    width: int | None = None,
+) -> list[str]:
+    """Return the report for eyes: `top` groups of each section, lines of `width` columns."""
+    compared = [record for record in records if record.kind in options.kinds]
+    lines = [
+        f"Run {run['id']} of {run['root_path']}, {run['finished_at']}",
+        f"{len(compared)} records of {', '.join(options.kinds)}",
+        (
+            f"Code alike from {options.code_similarity}, intents from {options.intent_similarity},"
+            f" bodies from {options.min_statements} statements"
+        ),
+    ]
+    for rule, count in count_hidden(groups).items():
+        option = "--min-statements 1" if rule == SMALL else "--format json"
+        lines += [f"Hidden by {rule}: {count} groups ({option} shows them)"] if count else []
+    for evidence, title in SECTION_TITLES.items():
+        shown = [group for group in groups if (group.evidence, group.hidden_by) == (evidence, None)]
+        lines += ["", f"{title} ({len(shown)} groups)"]
+        lines += _missing_intents(compared) if evidence == INTENT else []
+        lines += _section_lines(shown, top)
+    return [fit(printable(line), width) for line in lines]
+
+
+def _missing_intents(compared: Sequence[Record]) -> list[str]:
+    missing = [record.intent_status for record in compared if not record.intent]
+    counts = ", ".join(f"{missing.count(status)} {status}" for status in sorted(set(missing)))
+    what = "empty: no record has an intent" if len(missing) == len(compared) else "without intent"
+    return [f"  {what} ({counts})"] if missing else []
+
+
+def _section_lines(groups: Sequence[CloneGroup], top: int) -> Iterator[str]:
+    for in_tests, same in itertools.groupby(groups[:top], lambda group: group.in_tests):
+        if in_tests:
+            yield from ("", f"  Only in tests ({sum(group.in_tests for group in groups)} groups)")
+        for group in same:
+            yield from _group_lines(group)
+    if len(groups) > top:
+        yield from ("", f"  {len(groups) - top} more groups: --top {len(groups)} shows them")
+
+
+def _group_lines(group: CloneGroup) -> Iterator[str]:
+    size = f"{group.copies} copies, {group.statements} statements"
+    yield from ("", f"{group.id}  {size}, similarity {group.similarity:.2f}")
+    for member in group.members:
+        signature = " ".join((member.signature or "").split())
+        yield f"  {member.file_path}:{member.start_line}-{member.end_line}  {signature}"
+        if member.intent:
+            yield f"    {member.intent}"
+
+
+# ---------------------------------------------------------------------------------------------
 # Output
 # ---------------------------------------------------------------------------------------------
 
@@ -1492,6 +2053,7 @@ def log(message: str) -> None:
     """Write one line to stderr, with nothing in it that steers a terminal."""
     try:
         emit(printable(message) + "\n", sys.stderr)
+        flush(sys.stderr)
     except (OSError, ValueError):  # a run must not end because nobody reads its messages
         silence(sys.stderr)
 
@@ -1508,6 +2070,11 @@ def emit(text: str, stream: TextIO | None) -> None:
     if stream is not None:
         encoding = stream.encoding or "utf-8"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def flush(stream: TextIO | None) -> None:
+    """Hand over what a stream (None: it was closed) still holds."""
+    if stream is not None:
         stream.flush()
 
 
@@ -1812,6 +2379,30 @@ def enricher_for(
     )
 
 
+def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
+    """Print the clone groups of a run, and say by the exit code whether a gate was hit."""
+    check_output(args.output)
+    if args.fail_on == "new" and args.against is None:
+        raise UsageError("--fail-on new: name the run to compare with, --against RUN_ID")
+    options = DuplicateOptions(args.kind, args.min_statements, args.code_similarity, args.intent_similarity)
+    run_row, records = read_run(args.db_path, args.run_id)
+    known = (
+        {group.id for group in find_groups(read_run(args.db_path, args.against)[1], options)}
+        if args.against
+        else set()
+    )
+    groups = find_groups(records, options)
+    if args.format == "json":
+        pieces = [json.dumps(groups_as_json(run_row, groups)) + "\n"]
+    else:
+        width = None if args.output else terminal_width(sys.stdout)
+        lines = groups_as_lines(run_row, records, groups, options, top=args.top, width=width)
+        pieces = [line + "\n" for line in lines]
+    deliver(pieces, args.output)
+    is_hit = args.fail_on and gate_is_hit(groups, known if args.fail_on == "new" else ())
+    return EXIT_GATE if is_hit else EXIT_DONE
+
+
 def timestamp() -> str:
     """Return the time as ISO 8601 in UTC, to the microsecond."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
@@ -1966,6 +2557,46 @@ def add_persist_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_duplicates_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `duplicates`."""
+    add = parser.add_argument
+    default = DuplicateOptions()
+    add("--db-path", required=True, metavar="FILE", help="SQLite file that persist wrote")
+    add("--run-id", type=positive_int, metavar="N", help="run to report on (default: the newest)")
+    add(
+        "--kind",
+        type=lambda text: tuple(named_tokens("--kind", text, KINDS)),
+        default=default.kinds,
+        metavar="KINDS",
+        help="comma-separated: function, method, class (default: all three)",
+    )
+    add(
+        "--min-statements",
+        type=positive_int,
+        default=default.min_statements,
+        metavar="N",
+        help="hide smaller bodies (default: %(default)s)",
+    )
+    for name, value, what in (
+        ("--code-similarity", default.code_similarity, "near copies share"),
+        ("--intent-similarity", default.intent_similarity, "intents of the same purpose share"),
+    ):
+        text = f"how much {what}, above 0 to 1 (default: %(default)s)"
+        add(name, type=similarity, default=value, metavar="X", help=text)
+    add("--top", type=positive_int, default=20, metavar="N", help="groups a section (default: %(default)s)")
+    add_output_options(parser)
+    add("--against", type=positive_int, metavar="RUN_ID", help="run that --fail-on new compares with")
+    add("--fail-on", choices=("any", "new"), help="exit 3 where a group is shown, or one not in --against")
+
+
+def similarity(text: str) -> float:
+    """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
+
+
 COMMANDS = {
     "model-build": (
         run_model_build,
@@ -1985,6 +2616,12 @@ COMMANDS = {
         "Do as enrich-intent, and store the result as a run in an SQLite file.",
         "cds persist --path src --provider-url localhost:11434 --model llama3.2 --db-path cds.sqlite",
     ),
+    "duplicates": (
+        run_duplicates,
+        add_duplicates_options,
+        "Report what a stored run holds twice: the same code, code alike, and the same purpose.",
+        "cds duplicates --db-path cds.sqlite --top 5",
+    ),
 }
 
 
@@ -1995,8 +2632,7 @@ def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = Olla
     """
     try:
         code = run(argv, Outside(make_client, Interrupts()))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what fails to be written must fail here
+        flush(sys.stdout)  # what cannot be written must fail here
         return code
     except CdsError as problem:
         log(f"cds: {problem}")

@@ -6,9 +6,12 @@ import ast
 import contextlib
 import encodings.aliases
 import fcntl
+import hashlib
 import http.server
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -412,6 +415,36 @@ def reference(source):
                 block[:] = kept or [ast.Pass()] * (node is not module)
     found = [(1, max(1, len(source.splitlines())), ast.unparse(module))]
     return found
+
+
+def test_analysis_in_workers_gives_the_same_as_in_one_process(tmp_path):
+    files = {f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n" for n in range(30)}
+    sources = cds.find_sources(str(tree(tmp_path, {**files, "bad.py": "def"})), ".py").sources
+    assert list(cds.analyzed_in_workers(sources, 3)) == list(cds.analyzed_here(sources))
+
+
+def test_file_that_crashes_its_worker_is_one_error(tmp_path):
+    program = (
+        "import os, sys, cds\n"
+        "honest = cds.decode_source\n"
+        "cds.decode_source = lambda data: os.abort() if b'crash' in data else honest(data)\n"
+        "sources = cds.find_sources(sys.argv[1], '.py').sources\n"
+        "for found in cds.analyzed_in_workers(sources, 2): print(type(found).__name__)\n"
+    )
+    source = tree(tmp_path, {"a.py": "x = 1", "b.py": "crash", "c.py": "y = 1"})
+    command = [sys.executable, "-c", program, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(CDS).parent, timeout=60)
+    assert done.stdout.split() == ["list", "AnalyzerError", "list"]
+
+
+def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(tmp_path):
+    source = tree(tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)})
+    command = [sys.executable, CDS, "model-build", "--path", str(source), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr.readline().startswith("search files=400")
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "cds: interrupted\n" and process.returncode == 130
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1167,6 +1200,563 @@ def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------
+# Duplicates
+# ---------------------------------------------------------------------------------------------
+
+DUPLICATES = cds.DuplicateOptions()
+RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
+TOTAL = """\
+def total(rows, rate):
+    result = 0
+    for row in rows:
+        if row.active:
+            result += row.price * rate
+    log.info('total', result)
+    return round(result, 2)
+"""
+TOTAL_RENAMED = TOTAL.replace("result", "amount").replace("rows", "items").replace("2)", "3)")
+OTHER = """\
+def load(path):
+    with open(path) as stream:
+        text = stream.read()
+    while text.startswith('#'):
+        text = text.partition(';')[2]
+    return json.loads(text)
+"""
+ASSIGNED = "def set_up(self, one):\n    self.one = one\n    self.two = [one]\n"
+
+
+def code_record(code, path="a.py", start=1, kind="function", intent=None, end=None, status="skipped"):
+    normalized = ast.unparse(ast.parse(code))
+    md5sum = hashlib.md5(normalized.encode()).hexdigest()
+    end = end or start + normalized.count("\n")
+    status = "success" if intent else status
+    signature = normalized.partition("\n")[0]
+    return cds.Record(kind, path, signature, start, end, code, normalized, md5sum, intent, status, None)
+
+
+def groups_of(*records, **options):
+    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    return [(g.evidence, g.hidden_by, [m.file_path for m in g.members]) for g in groups]
+
+
+def lines_of(records, **layout):
+    groups = cds.find_groups(records, DUPLICATES)
+    return cds.groups_as_lines(RUN, records, groups, DUPLICATES, **layout)
+
+
+def save_run(db, root, records):
+    """Store records as a run."""
+    context = cds.RunContext("2026-01-01", "2026-01-01", root, "http://localhost:11434", "m", "all", 10)
+    cds.SQLitePersistence(str(db)).persist(context, [], records)
+
+
+# Reading
+
+
+def test_read_run_gives_the_newest_run_or_the_one_named_without_files(tmp_path):
+    db = str(tmp_path / "a?#.sqlite")
+    save_run(db, "/one", [code_record(TOTAL), code_record(TOTAL, kind="file")])
+    save_run(db, "/two", [code_record(OTHER)])
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [code_record(OTHER)])
+    assert cds.read_run(db, 1)[0]["root_path"] == "/one"
+    assert cds.read_run(db, 1)[1] == [code_record(TOTAL)]
+
+
+def test_read_run_writes_nothing(tmp_path):
+    db = tmp_path / "a.sqlite"
+    save_run(str(db), "/one", [code_record(TOTAL)])
+    before = db.read_bytes()
+    cds.read_run(str(db))
+    assert db.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.sqlite"]
+
+
+def write_text(path: Path) -> None:
+    path.write_text("no database at all, " * 100)
+
+
+def write_schema(path: Path) -> None:
+    save_run(path, "/none", [])
+    execute(path, "DELETE FROM runs")
+
+
+def write_run(path: Path) -> None:
+    save_run(str(path), "/one", [])
+
+
+@pytest.mark.parametrize(
+    ("write", "run_id", "message"),
+    [
+        pytest.param(write_text, None, "file is not a database", id="not a database"),
+        pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
+        pytest.param(write_schema, None, "has no runs", id="no runs"),
+        pytest.param(write_run, 7, "has no run 7", id="unknown run"),
+        pytest.param(lambda path: None, None, "unable to open", id="no file"),
+    ],
+)
+def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
+    db = tmp_path / "a.sqlite"
+    write(db)
+    with pytest.raises(cds.UsageError, match=message) as error:
+        cds.read_run(str(db), run_id)
+    assert "\n" not in str(error.value)
+    assert str(db) in str(error.value)
+
+
+# Similarity and linkage
+
+
+@pytest.mark.parametrize("rare_counts_more", [False, True], ids=["equal", "by rarity"])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 1.0])
+def test_alike_pairs_finds_what_comparing_everything_finds(threshold, rare_counts_more):
+    rng = random.Random(1)
+    bags = [frozenset(rng.choices(range(30), k=rng.randrange(14))) for _ in range(60)]
+    bags += [bag | {rng.randrange(30)} for bag in bags]
+    everything = cds.alike_pairs(bags, 1e-9, rare_counts_more=rare_counts_more)
+    if not rare_counts_more:
+        assert everything == {
+            (i, j): len(bags[i] & bags[j]) / len(bags[i] | bags[j])
+            for i, j in itertools.combinations(range(120), 2)
+            if bags[i] & bags[j]
+        }
+    expected = {pair: alike for pair, alike in everything.items() if alike >= threshold}
+    assert cds.alike_pairs(bags, threshold, rare_counts_more=rare_counts_more) == expected
+    assert expected
+
+
+def test_rare_features_count_more_when_asked():
+    bags = [frozenset(words.split()) for words in ("a x", "a x", "a y", "a y z", "a", "a w")]
+    pairs = cds.alike_pairs(bags, 1e-9, rare_counts_more=True)
+    assert pairs[0, 1] == 1
+    assert pairs[2, 3] > 0.3 > pairs[0, 2]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "groups"),
+    [
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
+        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
+        pytest.param(
+            {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
+            [([0, 1], 0.9), ([2, 3], 0.88)],
+            id="groups, not single members, compete",
+        ),
+        pytest.param(
+            dict.fromkeys(itertools.combinations(range(5), 2), 0.9), [([0, 1, 2, 3, 4], 0.9)], id="all alike"
+        ),
+    ],
+)
+def test_linkage_is_complete_and_most_similar_first(pairs, groups):
+    assert sorted(cds.link_pairs(pairs)) == groups
+    assert sorted(cds.link_pairs(dict(reversed(pairs.items())))) == groups
+
+
+# Sections
+
+
+def test_exact_copies_are_one_group_and_renamed_ones_near():
+    copies = [code_record(TOTAL, "b.py"), code_record(TOTAL, "a.py"), code_record(TOTAL_RENAMED, "c.py")]
+    assert groups_of(*copies, code_record(OTHER, "d.py")) == [
+        ("exact", None, ["a.py", "b.py"]),
+        ("near", None, ["a.py", "b.py", "c.py"]),
+    ]
+
+
+def test_what_a_group_says_of_itself():
+    twins = [code_record(TOTAL, "a.py"), code_record(TOTAL, "b.py"), code_record(TOTAL_RENAMED, "c.py")]
+    exact, near = cds.find_groups(twins, DUPLICATES)
+    sums = sorted({twin.md5sum for twin in twins})
+    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
+    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
+    assert (near.copies, near.statements, near.similarity, near.in_tests) == (3, 6, 1.0, False)
+
+
+def test_group_id_ignores_places_and_counts():
+    one = cds.find_groups([code_record(TOTAL, "a.py"), code_record(TOTAL, "b.py")], DUPLICATES)
+    many = cds.find_groups([code_record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
+    assert one[0].id == many[0].id
+
+
+@pytest.mark.parametrize(
+    ("code", "near"),
+    [
+        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
+        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
+        pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
+        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
+        pytest.param(OTHER, False, id="other code"),
+    ],
+)
+def test_near_bears_small_changes(code, near):
+    assert [entry[0] for entry in groups_of(code_record(TOTAL), code_record(code, "b.py"))] == ["near"] * near
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("opened(a)", "loaded(a)", id="a name from outside"),
+        pytest.param("a.opened", "a.loaded", id="an attribute"),
+        pytest.param("a(opened=1)", "a(loaded=1)", id="a keyword"),
+    ],
+)
+def test_names_that_are_not_local_tell_code_apart(one, other):
+    pair = [code_record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
+    assert [group.similarity < 1 for group in cds.find_groups(pair, DUPLICATES)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("    import json as j\n    return j", "    import json as k\n    return k", id="alias"),
+        pytest.param(
+            "    try:\n        a()\n    except E as one:\n        raise one",
+            "    try:\n        a()\n    except E as two:\n        raise two",
+            id="except",
+        ),
+        pytest.param("    def x(): a()\n    return x", "    def y(): a()\n    return y", id="def"),
+    ],
+)
+def test_every_kind_of_local_name_is_one_placeholder(one, other):
+    pair = [code_record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
+    assert [group.similarity for group in cds.find_groups(pair, DUPLICATES)] == [1.0]
+
+
+def test_global_and_class_names_keep_their_names():
+    codes = ["def f():\n    global a\n    a = 1\n    b()", "class A:\n    a = 1\n    b: int = c()"]
+    for kind, code in zip(("function", "class"), codes):
+        pair = [code_record(code, kind=kind), code_record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
+        pair[1] = code_record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
+        groups = cds.find_groups(pair, DUPLICATES._replace(code_similarity=0.1))
+        assert [group.similarity < 1 for group in groups] == [True]
+
+
+def test_functions_meet_methods_but_no_classes():
+    method = code_record(TOTAL_RENAMED, "b.py", kind="method")
+    assert [entry[0] for entry in groups_of(code_record(TOTAL), method)] == ["near"]
+    assert groups_of(code_record(TOTAL), method._replace(kind="class")) == []
+    assert groups_of(code_record(TOTAL), method, kinds=("function",)) == []
+
+
+SUM = "Adds up the prices of all active rows."
+
+
+def test_same_intent_in_different_code_is_the_third_section():
+    pair = [
+        code_record(TOTAL, intent=SUM),
+        code_record(OTHER, "b.py", intent="Adds the price of active rows"),
+    ]
+    far = code_record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
+    assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
+    assert groups_of(*pair, far, intent_similarity=0.95) == []
+
+
+def test_near_code_is_not_in_the_third_section():
+    assert groups_of(code_record(TOTAL, intent=SUM), code_record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
+        ("near", None, ["a.py", "b.py"])
+    ]
+
+
+def test_stems_leave_out_stop_words_endings_and_case():
+    assert cds.intent_stems([code_record(TOTAL), code_record(TOTAL, intent="Parsing the Parsed is red")]) == {
+        "pars",
+        "red",
+    }
+
+
+# Noise
+
+
+def twins(code, kind="function"):
+    return code_record(code, "a.py", kind=kind), code_record(code, "b.py", kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("code", "rule"),
+    [
+        pytest.param("def f(): pass", "stub", id="pass"),
+        pytest.param("def f(): ...", "stub", id="ellipsis"),
+        pytest.param("def f(): raise NotImplementedError('x')", "stub", id="not implemented"),
+        pytest.param("@t.overload\ndef f(a):\n    a()\n    b()", "stub", id="overload"),
+        pytest.param("@abstractmethod\nasync def f(a):\n    a()\n    b()", "stub", id="abstract"),
+        pytest.param("class A:\n    x = 1\n    def f(self): ...", "stub", id="declarations"),
+        pytest.param("class A:\n    x = f()\n    y = 2", None, id="class with a call"),
+        pytest.param("def f(self, a):\n    self.a = a\n    self.b = 1", None, id="assignments"),
+        pytest.param("def f(a): return a.b", "min-statements", id="one statement"),
+        pytest.param("def __lt__(self, a):\n    b = a\n    return b", "dunder", id="short dunder"),
+        pytest.param(TOTAL.replace("total(", "__total__("), None, id="long dunder"),
+        pytest.param("def f():\n    try: a()\n    except B: raise", None, id="bare raise"),
+    ],
+)
+def test_exact_noise_is_hidden_by_its_rule(code, rule):
+    pair = twins(code, "class" if code.startswith("class") else "function")
+    assert groups_of(*pair) == [("exact", rule, ["a.py", "b.py"])]
+
+
+def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
+    pair = twins("def f(a): return a.b")
+    assert groups_of(*pair, min_statements=1) == [("exact", None, ["a.py", "b.py"])]
+    assert groups_of(*twins(TOTAL), code_record(TOTAL_RENAMED, "c.py"), min_statements=7) == [
+        ("exact", "min-statements", ["a.py", "b.py"])
+    ]
+
+
+def test_short_bodies_must_be_more_alike():
+    pair = (
+        code_record("def f(a):\n    b = a.get(1)\n    return b.c"),
+        code_record("def f(a):\n    b = a.get(1)\n    return b.d()", "b.py"),
+    )
+    assert groups_of(*pair) == [("near", "short", ["a.py", "b.py"])]
+
+
+def test_a_record_inside_another_is_no_copy_of_it():
+    outer, inner = code_record(TOTAL, start=1, end=20), code_record(TOTAL_RENAMED, start=2, end=9)
+    other = code_record(TOTAL_RENAMED.replace("3)", "4)").replace("log", "lg"), "z.py")
+    assert groups_of(outer, inner) == [("near", "inside", ["a.py", "a.py"])]
+    assert groups_of(outer, inner, other)[0][1:] == (None, ["a.py", "z.py"])
+    assert len(groups_of(outer, inner, other)) == 1
+    assert groups_of(outer, inner._replace(file_path="b.py"))[0][1] is None
+
+
+@pytest.mark.parametrize(
+    ("caller", "called", "rule"),
+    [
+        pytest.param(f"{OTHER}    total(1)", TOTAL, "calls", id="by name"),
+        pytest.param(f"{OTHER}    a.total(1)", TOTAL, "calls", id="as a method"),
+        pytest.param(f"@total\n{OTHER}", TOTAL, "calls", id="decorated"),
+        pytest.param(f"{OTHER}    a(total)()", TOTAL, None, id="only named"),
+        pytest.param(f"{OTHER}    load(1)", TOTAL.replace("total(", "load("), None, id="itself"),
+        pytest.param(f"{OTHER}    self.load(1)", TOTAL.replace("total(", "load("), None, id="self"),
+        pytest.param(f"{OTHER}    super().load(1)", TOTAL.replace("total(", "load("), "calls", id="super"),
+    ],
+)
+def test_callers_have_the_intent_of_what_they_call(caller, called, rule):
+    pair = code_record(caller, intent=SUM), code_record(called, "b.py", intent=SUM)
+    assert groups_of(*pair) == groups_of(*reversed(pair)) == [("intent", rule, ["a.py", "b.py"])]
+
+
+def test_a_base_class_is_no_twin_of_its_subclass():
+    codes = [
+        "class A(B):\n    def f(self):\n        return g(1)",
+        f"class B:\n {TOTAL}".replace("\n    ", "\n     "),
+    ]
+    pair = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
+    assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
+
+
+def test_groups_of_a_shown_class_group_are_hidden():
+    body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
+    classes = twins(f"class A:\n{body}", "class")
+    methods = [code_record(TOTAL, path, 2, "method") for path in ("a.py", "b.py")]
+    hidden = [("exact", None, ["a.py", "b.py"]), ("exact", "contained", ["a.py", "b.py"])]
+    assert groups_of(*classes, *methods) == hidden
+    third = code_record(TOTAL, "c.py", 2, "method")
+    assert groups_of(*classes, *methods, third)[0][1] is None
+    classes = [one._replace(end_line=40) for one in classes]
+    same_class = code_record(TOTAL_RENAMED, "a.py", 20, "method")
+    near = groups_of(*classes, methods[0], same_class)[-1]
+    assert near == ("near", None, ["a.py", "a.py"])
+    assert groups_of(*methods) == [("exact", None, ["a.py", "b.py"])]
+
+
+def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
+    code = "def f(a):\n    match$\n    b"
+    pair = [code_record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM) for path in "ab"]
+    assert groups_of(*pair, code_record(OTHER, "c", intent=SUM)) == [
+        ("exact", None, ["a", "b"]),
+        ("intent", None, ["a", "b", "c"]),
+    ]
+
+
+# Ranking
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("test_a.py", True),
+        ("x/a_test.py", True),
+        ("x/tests/a.py", True),
+        ("x/conftest.py", True),
+        ("tests.py", False),
+        ("x/test/a.py", False),
+        ("latest_test.py/a.py", False),
+        ("test_a/b.py", False),
+    ],
+)
+def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
+    assert cds.is_test(path) is expected
+
+
+def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
+    long, three = twins(TOTAL), [code_record(OTHER, f"{n}.py") for n in range(4)]
+    tests = [
+        code_record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)
+    ]
+    groups = cds.find_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
+    assert [(g.copies, g.in_tests) for g in groups] == [(4, False), (2, False), (9, True)]
+    mixed = cds.find_groups([code_record(TOTAL, "tests/a.py"), code_record(TOTAL, "a.py")], DUPLICATES)
+    assert mixed[0].in_tests is False
+
+
+def test_the_order_of_the_records_changes_nothing():
+    codes = [TOTAL, TOTAL, TOTAL_RENAMED, OTHER, OTHER.replace("json", "yaml"), ASSIGNED, ASSIGNED]
+    records = [code_record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
+    shuffled = random.Random(2).sample(records, len(records))
+    assert cds.find_groups(records, DUPLICATES) == cds.find_groups(shuffled, DUPLICATES)
+
+
+# Report and gate
+
+
+def test_gate_is_hit_by_groups_that_are_shown_and_new():
+    groups = cds.find_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
+    shown, hidden = sorted(groups, key=lambda group: group.hidden_by or "")
+    assert cds.gate_is_hit(groups)
+    assert not cds.gate_is_hit([hidden])
+    assert not cds.gate_is_hit([])
+    assert cds.gate_is_hit(groups, {hidden.id})
+    assert not cds.gate_is_hit(groups, {shown.id})
+
+
+def test_json_holds_every_group_and_a_count_for_each_rule():
+    records = [*twins(TOTAL), *twins("def f(): pass")]
+    report = cds.groups_as_json(RUN, cds.find_groups(records, DUPLICATES))
+    assert json.loads(json.dumps(report)) == report
+    assert list(report) == ["run", "groups", "hidden"]
+    assert report["run"] == RUN
+    rules = ("stub", "min-statements", "dunder", "short", "inside", "calls", "contained")
+    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
+    shown, hidden = report["groups"]
+    assert list(shown) == list(cds.CloneGroup._fields)
+    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
+    member = {name: getattr(records[0], name) for name in shown["members"][0]}
+    assert shown["members"][0] == member
+    assert set(member) == {"kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum"}
+
+
+def test_the_table_says_what_it_compared_hid_and_found():
+    records = [*twins(TOTAL), *twins("def f(): pass"), *twins("def f(a): return a.b")]
+    group = cds.find_groups(records, DUPLICATES)[0]
+    assert lines_of(records) == [
+        "Run 1 of /src, 2026-01-01",
+        "6 records of function, method, class",
+        "Code alike from 0.55, intents from 0.4, bodies from 2 statements",
+        "Hidden by stub: 1 groups (--format json shows them)",
+        "Hidden by min-statements: 1 groups (--min-statements 1 shows them)",
+        "",
+        "1. Exact: the same code (1 groups)",
+        "",
+        f"{group.id}  2 copies, 6 statements, similarity 1.00",
+        "  a.py:1-7  def total(rows, rate):",
+        "  b.py:1-7  def total(rows, rate):",
+        "",
+        "2. Near: code alike (0 groups)",
+        "",
+        "3. Same intent, different code (0 groups)",
+        "  empty: no record has an intent (6 skipped)",
+    ]
+
+
+def test_the_table_puts_tests_under_a_line_of_their_own_and_keeps_to_top():
+    records = [*twins(TOTAL), code_record(OTHER, "c.py"), code_record(OTHER, "d.py")]
+    records += [code_record(ASSIGNED, f"tests/{n}.py") for n in range(2)]
+    lines = lines_of(records)
+    assert lines.index("  Only in tests (1 groups)") > lines.index("  d.py:1-6  def load(path):")
+    lines = lines_of(records, top=1)
+    assert "  2 more groups: --top 3 shows them" in lines
+    assert "  Only in tests (1 groups)" not in lines
+    assert sum(" copies, " in line for line in lines) == 1
+
+
+def test_the_table_shows_intents_and_how_many_are_missing():
+    records = [code_record(TOTAL, intent=SUM), code_record(OTHER, "b.py", intent=SUM)]
+    assert lines_of(records)[-1] == f"    {SUM}"
+    records.append(code_record(ASSIGNED, "c.py", status="failed"))
+    assert "  without intent (1 failed)" in lines_of(records)
+
+
+def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
+    long = [code_record(TOTAL, f"{n}\x1b[2J/{'x' * 90}.py") for n in range(2)]
+    long = [one._replace(signature="def total(rows,\n    rate):") for one in long]
+    assert max(map(len, lines_of(long, width=80))) == 80
+    assert any("\\x1b[2J" in line for line in lines_of(long))
+    assert any(line.endswith("  def total(rows, rate):") for line in lines_of(long))
+
+
+def test_rank_counts_all_copies_but_one():
+    two = [code_record(TOTAL, f"{n}.py") for n in "ab"]
+    four = [code_record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
+    groups = cds.find_groups([*four, *two], DUPLICATES)
+    assert [group.members[0].file_path for group in groups] == ["c.py", "a.py"]
+
+
+def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
+    longer = TOTAL.replace("    return", "    check(rate)\n    return")
+    ids = set()
+    for paths in ("ab", "ba"):
+        groups = cds.find_groups([code_record(TOTAL, paths[0]), code_record(longer, paths[1])], DUPLICATES)
+        assert [group.statements for group in groups] == [6]
+        ids.add(groups[0].id)
+    assert len(ids) == 1
+
+
+def test_a_class_group_of_the_third_section_hides_no_copies():
+    body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
+    more = "\n".join(
+        f"    {line}" for code in "ghijk" for line in OTHER.replace("def load", f"def {code}").splitlines()
+    )
+    codes = [f"class A:\n{body}", f"class B:\n{body}\n{more}"]
+    classes = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
+    methods = [code_record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
+    assert [entry[:2] for entry in groups_of(*classes, *methods)] == [("exact", None), ("intent", None)]
+
+
+TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
+
+
+def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
+    source, db, out = tree(tmp_path / "s", {"a.py": TWICE}), tmp_path / "db", tmp_path / "out.json"
+    assert persist(source, db) == 0 and persist(tree(tmp_path / "e", {"a.py": "x = 1"}), db) == 0
+    capsys.readouterr()
+    report = ("duplicates", "--db-path", db)
+    assert run(*report, "--run-id", 1) == 0
+    text = capsys.readouterr().out
+    assert "2. Near: code alike (1 groups)" in text and "  a.py:1-7  def total(rows, rate):" in text
+    assert run(*report, "--run-id", 1, "--format", "json", "--output", out) == 0
+    assert json.loads(out.read_text())["run"]["id"] == 1
+    assert run(*report, "--fail-on", "any") == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any") == 3
+    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 2) == 3
+    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 1) == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any", "--kind", "class") == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any", "--min-statements", 7) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--fail-on", "new"], "--against"),
+        (["--run-id", "9"], "has no run 9"),
+        (["--kind", "file"], "--kind"),
+        (["--code-similarity", "0"], "--code-similarity"),
+        (["--intent-similarity", "1.1"], "--intent-similarity"),
+        (["--min-statements", "0"], "--min-statements"),
+        (["--db-path", "none"], "--db-path"),
+        (["--output", ""], "--output"),
+    ],
+)
+def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
+    persist(tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db")
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", tmp_path / "db", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
+
+
+# ---------------------------------------------------------------------------------------------
 # Output
 # ---------------------------------------------------------------------------------------------
 
@@ -1195,10 +1785,7 @@ def test_table_aligns_columns_by_their_width_on_screen():
 
 
 def test_table_on_a_terminal_is_as_wide_as_the_terminal(tmp_path):
-    import fcntl
     import pty
-    import struct
-    import termios
 
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
