@@ -11,6 +11,7 @@ import http.server
 import itertools
 import json
 import os
+import platform
 import random
 import re
 import shutil
@@ -18,6 +19,7 @@ import signal
 import socket
 import sqlite3
 import stat
+import statistics
 import struct
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import tempfile
 import termios
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -2819,3 +2822,300 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(tmp_pat
     tables = [name for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     assert tables == (["other", "runs", "records"] if signals == 1 else ["other"])
     assert out.startswith("persisted run_id=1") is (signals == 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Benchmarks, run by hand: python test_cds.py bench [PATH]
+# ---------------------------------------------------------------------------------------------
+
+PARSE = """
+import ast, os, sys, warnings
+warnings.simplefilter("ignore")
+for folder, _, names in os.walk(sys.argv[1]):
+    for name in names:
+        if name.endswith(".py"):
+            try:
+                ast.parse(open(os.path.join(folder, name), "rb").read())
+            except Exception:
+                pass
+"""
+ROUNDS = 5
+
+
+def seconds(work):
+    """Return the seconds that one call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def ratio(name, work, bare, rounds=ROUNDS):
+    """Print how long `work` takes for each second of `bare`: medians of rounds that take turns."""
+    pairs = [(seconds(work), seconds(bare)) for _ in range(rounds)]
+    one, other = (statistics.median(times) for times in zip(*pairs))
+    print(f"{name:<58} {one:8.3f} s / {other:8.3f} s = {one / other:5.2f}", flush=True)
+
+
+def process(*words, **options):
+    """Return a call that runs a Python process to its end."""
+    command = [sys.executable, *map(str, words)]
+    return lambda: subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+    )
+
+
+def bench_analysis(folder, output):
+    """Compare `model-build` with the bare parser."""
+    build = (CDS, "model-build", "--path", folder, "--format", "json", "--output", output)
+    ratio("model-build vs ast.parse in one process", process(*build), process("-c", PARSE, folder))
+    if hasattr(os, "sched_setaffinity"):
+        one_core = {"preexec_fn": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})}
+        ratio("the same on one core", process(*build, **one_core), process("-c", PARSE, folder, **one_core))
+
+
+def bench_writing(folder):
+    """Compare writing 100,000 records with `executemany` of the same rows."""
+    records = [
+        record(file_path=f"m{n % 999}.py", code=f"def f(a):\n    return a + {n}", line=n + 1)
+        for n in range(100_000)
+    ]
+    context = cds.RunContext("a", "b", "/src", "http://localhost:11434", "m", "all", 10)
+    numbers = itertools.count()
+
+    def bare():
+        with contextlib.closing(sqlite3.connect(folder / f"bare{next(numbers)}")) as connection, connection:
+            for statement in cds.SCHEMA:
+                connection.execute(statement)
+            connection.execute(cds.INSERT_RUN, (*context, "completed", 0, 0, len(records)))
+            connection.executemany(cds.INSERT_RECORD, [(1, *one) for one in records])
+
+    def written():
+        cds.SQLitePersistence(str(folder / f"cds{next(numbers)}")).persist(context, [], records)
+
+    ratio("writing 100,000 records vs bare executemany", written, bare)
+
+
+def bench_start():
+    """Compare the start of the program with that of the modules that it needs."""
+    bare = process("-c", "import argparse, ast, sqlite3")
+    ratio("python cds.py --help vs the bare imports", process(CDS, "--help"), bare, 21)
+    ratio(
+        "python -m cds --help (compiled) vs the bare imports",
+        process("-m", "cds", "--help", cwd=Path(CDS).parent),
+        bare,
+        21,
+    )
+
+
+def bench_jobs(folder):
+    """Compare 1,600 calls of 50 ms, eight at once, with the ideal."""
+    source = tree(folder / "jobs", {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(1600))})
+    code = (
+        "import sys, time, test_cds as t\n"
+        "with t.serving(lambda handler: (time.sleep(0.05), t.respond(handler, *t.answer()))) as (address, _):\n"
+        "    print(address, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        address = server.stdout.readline().strip()
+        words = (
+            CDS,
+            "enrich-intent",
+            "--path",
+            source,
+            "--provider-url",
+            address,
+            "--model",
+            "m",
+            "--jobs",
+            8,
+        )
+        ratio("1,600 calls with --jobs 8 vs calls / 8 x latency", process(*words), lambda: time.sleep(10), 3)
+        server.stdin.close()
+
+
+def bench_memory(folder, output):
+    """Print the peak of all processes' memory (PSS) for each byte of source."""
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*.py"))
+    words = [
+        sys.executable,
+        CDS,
+        "model-build",
+        "--path",
+        str(folder),
+        "--format",
+        "json",
+        "--output",
+        str(output),
+    ]
+    running, peak = subprocess.Popen(words, stderr=subprocess.DEVNULL), 0
+    while running.poll() is None:
+        pids, used = [running.pid], 0
+        with contextlib.suppress(OSError):  # a process may end meanwhile
+            pids += map(int, Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split())
+            used = sum(
+                int(re.search(r"Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())[1])
+                for pid in pids
+            )
+        peak = max(peak, used * 1024)
+        time.sleep(0.02)
+    print(
+        f"{'peak memory of model-build vs bytes of source':<58} {peak >> 20:6} MB / {size >> 20:6} MB = {peak / size:5.2f}"
+    )
+
+
+SIMPLE_STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return, ast.Raise)
+
+NEW_STATEMENTS = (
+    "added_{0} = helper(renamed_0, {0})",
+    "if renamed_0 is None:\n    raise ValueError('added {0}')",
+    "logger.debug('added %s', {0})",
+)
+
+
+class Mutant(ast.NodeTransformer):
+    """Rename every local name and parameter of a function, and change every literal."""
+
+    def __init__(self, function: ast.AST) -> None:
+        nodes = list(ast.walk(function))
+        outer = {name for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names}
+        names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        names |= {n.name for n in nodes if isinstance(n, ast.ExceptHandler) and n.name}
+        self.renamed = {name: f"renamed_{i}" for i, name in enumerate(sorted(names - outer))}
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.renamed.get(node.id, node.id)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.arg = self.renamed.get(node.arg, node.arg)
+        return self.generic_visit(node)
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        node.name = self.renamed.get(node.name, node.name) if node.name else None
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        value = node.value
+        if isinstance(value, str):
+            node.value = value + "_new"
+        elif isinstance(value, bytes):
+            node.value = value + b"_new"
+        elif isinstance(value, (int, float, complex)):
+            node.value = not value if isinstance(value, bool) else value + 7
+        return node
+
+
+def with_new_layout(function: ast.AST, rng: random.Random) -> str:
+    """Type 1: a docstring, comments and blank lines that were not there."""
+    lines = ast.unparse(function).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "async ")))
+    lines.insert(first + 1, '    """A docstring that the original lacks."""')
+    return "\n".join(f"{line}  # note {rng.random()}\n" for line in lines) + "\n"
+
+
+def with_new_names(function: ast.AST, rng: random.Random) -> str:
+    """Type 2: every local name, parameter and literal changed."""
+    return ast.unparse(Mutant(function).visit(function)) + "\n"
+
+
+def with_new_statements(function: ast.AST, rng: random.Random) -> str:
+    """Type 3: after renaming, one statement in six added, removed or changed."""
+    function = Mutant(function).visit(function)
+    simple: list[tuple[list[ast.stmt], ast.stmt]] = []
+    for node in ast.walk(function):
+        for field in ("body", "orelse", "finalbody"):
+            block: list[ast.stmt] = getattr(node, field, None) or []
+            for statement in block if isinstance(block, list) else ():
+                if isinstance(statement, SIMPLE_STATEMENTS):
+                    simple.append((block, statement))
+    count = sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1
+    for block, statement in rng.sample(simple, min(len(simple), max(1, round(count / 6)))):
+        new = ast.parse(rng.choice(NEW_STATEMENTS).format(rng.randrange(99))).body
+        first = block.index(statement)
+        last = first + 1
+        if (change := rng.choice(("add", "remove", "change"))) == "add":
+            first = last
+        block[first:last] = new if change != "remove" or len(block) == 1 else []
+    return ast.unparse(function) + "\n"
+
+
+CHANGES = {1: with_new_layout, 2: with_new_names, 3: with_new_statements}
+
+
+def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None:
+    """Print, for each type, how many copies are found and how many groups join the unrelated."""
+    records = [record for record in built(folder) if record.kind != "file"]
+    twins = _twins(cds.find_groups(records, cds.DuplicateOptions()))
+    originals = random.Random(seed).sample(sorted(_large_functions(records)), count)
+    for change, changed in CHANGES.items():
+        rng = random.Random(seed)
+        sources = [changed(_parsed(code), rng) for _, code in originals]
+        copies = _analyzed_copies(sources)
+        home = {copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies}
+        groups = cds.find_groups([*records, *copies], cds.DuplicateOptions())
+        shown = [g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)]
+        found, unrelated = set(), 0
+        for group in shown:
+            sums = [home.get(member.file_path, member.md5sum) for member in group.members]
+            new = {member.file_path for member in group.members} & home.keys()
+            found |= {path for path in new if home[path] in _outside(group, home)}
+            pairs = ({one, other} for one in map(home.get, new) for other in sums if one != other)
+            unrelated += any(frozenset(pair) not in twins for pair in pairs)
+        print(f"type {change}: recall {len(found) / count:.3f}, groups of unrelated {unrelated}")
+
+
+def _outside(group: cds.CloneGroup, home: dict[str, str]) -> set[str]:
+    return {member.md5sum for member in group.members if member.file_path not in home}
+
+
+def _twins(groups: Sequence[cds.CloneGroup]) -> set[frozenset[str]]:
+    sums = [{member.md5sum for member in group.members} for group in groups]
+    return {frozenset((one, other)) for group in sums for one in group for other in group}
+
+
+def _parsed(code: str) -> ast.stmt:
+    return ast.parse(code).body[0]
+
+
+def _large_functions(records: Sequence[cds.Record]) -> set[tuple[str, str]]:
+    functions = {(r.md5sum, r.normalized_code) for r in records if r.kind in ("function", "method")}
+    return {
+        (md5sum, code)
+        for md5sum, code in functions
+        if sum(isinstance(node, ast.stmt) for node in ast.walk(_parsed(code))) > 6
+    }
+
+
+def _analyzed_copies(sources: Sequence[str]) -> list[cds.Record]:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, source in enumerate(sources):
+            Path(folder, f"copy_{number:04}.py").write_text(source, encoding="utf-8")
+        return [r for r in built(folder) if r.kind != "file" and r.start_line == 1]
+
+
+def built(folder):
+    """Return the records of a folder."""
+    return cds.ModelBuilder().build(analyzed(folder).symbols)
+
+
+def bench(folder):
+    """Run every benchmark over a folder of Python source."""
+    print(
+        f"{platform.python_implementation()} {platform.python_version()}, {cds.processors()} processors, {folder}"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        bench_start()
+        bench_analysis(folder, Path(temporary, "out.json"))
+        bench_memory(folder, Path(temporary, "out.json"))
+        bench_writing(Path(temporary))
+        bench_jobs(Path(temporary))
+    mutation_benchmark(Path(folder))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["bench"]:
+        sys.exit("usage: python test_cds.py bench [PATH]    (the tests: python -m pytest test_cds.py)")
+    bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
