@@ -45,7 +45,6 @@ import itertools
 import json
 import math
 import os
-import queue
 import re
 import signal
 import sqlite3
@@ -53,13 +52,16 @@ import stat
 import sys
 import threading
 import time
-import tokenize
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple, NoReturn, TextIO, Union
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Ctrl-C before `main` handles it, and after, ends quietly too.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 # What only some commands need (urllib, http, hashlib, tempfile, subprocess) is imported where it is
 # used: together they cost more start-up time than all of the above.
@@ -96,7 +98,7 @@ LOCK_SECONDS = 60.0
 
 SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-FILES_A_TASK = 8
+FILES_A_TASK = 2  # a Ctrl-C waits for those under way
 DEEP_STACK_BYTES = 1 << 29
 DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
 
@@ -234,7 +236,7 @@ FileAnalysis = Union[list[Symbol], AnalyzerError]
 
 BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
-# Source cannot hold NUL and `ast.unparse` escapes it, so it marks places that are filled in later.
+# Source cannot hold NUL, so lines of it mark places that are filled in later.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 
 
@@ -409,7 +411,17 @@ def analyzed_in_workers(sources: Sequence[Source], workers: int) -> Iterator[Fil
 
 
 def set_up_worker() -> None:
-    """Leave signals to the parent, and have neither warnings nor collections."""
+    """Leave signals to the parent, end with it, and have neither warnings nor collections."""
+    import multiprocessing.connection
+
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel] if parent else [])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
@@ -452,6 +464,8 @@ def reason(problem: BaseException) -> str:
 
 def decode_source(data: bytes) -> str:
     """Return source as text, decoded as it declares (PEP 263), without the byte order mark."""
+    import tokenize
+
     head = FIRST_TWO_LINES.match(data)
     assert head is not None  # the pattern matches everything, if only the empty text
     bom = data.startswith(b"\xef\xbb\xbf")
@@ -540,7 +554,9 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
 
     for number in reversed(range(len(definitions))):
         kind, node, block, place = definitions[number]
-        texts[number] = PLACEHOLDER.sub(filled_in, ast.unparse(node))
+        text = PLACEHOLDER.sub(filled_in, ast.unparse(node))
+        # From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
+        texts[number] = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
         # A string over several lines (in an f-string) must not be indented: such a definition
         # stays where it is, and is unparsed again with what is around it.
         if kind != "file" and '"""' not in texts[number] and "'''" not in texts[number]:
@@ -630,7 +646,7 @@ ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix]"
 THINKING = re.compile(r"(?:\s*<think>.*?</think>)+", re.DOTALL)
 FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
-STRONG_OR_CODE = re.compile(r"\*\*(\S|\S.*?\S)\*\*|`([^`]+)`")
+STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*(\S|\S.*?\S)\*\*(?!\w)|`([^`]+)`")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "*": "*", "_": "_"}  # noqa: RUF001
 
 # What a server says whose every further answer would be the same.
@@ -668,6 +684,16 @@ class Provider(NamedTuple):
     host: str
     authorization: str | None
 
+    def secrets(self) -> list[str]:
+        """Return what must never be shown: the key, or the password in all its forms."""
+        import base64
+        from urllib.parse import quote
+
+        scheme, _, token = (self.authorization or "").partition(" ")
+        pair = base64.b64decode(token).decode("utf-8", "replace") if scheme == "Basic" else ""
+        password = pair.partition(":")[2]
+        return [secret for secret in (token, pair, password, quote(password)) if secret]
+
 
 def parse_provider_url(text: str, api_key: str = "") -> Provider:
     """Return the provider that `text` names: `host`, `host:port` or `http(s)://host[:port][/prefix]`.
@@ -687,7 +713,7 @@ def parse_provider_url(text: str, api_key: str = "") -> Provider:
         raise UsageError(f"--provider-url: not an address: {ADDRESS_HINT}") from None
     if parts.scheme not in ("http", "https") or parts.netloc.endswith(":"):
         raise UsageError(f"--provider-url: only http and https are spoken: {ADDRESS_HINT}")
-    plain = re.fullmatch(r"[\w.:-]+", host) and re.fullmatch(r"[!-~]*", parts.path)
+    plain = re.fullmatch(r"[\w.:-]+", host) and re.fullmatch(r"[!-?A-~]*", parts.path)
     if not plain or set(text) & set("?#"):
         raise UsageError(f"--provider-url: not the address of a server: {ADDRESS_HINT}")
     port = 11434 if bare and port is None else port
@@ -708,7 +734,7 @@ def authorization(user: str | None, password: str | None, api_key: str) -> str |
     if user is None and password is None:
         return None
     pair = f"{unquote(user or '')}:{unquote(password or '')}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()
+    return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
 def is_loopback(host: str) -> bool:
@@ -837,18 +863,21 @@ class OllamaClient(LLMClient):
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
         payload = json.dumps(self._request(code)).encode()
-        tries, waited = 0, 0.0
+        tries, restarts, waited = 0, 0, 0.0
         while True:
-            tries += 1
             try:
                 return clean_answer(answer_text(*self._post(payload), self.model))
             except TryAgainError as problem:
-                patient = problem.restarting and self._served
-                if waited >= RESTART_SECONDS if patient else tries >= TRIES:
+                if problem.restarting and self._served:  # patience of its own, beside the ordinary tries
+                    restarts, is_over = restarts + 1, waited >= RESTART_SECONDS
+                    seconds = back_off(restarts)
+                    waited += seconds
+                else:
+                    tries, is_over = tries + 1, tries + 1 >= TRIES
+                    seconds = problem.retry_after or back_off(tries)
+                if is_over:
                     raise self._given_up(problem) from problem
-                seconds = problem.retry_after or back_off(tries)
             self._wait(seconds)
-            waited += seconds
 
     def close(self) -> None:
         """Abandon the calls in flight; see LLMClient."""
@@ -891,6 +920,8 @@ class OllamaClient(LLMClient):
                 return self._complete(response)
         except (OSError, http.client.HTTPException) as problem:
             raise self._no_answer(problem, attempt, response is not None) from problem
+        except (ValueError, TypeError, AttributeError):  # urllib knows no way; its text may hold a password
+            raise ProviderError("the proxy of the environment is of no use: correct HTTP_PROXY") from None
         finally:
             self._attempts.discard(attempt)
             self._reached = self._reached or attempt.socket is not None
@@ -902,7 +933,17 @@ class OllamaClient(LLMClient):
             raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
         if response.length:  # what Content-Length promised and did not come
             raise TryAgainError("the answer was cut off")
+        if (
+            response.status == 200
+            and not response.chunked
+            and response.length is None
+            and not json_object(body)
+        ):
+            raise TryAgainError("the answer was cut off")  # its end is where the connection ended
         self._served = True
+        if response.status != 200:  # some servers repeat the key that they refuse
+            for secret in self.provider.secrets():
+                body = body.replace(secret.encode(), b"***")
         return response.status, response.headers, body
 
     def _no_answer(self, problem: Exception, attempt: Attempt, begun: bool) -> IntentGenerationError:
@@ -917,6 +958,8 @@ class OllamaClient(LLMClient):
             return IntentGenerationError(INTERRUPTED)
         if isinstance(problem, ssl.SSLCertVerificationError):
             return ProviderError(f"{url} has no valid certificate ({problem.verify_message})")
+        if isinstance(problem, ssl.SSLError):
+            return ProviderError(f"{url} does not speak TLS ({reason(problem)}): name it with http://")
         if attempt.socket is None:
             return TryAgainError(f"{url} cannot be reached ({reason(problem)})", restarting=True)
         if isinstance(problem, (TimeoutError, socket.timeout)):
@@ -967,7 +1010,8 @@ def refusal(status: int, headers: Mapping[str, str], reply: Reply, model: str) -
     text = said if isinstance(said, str) else f"HTTP status {status}"
     inner = (json_object(text) or {}).get("error")  # a JSON text inside the JSON text
     detail: dict[str, Any] = inner if isinstance(inner, dict) else {}
-    text = str(detail.get("message", text))
+    whole = str(detail.get("message", text))
+    text = one_line(whole)[:300] or f"HTTP status {status}"
     if detail.get("type") == "exceed_context_size_error":
         sizes = f"the prompt has {detail.get('n_prompt_tokens')} tokens, the context {detail.get('n_ctx')}"
         return IntentGenerationError(f"{sizes}: raise --num-ctx")
@@ -979,12 +1023,12 @@ def refusal(status: int, headers: Mapping[str, str], reply: Reply, model: str) -
         return ProviderError(f"no Ollama answers there (HTTP status {status}): check --provider-url")
     if status == 404:
         return ProviderError(f"{text}: run 'ollama pull {model}' on the server")
-    if status == 501 or HOPELESS.search(text):
+    if status == 501 or HOPELESS.search(whole):
         return ProviderError(f"{text}: name another --model")
-    if status == 429 and "usage limit" in text:
+    if status == 429 and "usage limit" in whole:
         return ProviderError(f"{text}: wait, or use another server")
-    if status in (408, 429) or (status >= 500 and "token repeat limit" not in text):
-        remedy = NOT_LOADED_REMEDY if NOT_LOADED.search(text) else ""
+    if status in (408, 429) or (status >= 500 and "token repeat limit" not in whole):
+        remedy = NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else ""
         return TryAgainError(text, retry_after=retry_after(headers.get("Retry-After", "")), remedy=remedy)
     return IntentGenerationError(text)
 
@@ -1007,7 +1051,8 @@ def clean_answer(text: str) -> str:
     if text.lstrip().startswith("<think>"):
         raise IntentGenerationError("the model only thought, and gave no answer")
     fenced = FENCED.fullmatch(text.strip())
-    text = one_line(fenced[1] if fenced else text)
+    # Cut first: a megabyte of marks would keep the patterns, and with them the process, for minutes.
+    text = one_line(fenced[1] if fenced else text)[: 4 * INTENT_CHARACTERS]
     text = STRONG_OR_CODE.sub(r"\1\2", LEADING_MARK.sub("", text))
     text = without_quotes(text)[:INTENT_CHARACTERS].strip()
     if not text:
@@ -1025,8 +1070,9 @@ def without_quotes(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return text on one line: white space folded, control, format and unassigned characters dropped."""
-    folded = " ".join(text.split())
-    return folded if folded.isprintable() else "".join(c for c in folded if unicodedata.category(c)[0] != "C")
+    if not text.isprintable():
+        text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join(text.split())
 
 
 def parse_scope(text: str) -> tuple[str, ...]:
@@ -1083,9 +1129,11 @@ class IntentEnricher:
 
     def _called(self, calls: Mapping[str, str]) -> dict[str, Outcome]:
         """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
+        if self.interrupted():
+            raise KeyboardInterrupt  # nothing has begun: there is nothing to save
         outcomes: dict[str, Outcome] = {}
         progress = Progress(len(calls), self.batch_size)
-        stop, troubles = "", 0
+        stop, remedy, troubles = "", "", 0
         for finished in in_flight(self._outcome, calls, self.jobs):
             if finished is not None:
                 md5sum, outcome = finished
@@ -1096,6 +1144,7 @@ class IntentEnricher:
                     stop = f"not attempted: {outcome}"
                 elif troubles == TROUBLES_IN_A_ROW:
                     stop = f"not attempted: {troubles} calls in a row failed: {outcome}"
+                    remedy = "; set the server right and run again (persist: with --reuse-intents)"
             stop = INTERRUPTED if self.interrupted() else stop
             if stop:
                 break
@@ -1103,7 +1152,7 @@ class IntentEnricher:
         progress.end()
         if stop:
             self.client.close()
-            log(f"no further calls are made: {stop.replace('not attempted: ', '')}")
+            log(f"no further calls are made: {stop.replace('not attempted: ', '')}{remedy}")
         missing = IntentGenerationError(stop)
         return {md5sum: outcomes.get(md5sum, missing) for md5sum in calls}
 
@@ -1127,6 +1176,8 @@ def in_flight(
     ask: Callable[[str], Outcome], calls: Mapping[str, str], jobs: int
 ) -> Iterator[tuple[str, Outcome] | None]:
     """Yield (md5sum, outcome) as calls end, at most `jobs` at once, and None now and then."""
+    import queue
+
     tasks: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
 
@@ -1134,12 +1185,18 @@ def in_flight(
         for md5sum, code in iter(tasks.get, None):
             ended.put((md5sum, ask(code)))
 
+    running = 0
+    for _ in range(min(jobs, len(calls))):
+        try:
+            threading.Thread(target=work, daemon=True).start()  # daemon: an abandoned call keeps nobody
+        except RuntimeError as problem:
+            if not running:
+                raise CdsError(f"no thread can be started: {problem}") from problem
+            break  # the system allows no more: the work is done by those there are
+        running += 1
     waiting = iter(calls.items())
-    started = list(itertools.islice(waiting, jobs))
-    for task in started:
-        threading.Thread(target=work, daemon=True).start()  # daemon: an abandoned call keeps nobody
+    for task in itertools.islice(waiting, running):
         tasks.put(task)
-    running = len(started)
     try:
         while running:
             try:
@@ -1301,22 +1358,13 @@ class SQLitePersistence(Persistence):
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
         try:
-            self._check_tables()
+            with opened(self.db_path, "rw") as connection:
+                patiently(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+                refuse_other_tables(connection, self.db_path)
         except PersistenceError as problem:
             if problem.__cause__ is None:
                 raise
             raise PersistenceError(f"{problem}: name another file, or set this one right") from problem
-
-    def _check_tables(self) -> None:
-        with opened(self.db_path, "rw") as connection:
-            patiently(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
-            for table in ("runs", "records"):
-                columns = connection.execute(TABLE_COLUMNS, (table,)).fetchall()
-                if columns and columns != expected_columns(table):
-                    differs = f"has a table {table!r} with other columns"
-                    raise PersistenceError(f"{self.db_path} {differs}: name another file")
-            for (name,) in connection.execute(FOREIGN_INDEXES):
-                raise PersistenceError(f"{self.db_path} uses the name {name!r} otherwise: name another file")
 
     def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
         """Write tables, run and records in one transaction; see Persistence."""
@@ -1340,8 +1388,8 @@ def opened(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
     """Open an SQLite file, and close it without what was not committed; wrap whatever goes wrong."""
     import pathlib
 
-    uri = f"{pathlib.Path(db_path).absolute().as_uri()}?mode={mode}"
     try:
+        uri = f"{pathlib.Path(db_path).absolute().as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=TICK_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
             yield connection
@@ -1362,13 +1410,25 @@ def patiently(connection: sqlite3.Connection, sql: str, seconds: float, *values:
                 raise
 
 
+def refuse_other_tables(connection: sqlite3.Connection, db_path: str) -> None:
+    """Raise PersistenceError where a file uses the names of the schema for something else."""
+    for table in ("runs", "records"):
+        columns = connection.execute(TABLE_COLUMNS, (table,)).fetchall()
+        if columns and columns != expected_columns(table):
+            differs = f"has a table {table!r} with other columns"
+            raise PersistenceError(f"{db_path} {differs}: name another file")
+    for (name,) in connection.execute(FOREIGN_INDEXES):
+        raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
+
+
 def read_intents(db_path: str, model: str) -> dict[str, str]:
     """Return the newest intent that `model` gave each code of earlier runs, by md5sum."""
     if not os.path.exists(db_path):
         return {}
     with opened(db_path, "rw") as connection:
         patiently(connection, "BEGIN", LOCK_SECONDS)
-        if not connection.execute(TABLE_COLUMNS, ("records",)).fetchall():
+        patiently(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
+        if not all(connection.execute(TABLE_COLUMNS, (table,)).fetchall() for table in ("runs", "records")):
             return {}
         return dict(connection.execute(SELECT_INTENTS, (model,)))
 
@@ -1440,7 +1500,10 @@ def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object]
     """Return the row of a run (the newest without `run_id`) and its records, files left out."""
     try:
         with opened(db_path, "rw") as connection:  # never creates a file
-            cursor = patiently(connection, SELECT_RUN, LOCK_SECONDS, run_id)
+            patiently(connection, "BEGIN", LOCK_SECONDS)
+            patiently(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
+            refuse_other_tables(connection, db_path)
+            cursor = connection.execute(SELECT_RUN, (run_id,))
             runs = [dict(zip([name for name, *_ in cursor.description], row)) for row in cursor]
             rows = connection.execute(SELECT_RECORDS, (runs[0]["id"],)) if runs else ()
             records = [Record(*row) for row in rows]
@@ -1903,6 +1966,7 @@ def fit(text: str, width: int | None) -> str:
     """Return text, cut to `width` columns with an ellipsis where it is wider (None: never)."""
     if width is None or display_width(text) <= width:
         return text
+    text = text[: 4 * width]  # a mark takes no column, but nobody needs four on each character
     while text and display_width(text) > width - len(ELLIPSIS):
         text = text[:-1]
     return (text + ELLIPSIS)[:width] if width < len(ELLIPSIS) else text + ELLIPSIS
@@ -1992,7 +2056,7 @@ class Outside:
             yield
         finally:
             for number, handler in zip(handled, previous):
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
 
     @contextlib.contextmanager
     def signal_held(self) -> Iterator[None]:
@@ -2094,10 +2158,13 @@ def run_enrich_intent(args: argparse.Namespace, outside: Outside) -> int:
 def run_persist(args: argparse.Namespace, outside: Outside) -> int:
     """Analyze, build, enrich and persist, and print the summary line."""
     check_path(args.path)
-    persistence = SQLitePersistence(args.db_path)
+    # Absolute from the start: the current folder may be gone at the end.
+    root_path = stored_path(os.path.abspath(args.path))
+    db_path = os.path.join(os.getcwd(), args.db_path) if args.db_path else ""
+    persistence = SQLitePersistence(db_path)
     try:
         persistence.check()
-        known = read_intents(args.db_path, args.model) if args.reuse_intents else {}
+        known = read_intents(db_path, args.model) if args.reuse_intents else {}
     except PersistenceError as problem:
         raise UsageError(f"--db-path: {problem}") from problem
     enricher = enricher_for(args, outside, known)
@@ -2108,7 +2175,7 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
         context = RunContext(
             started_at=started_at,
             finished_at=timestamp(),
-            root_path=stored_path(os.path.abspath(args.path)),
+            root_path=root_path,
             provider_url=parse_provider_url(args.provider_url).url,
             model=args.model,
             scope=",".join(args.scope),
@@ -2117,7 +2184,7 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
         try:
             result = persistence.persist(context, errors, records)
         except PersistenceError as problem:
-            saved = rescue(args.db_path, context, errors, records)
+            saved = rescue(db_path, context, errors, records)
             raise PersistenceError(f"status=failed: {problem}; {saved}") from problem
         summary = {"run_id": result.run_id, "db_path": args.db_path, **result._asdict()}
         line = " ".join(["persisted", *(f"{name}={value}" for name, value in summary.items())])
@@ -2129,9 +2196,10 @@ def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) 
     """Store a run in a new file, beside the database or in the temp folder; return what to tell."""
     import tempfile
 
-    for folder in (os.path.dirname(os.path.abspath(db_path)), tempfile.gettempdir()):
+    folders: list[Callable[[], str]] = [lambda: os.path.dirname(db_path), tempfile.gettempdir]
+    for folder in folders:
         with contextlib.suppress(OSError, PersistenceError):  # the last message tells of it
-            descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=folder)
+            descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=folder())
             os.close(descriptor)
             try:
                 SQLitePersistence(path).persist(context, errors, records)

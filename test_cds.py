@@ -712,6 +712,41 @@ def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
     assert 60 <= sum(client.waits) <= 72
 
 
+def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
+    answers = [answer(), *[hang_up] * 4, error(503, "loading"), error(503, "loading"), answer()]
+    with serving(*answers) as (address, requests):
+        client = client_of(address)
+        client.generate_intent("x")
+        assert client.generate_intent("y") == "Adds numbers."
+    assert len(requests) == 8
+
+
+def test_ollama_client_never_shows_a_secret_that_the_server_repeats():
+    def echo(handler):
+        respond(handler, *error(401, f"wrong: {handler.headers['Authorization']} t0p s3cret"))
+
+    for options, user in (({"api_key": "s3cret"}, ""), ({}, "me:s3cret@")):
+        with (
+            serving(echo) as (address, _),
+            pytest.raises(cds.ProviderError, match=r"wrong: .*\*\*\*") as raised,
+        ):
+            client_of(f"http://{user}{address}", **options).generate_intent("x")
+        assert "s3cret" not in str(raised.value) and "bWU6" not in str(raised.value)
+
+
+def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http:/user:topsecret@h")
+    with pytest.raises(cds.ProviderError, match="HTTP_PROXY") as raised:
+        client_of("http://model.invalid").generate_intent("x")
+    assert "topsecret" not in str(raised.value)
+
+
+def test_long_error_keeps_its_remedy():
+    with serving(error(404, "x" * 900_000)) as (address, _), pytest.raises(cds.ProviderError) as raised:
+        client_of(address).generate_intent("x")
+    assert len(str(raised.value)) < 400 and str(raised.value).endswith("'ollama pull m' on the server")
+
+
 def test_ollama_client_never_follows_a_redirect():
     with serving(answer()) as (target, received):
         moved = (302, b"", {"Location": f"http://{target}/api/chat"})
@@ -784,6 +819,7 @@ def test_parse_provider_url_reads_addresses_as_the_official_client(text, url):
         "box:99999",
         "http://a b",
         "http://[::1",
+        "http://me:2024/secret@gpu",
         "http://box?x",
         "http://box/#x",
         "http://me:secret@",
@@ -839,6 +875,9 @@ def test_is_loopback_knows_this_machine(host, expected):
         ('"a" and "b"', '"a" and "b"'),
         ("Adds\x00\x1b[31m\u202e\ud800 it.", "Adds[31m it."),
         ("a" * 2000, "a" * 1000),
+        ("**a " * 250_000, ("**a " * 250)[:-1]),
+        ("Computes a**b and c**d.", "Computes a**b and c**d."),
+        ('\x00 "Adds."', "Adds."),
     ],
 )
 def test_clean_answer_leaves_one_plain_line(text, clean):
@@ -954,10 +993,18 @@ def test_enricher_makes_a_clients_mistake_that_records_failure():
 
 def test_enricher_abandons_what_is_in_flight_when_interrupted():
     release, client = threading.Event(), FakeClient(lambda code: release.wait(20) and "Late.")
-    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: True).enrich(codes(3))
+    asked = itertools.chain([False], itertools.repeat(True))
+    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: next(asked)).enrich(codes(3))
     release.set()
     assert statuses(enriched) == [(None, "failed", "interrupted")] * 3
     assert len(client.asked) <= 2
+
+
+def test_enricher_that_is_interrupted_before_the_first_call_makes_none():
+    client = FakeClient()
+    with pytest.raises(KeyboardInterrupt):
+        cds.IntentEnricher(client, interrupted=lambda: True).enrich(codes(3))
+    assert client.asked == []
 
 
 def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
@@ -1748,12 +1795,15 @@ def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
         (["--intent-similarity", "1.1"], "--intent-similarity"),
         (["--min-statements", "0"], "--min-statements"),
         (["--db-path", "none"], "--db-path"),
+        (["--db-path", "other"], "other columns"),
         (["--output", ""], "--output"),
     ],
 )
 def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
     persist(tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db")
     capsys.readouterr()
+    execute(tmp_path / "other", "CREATE TABLE runs (id INTEGER PRIMARY KEY)")
+    words = [tmp_path / word if word == "other" else word for word in words]
     assert run("duplicates", "--db-path", tmp_path / "db", *words) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
@@ -2532,6 +2582,14 @@ def test_every_encoding_gives_records_or_one_error(tmp_path):
         assert isinstance(found, cds.AnalyzerError) or [s.kind for s in found] == ["file", "function"], name
 
 
+@pytest.mark.parametrize("escape", ["\\ud800", "\\x00"])
+def test_f_string_that_no_text_can_hold_does_not_end_the_run(tmp_path, escape):
+    source = f"def f(x):\n    return f'{escape}{{x:{escape}}}'\n"
+    assert persist(tree(tmp_path / "s", {"a.py": source, "b.py": "y = 1"}), tmp_path / "db") == 0
+    stored = rows(tmp_path / "db", "SELECT normalized_code FROM records WHERE kind = 'function'")
+    assert [ast.dump(ast.parse(code)) for (code,) in stored] == [ast.dump(ast.parse(source))]
+
+
 def test_vanished_file_is_one_error(tmp_path):
     assert cds.analyze_file(cds.Source(str(tmp_path / "gone.py"), "gone.py")) == (
         "gone.py",
@@ -2569,6 +2627,16 @@ def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, whe
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
     assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
+
+
+def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
+    monkeypatch.chdir(folder)
+    client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist("s", "db", client=client) == 1
+    monkeypatch.chdir(tmp_path)
+    assert rows(rescued(capsys.readouterr().err), "SELECT root_path FROM runs") == [(str(folder / "s"),)]
 
 
 def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
