@@ -2548,6 +2548,13 @@ def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, s
 # ---------------------------------------------------------------------------------------------
 
 
+def found_by_parser(source):
+    """Return the module as a list of one, or nothing where this Python's parser refuses it."""
+    with contextlib.suppress(RecursionError, MemoryError, SyntaxError):
+        return [ast.parse(source)]
+    return []
+
+
 @pytest.mark.parametrize(
     ("content", "count"),
     [
@@ -2555,7 +2562,9 @@ def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, s
         pytest.param(b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"),
         pytest.param(b"(" * 5000 + b")" * 5000, None, id="5000-brackets"),
         pytest.param(b"x = " + b"[" * 5000 + b"]" * 5000, None, id="5000-lists"),
-        pytest.param(b"-" * 5000 + b"1", None, id="5000-signs"),
+        pytest.param(
+            b"-" * 5000 + b"1", 1 if len(found_by_parser(b"-" * 5000 + b"1")) else None, id="5000-signs"
+        ),
         pytest.param("def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(), 2, id="mixed-scripts"),
         pytest.param(b"def f(): pass\n" * 20_000, 20_001, id="20000-definitions"),
         pytest.param(b"x = 1\n\0", None, id="nul"),
@@ -2760,7 +2769,7 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     assert {event for event, _ in events} <= {"socket.connect", "subprocess.Popen", "sqlite3.connect", "open"}
     assert [name for event, name in events if event == "socket.connect"] == [f"('{host}', {port})"]
     assert {name for event, name in events if event == "subprocess.Popen"} == {"git"}
-    assert files and all(name.startswith(db.as_uri() + "?") for name in files)
+    assert files and all(db.as_uri() + "?" in name for name in files)
     assert [name for event, name in events if event == "open" and name != os.devnull] == []
 
 
