@@ -374,6 +374,7 @@ class PythonAnalyzer(Analyzer):
 
 
 def processors() -> int:
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -538,6 +539,7 @@ def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
 
 
 def is_string(node: ast.expr) -> bool:
+    """Say whether a statement is a plain string: a docstring, or text "commented out" in quotes."""
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
@@ -635,6 +637,7 @@ class ModelBuilder:
 
 
 def fingerprint(normalized_code: str) -> str:
+    """Return the MD5 of a text in UTF-8, as 32 lower-case hex digits."""
     import hashlib
 
     return hashlib.md5(normalized_code.encode(), usedforsecurity=False).hexdigest()
@@ -779,6 +782,7 @@ def bounded_socket(base: Any) -> Any:
 
 
 def bounded_connection(base: Any) -> Any:
+    """Return a class of http.client's connections whose sockets are bounded by their attempt."""
     import socket
 
     class BoundedConnection(base):  # type: ignore[misc]
@@ -997,6 +1001,7 @@ def answer_text(status: int, headers: Mapping[str, str], body: bytes, model: str
 
 
 def json_object(body: bytes | str) -> Reply:
+    """Return the JSON object in a body, or None where there is none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -1166,6 +1171,7 @@ class IntentEnricher:
 
 
 def with_outcome(record: Record, outcome: Outcome) -> Record:
+    """Return a record with what came of its call."""
     if isinstance(outcome, IntentGenerationError):
         error = one_line(str(outcome))[:ERROR_CHARACTERS]
         return record._replace(intent_status=FAILED, intent_error=error)
@@ -1547,6 +1553,7 @@ def collect_units(records: Sequence[Record], kinds: Collection[str]) -> list[Uni
 
 
 def location(record: Record) -> Place:
+    """Return what records are sorted by: file, first line, last line."""
     return record.file_path, record.start_line, record.end_line
 
 
@@ -1955,6 +1962,7 @@ def printable(text: str) -> str:
 
 
 def display_width(text: str) -> int:
+    """Return how many terminal columns printable text takes."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
@@ -2010,6 +2018,7 @@ def place(record: Record) -> str:
 
 
 def header_line(record: Record) -> str:
+    """Return a record's signature on one line."""
     return " ".join((record.signature or "").split())
 
 
@@ -2211,6 +2220,7 @@ def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) 
 
 
 def enricher_for(args: argparse.Namespace, outside: Outside, known: Mapping[str, str]) -> IntentEnricher:
+    """Return the enricher that the command line asks for."""
     api_key = os.environ.get("OLLAMA_API_KEY", "")
     client = outside.make_client(
         args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx, api_key=api_key
@@ -2242,6 +2252,7 @@ def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
 
 
 def timestamp() -> str:
+    """Return the time as ISO 8601 in UTC, to the microsecond."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
@@ -2283,6 +2294,7 @@ similarity = functools.partial(number, most=1, what="above 0 and up to 1")
 
 
 def command_line() -> Parser:
+    """Return the parser of the whole command line."""
     text = "Find code that was written twice, even in other words: read a Python source tree, have a local "
     text += "language model say what each piece is for, store the lot in SQLite."
     example = "example: cds model-build --path src"
