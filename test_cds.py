@@ -1,4 +1,4 @@
-"""Tests of cds.py, in the order of its sections. Run by hand: `python test_cds.py bench [PATH]`."""
+"""Tests of cds.py, in the order of its rooms. Run by hand: `python test_cds.py bench [PATH]`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,23 @@ import pytest
 
 import cds
 
-# ---------------------------------------------------------------------------------------------
-# Helpers
-# ---------------------------------------------------------------------------------------------
+# ---- Helpers --------------------------------------------------------------------------------
 
 CDS = str(Path(cds.__file__).resolve())
+
+# PYTHONUNBUFFERED (set on this machine) hides what happens when Python flushes stdout at its end.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+LONG_SUM = " + ".join(["1"] * 700)
+
+LOCAL = ("--provider-url", "localhost", "--model", "m")
+OPTIONS = {"model-build": (), "enrich-intent": LOCAL, "persist": (*LOCAL, "--db-path", "{}/db")}
+SOURCE = {
+    "a.py": 'def good(x):\n    """Doc."""\n    return x  # same\n',
+    "b/c.py": "@deco\nclass Bad:\n    def worse(self):\n        return 'ü'\n",
+    "broken.py": "x = 1\ndef (:\n",
+    "undecodable.py": b"\xff",
+}
 
 
 def tree(folder, files):
@@ -69,6 +81,41 @@ def record(kind="function", file_path="m.py", code="def f():\n    return 1", lin
     return cds.ModelBuilder().build([symbol])[0]._replace(**fields)
 
 
+def code_record(code, path="a.py", start=1, kind="function", intent=None, end=None, status="skipped"):
+    normalized = ast.unparse(ast.parse(code))
+    md5sum = hashlib.md5(normalized.encode()).hexdigest()
+    end = end or start + normalized.count("\n")
+    status = "success" if intent else status
+    signature = normalized.partition("\n")[0]
+    return cds.Record(kind, path, signature, start, end, code, normalized, md5sum, intent, status, None)
+
+
+TOTAL = """\
+def total(rows, rate):
+    result = 0
+    for row in rows:
+        if row.active:
+            result += row.price * rate
+    log.info('total', result)
+    return round(result, 2)
+"""
+TOTAL_RENAMED = TOTAL.replace("result", "amount").replace("rows", "items").replace("2)", "3)")
+OTHER = """\
+def load(path):
+    with open(path) as stream:
+        text = stream.read()
+    while text.startswith('#'):
+        text = text.partition(';')[2]
+    return json.loads(text)
+"""
+
+
+def save_run(db, root, records):
+    """Store records as a run."""
+    context = cds.RunContext("2026-01-01", "2026-01-01", root, "http://localhost:11434", "m", "all", 10)
+    cds.SQLitePersistence(str(db)).persist(context, [], records)
+
+
 class FakeClient(cds.LLMClient):
     """Answers with what `answer(code)` returns or raises, and remembers the codes it was asked."""
 
@@ -78,6 +125,13 @@ class FakeClient(cds.LLMClient):
     def generate_intent(self, code):
         self.asked.append(code)
         return self.answer(code)
+
+
+def mixed(code):
+    """Answer deterministically, and fail for whatever holds the method."""
+    if "worse" in code:
+        raise cds.IntentGenerationError("the answer is empty")
+    return "Returns what it is given."
 
 
 def run(*argv, client=None):
@@ -103,15 +157,336 @@ def rows(db_path, query, *values):
         return connection.execute(query, values).fetchall()
 
 
-# ---------------------------------------------------------------------------------------------
-# Analysis
-# ---------------------------------------------------------------------------------------------
+def execute(db_path, script):
+    """Change a database with plain SQL."""
+    with contextlib.closing(sqlite3.connect(db_path)) as connection:
+        connection.executescript(script)
+
+
+def snapshot(folder):
+    """Return what a folder holds: each path with its time of change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def wait_for(condition):
+    """Wait for something to come true, ten seconds at most."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came true")
 
 
 def since(*version):
     """Skip a case on Pythons that are older than its syntax."""
     return pytest.mark.skipif(sys.version_info < version, reason="syntax of Python {}.{}".format(*version))
 
+
+def answer(text="Adds numbers.", **fields):
+    """Make what a server answers: status and body."""
+    return 200, {"message": {"content": text}, "done": True, "done_reason": "stop", **fields}
+
+
+def error(status, text, **headers):
+    """Make a server's error: status, body and headers."""
+    return status, {"error": text}, headers
+
+
+@contextlib.contextmanager
+def serving(*answers):
+    """Serve scripted answers on loopback, the last one again and again; yield (address, requests).
+
+    An answer is (status, body[, headers]), or a function that takes the request's handler.
+    """
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, dict(self.headers), json.loads(body)))
+            scripted = answers[min(len(requests), len(answers)) - 1]
+            if callable(scripted):
+                return scripted(self)
+            return respond(self, *scripted)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients that go away are part of the tests
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def respond(handler, status, body, headers=()):
+    """Send one answer; a body that is no bytes goes as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    handler.send_response(status)
+    for name, value in {"Content-Length": len(content), **dict(headers)}.items():
+        handler.send_header(name.replace("_", "-"), str(value))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def hang_up(handler):
+    """Close the connection without a word."""
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def silence(handler):
+    """Keep the connection open until the client goes away."""
+    with contextlib.suppress(OSError):
+        handler.connection.settimeout(20)
+        handler.connection.recv(1)
+
+
+def client_of(address, **options):
+    """Make a client that notes the seconds it would wait between tries in `waits`."""
+    waits = []
+    client = cds.OllamaClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
+    client.waits = waits
+    return client
+
+
+@pytest.fixture
+def no_server():
+    """The options of a provider where nobody answers: a port that is taken but not listened on."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield ("--provider-url", f"127.0.0.1:{taken.getsockname()[1]}", "--model", "m")
+
+
+def free_port():
+    """Return a port of loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def refused(capsys, folder, *argv):
+    """Return the one line of a command that ends with exit 2; it may neither ask nor change anything."""
+    client, before = FakeClient(), snapshot(folder)
+    assert run(*argv, client=client) == 2
+    assert (client.asked, snapshot(folder)) == ([], before)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[-1:]) == ("", 1, "\n")
+    return err
+
+
+# ---- Text -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        pytest.param(ValueError("two\n  lines"), "ValueError: two lines", id="any"),
+        pytest.param(SyntaxError("two\r\nlines"), "two lines", id="syntax"),
+        pytest.param(OSError("two\nlines"), "two lines", id="system"),
+        pytest.param(OSError(), "OSError", id="silent"),
+    ],
+)
+def test_analyzer_error_message_is_one_line(problem, message):
+    assert cds.reason(problem) == message
+
+
+# ---- Messages -------------------------------------------------------------------------------
+
+
+def test_progress_estimates_from_the_recent_rate():
+    now = [0.0]
+    progress = cds.Progress(1000, 10_000, clock=lambda: now[0])
+    for seconds, calls in ((100, 1), (1, 200)):
+        for _ in range(calls):
+            now[0] += seconds
+            progress.add(failed=False)
+    assert progress.seconds_left() == 799  # one a second of late, whatever the first call took
+
+
+def test_progress_is_one_live_line_on_a_terminal(tmp_path):
+    source = tree(tmp_path, {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(30))})
+    with serving(lambda handler: (time.sleep(0.02), respond(handler, *answer()))) as (address, _):
+        main, terminal = os.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+        command = [sys.executable, CDS, "enrich-intent", "--path", str(source), "--model", "m"]
+        process = subprocess.Popen(
+            [*command, "--provider-url", address], stdout=subprocess.DEVNULL, stderr=terminal
+        )
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal closes with the process
+            while piece := os.read(main, 65536):
+                shown += piece
+        assert process.wait(30) == 0
+        os.close(main)
+    live = shown.decode().split("\r\x1b[K")[1:]
+    assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
+    assert max(map(len, live[:-1])) <= 49 and not any("\n" in line for line in live[:-1])
+    assert live[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
+
+
+def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path / "none")]
+    done = subprocess.run(command, stderr=writer, timeout=60, env=BUFFERED)
+    os.close(writer)
+    assert done.returncode == 2
+
+
+# ---- Search ---------------------------------------------------------------------------------
+
+
+def found(root, *exclude):
+    """Search a folder: the stored paths, and what was left out by which rule."""
+    search = cds.find_sources(str(root), ".py", exclude)
+    return [source.file_path for source in search.sources], dict(search.left_out)
+
+
+def test_search_leaves_out_what_nobody_means(tmp_path):
+    names = [
+        "a.py",
+        "b.txt",
+        ".hidden.py",
+        ".git/x.py",
+        "pkg/__pycache__/x.py",
+        "node_modules/x.py",
+        "build/x.py",
+    ]
+    names += [
+        "lib/site-packages/x.py",
+        "env/pyvenv.cfg",
+        "env/x.py",
+        "p/setup.py",
+        "p/build/x.py",
+        "p/dist/x.py",
+    ]
+    names += ["q/pyproject.toml", "q/dist/x.py", "pkg/build/x.py"]
+    assert found(tree(tmp_path, dict.fromkeys(names, ""))) == (
+        [".hidden.py", "a.py", "build/x.py", "p/setup.py", "pkg/build/x.py"],
+        {
+            "hidden folder": 1,
+            "__pycache__": 1,
+            "node_modules": 1,
+            "site-packages": 1,
+            "virtual environment": 1,
+            "build output": 3,
+        },
+    )
+    assert found(tmp_path / "node_modules")[0] == ["x.py"]
+    assert found(tmp_path / "b.txt")[0] == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "left"),
+    [
+        ("a.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("*.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("t", ["a.py"]),
+        ("t/", ["a.py"]),
+        ("t/*.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
+        ("t/**", ["a.py"]),
+        ("**/a.py", ["t/u/b.py"]),
+        ("**/u/[!a].py", ["a.py", "t/a.py", "t/u/a.py"]),
+        ("t/?.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
+    ],
+)
+def test_search_leaves_out_what_an_exclude_pattern_matches(tmp_path, glob, left):
+    tree(tmp_path, dict.fromkeys(["a.py", "t/a.py", "t/u/a.py", "t/u/b.py"], ""))
+    paths, left_out = found(tmp_path, glob)
+    assert paths == left and set(left_out) == {"excluded"}
+
+
+def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path):
+    root = tree(tmp_path, {"src/a.py": "", "other/b.py": ""}) / "src"
+    (root / "link.py").symlink_to(tmp_path / "other/b.py")
+    (root / "folder").symlink_to(tmp_path / "other")
+    (root / "loop").symlink_to(root)
+    os.mkfifo(root / "pipe.py")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "s.py"))
+        assert found(root) == (["a.py"], {"symbolic link": 1, "not a regular file": 2})
+    assert found(tmp_path / "src/folder")[0] == ["b.py"]
+    assert isinstance(cds.analyze_file(cds.Source(str(root / "pipe.py"), "p")), cds.AnalyzerError)
+
+
+def git(folder, *words):
+    subprocess.run(["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+
+def test_search_leaves_out_what_git_ignores(tmp_path, monkeypatch):
+    files = ["a.py", "gen.py", "out/x.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
+    root = tree(
+        tmp_path, {**dict.fromkeys(files, ""), ".gitignore": "gen.py\nout/\nwhole/\n", "whole/z.py": ""}
+    )
+    git(root, "init", "-q")
+    git(root, "add", "-f", "kept/gen.py")
+    git(root / "nested", "init", "-q")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert found(root) == (["a.py", "kept/gen.py", "nested/a.py"], {"ignored by git": 4, "hidden folder": 2})
+    assert found(root / "whole")[0] == ["z.py"]
+    assert found(root / "sub") == ([], {"ignored by git": 1})
+    monkeypatch.setenv("PATH", "")
+    assert "gen.py" in found(root)[0]
+
+
+def test_search_runs_nothing_of_a_hostile_repository(tmp_path):
+    root = tree(tmp_path / "r", {"a.py": ""})
+    git(root, "init", "-q")
+    hook = tree(tmp_path, {"hook": f"#!/bin/sh\ntouch {tmp_path}/ran\n"}) / "hook"
+    hook.chmod(0o755)
+    for key in ("core.fsmonitor", "core.pager", "core.sshCommand", "filter.x.clean", "diff.external"):
+        git(root, "config", key, str(hook))
+    tree(root, {".gitattributes": "*.py filter=x", ".gitignore": "b.py", "b.py": ""})
+    assert found(root)[0] == ["a.py"] and not (tmp_path / "ran").exists()
+
+
+def test_search_reports_an_unreadable_folder(tmp_path):
+    root = tree(tmp_path, {"a.py": ""})
+    folder = os.open(root, os.O_RDONLY)
+    for _ in range(40):  # a path that is longer than the system takes
+        name = "d" * 120
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    search = cds.find_sources(str(root), ".py")
+    assert [source.file_path for source in search.sources] == ["a.py"]
+    assert [error.message for error in search.errors] == ["File name too long"]
+
+
+def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
+    assert run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
+    search, message = capsys.readouterr().err.splitlines()
+    assert search == "search files=0 left_out=1 (hidden folder 1)"
+    assert message.startswith("cds: --path: no .py file below")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        pytest.param("é.py", "é.py", id="utf-8"),
+        pytest.param("a\\b.py", "a\\b.py", id="backslash"),
+        pytest.param(os.fsdecode(b"\xff.py"), "\\udcff.py", id="bytes"),
+        pytest.param("\\udcff.py", "\\\\udcff.py", id="looks-like-an-escape"),
+        pytest.param(os.fsdecode(b"\\\xff.py"), "\\\\\\udcff.py", id="both"),
+    ],
+)
+def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, stored):
+    root = tree(tmp_path / "s", {name: "x = 1"})
+    assert found(root)[0] == [stored]
+    assert persist(root, tmp_path / "db") == 0
+    assert rows(tmp_path / "db", "SELECT file_path FROM records") == [(stored,)]
+
+
+# ---- Analysis -------------------------------------------------------------------------------
 
 # Each holds one statement more at `{}`.
 BLOCKS = [
@@ -133,8 +508,6 @@ BLOCKS = [
     pytest.param("match a:\n    case 1:\n        b\n    case _:\n        {}", id="match", marks=since(3, 10)),
     pytest.param("if a:\n    for b in c:\n        with d:\n            {}", id="three-deep"),
 ]
-
-LONG_SUM = " + ".join(["1"] * 700)
 
 
 def kinds_and_headers(records):
@@ -294,79 +667,6 @@ def test_source_is_decoded_as_it_declares(tmp_path, content, text):
     assert records_of(tmp_path, content)[0].raw_code == text
 
 
-PARSER_GIVES_UP = "nested too deeply for this Python"
-has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="no limit to hit")
-
-
-@pytest.mark.parametrize(
-    ("content", "line", "message"),
-    [
-        pytest.param("def f():\n    pass\ndef f(:\n", 3, "invalid syntax", id="syntax"),
-        pytest.param("if a:\n\tb\n        c\n", 3, "inconsistent use of tabs and spaces", id="tabs"),
-        pytest.param("(" * 300 + ")" * 300, 1, "too many nested parentheses", id="brackets"),
-        pytest.param("x = " + "-" * 100_000 + "1", None, f"{PARSER_GIVES_UP} (MemoryError)", id="memory"),
-        pytest.param("x = a" + ".b" * 100_000, None, f"{PARSER_GIVES_UP} (RecursionError)", id="recursion", marks=since(3, 11)),
-        pytest.param("x = 1\0\n", None, "source code string cannot contain null bytes", id="nul"),
-        pytest.param(b"x = '\xff'", None, "'utf-8' codec can't decode byte 0xff", id="undecodable"),
-        pytest.param(b"# coding: ascii\n'\xe9'", None, "'ascii' codec can't decode byte 0xe9", id="undecodable-as-declared"),
-        pytest.param("# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"),
-        pytest.param("# coding: hex\n", None, "'hex' is not a text encoding", id="encoding-not-of-text"),
-        pytest.param(b"\xef\xbb\xbf# coding: latin-1\n", None, "encoding problem: utf-8", id="encoding-not-that-of-bom"),
-        pytest.param("x = 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits", marks=has_digit_limit),
-        pytest.param(f"x = {LONG_SUM} + 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits-deep-down", marks=has_digit_limit),
-    ],
-)  # fmt: skip
-def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, line, message):
-    sources = {"a.py": "x = 1", "bad/b.py": content, "c.py": "y = 2"}
-    analysis = analyzed(tree(tmp_path, sources))
-    assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
-    [error] = analysis.errors
-    assert (error.file_path, error.line) == ("bad/b.py", line)
-    assert message in error.message
-    assert "\n" not in error.message
-
-
-def test_analyzer_error_tells_of_a_file_that_cannot_be_read(tmp_path):
-    error = cds.AnalyzerError("gone.py", None, "No such file or directory")
-    assert analyzed(tmp_path / "gone.py") == ([], [error])
-
-
-@pytest.mark.parametrize(
-    ("problem", "message"),
-    [
-        pytest.param(ValueError("two\n  lines"), "ValueError: two lines", id="any"),
-        pytest.param(SyntaxError("two\r\nlines"), "two lines", id="syntax"),
-        pytest.param(OSError("two\nlines"), "two lines", id="system"),
-        pytest.param(OSError(), "OSError", id="silent"),
-    ],
-)
-def test_analyzer_error_message_is_one_line(problem, message):
-    assert cds.reason(problem) == message
-
-
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="warns of nothing while parsing")
-def test_syntax_warnings_do_not_reach_stderr(tmp_path):
-    folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
-    done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
-    assert (done.returncode, done.stderr) == (0, "search files=2 left_out=0\n")
-
-
-def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
-    limits = sys.getrecursionlimit(), threading.stack_size()
-    records = records_of(
-        tmp_path, f"class A:\n    '''Doc.'''\n    def f(self):\n        return ({LONG_SUM})\n"
-    )
-    assert [found.kind for found in records] == ["file", "class", "method"]
-    assert records[2].normalized_code == f"def f(self):\n    return {LONG_SUM}"
-    assert (sys.getrecursionlimit(), threading.stack_size()) == limits
-
-
-def test_a_chain_of_1200_elifs_gives_records(tmp_path):
-    source = "if a:\n    pass\n" + "elif b:\n    pass\n" * 1200 + "else:\n\n    def f():\n        pass"
-    file, function = records_of(tmp_path, source)
-    assert (file.normalized_code, function.normalized_code) == (source, "def f():\n    pass")
-
-
 @pytest.mark.parametrize(
     ("source", "normalized_code"),
     [
@@ -420,6 +720,125 @@ def reference(source):
     return found
 
 
+PARSER_GIVES_UP = "nested too deeply for this Python"
+has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="no limit to hit")
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        pytest.param("def f():\n    pass\ndef f(:\n", 3, "invalid syntax", id="syntax"),
+        pytest.param("if a:\n\tb\n        c\n", 3, "inconsistent use of tabs and spaces", id="tabs"),
+        pytest.param("(" * 300 + ")" * 300, 1, "too many nested parentheses", id="brackets"),
+        pytest.param("x = " + "-" * 100_000 + "1", None, f"{PARSER_GIVES_UP} (MemoryError)", id="memory"),
+        pytest.param("x = a" + ".b" * 100_000, None, f"{PARSER_GIVES_UP} (RecursionError)", id="recursion", marks=since(3, 11)),
+        pytest.param("x = 1\0\n", None, "source code string cannot contain null bytes", id="nul"),
+        pytest.param(b"x = '\xff'", None, "'utf-8' codec can't decode byte 0xff", id="undecodable"),
+        pytest.param(b"# coding: ascii\n'\xe9'", None, "'ascii' codec can't decode byte 0xe9", id="undecodable-as-declared"),
+        pytest.param("# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"),
+        pytest.param("# coding: hex\n", None, "'hex' is not a text encoding", id="encoding-not-of-text"),
+        pytest.param(b"\xef\xbb\xbf# coding: latin-1\n", None, "encoding problem: utf-8", id="encoding-not-that-of-bom"),
+        pytest.param("x = 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits", marks=has_digit_limit),
+        pytest.param(f"x = {LONG_SUM} + 0x" + "f" * 5000, None, "ValueError: Exceeds the limit", id="digits-deep-down", marks=has_digit_limit),
+    ],
+)  # fmt: skip
+def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, line, message):
+    sources = {"a.py": "x = 1", "bad/b.py": content, "c.py": "y = 2"}
+    analysis = analyzed(tree(tmp_path, sources))
+    assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
+    [error] = analysis.errors
+    assert (error.file_path, error.line) == ("bad/b.py", line)
+    assert message in error.message
+    assert "\n" not in error.message
+
+
+def test_analyzer_error_tells_of_a_file_that_cannot_be_read(tmp_path):
+    error = cds.AnalyzerError("gone.py", None, "No such file or directory")
+    assert analyzed(tmp_path / "gone.py") == ([], [error])
+
+
+def test_vanished_file_is_one_error(tmp_path):
+    assert cds.analyze_file(cds.Source(str(tmp_path / "gone.py"), "gone.py")) == (
+        "gone.py",
+        None,
+        "No such file or directory",
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="warns of nothing while parsing")
+def test_syntax_warnings_do_not_reach_stderr(tmp_path):
+    folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
+    done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
+    assert (done.returncode, done.stderr) == (0, "search files=2 left_out=0\n")
+
+
+def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
+    limits = sys.getrecursionlimit(), threading.stack_size()
+    records = records_of(
+        tmp_path, f"class A:\n    '''Doc.'''\n    def f(self):\n        return ({LONG_SUM})\n"
+    )
+    assert [found.kind for found in records] == ["file", "class", "method"]
+    assert records[2].normalized_code == f"def f(self):\n    return {LONG_SUM}"
+    assert (sys.getrecursionlimit(), threading.stack_size()) == limits
+
+
+def test_a_chain_of_1200_elifs_gives_records(tmp_path):
+    source = "if a:\n    pass\n" + "elif b:\n    pass\n" * 1200 + "else:\n\n    def f():\n        pass"
+    file, function = records_of(tmp_path, source)
+    assert (file.normalized_code, function.normalized_code) == (source, "def f():\n    pass")
+
+
+def found_by_parser(source):
+    """Return the module as a list of one, or nothing where this Python's parser refuses it."""
+    with contextlib.suppress(RecursionError, MemoryError, SyntaxError):
+        return [ast.parse(source)]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        pytest.param(b"x" * ((16 << 20) + 1), None, id="over-16-mib"),
+        pytest.param(b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"),
+        pytest.param(b"(" * 5000 + b")" * 5000, None, id="5000-brackets"),
+        pytest.param(b"x = " + b"[" * 5000 + b"]" * 5000, None, id="5000-lists"),
+        pytest.param(
+            b"-" * 5000 + b"1", 1 if len(found_by_parser(b"-" * 5000 + b"1")) else None, id="5000-signs"
+        ),
+        pytest.param("def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(), 2, id="mixed-scripts"),
+        pytest.param(b"def f(): pass\n" * 20_000, 20_001, id="20000-definitions"),
+        pytest.param(b"x = 1\n\0", None, id="nul"),
+        pytest.param(b"\xff\xfex\0", None, id="utf-16"),
+        pytest.param(b"if a: pass\n" + b"elif a: pass\n" * 900, 1, id="900-elifs"),
+    ],
+)
+def test_hostile_file_gives_its_records_or_one_error(tmp_path, content, count):
+    found = cds.analyze_file(cds.Source(str(tree(tmp_path, {"m.py": content}) / "m.py"), "m.py"))
+    if count is None:
+        assert isinstance(found, cds.AnalyzerError) and found.message and "\n" not in found.message
+    else:
+        assert len(found) == count
+
+
+def test_every_encoding_gives_records_or_one_error(tmp_path):
+    source = "# coding: {}\ndef f():\n    return 'é'\n"
+    for name in sorted(
+        {*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "utf_8_sig", "mbcs"}
+    ):
+        with contextlib.suppress(LookupError, UnicodeError):
+            (tmp_path / "m.py").write_bytes(source.format(name).encode(name))
+        found = cds.analyze_file(cds.Source(str(tmp_path / "m.py"), "m.py"))
+        assert isinstance(found, cds.AnalyzerError) or [s.kind for s in found] == ["file", "function"], name
+
+
+@pytest.mark.parametrize("escape", ["\\ud800", "\\x00"])
+def test_f_string_that_no_text_can_hold_does_not_end_the_run(tmp_path, escape):
+    source = f"def f(x):\n    return f'{escape}{{x:{escape}}}'\n"
+    assert persist(tree(tmp_path / "s", {"a.py": source, "b.py": "y = 1"}), tmp_path / "db") == 0
+    stored = rows(tmp_path / "db", "SELECT normalized_code FROM records WHERE kind = 'function'")
+    assert [ast.dump(ast.parse(code)) for (code,) in stored] == [ast.dump(ast.parse(source))]
+
+
 def test_analysis_in_workers_gives_the_same_as_in_one_process(tmp_path):
     files = {f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n" for n in range(30)}
     sources = cds.find_sources(str(tree(tmp_path, {**files, "bad.py": "def"})), ".py").sources
@@ -450,446 +869,7 @@ def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(tmp_path):
     assert process.communicate(timeout=30)[1] == "cds: interrupted\n" and process.returncode == 130
 
 
-# ---------------------------------------------------------------------------------------------
-# Intents
-# ---------------------------------------------------------------------------------------------
-
-
-def answer(text="Adds numbers.", **fields):
-    """Make what a server answers: status and body."""
-    return 200, {"message": {"content": text}, "done": True, "done_reason": "stop", **fields}
-
-
-def error(status, text, **headers):
-    """Make a server's error: status, body and headers."""
-    return status, {"error": text}, headers
-
-
-@contextlib.contextmanager
-def serving(*answers):
-    """Serve scripted answers on loopback, the last one again and again; yield (address, requests).
-
-    An answer is (status, body[, headers]), or a function that takes the request's handler.
-    """
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            requests.append((self.path, dict(self.headers), json.loads(body)))
-            scripted = answers[min(len(requests), len(answers)) - 1]
-            if callable(scripted):
-                return scripted(self)
-            return respond(self, *scripted)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients that go away are part of the tests
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}", requests
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def respond(handler, status, body, headers=()):
-    """Send one answer; a body that is no bytes goes as JSON."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    handler.send_response(status)
-    for name, value in {"Content-Length": len(content), **dict(headers)}.items():
-        handler.send_header(name.replace("_", "-"), str(value))
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
-def client_of(address, **options):
-    """Make a client that notes the seconds it would wait between tries in `waits`."""
-    waits = []
-    client = cds.OllamaClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
-    client.waits = waits
-    return client
-
-
-def hang_up(handler):
-    """Close the connection without a word."""
-    handler.connection.shutdown(socket.SHUT_RDWR)
-
-
-def silence(handler):
-    """Keep the connection open until the client goes away."""
-    with contextlib.suppress(OSError):
-        handler.connection.settimeout(20)
-        handler.connection.recv(1)
-
-
-def drip(start):
-    """Send `start`, then a byte every 50 ms until the client goes away."""
-
-    def send(handler):
-        with contextlib.suppress(OSError):
-            handler.connection.sendall(start)
-            for _ in range(400):
-                handler.connection.sendall(b" ")
-                time.sleep(0.05)
-
-    return send
-
-
-def flood(handler):
-    """Send 100 MiB, or as much as the client takes."""
-    with contextlib.suppress(OSError):
-        handler.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
-        for _ in range(1600):
-            handler.connection.sendall(b" " * 65536)
-
-
-def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
-    with serving(answer(" Adds numbers.")) as (address, requests):
-        assert client_of(address, num_ctx=512).generate_intent("x = 1") == "Adds numbers."
-    [(path, headers, body)] = requests
-    assert path == "/api/chat" and "Authorization" not in headers
-    assert body.pop("messages") == [
-        {"role": "system", "content": cds.INTENT_PROMPT},
-        {"role": "user", "content": "x = 1"},
-    ]
-    assert body == {
-        "model": "m",
-        "stream": False,
-        "think": False,
-        "truncate": False,
-        "keep_alive": "30m",
-        "options": {"temperature": 0, "seed": 0, "num_ctx": 512, "num_predict": 256},
-    }
-
-
-NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 6608, "n_ctx": 512}})
-
-
-@pytest.mark.parametrize(
-    ("response", "kind", "calls", "message"),
-    [
-        pytest.param(answer(""), "one", 1, "empty", id="empty"),
-        pytest.param(answer(" \x00\x1b "), "one", 1, "empty", id="controls-alone"),
-        pytest.param(answer(done=False), "one", 1, "repeated itself", id="repeat-guard"),
-        pytest.param(answer(done="true"), "one", 1, "repeated itself", id="done-is-text"),
-        pytest.param(answer(done_reason="length"), "one", 1, "longer than 256 tokens", id="runaway"),
-        pytest.param(answer(done_reason="load"), "one", 1, "'load'", id="load"),
-        pytest.param(answer(done_reason=None), "one", 1, "None", id="no-reason"),
-        pytest.param(answer(message="text"), "one", 1, "no text", id="message-is-text"),
-        pytest.param(answer(text=["a"]), "one", 1, "no text", id="content-is-list"),
-        pytest.param((200, b"<html>"), "one", 1, "not a JSON object", id="html"),
-        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
-        pytest.param((200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"),
-        pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
-        pytest.param(flood, "one", 1, "larger than 1048576 bytes", id="100-mib"),
-        pytest.param(
-            error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise --num-ctx", id="too-long"
-        ),
-        pytest.param(
-            error(500, "token repeat limit reached"), "one", 1, "token repeat", id="newer-repeat-guard"
-        ),
-        pytest.param(error(503, "server busy"), "server", 3, "server busy", id="busy"),
-        pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
-        pytest.param(error(408, "slow"), "server", 3, "slow", id="request-timeout"),
-        pytest.param(error(429, "slow down"), "server", 3, "slow down", id="rate-limit"),
-        pytest.param(error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
-        pytest.param((200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"),
-        pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
-        pytest.param(
-            error(500, "llama-server process has terminated: oom"),
-            "run",
-            3,
-            "free memory",
-            id="does-not-load",
-        ),
-        pytest.param(error(404, "model 'm' not found"), "run", 1, "'ollama pull m'", id="model-missing"),
-        pytest.param(error(400, "invalid model name"), "run", 1, "another --model", id="bad-name"),
-        pytest.param(error(400, "m does not support chat"), "run", 1, "another --model", id="no-chat"),
-        pytest.param(error(500, "must be of type integer"), "run", 1, "another --model", id="wrong-option"),
-        pytest.param((501, b""), "run", 1, "another --model", id="not-implemented"),
-        pytest.param((401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"),
-        pytest.param(error(403, "cloud is disabled"), "run", 1, "cloud is disabled", id="forbidden"),
-        pytest.param(error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"),
-        pytest.param((404, b"404 page not found"), "run", 1, "no Ollama", id="wrong-path"),
-        pytest.param((405, b"405"), "run", 1, "no Ollama", id="wrong-method"),
-        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
-    ],
-)
-def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message):
-    with serving(response) as (address, requests):
-        client = client_of(address)
-        client._served = False  # as on the first call
-        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
-            client.generate_intent("x")
-    assert "\n" not in str(raised.value)
-    family = {"run": cds.ProviderError, "server": cds.ServerTroubleError, "one": cds.IntentGenerationError}
-    assert isinstance(raised.value, family[kind])
-    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerTroubleError))
-    assert len(requests) == calls and len(client.waits) == calls - 1
-
-
-def test_ollama_client_tries_again_until_it_is_answered():
-    with serving(error(503, "busy"), hang_up, answer()) as (address, requests):
-        assert client_of(address).generate_intent("x") == "Adds numbers."
-    assert len(requests) == 3
-
-
-@pytest.mark.parametrize(
-    ("header", "least", "most"),
-    [
-        pytest.param("7", 7, 7, id="seconds"),
-        pytest.param("3600", 60, 60, id="capped"),
-        pytest.param("Wed, 21 Oct 2099 07:28:00 GMT", 60, 60, id="date"),
-        pytest.param("soon", 0.5, 1.5, id="not-understood"),
-        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", 0.5, 1.5, id="past"),
-    ],
-)
-def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
-    with serving(error(429, "slow down", Retry_After=header), answer()) as (address, _):
-        client = client_of(address)
-        client.generate_intent("x")
-    assert least <= client.waits[0] <= most
-
-
-def test_back_off_grows_with_jitter():
-    for tries, most in [(1, 1.5), (2, 3), (3, 6), (4, 12), (9, 12)]:
-        seconds = {cds.back_off(tries) for _ in range(200)}
-        assert most / 3 <= min(seconds) < max(seconds) <= most
-
-
-@pytest.mark.parametrize(
-    "behaviour",
-    [
-        pytest.param(silence, id="never-answers"),
-        pytest.param(drip(b""), id="drips-headers"),
-        pytest.param(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="drips-body"),
-        pytest.param(
-            lambda handler: (handler.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), silence(handler)),
-            id="headers-alone",
-        ),
-    ],
-)
-def test_ollama_client_cuts_off_a_call_at_its_timeout(behaviour):
-    gone = threading.Event()
-
-    def watched(handler):
-        behaviour(handler)
-        gone.set()
-
-    with serving(watched) as (address, requests):
-        client = client_of(address, timeout=0.3)
-        with pytest.raises(cds.ServerTroubleError, match=r"timed out after 0\.3 seconds"):
-            client.generate_intent("x")
-        assert gone.wait(5), "the socket was left open"
-    assert len(requests) == 1 and client.waits == []
-
-
-def free_port():
-    """Return a port of loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_ollama_client_gives_the_run_up_where_nobody_ever_listened():
-    client = client_of(f"127.0.0.1:{free_port()}")
-    with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
-        client.generate_intent("x")
-    assert len(client.waits) == 2
-
-
-def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
-    with serving(answer(), hang_up) as (address, _):
-        client = client_of(address)
-        client.generate_intent("x")
-        with pytest.raises(cds.ServerTroubleError) as raised:
-            client.generate_intent("y")
-    assert not isinstance(raised.value, cds.ProviderError)
-    assert 60 <= sum(client.waits) <= 72
-
-
-def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
-    answers = [answer(), *[hang_up] * 4, error(503, "loading"), error(503, "loading"), answer()]
-    with serving(*answers) as (address, requests):
-        client = client_of(address)
-        client.generate_intent("x")
-        assert client.generate_intent("y") == "Adds numbers."
-    assert len(requests) == 8
-
-
-def test_ollama_client_never_shows_a_secret_that_the_server_repeats():
-    def echo(handler):
-        respond(handler, *error(401, f"wrong: {handler.headers['Authorization']} t0p s3cret"))
-
-    for options, user in (({"api_key": "s3cret"}, ""), ({}, "me:s3cret@")):
-        with (
-            serving(echo) as (address, _),
-            pytest.raises(cds.ProviderError, match=r"wrong: .*\*\*\*") as raised,
-        ):
-            client_of(f"http://{user}{address}", **options).generate_intent("x")
-        assert "s3cret" not in str(raised.value) and "bWU6" not in str(raised.value)
-
-
-def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http:/user:topsecret@h")
-    with pytest.raises(cds.ProviderError, match="HTTP_PROXY") as raised:
-        client_of("http://model.invalid").generate_intent("x")
-    assert "topsecret" not in str(raised.value)
-
-
-def test_long_error_keeps_its_remedy():
-    with serving(error(404, "x" * 900_000)) as (address, _), pytest.raises(cds.ProviderError) as raised:
-        client_of(address).generate_intent("x")
-    assert len(str(raised.value)) < 400 and str(raised.value).endswith("'ollama pull m' on the server")
-
-
-def test_ollama_client_never_follows_a_redirect():
-    with serving(answer()) as (target, received):
-        moved = (302, b"", {"Location": f"http://{target}/api/chat"})
-        with serving(moved) as (address, _), pytest.raises(cds.ProviderError, match="redirects"):
-            client_of(address, api_key="secret").generate_intent("x")
-    assert received == []
-
-
-def test_ollama_client_never_uses_a_proxy_for_loopback(monkeypatch):
-    with serving(answer()) as (proxy, proxied), serving(answer()) as (address, requests):
-        monkeypatch.setenv("http_proxy", f"http://{proxy}")
-        client_of(address).generate_intent("x")
-        assert (len(requests), len(proxied)) == (1, 0)
-        client_of("http://model.invalid").generate_intent("x")
-        assert proxied[0][0] == "http://model.invalid/api/chat"
-
-
-@pytest.mark.parametrize(
-    ("key", "user", "header"),
-    [
-        pytest.param("k3y", "", "Bearer k3y", id="key"),
-        pytest.param("", "me:p%40ss@", "Basic bWU6cEBzcw==", id="password"),
-        pytest.param("k3y", "me:pass@", "Bearer k3y", id="key-first"),
-    ],
-)
-def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, user, header):
-    monkeypatch.setenv("OLLAMA_API_KEY", key)
-    source, db = tree(tmp_path / "src", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    for response in (answer(), error(401, "no")):
-        with serving(response) as (address, requests):
-            where = ("--provider-url", f"http://{user}{address}", "--model", "m")
-            assert cds.main(["persist", "--path", str(source), *where, "--db-path", str(db)]) == 0
-        assert requests[0][1]["Authorization"] == header
-    shown = "".join(capfd.readouterr()).encode() + db.read_bytes()
-    assert not [secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown]
-
-
-def test_api_key_that_no_header_can_hold_is_a_usage_error():
-    with pytest.raises(cds.UsageError, match="OLLAMA_API_KEY"):
-        cds.OllamaClient("localhost", "m", api_key="a\nb")
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("localhost", "http://localhost:11434"),
-        ("box:8080", "http://box:8080"),
-        ("http://box", "http://box"),
-        ("https://box", "https://box"),
-        ("HTTP://Box:1/a/b//", "http://box:1/a/b"),
-        ("box/prefix", "http://box:11434/prefix"),
-        ("http://me:secret@box:1", "http://box:1"),
-        ("[::1]:80", "http://[::1]:80"),
-        ("::1", "http://[::1]:11434"),
-    ],
-)
-def test_parse_provider_url_reads_addresses_as_the_official_client(text, url):
-    assert cds.parse_provider_url(text).url == url
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "file:///etc/passwd",
-        "file:/x",
-        "ftp://box",
-        "http://",
-        "box:port",
-        "box:99999",
-        "http://a b",
-        "http://[::1",
-        "http://me:2024/secret@gpu",
-        "http://box?x",
-        "http://box/#x",
-        "http://me:secret@",
-        "me:secret@box:x",
-        "http://box/ü",
-        "a..b",
-        "http://a\\b",
-    ],
-)
-def test_parse_provider_url_refuses_anything_else_without_repeating_it(text):
-    with pytest.raises(cds.UsageError, match="--provider-url: ") as raised:
-        cds.parse_provider_url(text)
-    assert "secret" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("a.localhost", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("0.0.0.0", True),
-        ("10.0.0.1", False),
-        ("localhost.example", False),
-        ("127.0.0.1.example", False),
-    ],
-)
-def test_is_loopback_knows_this_machine(host, expected):
-    assert cds.is_loopback(host) is expected
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        (" Adds numbers.\n", "Adds numbers."),
-        ("Adds\r\n  two\tnumbers.", "Adds two numbers."),
-        ("<think>so\nmany</think>\nAdds.", "Adds."),
-        (" <think>a</think> <think>b</think> Adds.", "Adds."),
-        ("Strips <think>x</think> tags.", "Strips <think>x</think> tags."),
-        ("```\nAdds.\n```", "Adds."),
-        ("```text\nAdds.```", "Adds."),
-        ('"Adds."', "Adds."),
-        ("“Adds.”", "Adds."),
-        ("'\"Adds.\"'", "Adds."),
-        ("**Adds.**", "Adds."),
-        ("*Adds.*", "Adds."),
-        ("`Adds.`", "Adds."),
-        ("- Adds.", "Adds."),
-        ("## Adds.", "Adds."),
-        ("1. Adds.", "Adds."),
-        ("**Adds** `a` to 2 ** 3 ** 4.", "Adds a to 2 ** 3 ** 4."),
-        ('"a" and "b"', '"a" and "b"'),
-        ("Adds\x00\x1b[31m\u202e\ud800 it.", "Adds[31m it."),
-        ("a" * 2000, "a" * 1000),
-        ("**a " * 250_000, ("**a " * 250)[:-1]),
-        ("Computes a**b and c**d.", "Computes a**b and c**d."),
-        ('\x00 "Adds."', "Adds."),
-    ],
-)
-def test_clean_answer_leaves_one_plain_line(text, clean):
-    assert cds.clean_answer(text) == clean
-
-
-@pytest.mark.parametrize(
-    "text", ["", " \n", "<think>for ever", "<think>done</think>", '""', "```\n\n```", "**"]
-)
-def test_clean_answer_refuses_what_is_no_answer(text):
-    with pytest.raises(cds.IntentGenerationError):
-        cds.clean_answer(text)
+# ---- Enrichment -----------------------------------------------------------------------------
 
 
 def codes(count):
@@ -1020,73 +1000,372 @@ def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_progress_estimates_from_the_recent_rate():
-    now = [0.0]
-    progress = cds.Progress(1000, 10_000, clock=lambda: now[0])
-    for seconds, calls in ((100, 1), (1, 200)):
-        for _ in range(calls):
-            now[0] += seconds
-            progress.add(failed=False)
-    assert progress.seconds_left() == 799  # one a second of late, whatever the first call took
-
-
-def test_progress_is_one_live_line_on_a_terminal(tmp_path):
-    source = tree(tmp_path, {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(30))})
-    with serving(lambda handler: (time.sleep(0.02), respond(handler, *answer()))) as (address, _):
-        main, terminal = os.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
-        command = [sys.executable, CDS, "enrich-intent", "--path", str(source), "--model", "m"]
-        process = subprocess.Popen(
-            [*command, "--provider-url", address], stdout=subprocess.DEVNULL, stderr=terminal
-        )
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal closes with the process
-            while piece := os.read(main, 65536):
-                shown += piece
-        assert process.wait(30) == 0
-        os.close(main)
-    live = shown.decode().split("\r\x1b[K")[1:]
-    assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
-    assert max(map(len, live[:-1])) <= 49 and not any("\n" in line for line in live[:-1])
-    assert live[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
+# ---- Transport ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("text", "url"),
     [
-        (option, value)
-        for option in ("--jobs", "--timeout", "--num-ctx")
-        for value in ("0", "-1", "nan", "inf", "x", "")
+        ("localhost", "http://localhost:11434"),
+        ("box:8080", "http://box:8080"),
+        ("http://box", "http://box"),
+        ("https://box", "https://box"),
+        ("HTTP://Box:1/a/b//", "http://box:1/a/b"),
+        ("box/prefix", "http://box:11434/prefix"),
+        ("http://me:secret@box:1", "http://box:1"),
+        ("[::1]:80", "http://[::1]:80"),
+        ("::1", "http://[::1]:11434"),
     ],
 )
-def test_intent_options_must_be_above_zero_and_finite(tmp_path, capsys, option, value):
-    client = FakeClient()
-    assert persist(tree(tmp_path, {"a.py": "x = 1"}), tmp_path / "db", option, value, client=client) == 2
-    assert option in capsys.readouterr().err and client.asked == [] and not (tmp_path / "db").exists()
+def test_parse_provider_url_reads_addresses_as_the_official_client(text, url):
+    assert cds.parse_provider_url(text).url == url
 
 
-def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1\ndef g(): return 2\n"}), tmp_path / "db"
-    for intent in ("Old.", "New."):
-        persist(source, db, client=FakeClient(lambda code, intent=intent: intent))
-    with contextlib.closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute(
-            "UPDATE records SET intent_status = 'failed' WHERE run_id = 2 AND signature LIKE '%g()%'"
-        )
-    persist(source, db, "--model", "other", client=FakeClient(lambda code: "Foreign."))
-    client = FakeClient()
-    capsys.readouterr()
-    assert persist(source, db, "--reuse-intents", client=client) == 0
-    assert client.asked == [] and "calls=0 reused=2" in capsys.readouterr().err
-    newest = "SELECT intent FROM records WHERE run_id = 4 AND kind = 'function' ORDER BY start_line"
-    assert rows(db, newest) == [("New.",), ("Old.",)]
-    assert persist(source, db, client=client) == 0 and len(client.asked) == 2
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "file:///etc/passwd",
+        "file:/x",
+        "ftp://box",
+        "http://",
+        "box:port",
+        "box:99999",
+        "http://a b",
+        "http://[::1",
+        "http://me:2024/secret@gpu",
+        "http://box?x",
+        "http://box/#x",
+        "http://me:secret@",
+        "me:secret@box:x",
+        "http://box/ü",
+        "a..b",
+        "http://a\\b",
+    ],
+)
+def test_parse_provider_url_refuses_anything_else_without_repeating_it(text):
+    with pytest.raises(cds.UsageError, match="--provider-url: ") as raised:
+        cds.parse_provider_url(text)
+    assert "secret" not in str(raised.value)
 
 
-# ---------------------------------------------------------------------------------------------
-# Persistence
-# ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("a.localhost", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", True),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_is_loopback_knows_this_machine(host, expected):
+    assert cds.is_loopback(host) is expected
+
+
+def test_ollama_client_never_uses_a_proxy_for_loopback(monkeypatch):
+    with serving(answer()) as (proxy, proxied), serving(answer()) as (address, requests):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        client_of(address).generate_intent("x")
+        assert (len(requests), len(proxied)) == (1, 0)
+        client_of("http://model.invalid").generate_intent("x")
+        assert proxied[0][0] == "http://model.invalid/api/chat"
+
+
+def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http:/user:topsecret@h")
+    with pytest.raises(cds.ProviderError, match="HTTP_PROXY") as raised:
+        client_of("http://model.invalid").generate_intent("x")
+    assert "topsecret" not in str(raised.value)
+
+
+def test_ollama_client_never_follows_a_redirect():
+    with serving(answer()) as (target, received):
+        moved = (302, b"", {"Location": f"http://{target}/api/chat"})
+        with serving(moved) as (address, _), pytest.raises(cds.ProviderError, match="redirects"):
+            client_of(address, api_key="secret").generate_intent("x")
+    assert received == []
+
+
+def test_api_key_that_no_header_can_hold_is_a_usage_error():
+    with pytest.raises(cds.UsageError, match="OLLAMA_API_KEY"):
+        cds.OllamaClient("localhost", "m", api_key="a\nb")
+
+
+@pytest.mark.parametrize(
+    ("key", "user", "header"),
+    [
+        pytest.param("k3y", "", "Bearer k3y", id="key"),
+        pytest.param("", "me:p%40ss@", "Basic bWU6cEBzcw==", id="password"),
+        pytest.param("k3y", "me:pass@", "Bearer k3y", id="key-first"),
+    ],
+)
+def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, user, header):
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    source, db = tree(tmp_path / "src", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    for response in (answer(), error(401, "no")):
+        with serving(response) as (address, requests):
+            where = ("--provider-url", f"http://{user}{address}", "--model", "m")
+            assert cds.main(["persist", "--path", str(source), *where, "--db-path", str(db)]) == 0
+        assert requests[0][1]["Authorization"] == header
+    shown = "".join(capfd.readouterr()).encode() + db.read_bytes()
+    assert not [secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown]
+
+
+def test_ollama_client_never_shows_a_secret_that_the_server_repeats():
+    def echo(handler):
+        respond(handler, *error(401, f"wrong: {handler.headers['Authorization']} t0p s3cret"))
+
+    for options, user in (({"api_key": "s3cret"}, ""), ({}, "me:s3cret@")):
+        with (
+            serving(echo) as (address, _),
+            pytest.raises(cds.ProviderError, match=r"wrong: .*\*\*\*") as raised,
+        ):
+            client_of(f"http://{user}{address}", **options).generate_intent("x")
+        assert "s3cret" not in str(raised.value) and "bWU6" not in str(raised.value)
+
+
+def drip(start):
+    """Send `start`, then a byte every 50 ms until the client goes away."""
+
+    def send(handler):
+        with contextlib.suppress(OSError):
+            handler.connection.sendall(start)
+            for _ in range(400):
+                handler.connection.sendall(b" ")
+                time.sleep(0.05)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(silence, id="never-answers"),
+        pytest.param(drip(b""), id="drips-headers"),
+        pytest.param(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="drips-body"),
+        pytest.param(
+            lambda handler: (handler.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), silence(handler)),
+            id="headers-alone",
+        ),
+    ],
+)
+def test_ollama_client_cuts_off_a_call_at_its_timeout(behaviour):
+    gone = threading.Event()
+
+    def watched(handler):
+        behaviour(handler)
+        gone.set()
+
+    with serving(watched) as (address, requests):
+        client = client_of(address, timeout=0.3)
+        with pytest.raises(cds.ServerTroubleError, match=r"timed out after 0\.3 seconds"):
+            client.generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+    assert len(requests) == 1 and client.waits == []
+
+
+def test_ollama_client_tries_again_until_it_is_answered():
+    with serving(error(503, "busy"), hang_up, answer()) as (address, requests):
+        assert client_of(address).generate_intent("x") == "Adds numbers."
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        pytest.param("7", 7, 7, id="seconds"),
+        pytest.param("3600", 60, 60, id="capped"),
+        pytest.param("Wed, 21 Oct 2099 07:28:00 GMT", 60, 60, id="date"),
+        pytest.param("soon", 0.5, 1.5, id="not-understood"),
+        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", 0.5, 1.5, id="past"),
+    ],
+)
+def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
+    with serving(error(429, "slow down", Retry_After=header), answer()) as (address, _):
+        client = client_of(address)
+        client.generate_intent("x")
+    assert least <= client.waits[0] <= most
+
+
+def test_back_off_grows_with_jitter():
+    for tries, most in [(1, 1.5), (2, 3), (3, 6), (4, 12), (9, 12)]:
+        seconds = {cds.back_off(tries) for _ in range(200)}
+        assert most / 3 <= min(seconds) < max(seconds) <= most
+
+
+def test_ollama_client_gives_the_run_up_where_nobody_ever_listened():
+    client = client_of(f"127.0.0.1:{free_port()}")
+    with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
+        client.generate_intent("x")
+    assert len(client.waits) == 2
+
+
+def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
+    with serving(answer(), hang_up) as (address, _):
+        client = client_of(address)
+        client.generate_intent("x")
+        with pytest.raises(cds.ServerTroubleError) as raised:
+            client.generate_intent("y")
+    assert not isinstance(raised.value, cds.ProviderError)
+    assert 60 <= sum(client.waits) <= 72
+
+
+def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
+    answers = [answer(), *[hang_up] * 4, error(503, "loading"), error(503, "loading"), answer()]
+    with serving(*answers) as (address, requests):
+        client = client_of(address)
+        client.generate_intent("x")
+        assert client.generate_intent("y") == "Adds numbers."
+    assert len(requests) == 8
+
+
+# ---- Ollama ---------------------------------------------------------------------------------
+
+
+def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
+    with serving(answer(" Adds numbers.")) as (address, requests):
+        assert client_of(address, num_ctx=512).generate_intent("x = 1") == "Adds numbers."
+    [(path, headers, body)] = requests
+    assert path == "/api/chat" and "Authorization" not in headers
+    assert body.pop("messages") == [
+        {"role": "system", "content": cds.INTENT_PROMPT},
+        {"role": "user", "content": "x = 1"},
+    ]
+    assert body == {
+        "model": "m",
+        "stream": False,
+        "think": False,
+        "truncate": False,
+        "keep_alive": "30m",
+        "options": {"temperature": 0, "seed": 0, "num_ctx": 512, "num_predict": 256},
+    }
+
+
+def flood(handler):
+    """Send 100 MiB, or as much as the client takes."""
+    with contextlib.suppress(OSError):
+        handler.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
+        for _ in range(1600):
+            handler.connection.sendall(b" " * 65536)
+
+
+NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 6608, "n_ctx": 512}})
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "calls", "message"),
+    [
+        pytest.param(answer(""), "one", 1, "empty", id="empty"),
+        pytest.param(answer(" \x00\x1b "), "one", 1, "empty", id="controls-alone"),
+        pytest.param(answer(done=False), "one", 1, "repeated itself", id="repeat-guard"),
+        pytest.param(answer(done="true"), "one", 1, "repeated itself", id="done-is-text"),
+        pytest.param(answer(done_reason="length"), "one", 1, "longer than 256 tokens", id="runaway"),
+        pytest.param(answer(done_reason="load"), "one", 1, "'load'", id="load"),
+        pytest.param(answer(done_reason=None), "one", 1, "None", id="no-reason"),
+        pytest.param(answer(message="text"), "one", 1, "no text", id="message-is-text"),
+        pytest.param(answer(text=["a"]), "one", 1, "no text", id="content-is-list"),
+        pytest.param((200, b"<html>"), "one", 1, "not a JSON object", id="html"),
+        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
+        pytest.param((200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"),
+        pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
+        pytest.param(flood, "one", 1, "larger than 1048576 bytes", id="100-mib"),
+        pytest.param(
+            error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise --num-ctx", id="too-long"
+        ),
+        pytest.param(
+            error(500, "token repeat limit reached"), "one", 1, "token repeat", id="newer-repeat-guard"
+        ),
+        pytest.param(error(503, "server busy"), "server", 3, "server busy", id="busy"),
+        pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
+        pytest.param(error(408, "slow"), "server", 3, "slow", id="request-timeout"),
+        pytest.param(error(429, "slow down"), "server", 3, "slow down", id="rate-limit"),
+        pytest.param(error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
+        pytest.param((200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"),
+        pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
+        pytest.param(
+            error(500, "llama-server process has terminated: oom"),
+            "run",
+            3,
+            "free memory",
+            id="does-not-load",
+        ),
+        pytest.param(error(404, "model 'm' not found"), "run", 1, "'ollama pull m'", id="model-missing"),
+        pytest.param(error(400, "invalid model name"), "run", 1, "another --model", id="bad-name"),
+        pytest.param(error(400, "m does not support chat"), "run", 1, "another --model", id="no-chat"),
+        pytest.param(error(500, "must be of type integer"), "run", 1, "another --model", id="wrong-option"),
+        pytest.param((501, b""), "run", 1, "another --model", id="not-implemented"),
+        pytest.param((401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"),
+        pytest.param(error(403, "cloud is disabled"), "run", 1, "cloud is disabled", id="forbidden"),
+        pytest.param(error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"),
+        pytest.param((404, b"404 page not found"), "run", 1, "no Ollama", id="wrong-path"),
+        pytest.param((405, b"405"), "run", 1, "no Ollama", id="wrong-method"),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
+    ],
+)
+def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message):
+    with serving(response) as (address, requests):
+        client = client_of(address)
+        client._served = False  # as on the first call
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.generate_intent("x")
+    assert "\n" not in str(raised.value)
+    family = {"run": cds.ProviderError, "server": cds.ServerTroubleError, "one": cds.IntentGenerationError}
+    assert isinstance(raised.value, family[kind])
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerTroubleError))
+    assert len(requests) == calls and len(client.waits) == calls - 1
+
+
+def test_long_error_keeps_its_remedy():
+    with serving(error(404, "x" * 900_000)) as (address, _), pytest.raises(cds.ProviderError) as raised:
+        client_of(address).generate_intent("x")
+    assert len(str(raised.value)) < 400 and str(raised.value).endswith("'ollama pull m' on the server")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (" Adds numbers.\n", "Adds numbers."),
+        ("Adds\r\n  two\tnumbers.", "Adds two numbers."),
+        ("<think>so\nmany</think>\nAdds.", "Adds."),
+        (" <think>a</think> <think>b</think> Adds.", "Adds."),
+        ("Strips <think>x</think> tags.", "Strips <think>x</think> tags."),
+        ("```\nAdds.\n```", "Adds."),
+        ("```text\nAdds.```", "Adds."),
+        ('"Adds."', "Adds."),
+        ("“Adds.”", "Adds."),
+        ("'\"Adds.\"'", "Adds."),
+        ("**Adds.**", "Adds."),
+        ("*Adds.*", "Adds."),
+        ("`Adds.`", "Adds."),
+        ("- Adds.", "Adds."),
+        ("## Adds.", "Adds."),
+        ("1. Adds.", "Adds."),
+        ("**Adds** `a` to 2 ** 3 ** 4.", "Adds a to 2 ** 3 ** 4."),
+        ('"a" and "b"', '"a" and "b"'),
+        ("Adds\x00\x1b[31m\u202e\ud800 it.", "Adds[31m it."),
+        ("a" * 2000, "a" * 1000),
+        ("**a " * 250_000, ("**a " * 250)[:-1]),
+        ("Computes a**b and c**d.", "Computes a**b and c**d."),
+        ('\x00 "Adds."', "Adds."),
+    ],
+)
+def test_clean_answer_leaves_one_plain_line(text, clean):
+    assert cds.clean_answer(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "<think>for ever", "<think>done</think>", '""', "```\n\n```", "**"]
+)
+def test_clean_answer_refuses_what_is_no_answer(text):
+    with pytest.raises(cds.IntentGenerationError):
+        cds.clean_answer(text)
+
+
+# ---- Persistence ----------------------------------------------------------------------------
 
 # The design's own columns, in its own words.
 RUNS = (
@@ -1126,12 +1405,6 @@ def stored(db_path):
     return rows(db_path, ALL_RUNS), rows(db_path, "SELECT * FROM records ORDER BY id")
 
 
-def execute(db_path, script):
-    """Change a database with plain SQL."""
-    with contextlib.closing(sqlite3.connect(db_path)) as connection:
-        connection.executescript(script)
-
-
 def locked(db_path, lock, seconds=None):
     """Lock a database for some seconds, or until the caller closes what this returns."""
     holder = sqlite3.connect(db_path, isolation_level=None, check_same_thread=False)
@@ -1139,6 +1412,9 @@ def locked(db_path, lock, seconds=None):
     if seconds:
         threading.Timer(seconds, holder.close).start()
     return contextlib.closing(holder)
+
+
+# Writing
 
 
 @pytest.mark.parametrize(
@@ -1249,56 +1525,139 @@ def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path)
     assert rows(db, "PRAGMA integrity_check") == [("ok",)]
 
 
-# ---------------------------------------------------------------------------------------------
-# Duplicates
-# ---------------------------------------------------------------------------------------------
-
-DUPLICATES = cds.DuplicateOptions()
-RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
-TOTAL = """\
-def total(rows, rate):
-    result = 0
-    for row in rows:
-        if row.active:
-            result += row.price * rate
-    log.info('total', result)
-    return round(result, 2)
-"""
-TOTAL_RENAMED = TOTAL.replace("result", "amount").replace("rows", "items").replace("2)", "3)")
-OTHER = """\
-def load(path):
-    with open(path) as stream:
-        text = stream.read()
-    while text.startswith('#'):
-        text = text.partition(';')[2]
-    return json.loads(text)
-"""
-ASSIGNED = "def set_up(self, one):\n    self.one = one\n    self.two = [one]\n"
+SLOW = "INSERT INTO runs SELECT NULL, 'a', 'b', 'c', 'd', 'e', 'f', 1, 'x', 0, 0, 0"
 
 
-def code_record(code, path="a.py", start=1, kind="function", intent=None, end=None, status="skipped"):
-    normalized = ast.unparse(ast.parse(code))
-    md5sum = hashlib.md5(normalized.encode()).hexdigest()
-    end = end or start + normalized.count("\n")
-    status = "success" if intent else status
-    signature = normalized.partition("\n")[0]
-    return cds.Record(kind, path, signature, start, end, code, normalized, md5sum, intent, status, None)
+def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path):
+    source, db = (
+        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(3000))}),
+        tmp_path / "db",
+    )
+    persist(tree(tmp_path / "t", {"a.py": "def f(): return 1"}), db)
+    before = rows(db, "SELECT * FROM records")
+    limited = (
+        "import resource, signal, sys, cds; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(cds.main())"
+    )
+    with serving(answer()) as (address, _):
+        words = [
+            "persist",
+            "--path",
+            source,
+            "--provider-url",
+            address,
+            "--model",
+            "m",
+            "--db-path",
+            db,
+            "--scope",
+            "class",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", limited, *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=Path(CDS).parent,
+        )
+    assert done.returncode == 1 and done.stdout == "" and "status=failed" in done.stderr
+    assert "Traceback" not in done.stderr and "the run is lost" in done.stderr
+    assert rows(db, "SELECT * FROM records") == before and rows(db, "PRAGMA integrity_check") == [("ok",)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s", "t"]
 
 
-def groups_of(*records, **options):
-    groups = cds.find_groups(records, DUPLICATES._replace(**options))
-    return [(g.evidence, g.hidden_by, [m.file_path for m in g.members]) for g in groups]
+def test_killed_process_leaves_whole_runs_only(tmp_path):
+    source, db = (
+        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(4000))}),
+        tmp_path / "db",
+    )
+    words = [
+        "persist",
+        "--path",
+        source,
+        "--provider-url",
+        "127.0.0.1:1",
+        "--model",
+        "m",
+        "--db-path",
+        db,
+        "--scope",
+        "class",
+    ]
+    shell(*words)
+    sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [sys.executable, CDS, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        journal = Path(f"{db}-journal")
+        while process.poll() is None and not journal.exists():
+            time.sleep(0.001)
+        time.sleep(attempt * 0.002)
+        process.kill()
+        process.wait()
+        assert rows(db, "PRAGMA integrity_check") == [("ok",)]
+        runs = rows(
+            db, "SELECT record_count, (SELECT count(*) FROM records WHERE run_id = runs.id) FROM runs"
+        )
+        assert all(told == stored == sizes[0] for told, stored in runs)
+    assert shell(*words).returncode == 0
 
 
-def lines_of(records, **layout):
-    groups = cds.find_groups(records, DUPLICATES)
-    return cds.groups_as_lines(RUN, records, groups, DUPLICATES, **layout)
+def test_two_runs_into_one_file_at_once_both_succeed(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db"
+    words = ["persist", "--path", source, "--provider-url", "127.0.0.1:1", "--model", "m", "--db-path", db]
+    both = [
+        subprocess.Popen(
+            [sys.executable, CDS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        for _ in "ab"
+    ]
+    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
+    assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
-def save_run(db, root, records):
-    """Store records as a run."""
-    context = cds.RunContext("2026-01-01", "2026-01-01", root, "http://localhost:11434", "m", "all", 10)
-    cds.SQLitePersistence(str(db)).persist(context, [], records)
+# Rescue
+
+
+def rescued(err):
+    """Return the path of the rescue file that a message names."""
+    return re.search(r"rescued, whole, in (\S+)", err)[1]
+
+
+@pytest.mark.parametrize("where", ["beside", "temp"])
+def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
+    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    db = folder / "db"
+    if where == "beside":
+        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
+    else:
+        client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist(source, db, client=client) == 1
+    out, err = capsys.readouterr()
+    path = rescued(err)
+    assert out == "" and "cds: status=failed: " in err
+    assert os.path.dirname(path) == str(folder if where == "beside" else tmp_path / "t")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
+    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
+
+
+def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
+    monkeypatch.chdir(folder)
+    client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist("s", "db", client=client) == 1
+    monkeypatch.chdir(tmp_path)
+    assert rows(rescued(capsys.readouterr().err), "SELECT root_path FROM runs") == [(str(folder / "s"),)]
+
+
+def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
+    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert persist(source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")) == 1
+    assert "the run is lost" in capsys.readouterr().err
 
 
 # Reading
@@ -1352,6 +1711,24 @@ def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
         cds.read_run(str(db), run_id)
     assert "\n" not in str(error.value)
     assert str(db) in str(error.value)
+
+
+# ---- Duplicates -----------------------------------------------------------------------------
+
+DUPLICATES = cds.DuplicateOptions()
+
+ASSIGNED = "def set_up(self, one):\n    self.one = one\n    self.two = [one]\n"
+
+SUM = "Adds up the prices of all active rows."
+
+
+def groups_of(*records, **options):
+    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    return [(g.evidence, g.hidden_by, [m.file_path for m in g.members]) for g in groups]
+
+
+def twins(code, kind="function"):
+    return code_record(code, "a.py", kind=kind), code_record(code, "b.py", kind=kind)
 
 
 # Similarity and linkage
@@ -1490,9 +1867,6 @@ def test_functions_meet_methods_but_no_classes():
     assert groups_of(code_record(TOTAL), method, kinds=("function",)) == []
 
 
-SUM = "Adds up the prices of all active rows."
-
-
 def test_same_intent_in_different_code_is_the_third_section():
     pair = [
         code_record(TOTAL, intent=SUM),
@@ -1517,10 +1891,6 @@ def test_stems_leave_out_stop_words_endings_and_case():
 
 
 # Noise
-
-
-def twins(code, kind="function"):
-    return code_record(code, "a.py", kind=kind), code_record(code, "b.py", kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -1611,6 +1981,17 @@ def test_groups_of_a_shown_class_group_are_hidden():
     assert groups_of(*methods) == [("exact", None, ["a.py", "b.py"])]
 
 
+def test_a_class_group_of_the_third_section_hides_no_copies():
+    body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
+    more = "\n".join(
+        f"    {line}" for code in "ghijk" for line in OTHER.replace("def load", f"def {code}").splitlines()
+    )
+    codes = [f"class A:\n{body}", f"class B:\n{body}\n{more}"]
+    classes = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
+    methods = [code_record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
+    assert [entry[:2] for entry in groups_of(*classes, *methods)] == [("exact", None), ("intent", None)]
+
+
 def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     code = "def f(a):\n    match$\n    b"
     pair = [code_record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM) for path in "ab"]
@@ -1618,9 +1999,6 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
         ("exact", None, ["a", "b"]),
         ("intent", None, ["a", "b", "c"]),
     ]
-
-
-# Ranking
 
 
 @pytest.mark.parametrize(
@@ -1640,6 +2018,9 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
     assert cds.is_test(path) is expected
 
 
+# Order and gate
+
+
 def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
     long, three = twins(TOTAL), [code_record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
@@ -1651,14 +2032,28 @@ def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
     assert mixed[0].in_tests is False
 
 
+def test_rank_counts_all_copies_but_one():
+    two = [code_record(TOTAL, f"{n}.py") for n in "ab"]
+    four = [code_record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
+    groups = cds.find_groups([*four, *two], DUPLICATES)
+    assert [group.members[0].file_path for group in groups] == ["c.py", "a.py"]
+
+
+def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
+    longer = TOTAL.replace("    return", "    check(rate)\n    return")
+    ids = set()
+    for paths in ("ab", "ba"):
+        groups = cds.find_groups([code_record(TOTAL, paths[0]), code_record(longer, paths[1])], DUPLICATES)
+        assert [group.statements for group in groups] == [6]
+        ids.add(groups[0].id)
+    assert len(ids) == 1
+
+
 def test_the_order_of_the_records_changes_nothing():
     codes = [TOTAL, TOTAL, TOTAL_RENAMED, OTHER, OTHER.replace("json", "yaml"), ASSIGNED, ASSIGNED]
     records = [code_record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
     shuffled = random.Random(2).sample(records, len(records))
     assert cds.find_groups(records, DUPLICATES) == cds.find_groups(shuffled, DUPLICATES)
-
-
-# Report and gate
 
 
 def test_gate_is_hit_by_groups_that_are_shown_and_new():
@@ -1669,6 +2064,140 @@ def test_gate_is_hit_by_groups_that_are_shown_and_new():
     assert not cds.gate_is_hit([])
     assert cds.gate_is_hit(groups, {hidden.id})
     assert not cds.gate_is_hit(groups, {shown.id})
+
+
+# ---- Output ---------------------------------------------------------------------------------
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("cells", "width", "row"),
+    [
+        pytest.param(("abcdef", "xyz"), 11, "abcdef  xyz", id="fits"),
+        pytest.param(("abcdef", "xyz"), 10, "ab...  xyz", id="widest-cut-first"),
+        pytest.param(("abcdefghij", "0123456789"), 12, "ab...  01...", id="both-cut"),
+        pytest.param(("漢字漢字", "x"), 8, "漢...  x", id="wide-characters-cut"),
+        pytest.param(("漢字", "x"), 7, "漢字  x", id="wide-characters-fit"),
+        pytest.param(("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"),
+        pytest.param(("\x1b" * 3, "x"), 10, "\\x1b...  x", id="escapes-count"),
+        pytest.param(("abc", "xyz"), 4, ".  .", id="hardly-any-room"),
+        pytest.param(("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"),
+    ],
+)
+def test_table_is_fitted_to_the_width(cells, width, row):
+    assert list(cds.table(("A", "B"), [cells], width))[1] == row + "\n"
+
+
+def test_table_aligns_columns_by_their_width_on_screen():
+    lines = cds.table(("A", "B"), [("漢字", "x"), ("abcde", "y"), ("z", "")], 80)
+    assert "".join(lines) == "A      B\n漢字   x\nabcde  y\nz\n"
+
+
+def test_table_counts_vowel_signs_as_no_column():
+    assert list(cds.table(("A", "B"), [("กั", "x")], None)) == ["A  B\n", "กั  x\n"]
+
+
+def test_table_on_a_terminal_is_as_wide_as_the_terminal(tmp_path):
+    import pty
+
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    tree(tmp_path, {"a.py": f"def {'long_' * 30}(): pass\n"})
+    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path)]
+    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
+    shown = os.read(reader, 10_000).decode().splitlines()
+    os.close(terminal)
+    os.close(reader)
+    assert [len(line) for line in shown[1:]] == [50, 50]
+
+
+def test_table_on_a_terminal_of_unknown_width_shows_its_content(tmp_path):
+    import pty
+
+    reader, terminal = pty.openpty()  # 0 columns until somebody says otherwise
+    command = [sys.executable, CDS, "model-build", "--path", str(tree(tmp_path, {"a.py": "x = 1\n"}))]
+    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
+    shown = os.read(reader, 10_000).decode()
+    os.close(terminal)
+    os.close(reader)
+    assert "a.py:1-1" in shown
+
+
+@pytest.mark.parametrize("character", [*"\x1b\x07\x7f\x9b\n\r\t\u202e\u2066\u200b\u2028", "é漢"])
+def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, character):
+    shown = character if character == "é漢" else character.encode("unicode_escape").decode()
+    name = f"a{character}b.py"
+    source = tree(tmp_path / "src", {name: "def f(): pass\n", f"c{name}": "("})
+    assert run("enrich-intent", "--path", source, *LOCAL, client=FakeClient(lambda _: f"A{character}B")) == 0
+    printed = capsys.readouterr()
+    assert f"a{shown}b.py:1-1" in printed.out and f"A{shown}B" in printed.out
+    assert f"analyzer_error: ca{shown}b.py:1: " in printed.err
+    assert persist(source, tmp_path / character) == 0
+    line, *more = capsys.readouterr().out.split("\n")
+    assert f"db_path={tmp_path}/{shown} record_count=" in line and line.isprintable() and more == [""]
+
+
+def test_signature_is_shown_on_one_line_with_its_escapes_visible(tmp_path, capsys):
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": "def f(\n    x='\x1b[31m',\n): pass\n"})) == 0
+    assert "  def f( x='\\x1b[31m', ):  " in capsys.readouterr().out.splitlines()[2]
+
+
+def test_model_build_prints_the_table(tmp_path, capsys):
+    import hashlib
+
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": SOURCE["a.py"]})) == 0
+    md5 = hashlib.md5(b"def good(x):\n    return x").hexdigest()[:8]
+    assert (capsys.readouterr().out, "") == (
+        "KIND      PLACE     SIGNATURE     MD5SUM\n"
+        f"file      a.py:1-3                {md5}\n"
+        f"function  a.py:1-3  def good(x):  {md5}\n",
+        "",
+    )
+
+
+def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
+    assert run("enrich-intent", "--path", tree(tmp_path, SOURCE), *LOCAL, client=FakeClient(mixed)) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["KIND", "PLACE", "SIGNATURE", "MD5SUM", "STATUS", "INTENT"]
+    assert [line[header.index("STATUS") :] for line in lines] == [
+        "skipped",
+        "success  Returns what it is given.",
+        "skipped",
+        "failed   the answer is empty",
+        "failed   the answer is empty",
+    ]
+
+
+# JSON
+
+
+def test_json_has_exactly_the_fields(tmp_path, capsys):
+    source = tree(tmp_path, SOURCE)
+    assert run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed)) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["records", "errors"]
+    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
+    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
+    assert places == [("broken.py", 2), ("undecodable.py", None)]
+    built = cds.ModelBuilder().build(analyzed(source).symbols)
+    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
+    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
+
+
+def test_json_of_nothing_is_two_empty_lists():
+    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
+
+
+# Duplicates
+
+RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
+
+
+def lines_of(records, **layout):
+    groups = cds.find_groups(records, DUPLICATES)
+    return cds.groups_as_lines(RUN, records, groups, DUPLICATES, **layout)
 
 
 def test_json_holds_every_group_and_a_count_for_each_rule():
@@ -1736,231 +2265,7 @@ def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
     assert any(line.endswith("  def total(rows, rate):") for line in lines_of(long))
 
 
-def test_rank_counts_all_copies_but_one():
-    two = [code_record(TOTAL, f"{n}.py") for n in "ab"]
-    four = [code_record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
-    groups = cds.find_groups([*four, *two], DUPLICATES)
-    assert [group.members[0].file_path for group in groups] == ["c.py", "a.py"]
-
-
-def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
-    longer = TOTAL.replace("    return", "    check(rate)\n    return")
-    ids = set()
-    for paths in ("ab", "ba"):
-        groups = cds.find_groups([code_record(TOTAL, paths[0]), code_record(longer, paths[1])], DUPLICATES)
-        assert [group.statements for group in groups] == [6]
-        ids.add(groups[0].id)
-    assert len(ids) == 1
-
-
-def test_a_class_group_of_the_third_section_hides_no_copies():
-    body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
-    more = "\n".join(
-        f"    {line}" for code in "ghijk" for line in OTHER.replace("def load", f"def {code}").splitlines()
-    )
-    codes = [f"class A:\n{body}", f"class B:\n{body}\n{more}"]
-    classes = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
-    methods = [code_record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
-    assert [entry[:2] for entry in groups_of(*classes, *methods)] == [("exact", None), ("intent", None)]
-
-
-TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
-
-
-def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
-    source, db, out = tree(tmp_path / "s", {"a.py": TWICE}), tmp_path / "db", tmp_path / "out.json"
-    assert persist(source, db) == 0 and persist(tree(tmp_path / "e", {"a.py": "x = 1"}), db) == 0
-    capsys.readouterr()
-    report = ("duplicates", "--db-path", db)
-    assert run(*report, "--run-id", 1) == 0
-    text = capsys.readouterr().out
-    assert "2. Near: code alike (1 groups)" in text and "  a.py:1-7  def total(rows, rate):" in text
-    assert run(*report, "--run-id", 1, "--format", "json", "--output", out) == 0
-    assert json.loads(out.read_text())["run"]["id"] == 1
-    assert run(*report, "--fail-on", "any") == 0
-    assert run(*report, "--run-id", 1, "--fail-on", "any") == 3
-    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 2) == 3
-    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 1) == 0
-    assert run(*report, "--run-id", 1, "--fail-on", "any", "--kind", "class") == 0
-    assert run(*report, "--run-id", 1, "--fail-on", "any", "--min-statements", 7) == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--fail-on", "new"], "--against"),
-        (["--run-id", "9"], "has no run 9"),
-        (["--kind", "file"], "--kind"),
-        (["--code-similarity", "0"], "--code-similarity"),
-        (["--intent-similarity", "1.1"], "--intent-similarity"),
-        (["--min-statements", "0"], "--min-statements"),
-        (["--db-path", "none"], "--db-path"),
-        (["--db-path", "other"], "other columns"),
-        (["--output", ""], "--output"),
-    ],
-)
-def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
-    persist(tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db")
-    capsys.readouterr()
-    execute(tmp_path / "other", "CREATE TABLE runs (id INTEGER PRIMARY KEY)")
-    words = [tmp_path / word if word == "other" else word for word in words]
-    assert run("duplicates", "--db-path", tmp_path / "db", *words) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
-
-
-# ---------------------------------------------------------------------------------------------
-# Output
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cells", "width", "row"),
-    [
-        pytest.param(("abcdef", "xyz"), 11, "abcdef  xyz", id="fits"),
-        pytest.param(("abcdef", "xyz"), 10, "ab...  xyz", id="widest-cut-first"),
-        pytest.param(("abcdefghij", "0123456789"), 12, "ab...  01...", id="both-cut"),
-        pytest.param(("漢字漢字", "x"), 8, "漢...  x", id="wide-characters-cut"),
-        pytest.param(("漢字", "x"), 7, "漢字  x", id="wide-characters-fit"),
-        pytest.param(("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"),
-        pytest.param(("\x1b" * 3, "x"), 10, "\\x1b...  x", id="escapes-count"),
-        pytest.param(("abc", "xyz"), 4, ".  .", id="hardly-any-room"),
-        pytest.param(("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"),
-    ],
-)
-def test_table_is_fitted_to_the_width(cells, width, row):
-    assert list(cds.table(("A", "B"), [cells], width))[1] == row + "\n"
-
-
-def test_table_aligns_columns_by_their_width_on_screen():
-    lines = cds.table(("A", "B"), [("漢字", "x"), ("abcde", "y"), ("z", "")], 80)
-    assert "".join(lines) == "A      B\n漢字   x\nabcde  y\nz\n"
-
-
-def test_table_on_a_terminal_is_as_wide_as_the_terminal(tmp_path):
-    import pty
-
-    reader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
-    tree(tmp_path, {"a.py": f"def {'long_' * 30}(): pass\n"})
-    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path)]
-    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
-    shown = os.read(reader, 10_000).decode().splitlines()
-    os.close(terminal)
-    os.close(reader)
-    assert [len(line) for line in shown[1:]] == [50, 50]
-
-
-@pytest.mark.parametrize("character", [*"\x1b\x07\x7f\x9b\n\r\t\u202e\u2066\u200b\u2028", "é漢"])
-def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, character):
-    shown = character if character == "é漢" else character.encode("unicode_escape").decode()
-    name = f"a{character}b.py"
-    source = tree(tmp_path / "src", {name: "def f(): pass\n", f"c{name}": "("})
-    assert run("enrich-intent", "--path", source, *LOCAL, client=FakeClient(lambda _: f"A{character}B")) == 0
-    printed = capsys.readouterr()
-    assert f"a{shown}b.py:1-1" in printed.out and f"A{shown}B" in printed.out
-    assert f"analyzer_error: ca{shown}b.py:1: " in printed.err
-    assert persist(source, tmp_path / character) == 0
-    line, *more = capsys.readouterr().out.split("\n")
-    assert f"db_path={tmp_path}/{shown} record_count=" in line and line.isprintable() and more == [""]
-
-
-def test_signature_is_shown_on_one_line_with_its_escapes_visible(tmp_path, capsys):
-    assert run("model-build", "--path", tree(tmp_path, {"a.py": "def f(\n    x='\x1b[31m',\n): pass\n"})) == 0
-    assert "  def f( x='\\x1b[31m', ):  " in capsys.readouterr().out.splitlines()[2]
-
-
-@pytest.mark.parametrize(
-    ("encoding", "shown"), [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")]
-)
-def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, encoding, shown):
-    tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
-    options = {"env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}, "encoding": encoding}
-    done = shell("model-build", "--path", tmp_path, **options)
-    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
-    assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
-    done = shell("persist", "--path", tmp_path, *no_server, "--db-path", tmp_path / "Grö€", **options)
-    assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
-
-
-# ---------------------------------------------------------------------------------------------
-# Commands
-# ---------------------------------------------------------------------------------------------
-
-LOCAL = ("--provider-url", "localhost", "--model", "m")
-OPTIONS = {"model-build": (), "enrich-intent": LOCAL, "persist": (*LOCAL, "--db-path", "{}/db")}
-SOURCE = {
-    "a.py": 'def good(x):\n    """Doc."""\n    return x  # same\n',
-    "b/c.py": "@deco\nclass Bad:\n    def worse(self):\n        return 'ü'\n",
-    "broken.py": "x = 1\ndef (:\n",
-    "undecodable.py": b"\xff",
-}
-
-
-def mixed(code):
-    """Answer deterministically, and fail for whatever holds the method."""
-    if "worse" in code:
-        raise cds.IntentGenerationError("the answer is empty")
-    return "Returns what it is given."
-
-
-def snapshot(folder):
-    """Return what a folder holds: each path with its time of change."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def no_server():
-    """The options of a provider where nobody answers: a port that is taken but not listened on."""
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield ("--provider-url", f"127.0.0.1:{taken.getsockname()[1]}", "--model", "m")
-
-
-def test_model_build_prints_the_table(tmp_path, capsys):
-    import hashlib
-
-    assert run("model-build", "--path", tree(tmp_path, {"a.py": SOURCE["a.py"]})) == 0
-    md5 = hashlib.md5(b"def good(x):\n    return x").hexdigest()[:8]
-    assert (capsys.readouterr().out, "") == (
-        "KIND      PLACE     SIGNATURE     MD5SUM\n"
-        f"file      a.py:1-3                {md5}\n"
-        f"function  a.py:1-3  def good(x):  {md5}\n",
-        "",
-    )
-
-
-def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
-    assert run("enrich-intent", "--path", tree(tmp_path, SOURCE), *LOCAL, client=FakeClient(mixed)) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["KIND", "PLACE", "SIGNATURE", "MD5SUM", "STATUS", "INTENT"]
-    assert [line[header.index("STATUS") :] for line in lines] == [
-        "skipped",
-        "success  Returns what it is given.",
-        "skipped",
-        "failed   the answer is empty",
-        "failed   the answer is empty",
-    ]
-
-
-def test_json_has_exactly_the_fields(tmp_path, capsys):
-    source = tree(tmp_path, SOURCE)
-    assert run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed)) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert list(shown) == ["records", "errors"]
-    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
-    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
-    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
-    assert places == [("broken.py", 2), ("undecodable.py", None)]
-    built = cds.ModelBuilder().build(analyzed(source).symbols)
-    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
-    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
-
-
-def test_json_of_nothing_is_two_empty_lists():
-    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
+# Files and streams
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
@@ -1979,6 +2284,201 @@ def test_output_gets_what_stdout_would(tmp_path, capsys, command, form):
 def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
     assert run("model-build", "--path", tree(tmp_path, {"a.py": ""}), "--output", "/dev/full") == 1
     assert "\ncds: --output: /dev/full could not be written: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")]
+)
+def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, encoding, shown):
+    tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
+    options = {"env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}, "encoding": encoding}
+    done = shell("model-build", "--path", tmp_path, **options)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
+    assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
+    done = shell("persist", "--path", tmp_path, *no_server, "--db-path", tmp_path / "Grö€", **options)
+    assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(["model-build", "--path", "{}"], id="table"),
+        pytest.param(["model-build", "--path", "{}", "--format", "json"], id="json"),
+        pytest.param(["--help"], id="help"),
+        pytest.param(["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"),
+    ],
+)
+def test_pipe_closed_early_ends_quietly(tmp_path, no_server, argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    tree(tmp_path, {"a.py": "x = 1"})
+    words = [word.format(tmp_path) for word in argv] + ([*no_server] if argv[0] == "persist" else [])
+    command = [sys.executable, CDS, *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED)
+    os.close(writer)
+    told = [
+        line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich ", "no further"))
+    ]
+    assert (done.returncode, told) == (0, [])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("argv", [["model-build", "--path", CDS], ["--version"]], ids=["records", "version"])
+def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, CDS, *argv]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED
+        )
+    assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
+    assert "Exception" not in done.stderr
+
+
+# ---- Commands -------------------------------------------------------------------------------
+
+# Refused before any work
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        pytest.param("--db-path", "{}/none/db", "{}/none does not exist: create it", id="no-parent-folder"),
+        pytest.param("--db-path", "{}/src/a.py/db", "does not exist: create it", id="parent-is-a-file"),
+        pytest.param(
+            "--db-path", "{}/src", "{}/src is not a regular file: name another", id="db-is-a-folder"
+        ),
+        pytest.param("--db-path", "/dev/null", "name another", id="db-is-a-device"),
+        pytest.param("--db-path", "{}/src/a.py", "not a database", id="db-is-not-a-database"),
+        pytest.param("--scope", "function,lambda", "'lambda' is not one of class, function", id="scope"),
+        pytest.param("--scope", "class,", "'' is not one of", id="scope-empty-token"),
+        pytest.param("--progress-batch-size", "0", "above 0", id="batch-size-0"),
+        pytest.param("--progress-batch-size", "-1", "above 0", id="batch-size-negative"),
+        pytest.param("--progress-batch-size", "1.5", "above 0", id="batch-size-fraction"),
+        pytest.param("--path", "{}/none", "{}/none does not exist: name", id="path-missing"),
+        pytest.param("--path", "/dev/null", "neither a file nor a folder", id="path-is-a-device"),
+    ],
+)
+def test_persist_cli_argument_validation(tmp_path, capsys, option, value, says):
+    words = ("--path", tree(tmp_path / "src", SOURCE) / "a.py", *LOCAL, "--db-path", tmp_path / "db")
+    err = refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
+    assert f"{option}: " in err and says.format(tmp_path) in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        pytest.param("--db-path", "", id="db-path-empty"),
+        pytest.param("--db-path", "{}/new/", id="db-path-ends-in-a-slash"),
+        pytest.param("--progress-batch-size", str(2**63), id="batch-size-sqlite-cannot-hold"),
+        pytest.param("--model", "m\udcff", id="model-utf-8-cannot-hold"),
+    ],
+)
+def test_persist_cli_argument_validation_of_what_fails_only_at_the_end(tmp_path, capsys, option, value):
+    tree(tmp_path, {"src/a.py": SOURCE["a.py"], "\udcff/a.py": SOURCE["a.py"]})
+    words = ("--path", tmp_path / "src", *LOCAL, "--db-path", tmp_path / "db")
+    assert option in refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        pytest.param("runs", "id INTEGER PRIMARY KEY", id="runs-too-few"),
+        pytest.param("records", RECORDS.replace("md5sum", "md5"), id="records-other-name"),
+        pytest.param("records", RECORDS.replace("start_line INTEGER", "start_line TEXT"), id="other-type"),
+        pytest.param("records", RECORDS.replace("signature TEXT", "signature TEXT NOT NULL"), id="not-null"),
+        pytest.param("runs", RUNS.replace(" PRIMARY KEY", ""), id="no-key"),
+        pytest.param("runs", RUNS + ", more TEXT", id="one-more"),
+        pytest.param("base", RUNS + "); CREATE VIEW runs AS SELECT * FROM (base", id="view"),
+    ],
+)
+def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, columns):
+    execute(tmp_path / "db", f"CREATE TABLE {table} ({columns})")
+    err = refused(capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db")
+    name = table.replace("base", "runs")
+    assert (
+        err == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns: name another file\n"
+    )
+
+
+def test_persist_refusal_of_what_is_not_a_database_names_the_remedy(tmp_path, capsys):
+    (tmp_path / "db").write_text("no database at all\n" * 500)
+    assert "name another" in refused(
+        capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db"
+    )
+
+
+def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
+    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
+    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
+    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
+
+
+@pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [("{}", "is a folder: name a file"), ("{}/none/out", "folder {}/none does not exist: create it first")],
+    ids=["folder", "no-parent-folder"],
+)
+def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output, says):
+    words = ("--path", tree(tmp_path, SOURCE), *OPTIONS[command], "--output", output.format(tmp_path))
+    err = refused(capsys, tmp_path, command, *words)
+    assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
+
+
+@pytest.mark.parametrize("output", ["", "{}/new/", "{}/dangling"], ids=["empty", "slash", "dangling-link"])
+def test_output_is_found_wrong_before_any_call(tmp_path, capsys, output):
+    (tmp_path / "dangling").symlink_to(tmp_path / "none/out")
+    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--output", output.format(tmp_path))
+    client = FakeClient()
+    assert (run("enrich-intent", *words, client=client), client.asked) == (2, [])
+    assert capsys.readouterr().err.startswith("cds: --output: ")
+
+
+# Root may do everything, so it runs the command without the two capabilities that say so.
+UNPRIVILEGED = """if True:
+    import ctypes, os, sys
+    for capability in (1, 2) if os.geteuid() == 0 else ():  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            sys.exit(77)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here")
+@pytest.mark.parametrize(
+    ("option", "kept", "mode", "says"),
+    [
+        pytest.param("--db-path", "kept", 0o500, "kept is not writable: name", id="db-folder"),
+        pytest.param("--db-path", "kept/file", 0o400, "file is not writable: name", id="db-file"),
+        pytest.param("--db-path", "kept/file", 0o200, "name another file", id="db-file-unreadable"),
+        pytest.param("--output", "kept", 0o500, "file is not writable: name", id="output-folder"),
+        pytest.param("--output", "kept/file", 0o400, "file is not writable: name", id="output-file"),
+        pytest.param("--path", "kept/file", 0o200, "file is not readable: check", id="path"),
+    ],
+)
+def test_permissions_are_found_missing_before_any_work(tmp_path, no_server, option, kept, mode, says):
+    tree(tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""})
+    words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
+    words += [*no_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
+    before = snapshot(tmp_path)
+    (tmp_path / kept).chmod(mode)
+    command = [sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    (tmp_path / kept).chmod(0o700)
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"cds: {option}: ") and says in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_provider_url_is_found_wrong_before_any_work(tmp_path):
+    words = ("--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db", "--provider-url", "file:///etc")
+    done = shell("persist", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cds: --provider-url: ") and not (tmp_path / "db").exists()
+
+
+# Whole runs
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -2078,6 +2578,11 @@ def test_persist_adds_to_an_existing_empty_file_or_database(tmp_path, content):
     assert tables == [("mine",)] * bool(content) + [("records",), ("runs",)]
 
 
+def test_persist_survives_one_file_whose_name_utf_8_cannot_hold(tmp_path):
+    source = tree(tmp_path / "src", {"a.py": SOURCE["a.py"], "b\udcff.py": SOURCE["a.py"]})
+    assert persist(source, tmp_path / "db") == 0
+
+
 def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, no_server):
     source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
     done = shell("persist", "--path", source, *no_server, "--db-path", db)
@@ -2085,118 +2590,6 @@ def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, n
     found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
     assert [status for status, _ in found] == ["failed"] * 3
     assert all(no_server[1] in reason for _, reason in found)
-
-
-def refused(capsys, folder, *argv):
-    """Return the one line of a command that ends with exit 2; it may neither ask nor change anything."""
-    client, before = FakeClient(), snapshot(folder)
-    assert run(*argv, client=client) == 2
-    assert (client.asked, snapshot(folder)) == ([], before)
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n"), err[-1:]) == ("", 1, "\n")
-    return err
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "says"),
-    [
-        pytest.param("--db-path", "{}/none/db", "{}/none does not exist: create it", id="no-parent-folder"),
-        pytest.param("--db-path", "{}/src/a.py/db", "does not exist: create it", id="parent-is-a-file"),
-        pytest.param(
-            "--db-path", "{}/src", "{}/src is not a regular file: name another", id="db-is-a-folder"
-        ),
-        pytest.param("--db-path", "/dev/null", "name another", id="db-is-a-device"),
-        pytest.param("--db-path", "{}/src/a.py", "not a database", id="db-is-not-a-database"),
-        pytest.param("--scope", "function,lambda", "'lambda' is not one of class, function", id="scope"),
-        pytest.param("--scope", "class,", "'' is not one of", id="scope-empty-token"),
-        pytest.param("--progress-batch-size", "0", "above 0", id="batch-size-0"),
-        pytest.param("--progress-batch-size", "-1", "above 0", id="batch-size-negative"),
-        pytest.param("--progress-batch-size", "1.5", "above 0", id="batch-size-fraction"),
-        pytest.param("--path", "{}/none", "{}/none does not exist: name", id="path-missing"),
-        pytest.param("--path", "/dev/null", "neither a file nor a folder", id="path-is-a-device"),
-    ],
-)
-def test_persist_cli_argument_validation(tmp_path, capsys, option, value, says):
-    words = ("--path", tree(tmp_path / "src", SOURCE) / "a.py", *LOCAL, "--db-path", tmp_path / "db")
-    err = refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
-    assert f"{option}: " in err and says.format(tmp_path) in err
-
-
-@pytest.mark.parametrize(
-    ("table", "columns"),
-    [
-        pytest.param("runs", "id INTEGER PRIMARY KEY", id="runs-too-few"),
-        pytest.param("records", RECORDS.replace("md5sum", "md5"), id="records-other-name"),
-        pytest.param("records", RECORDS.replace("start_line INTEGER", "start_line TEXT"), id="other-type"),
-        pytest.param("records", RECORDS.replace("signature TEXT", "signature TEXT NOT NULL"), id="not-null"),
-        pytest.param("runs", RUNS.replace(" PRIMARY KEY", ""), id="no-key"),
-        pytest.param("runs", RUNS + ", more TEXT", id="one-more"),
-        pytest.param("base", RUNS + "); CREATE VIEW runs AS SELECT * FROM (base", id="view"),
-    ],
-)
-def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, columns):
-    execute(tmp_path / "db", f"CREATE TABLE {table} ({columns})")
-    err = refused(capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db")
-    name = table.replace("base", "runs")
-    assert (
-        err == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns: name another file\n"
-    )
-
-
-@pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
-@pytest.mark.parametrize(
-    ("output", "says"),
-    [("{}", "is a folder: name a file"), ("{}/none/out", "folder {}/none does not exist: create it first")],
-    ids=["folder", "no-parent-folder"],
-)
-def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output, says):
-    words = ("--path", tree(tmp_path, SOURCE), *OPTIONS[command], "--output", output.format(tmp_path))
-    err = refused(capsys, tmp_path, command, *words)
-    assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
-
-
-# Root may do everything, so it runs the command without the two capabilities that say so.
-UNPRIVILEGED = """if True:
-    import ctypes, os, sys
-    for capability in (1, 2) if os.geteuid() == 0 else ():  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        if ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
-            sys.exit(77)
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
-
-
-@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here")
-@pytest.mark.parametrize(
-    ("option", "kept", "mode", "says"),
-    [
-        pytest.param("--db-path", "kept", 0o500, "kept is not writable: name", id="db-folder"),
-        pytest.param("--db-path", "kept/file", 0o400, "file is not writable: name", id="db-file"),
-        pytest.param("--db-path", "kept/file", 0o200, "name another file", id="db-file-unreadable"),
-        pytest.param("--output", "kept", 0o500, "file is not writable: name", id="output-folder"),
-        pytest.param("--output", "kept/file", 0o400, "file is not writable: name", id="output-file"),
-        pytest.param("--path", "kept/file", 0o200, "file is not readable: check", id="path"),
-    ],
-)
-def test_permissions_are_found_missing_before_any_work(tmp_path, no_server, option, kept, mode, says):
-    tree(tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""})
-    words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
-    words += [*no_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
-    before = snapshot(tmp_path)
-    (tmp_path / kept).chmod(mode)
-    command = [sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    (tmp_path / kept).chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"cds: {option}: ") and says in done.stderr
-    assert snapshot(tmp_path) == before
-
-
-def test_provider_url_is_found_wrong_before_any_work(tmp_path):
-    words = ("--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db", "--provider-url", "file:///etc")
-    done = shell("persist", *words)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("cds: --provider-url: ") and not (tmp_path / "db").exists()
 
 
 def test_persist_waits_for_a_lock_before_and_after_the_calls(tmp_path):
@@ -2220,527 +2613,22 @@ def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(tmp_path,
     assert stored(db) == before
 
 
-# ---------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", ["", *OPTIONS])
-def test_help_has_an_example_that_the_command_line_takes(command):
-    done = shell(*command.split(), "--help", env={**os.environ, "COLUMNS": "500"})
-    assert (done.returncode, done.stderr) == (0, "")
-    example = done.stdout.splitlines()[-1].split(" (")[0].split()
-    assert example[:2] == ["example:", "cds"]
-    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
-    assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
-
-
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_a_command_lists_every_option(capsys, command):
-    assert run(command, "--help") == 0
-    shown = capsys.readouterr().out
-    options = {"--path", "--format", "--output"} - (
-        {"--format", "--output"} if command == "persist" else set()
-    )
-    options |= {word for word in OPTIONS[command] if word.startswith("--")}
-    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
-    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
-    options = (
-        options
-        | {"--exclude"}
-        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx"})
-    )
-    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
-
-
-def test_version_is_that_of_the_module():
-    done = shell("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"cds {cds.__version__}\n", "")
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        pytest.param([], "COMMAND", id="no-command"),
-        pytest.param(["scan"], "'scan'", id="unknown-command"),
-        pytest.param(["model-build"], "--path", id="no-path"),
-        pytest.param(["model-build", "--path", ".", "--form", "json"], "--form", id="abbreviation"),
-        pytest.param(["model-build", "--path", ".", "--format", "xml"], "--format", id="unknown-format"),
-        pytest.param(["enrich-intent", "--path", "."], "--provider-url, --model", id="no-provider-no-model"),
-        pytest.param(["persist", "--path", ".", *LOCAL], "--db-path", id="persist-without-db-path"),
-    ],
-)
-def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says):
-    err = refused(capsys, tmp_path, *argv)
-    assert err.startswith("cds: ") and says in err and "--help" in err
-
-
-def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, no_server):
-    alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
-    asking = {"model-build": (), "enrich-intent": no_server, "persist": (*no_server, "--db-path", "db")}
-    for name, words in asking.items():
-        command = [sys.executable, "-I", "-S", "cds.py", name, "--path", "src", *words]
-        done = subprocess.run(command, cwd=alone, capture_output=True, text=True, timeout=60)
-        assert (done.returncode, "Traceback" in done.stderr) == (0, False)
-        assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
-
-
-# ---------------------------------------------------------------------------------------------
-# Awkward streams and arguments
-# ---------------------------------------------------------------------------------------------
-
-# PYTHONUNBUFFERED (set on this machine) hides what happens when Python flushes stdout at its end.
-BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        pytest.param(["model-build", "--path", "{}"], id="table"),
-        pytest.param(["model-build", "--path", "{}", "--format", "json"], id="json"),
-        pytest.param(["--help"], id="help"),
-        pytest.param(["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"),
-    ],
-)
-def test_pipe_closed_early_ends_quietly(tmp_path, no_server, argv):
-    reader, writer = os.pipe()
-    os.close(reader)
-    tree(tmp_path, {"a.py": "x = 1"})
-    words = [word.format(tmp_path) for word in argv] + ([*no_server] if argv[0] == "persist" else [])
-    command = [sys.executable, CDS, *words]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED)
-    os.close(writer)
-    told = [
-        line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich ", "no further"))
-    ]
-    assert (done.returncode, told) == (0, [])
-
-
-def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path / "none")]
-    done = subprocess.run(command, stderr=writer, timeout=60, env=BUFFERED)
-    os.close(writer)
-    assert done.returncode == 2
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-@pytest.mark.parametrize("argv", [["model-build", "--path", CDS], ["--version"]], ids=["records", "version"])
-def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, CDS, *argv]
-        done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED
+def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1\ndef g(): return 2\n"}), tmp_path / "db"
+    for intent in ("Old.", "New."):
+        persist(source, db, client=FakeClient(lambda code, intent=intent: intent))
+    with contextlib.closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute(
+            "UPDATE records SET intent_status = 'failed' WHERE run_id = 2 AND signature LIKE '%g()%'"
         )
-    assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
-    assert "Exception" not in done.stderr
-
-
-def test_table_on_a_terminal_of_unknown_width_shows_its_content(tmp_path):
-    import pty
-
-    reader, terminal = pty.openpty()  # 0 columns until somebody says otherwise
-    command = [sys.executable, CDS, "model-build", "--path", str(tree(tmp_path, {"a.py": "x = 1\n"}))]
-    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
-    shown = os.read(reader, 10_000).decode()
-    os.close(terminal)
-    os.close(reader)
-    assert "a.py:1-1" in shown
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        pytest.param("--db-path", "", id="db-path-empty"),
-        pytest.param("--db-path", "{}/new/", id="db-path-ends-in-a-slash"),
-        pytest.param("--progress-batch-size", str(2**63), id="batch-size-sqlite-cannot-hold"),
-        pytest.param("--model", "m\udcff", id="model-utf-8-cannot-hold"),
-    ],
-)
-def test_persist_cli_argument_validation_of_what_fails_only_at_the_end(tmp_path, capsys, option, value):
-    tree(tmp_path, {"src/a.py": SOURCE["a.py"], "\udcff/a.py": SOURCE["a.py"]})
-    words = ("--path", tmp_path / "src", *LOCAL, "--db-path", tmp_path / "db")
-    assert option in refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
-
-
-@pytest.mark.parametrize("output", ["", "{}/new/", "{}/dangling"], ids=["empty", "slash", "dangling-link"])
-def test_output_is_found_wrong_before_any_call(tmp_path, capsys, output):
-    (tmp_path / "dangling").symlink_to(tmp_path / "none/out")
-    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--output", output.format(tmp_path))
+    persist(source, db, "--model", "other", client=FakeClient(lambda code: "Foreign."))
     client = FakeClient()
-    assert (run("enrich-intent", *words, client=client), client.asked) == (2, [])
-    assert capsys.readouterr().err.startswith("cds: --output: ")
-
-
-def test_persist_survives_one_file_whose_name_utf_8_cannot_hold(tmp_path):
-    source = tree(tmp_path / "src", {"a.py": SOURCE["a.py"], "b\udcff.py": SOURCE["a.py"]})
-    assert persist(source, tmp_path / "db") == 0
-
-
-def test_persist_refusal_of_what_is_not_a_database_names_the_remedy(tmp_path, capsys):
-    (tmp_path / "db").write_text("no database at all\n" * 500)
-    assert "name another" in refused(
-        capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db"
-    )
-
-
-def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
-    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
-    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
-    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
-
-
-def test_table_counts_vowel_signs_as_no_column():
-    assert list(cds.table(("A", "B"), [("กั", "x")], None)) == ["A  B\n", "กั  x\n"]
-
-
-# ---------------------------------------------------------------------------------------------
-# Search
-# ---------------------------------------------------------------------------------------------
-
-
-def found(root, *exclude):
-    """Search a folder: the stored paths, and what was left out by which rule."""
-    search = cds.find_sources(str(root), ".py", exclude)
-    return [source.file_path for source in search.sources], dict(search.left_out)
-
-
-def test_search_leaves_out_what_nobody_means(tmp_path):
-    names = [
-        "a.py",
-        "b.txt",
-        ".hidden.py",
-        ".git/x.py",
-        "pkg/__pycache__/x.py",
-        "node_modules/x.py",
-        "build/x.py",
-    ]
-    names += [
-        "lib/site-packages/x.py",
-        "env/pyvenv.cfg",
-        "env/x.py",
-        "p/setup.py",
-        "p/build/x.py",
-        "p/dist/x.py",
-    ]
-    names += ["q/pyproject.toml", "q/dist/x.py", "pkg/build/x.py"]
-    assert found(tree(tmp_path, dict.fromkeys(names, ""))) == (
-        [".hidden.py", "a.py", "build/x.py", "p/setup.py", "pkg/build/x.py"],
-        {
-            "hidden folder": 1,
-            "__pycache__": 1,
-            "node_modules": 1,
-            "site-packages": 1,
-            "virtual environment": 1,
-            "build output": 3,
-        },
-    )
-    assert found(tmp_path / "node_modules")[0] == ["x.py"]
-    assert found(tmp_path / "b.txt")[0] == ["b.txt"]
-
-
-@pytest.mark.parametrize(
-    ("glob", "left"),
-    [
-        ("a.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
-        ("*.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
-        ("t", ["a.py"]),
-        ("t/", ["a.py"]),
-        ("t/*.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
-        ("t/**", ["a.py"]),
-        ("**/a.py", ["t/u/b.py"]),
-        ("**/u/[!a].py", ["a.py", "t/a.py", "t/u/a.py"]),
-        ("t/?.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
-    ],
-)
-def test_search_leaves_out_what_an_exclude_pattern_matches(tmp_path, glob, left):
-    tree(tmp_path, dict.fromkeys(["a.py", "t/a.py", "t/u/a.py", "t/u/b.py"], ""))
-    paths, left_out = found(tmp_path, glob)
-    assert paths == left and set(left_out) == {"excluded"}
-
-
-def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path):
-    root = tree(tmp_path, {"src/a.py": "", "other/b.py": ""}) / "src"
-    (root / "link.py").symlink_to(tmp_path / "other/b.py")
-    (root / "folder").symlink_to(tmp_path / "other")
-    (root / "loop").symlink_to(root)
-    os.mkfifo(root / "pipe.py")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(root / "s.py"))
-        assert found(root) == (["a.py"], {"symbolic link": 1, "not a regular file": 2})
-    assert found(tmp_path / "src/folder")[0] == ["b.py"]
-    assert isinstance(cds.analyze_file(cds.Source(str(root / "pipe.py"), "p")), cds.AnalyzerError)
-
-
-def git(folder, *words):
-    subprocess.run(["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
-
-
-def test_search_leaves_out_what_git_ignores(tmp_path, monkeypatch):
-    files = ["a.py", "gen.py", "out/x.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
-    root = tree(
-        tmp_path, {**dict.fromkeys(files, ""), ".gitignore": "gen.py\nout/\nwhole/\n", "whole/z.py": ""}
-    )
-    git(root, "init", "-q")
-    git(root, "add", "-f", "kept/gen.py")
-    git(root / "nested", "init", "-q")
-    monkeypatch.setenv("GIT_DIR", "/nowhere")
-    assert found(root) == (["a.py", "kept/gen.py", "nested/a.py"], {"ignored by git": 4, "hidden folder": 2})
-    assert found(root / "whole")[0] == ["z.py"]
-    assert found(root / "sub") == ([], {"ignored by git": 1})
-    monkeypatch.setenv("PATH", "")
-    assert "gen.py" in found(root)[0]
-
-
-def test_search_runs_nothing_of_a_hostile_repository(tmp_path):
-    root = tree(tmp_path / "r", {"a.py": ""})
-    git(root, "init", "-q")
-    hook = tree(tmp_path, {"hook": f"#!/bin/sh\ntouch {tmp_path}/ran\n"}) / "hook"
-    hook.chmod(0o755)
-    for key in ("core.fsmonitor", "core.pager", "core.sshCommand", "filter.x.clean", "diff.external"):
-        git(root, "config", key, str(hook))
-    tree(root, {".gitattributes": "*.py filter=x", ".gitignore": "b.py", "b.py": ""})
-    assert found(root)[0] == ["a.py"] and not (tmp_path / "ran").exists()
-
-
-def test_search_reports_an_unreadable_folder(tmp_path):
-    root = tree(tmp_path, {"a.py": ""})
-    folder = os.open(root, os.O_RDONLY)
-    for _ in range(40):  # a path that is longer than the system takes
-        name = "d" * 120
-        os.mkdir(name, dir_fd=folder)
-        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
-        os.close(folder)
-        folder = inner
-    os.close(folder)
-    search = cds.find_sources(str(root), ".py")
-    assert [source.file_path for source in search.sources] == ["a.py"]
-    assert [error.message for error in search.errors] == ["File name too long"]
-
-
-def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
-    assert run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
-    search, message = capsys.readouterr().err.splitlines()
-    assert search == "search files=0 left_out=1 (hidden folder 1)"
-    assert message.startswith("cds: --path: no .py file below")
-
-
-@pytest.mark.parametrize(
-    ("name", "stored"),
-    [
-        pytest.param("é.py", "é.py", id="utf-8"),
-        pytest.param("a\\b.py", "a\\b.py", id="backslash"),
-        pytest.param(os.fsdecode(b"\xff.py"), "\\udcff.py", id="bytes"),
-        pytest.param("\\udcff.py", "\\\\udcff.py", id="looks-like-an-escape"),
-        pytest.param(os.fsdecode(b"\\\xff.py"), "\\\\\\udcff.py", id="both"),
-    ],
-)
-def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, stored):
-    root = tree(tmp_path / "s", {name: "x = 1"})
-    assert found(root)[0] == [stored]
-    assert persist(root, tmp_path / "db") == 0
-    assert rows(tmp_path / "db", "SELECT file_path FROM records") == [(stored,)]
-
-
-# ---------------------------------------------------------------------------------------------
-# Hostile files
-# ---------------------------------------------------------------------------------------------
-
-
-def found_by_parser(source):
-    """Return the module as a list of one, or nothing where this Python's parser refuses it."""
-    with contextlib.suppress(RecursionError, MemoryError, SyntaxError):
-        return [ast.parse(source)]
-    return []
-
-
-@pytest.mark.parametrize(
-    ("content", "count"),
-    [
-        pytest.param(b"x" * ((16 << 20) + 1), None, id="over-16-mib"),
-        pytest.param(b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"),
-        pytest.param(b"(" * 5000 + b")" * 5000, None, id="5000-brackets"),
-        pytest.param(b"x = " + b"[" * 5000 + b"]" * 5000, None, id="5000-lists"),
-        pytest.param(
-            b"-" * 5000 + b"1", 1 if len(found_by_parser(b"-" * 5000 + b"1")) else None, id="5000-signs"
-        ),
-        pytest.param("def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(), 2, id="mixed-scripts"),
-        pytest.param(b"def f(): pass\n" * 20_000, 20_001, id="20000-definitions"),
-        pytest.param(b"x = 1\n\0", None, id="nul"),
-        pytest.param(b"\xff\xfex\0", None, id="utf-16"),
-        pytest.param(b"if a: pass\n" + b"elif a: pass\n" * 900, 1, id="900-elifs"),
-    ],
-)
-def test_hostile_file_gives_its_records_or_one_error(tmp_path, content, count):
-    found = cds.analyze_file(cds.Source(str(tree(tmp_path, {"m.py": content}) / "m.py"), "m.py"))
-    if count is None:
-        assert isinstance(found, cds.AnalyzerError) and found.message and "\n" not in found.message
-    else:
-        assert len(found) == count
-
-
-def test_every_encoding_gives_records_or_one_error(tmp_path):
-    source = "# coding: {}\ndef f():\n    return 'é'\n"
-    for name in sorted(
-        {*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "utf_8_sig", "mbcs"}
-    ):
-        with contextlib.suppress(LookupError, UnicodeError):
-            (tmp_path / "m.py").write_bytes(source.format(name).encode(name))
-        found = cds.analyze_file(cds.Source(str(tmp_path / "m.py"), "m.py"))
-        assert isinstance(found, cds.AnalyzerError) or [s.kind for s in found] == ["file", "function"], name
-
-
-@pytest.mark.parametrize("escape", ["\\ud800", "\\x00"])
-def test_f_string_that_no_text_can_hold_does_not_end_the_run(tmp_path, escape):
-    source = f"def f(x):\n    return f'{escape}{{x:{escape}}}'\n"
-    assert persist(tree(tmp_path / "s", {"a.py": source, "b.py": "y = 1"}), tmp_path / "db") == 0
-    stored = rows(tmp_path / "db", "SELECT normalized_code FROM records WHERE kind = 'function'")
-    assert [ast.dump(ast.parse(code)) for (code,) in stored] == [ast.dump(ast.parse(source))]
-
-
-def test_vanished_file_is_one_error(tmp_path):
-    assert cds.analyze_file(cds.Source(str(tmp_path / "gone.py"), "gone.py")) == (
-        "gone.py",
-        None,
-        "No such file or directory",
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# The database under fire
-# ---------------------------------------------------------------------------------------------
-
-SLOW = "INSERT INTO runs SELECT NULL, 'a', 'b', 'c', 'd', 'e', 'f', 1, 'x', 0, 0, 0"
-
-
-def rescued(err):
-    """Return the path of the rescue file that a message names."""
-    return re.search(r"rescued, whole, in (\S+)", err)[1]
-
-
-@pytest.mark.parametrize("where", ["beside", "temp"])
-def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
-    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
-    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
-    db = folder / "db"
-    if where == "beside":
-        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
-    else:
-        client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
-    assert persist(source, db, client=client) == 1
-    out, err = capsys.readouterr()
-    path = rescued(err)
-    assert out == "" and "cds: status=failed: " in err
-    assert os.path.dirname(path) == str(folder if where == "beside" else tmp_path / "t")
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
-    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
-
-
-def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
-    folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
-    monkeypatch.chdir(folder)
-    client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
-    assert persist("s", "db", client=client) == 1
-    monkeypatch.chdir(tmp_path)
-    assert rows(rescued(capsys.readouterr().err), "SELECT root_path FROM runs") == [(str(folder / "s"),)]
-
-
-def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
-    source, folder = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tree(tmp_path / "d", {"x": ""})
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    assert persist(source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")) == 1
-    assert "the run is lost" in capsys.readouterr().err
-
-
-def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path):
-    source, db = (
-        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(3000))}),
-        tmp_path / "db",
-    )
-    persist(tree(tmp_path / "t", {"a.py": "def f(): return 1"}), db)
-    before = rows(db, "SELECT * FROM records")
-    limited = (
-        "import resource, signal, sys, cds; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(cds.main())"
-    )
-    with serving(answer()) as (address, _):
-        words = [
-            "persist",
-            "--path",
-            source,
-            "--provider-url",
-            address,
-            "--model",
-            "m",
-            "--db-path",
-            db,
-            "--scope",
-            "class",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", limited, *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=Path(CDS).parent,
-        )
-    assert done.returncode == 1 and done.stdout == "" and "status=failed" in done.stderr
-    assert "Traceback" not in done.stderr and "the run is lost" in done.stderr
-    assert rows(db, "SELECT * FROM records") == before and rows(db, "PRAGMA integrity_check") == [("ok",)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s", "t"]
-
-
-def test_killed_process_leaves_whole_runs_only(tmp_path):
-    source, db = (
-        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(4000))}),
-        tmp_path / "db",
-    )
-    words = [
-        "persist",
-        "--path",
-        source,
-        "--provider-url",
-        "127.0.0.1:1",
-        "--model",
-        "m",
-        "--db-path",
-        db,
-        "--scope",
-        "class",
-    ]
-    shell(*words)
-    sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
-    for attempt in range(12):
-        process = subprocess.Popen(
-            [sys.executable, CDS, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        journal = Path(f"{db}-journal")
-        while process.poll() is None and not journal.exists():
-            time.sleep(0.001)
-        time.sleep(attempt * 0.002)
-        process.kill()
-        process.wait()
-        assert rows(db, "PRAGMA integrity_check") == [("ok",)]
-        runs = rows(
-            db, "SELECT record_count, (SELECT count(*) FROM records WHERE run_id = runs.id) FROM runs"
-        )
-        assert all(told == stored == sizes[0] for told, stored in runs)
-    assert shell(*words).returncode == 0
-
-
-def test_two_runs_into_one_file_at_once_both_succeed(tmp_path):
-    source, db = tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db"
-    words = ["persist", "--path", source, "--provider-url", "127.0.0.1:1", "--model", "m", "--db-path", db]
-    both = [
-        subprocess.Popen(
-            [sys.executable, CDS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        for _ in "ab"
-    ]
-    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
-    assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
+    capsys.readouterr()
+    assert persist(source, db, "--reuse-intents", client=client) == 0
+    assert client.asked == [] and "calls=0 reused=2" in capsys.readouterr().err
+    newest = "SELECT intent FROM records WHERE run_id = 4 AND kind = 'function' ORDER BY start_line"
+    assert rows(db, newest) == [("New.",), ("Old.",)]
+    assert persist(source, db, client=client) == 0 and len(client.asked) == 2
 
 
 def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_path):
@@ -2773,9 +2661,52 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     assert [name for event, name in events if event == "open" and name != os.devnull] == []
 
 
-# ---------------------------------------------------------------------------------------------
+TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
+
+
+def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
+    source, db, out = tree(tmp_path / "s", {"a.py": TWICE}), tmp_path / "db", tmp_path / "out.json"
+    assert persist(source, db) == 0 and persist(tree(tmp_path / "e", {"a.py": "x = 1"}), db) == 0
+    capsys.readouterr()
+    report = ("duplicates", "--db-path", db)
+    assert run(*report, "--run-id", 1) == 0
+    text = capsys.readouterr().out
+    assert "2. Near: code alike (1 groups)" in text and "  a.py:1-7  def total(rows, rate):" in text
+    assert run(*report, "--run-id", 1, "--format", "json", "--output", out) == 0
+    assert json.loads(out.read_text())["run"]["id"] == 1
+    assert run(*report, "--fail-on", "any") == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any") == 3
+    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 2) == 3
+    assert run(*report, "--run-id", 1, "--fail-on", "new", "--against", 1) == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any", "--kind", "class") == 0
+    assert run(*report, "--run-id", 1, "--fail-on", "any", "--min-statements", 7) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--fail-on", "new"], "--against"),
+        (["--run-id", "9"], "has no run 9"),
+        (["--kind", "file"], "--kind"),
+        (["--code-similarity", "0"], "--code-similarity"),
+        (["--intent-similarity", "1.1"], "--intent-similarity"),
+        (["--min-statements", "0"], "--min-statements"),
+        (["--db-path", "none"], "--db-path"),
+        (["--db-path", "other"], "other columns"),
+        (["--output", ""], "--output"),
+    ],
+)
+def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
+    persist(tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db")
+    capsys.readouterr()
+    execute(tmp_path / "other", "CREATE TABLE runs (id INTEGER PRIMARY KEY)")
+    words = [tmp_path / word if word == "other" else word for word in words]
+    assert run("duplicates", "--db-path", tmp_path / "db", *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
+
+
 # Interrupts
-# ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -2800,15 +2731,6 @@ def persisting(tmp_path, address, *options, functions=40):
     finally:
         process.kill()
         process.communicate()
-
-
-def wait_for(condition):
-    """Wait for something to come true, ten seconds at most."""
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
@@ -2901,9 +2823,84 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(tmp_pat
     assert out.startswith("persisted run_id=1") is (signals == 1)
 
 
-# ---------------------------------------------------------------------------------------------
-# Benchmarks, run by hand: python test_cds.py bench [PATH]
-# ---------------------------------------------------------------------------------------------
+# ---- Command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        (option, value)
+        for option in ("--jobs", "--timeout", "--num-ctx")
+        for value in ("0", "-1", "nan", "inf", "x", "")
+    ],
+)
+def test_intent_options_must_be_above_zero_and_finite(tmp_path, capsys, option, value):
+    client = FakeClient()
+    assert persist(tree(tmp_path, {"a.py": "x = 1"}), tmp_path / "db", option, value, client=client) == 2
+    assert option in capsys.readouterr().err and client.asked == [] and not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("command", ["", *OPTIONS])
+def test_help_has_an_example_that_the_command_line_takes(command):
+    done = shell(*command.split(), "--help", env={**os.environ, "COLUMNS": "500"})
+    assert (done.returncode, done.stderr) == (0, "")
+    example = done.stdout.splitlines()[-1].split(" (")[0].split()
+    assert example[:2] == ["example:", "cds"]
+    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
+    assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_of_a_command_lists_every_option(capsys, command):
+    assert run(command, "--help") == 0
+    shown = capsys.readouterr().out
+    options = {"--path", "--format", "--output"} - (
+        {"--format", "--output"} if command == "persist" else set()
+    )
+    options |= {word for word in OPTIONS[command] if word.startswith("--")}
+    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
+    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
+    options = (
+        options
+        | {"--exclude"}
+        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx"})
+    )
+    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
+
+
+def test_version_is_that_of_the_module():
+    done = shell("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cds {cds.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        pytest.param([], "COMMAND", id="no-command"),
+        pytest.param(["scan"], "'scan'", id="unknown-command"),
+        pytest.param(["model-build"], "--path", id="no-path"),
+        pytest.param(["model-build", "--path", ".", "--form", "json"], "--form", id="abbreviation"),
+        pytest.param(["model-build", "--path", ".", "--format", "xml"], "--format", id="unknown-format"),
+        pytest.param(["enrich-intent", "--path", "."], "--provider-url, --model", id="no-provider-no-model"),
+        pytest.param(["persist", "--path", ".", *LOCAL], "--db-path", id="persist-without-db-path"),
+    ],
+)
+def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says):
+    err = refused(capsys, tmp_path, *argv)
+    assert err.startswith("cds: ") and says in err and "--help" in err
+
+
+def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, no_server):
+    alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
+    asking = {"model-build": (), "enrich-intent": no_server, "persist": (*no_server, "--db-path", "db")}
+    for name, words in asking.items():
+        command = [sys.executable, "-I", "-S", "cds.py", name, "--path", "src", *words]
+        done = subprocess.run(command, cwd=alone, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+        assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
+
+
+# ---- Benchmarks, run by hand: python test_cds.py bench [PATH] -------------------------------
 
 PARSE = """
 import ast, os, sys, warnings
