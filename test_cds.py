@@ -293,7 +293,7 @@ def refused(capsys, folder, *argv):
     ],
 )
 def test_analyzer_error_message_is_one_line(problem, message):
-    assert cds.reason(problem) == message
+    assert cds.describe_error(problem) == message
 
 
 # ---- Messages -------------------------------------------------------------------------------
@@ -954,7 +954,7 @@ def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
     def scripted(code):
         outcome = pattern[int(code.split()[-1]) - 1]
         if outcome == "t":
-            raise cds.ServerTroubleError("timed out")
+            raise cds.ServerError("timed out")
         if outcome == "f":
             raise cds.IntentGenerationError("empty")
         return "Works."
@@ -1162,7 +1162,7 @@ def test_ollama_client_cuts_off_a_call_at_its_timeout(behaviour):
 
     with serving(watched) as (address, requests):
         client = client_of(address, timeout=0.3)
-        with pytest.raises(cds.ServerTroubleError, match=r"timed out after 0\.3 seconds"):
+        with pytest.raises(cds.ServerError, match=r"timed out after 0\.3 seconds"):
             client.generate_intent("x")
         assert gone.wait(5), "the socket was left open"
     assert len(requests) == 1 and client.waits == []
@@ -1208,7 +1208,7 @@ def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
     with serving(answer(), hang_up) as (address, _):
         client = client_of(address)
         client.generate_intent("x")
-        with pytest.raises(cds.ServerTroubleError) as raised:
+        with pytest.raises(cds.ServerError) as raised:
             client.generate_intent("y")
     assert not isinstance(raised.value, cds.ProviderError)
     assert 60 <= sum(client.waits) <= 72
@@ -1313,9 +1313,9 @@ def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
             client.generate_intent("x")
     assert "\n" not in str(raised.value)
-    family = {"run": cds.ProviderError, "server": cds.ServerTroubleError, "one": cds.IntentGenerationError}
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
     assert isinstance(raised.value, family[kind])
-    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerTroubleError))
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
     assert len(requests) == calls and len(client.waits) == calls - 1
 
 
