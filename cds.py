@@ -1568,11 +1568,14 @@ def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) 
 # ---- Duplicates -----------------------------------------------------------------------------
 
 EXACT, NEAR, INTENT = "exact", "near", "intent"
+CODE, TESTS = "code", "tests"
+AREAS = (CODE, TESTS)  # in the order of the report
 STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
 INSIDE, CALLS, CONTAINED = "inside", "calls", "contained"
 NOISE_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED)
 DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
 SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look alike
+DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
 STATEMENT_START = "^"
 ROUNDING_SLACK = 1e-9
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
@@ -1604,17 +1607,72 @@ class Unit(NamedTuple):
     called: frozenset[str]
 
 
+class Member(NamedTuple):
+    """A record in a clone group, and how it compares with the others.
+
+    `qualified_name` is dotted, `Class.method`; `shared` is the part of its code, 0 to 1, that all
+    members have; `differs` holds the labels that no other member has.
+    """
+
+    record: Record
+    qualified_name: str
+    shared: float
+    differs: tuple[str, ...]
+
+
 class CloneGroup(NamedTuple):
-    """Records of which every pair is alike; `similarity` is the lowest pair's."""
+    """Records of which every pair is similar; `similarity` is that of the least similar pair.
+
+    `evidence` is EXACT, NEAR or INTENT; `area` is one of AREAS; `hidden_by` is the rule that hides
+    the group, or None; `score` ranks the groups of one section and area, highest first.
+    """
 
     id: str
     evidence: str
     similarity: float
     copies: int
     statements: int
-    in_tests: bool
+    area: str
     hidden_by: str | None
-    members: tuple[Record, ...]
+    score: float
+    members: tuple[Member, ...]
+
+
+class Report(NamedTuple):
+    """What `duplicates` found; everything that a renderer lays out.
+
+    `run` is the row of the `runs` table, or None where the source was read directly. `groups` holds
+    the hidden ones too, by section, area and rank. `record_count` counts the records compared,
+    `without_intent` those of them without an intent, by status; `error_count` the files that
+    could not be analyzed.
+    """
+
+    run: Mapping[str, object] | None
+    options: DuplicateOptions
+    groups: tuple[CloneGroup, ...]
+    record_count: int
+    without_intent: Mapping[str, int]
+    error_count: int
+
+
+def build_report(
+    records: Sequence[Record],
+    options: DuplicateOptions,
+    *,
+    run: Mapping[str, object] | None = None,
+    error_count: int = 0,
+) -> Report:
+    """Return the report on the records of a run, or of a source tree."""
+    compared = [record for record in records if record.kind in options.kinds]
+    missing = collections.Counter(record.intent_status for record in compared if not record.intent)
+    return Report(
+        run=run,
+        options=options,
+        groups=tuple(find_groups(records, options)),
+        record_count=len(compared),
+        without_intent=missing,
+        error_count=error_count,
+    )
 
 
 def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[CloneGroup]:
@@ -1629,7 +1687,42 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
     copied = [unit for unit in units if len(unit.records) > 1]
     groups = [_group(EXACT, [unit], 1.0, SMALL if unit.statements < least else None) for unit in copied]
     groups += _linked_groups(NEAR, large, near) + _linked_groups(INTENT, large, different)
-    return sorted(_hide_contained(groups), key=_rank)
+    names = qualified_names(records)
+    named = [_with_names(group, names) for group in _hide_contained(groups)]
+    return sorted(named, key=_rank)
+
+
+def qualified_names(records: Sequence[Record]) -> dict[Place, str]:
+    """Return the dotted name of each definition, such as `Class.method`, by its `sort_key`."""
+    names: dict[Place, str] = {}
+    around: list[tuple[Record, str]] = []
+    for record in sorted(records, key=_outermost_first):
+        name = defined_name(record)
+        if name:
+            while around and not _is_inside(record, around[-1][0]):
+                around.pop()
+            dotted = f"{around[-1][1]}.{name}" if around else name
+            names[sort_key(record)] = dotted
+            around.append((record, dotted))
+    return names
+
+
+def _outermost_first(record: Record) -> Place:
+    return record.file_path, record.start_line, -record.end_line
+
+
+def defined_name(record: Record) -> str:
+    """Return the name that a definition binds, or the empty text for a file."""
+    found = DEFINED_NAME.search(record.signature or "")
+    return found[1] if found else ""
+
+
+def _with_names(group: CloneGroup, names: Mapping[Place, str]) -> CloneGroup:
+    """Return the group with the qualified name of each member."""
+    members = [
+        member._replace(qualified_name=names.get(sort_key(member.record), "")) for member in group.members
+    ]
+    return group._replace(members=tuple(members))
 
 
 def gate_is_hit(groups: Sequence[CloneGroup], known_ids: Collection[str] = ()) -> bool:
@@ -1883,7 +1976,7 @@ def _is_inside(inner: Record, outer: Record) -> bool:
 
 
 def _group(evidence: str, units: Sequence[Unit], similarity: float, rule: str | None) -> CloneGroup:
-    members = sorted((record for unit in units for record in unit.records), key=sort_key)
+    records = sorted((record for unit in units for record in unit.records), key=sort_key)
     sums = "\n".join(sorted(unit.records[0].md5sum for unit in units))
     statements = min(unit.statements for unit in units)
     if all(unit.is_stub for unit in units):
@@ -1894,12 +1987,18 @@ def _group(evidence: str, units: Sequence[Unit], similarity: float, rule: str | 
         id=fingerprint(sums)[:10],
         evidence=evidence,
         similarity=round(similarity, 3),
-        copies=len(members),
+        copies=len(records),
         statements=statements,
-        in_tests=all(is_test(record.file_path) for record in members),
+        area=_area(records),
         hidden_by=rule,
-        members=tuple(members),
+        score=float((len(records) - 1) * statements),
+        members=tuple(Member(record, "", shared=1.0, differs=()) for record in records),
     )
+
+
+def _area(records: Sequence[Record]) -> str:
+    """Return TESTS where all records stand in tests, else CODE."""
+    return TESTS if all(is_test(record.file_path) for record in records) else CODE
 
 
 def is_test(file_path: str) -> bool:
@@ -1909,11 +2008,11 @@ def is_test(file_path: str) -> bool:
     return by_name or name == "conftest.py" or "tests" in folders
 
 
-def _rank(group: CloneGroup) -> tuple[int, bool, int, float, Place, str]:
+def _rank(group: CloneGroup) -> tuple[int, int, float, float, Place, str]:
     section = (EXACT, NEAR, INTENT).index(group.evidence)
-    could_go = (group.copies - 1) * group.statements
-    place = sort_key(group.members[0])
-    return section, group.in_tests, -could_go, -group.similarity, place, group.id
+    area = AREAS.index(group.area)
+    first = sort_key(group.members[0].record)
+    return section, area, -group.score, -group.similarity, first, group.id
 
 
 def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
@@ -1922,10 +2021,11 @@ def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
     for group in groups:
         if group.hidden_by is None and group.evidence != INTENT:
             for member in group.members:
-                outer[member.file_path].append((group.id, member))
+                outer[member.record.file_path].append((group.id, member.record))
     marked = []
     for group in groups:
-        pairs = ((member, *entry) for member in group.members for entry in outer[member.file_path])
+        records = [member.record for member in group.members]
+        pairs = ((record, *entry) for record in records for entry in outer[record.file_path])
         around = {(key, sort_key(holder)) for inner, key, holder in pairs if _is_inside(inner, holder)}
         is_contained = group.copies in collections.Counter(key for key, _ in around).values()
         marked.append(group._replace(hidden_by=group.hidden_by or (CONTAINED if is_contained else None)))
@@ -1945,59 +2045,77 @@ SECTION_TITLES = {
     NEAR: "2. Near: code alike",
     INTENT: "3. Same intent, different code",
 }
+SCHEMA_VERSION = 1  # of the JSON of a report
 MEMBER_FIELDS = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
 COLUMN_GAP = "  "
 PADDED_WIDTH = 60  # columns; longer cells of a table that is not fitted run over
 
 
-def groups_as_json(run: Mapping[str, object], groups: Sequence[CloneGroup]) -> dict[str, object]:
-    """Return the object of `--format json`: the run's row, every group, and a count by rule."""
-    entries = []
-    for group in groups:
-        members = [{key: getattr(record, key) for key in MEMBER_FIELDS} for record in group.members]
-        entries.append({**group._asdict(), "members": members})
-    return {"run": dict(run), "groups": entries, "hidden": count_hidden(groups)}
+def report_as_json(report: Report) -> dict[str, object]:
+    """Return the object of `--format json`: run, options, every group, and a count by rule."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": None if report.run is None else dict(report.run),
+        "options": report.options._asdict(),
+        "record_count": report.record_count,
+        "error_count": report.error_count,
+        "groups": [_group_as_json(group) for group in report.groups],
+        "hidden": count_hidden(report.groups),
+    }
 
 
-def groups_as_lines(
-    run: Mapping[str, object],
-    records: Sequence[Record],
-    groups: Sequence[CloneGroup],
-    options: DuplicateOptions,
-    *,
-    top: int = 20,
-    width: int | None = None,
-) -> list[str]:
-    """Return the report for eyes: `top` groups of each section, lines of `width` columns."""
-    compared = [record for record in records if record.kind in options.kinds]
-    alike = f"Code alike from {options.code_similarity}, intents from {options.intent_similarity}"
-    lines = [
-        f"Run {run['id']} of {run['root_path']}, {run['finished_at']}",
-        f"{len(compared)} records of {', '.join(options.kinds)}",
-        f"{alike}, bodies from {options.min_statements} statements",
-    ]
-    for rule, count in count_hidden(groups).items():
-        option = "--min-statements 1" if rule == SMALL else "--format json"
-        lines += [f"Hidden by {rule}: {count} groups ({option} shows them)"] if count else []
+def _group_as_json(group: CloneGroup) -> dict[str, object]:
+    members = [_member_as_json(member) for member in group.members]
+    return {**group._asdict(), "members": members}
+
+
+def _member_as_json(member: Member) -> dict[str, object]:
+    fields = {name: getattr(member.record, name) for name in MEMBER_FIELDS}
+    return {
+        **fields,
+        "qualified_name": member.qualified_name,
+        "shared": member.shared,
+        "differs": member.differs,
+    }
+
+
+def report_as_lines(report: Report, *, top: int = 20, width: int | None = None) -> list[str]:
+    """Return the report as text: `top` groups of each section, lines of `width` columns."""
+    lines = _head_lines(report)
     for evidence, title in SECTION_TITLES.items():
-        shown = [group for group in groups if (group.evidence, group.hidden_by) == (evidence, None)]
+        shown = [group for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)]
         lines += ["", f"{title} ({len(shown)} groups)"]
-        lines += _missing_intents(compared) if evidence == INTENT else []
+        lines += _missing_intents(report) if evidence == INTENT else []
         lines += _section_lines(shown, top)
     return [fit(printable(line), width) for line in lines]
 
 
-def _missing_intents(compared: Sequence[Record]) -> list[str]:
-    missing = [record.intent_status for record in compared if not record.intent]
-    counts = ", ".join(f"{missing.count(status)} {status}" for status in sorted(set(missing)))
-    what = "empty: no record has an intent" if len(missing) == len(compared) else "without intent"
+def _head_lines(report: Report) -> list[str]:
+    options, run = report.options, report.run
+    alike = f"Code alike from {options.code_similarity}, intents from {options.intent_similarity}"
+    lines = [f"Run {run['id']} of {run['root_path']}, {run['finished_at']}"] if run else []
+    lines += [
+        f"{report.record_count} records of {', '.join(options.kinds)}",
+        f"{alike}, bodies from {options.min_statements} statements",
+    ]
+    for rule, count in count_hidden(report.groups).items():
+        option = "--min-statements 1" if rule == SMALL else "--format json"
+        lines += [f"Hidden by {rule}: {count} groups ({option} shows them)"] if count else []
+    return lines
+
+
+def _missing_intents(report: Report) -> list[str]:
+    missing = report.without_intent
+    counts = ", ".join(f"{missing[status]} {status}" for status in sorted(missing))
+    is_empty = sum(missing.values()) == report.record_count
+    what = "empty: no record has an intent" if is_empty else "without intent"
     return [f"  {what} ({counts})"] if missing else []
 
 
 def _section_lines(groups: Sequence[CloneGroup], top: int) -> Iterator[str]:
-    for in_tests, same in itertools.groupby(groups[:top], lambda group: group.in_tests):
-        if in_tests:
-            yield from ("", f"  Only in tests ({sum(group.in_tests for group in groups)} groups)")
+    for area, same in itertools.groupby(groups[:top], lambda group: group.area):
+        if area == TESTS:
+            yield from ("", f"  Only in tests ({sum(group.area == TESTS for group in groups)} groups)")
         for group in same:
             yield from _group_lines(group)
     if len(groups) > top:
@@ -2008,9 +2126,9 @@ def _group_lines(group: CloneGroup) -> Iterator[str]:
     size = f"{group.copies} copies, {group.statements} statements"
     yield from ("", f"{group.id}  {size}, similarity {group.similarity:.2f}")
     for member in group.members:
-        yield f"  {location(member)}  {header_line(member)}"
-        if member.intent:
-            yield f"    {member.intent}"
+        yield f"  {location(member.record)}  {header_line(member.record)}"
+        if member.record.intent:
+            yield f"    {member.record.intent}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
@@ -2237,14 +2355,14 @@ def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
     run_row, records = read_run(args.db_path, args.run_id)
     earlier = read_run(args.db_path, args.against)[1] if args.against else []
     known = {group.id for group in find_groups(earlier, options)}
-    groups = find_groups(records, options)
+    report = build_report(records, options, run=run_row)
     if args.format == "json":
-        lines = [json.dumps(groups_as_json(run_row, groups))]
+        lines = [json.dumps(report_as_json(report))]
     else:
         width = None if args.output else terminal_width(sys.stdout)
-        lines = groups_as_lines(run_row, records, groups, options, top=args.top, width=width)
+        lines = report_as_lines(report, top=args.top, width=width)
     deliver((line + "\n" for line in lines), args.output)
-    is_hit = args.fail_on and gate_is_hit(groups, known if args.fail_on == "new" else ())
+    is_hit = args.fail_on and gate_is_hit(report.groups, known if args.fail_on == "new" else ())
     return EXIT_GATE if is_hit else EXIT_DONE
 
 

@@ -1724,7 +1724,7 @@ SUM = "Adds up the prices of all active rows."
 
 def groups_of(*records, **options):
     groups = cds.find_groups(records, DUPLICATES._replace(**options))
-    return [(g.evidence, g.hidden_by, [m.file_path for m in g.members]) for g in groups]
+    return [(g.evidence, g.hidden_by, [m.record.file_path for m in g.members]) for g in groups]
 
 
 def twins(code, kind="function"):
@@ -1798,7 +1798,7 @@ def test_what_a_group_says_of_itself():
     sums = sorted({twin.md5sum for twin in twins})
     assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
     assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
-    assert (near.copies, near.statements, near.similarity, near.in_tests) == (3, 6, 1.0, False)
+    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
 
 
 def test_group_id_ignores_places_and_counts():
@@ -1966,6 +1966,29 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
+def test_qualified_names_follow_the_definitions_around(tmp_path):
+    code = """\
+class Outer(Base):
+    @deco
+    async def method(self):
+        def inner(): pass
+    class \\
+      Inner: pass
+def alone(): pass
+"""
+    records = records_of(tmp_path, code)
+    names = cds.qualified_names(records)
+    assert list(names.values()) == ["Outer", "Outer.method", "Outer.method.inner", "Outer.Inner", "alone"]
+    assert list(names) == [cds.sort_key(record) for record in records[1:]]
+
+
+def test_members_have_their_qualified_names():
+    outer = code_record("class A:\n    x = 1\n    y = f()\n    z = g()", end=20, kind="class")
+    methods = [code_record(TOTAL, start=2, kind="method"), code_record(TOTAL, "b.py")]
+    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
+    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
+
+
 def test_groups_of_a_shown_class_group_are_hidden():
     body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
     classes = twins(f"class A:\n{body}", "class")
@@ -2027,16 +2050,16 @@ def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
         code_record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)
     ]
     groups = cds.find_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
-    assert [(g.copies, g.in_tests) for g in groups] == [(4, False), (2, False), (9, True)]
+    assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
     mixed = cds.find_groups([code_record(TOTAL, "tests/a.py"), code_record(TOTAL, "a.py")], DUPLICATES)
-    assert mixed[0].in_tests is False
+    assert mixed[0].area == "code"
 
 
 def test_rank_counts_all_copies_but_one():
     two = [code_record(TOTAL, f"{n}.py") for n in "ab"]
     four = [code_record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
     groups = cds.find_groups([*four, *two], DUPLICATES)
-    assert [group.members[0].file_path for group in groups] == ["c.py", "a.py"]
+    assert [group.members[0].record.file_path for group in groups] == ["c.py", "a.py"]
 
 
 def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
@@ -2196,24 +2219,24 @@ RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
 
 
 def lines_of(records, **layout):
-    groups = cds.find_groups(records, DUPLICATES)
-    return cds.groups_as_lines(RUN, records, groups, DUPLICATES, **layout)
+    return cds.report_as_lines(cds.build_report(records, DUPLICATES, run=RUN), **layout)
 
 
 def test_json_holds_every_group_and_a_count_for_each_rule():
     records = [*twins(TOTAL), *twins("def f(): pass")]
-    report = cds.groups_as_json(RUN, cds.find_groups(records, DUPLICATES))
-    assert json.loads(json.dumps(report)) == report
-    assert list(report) == ["run", "groups", "hidden"]
+    report = json.loads(json.dumps(cds.report_as_json(cds.build_report(records, DUPLICATES, run=RUN))))
+    assert report["schema_version"] == 1
     assert report["run"] == RUN
+    assert (report["record_count"], report["error_count"]) == (4, 0)
+    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
     rules = ("stub", "min-statements", "dunder", "short", "inside", "calls", "contained")
     assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
     shown, hidden = report["groups"]
     assert list(shown) == list(cds.CloneGroup._fields)
     assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
-    member = {name: getattr(records[0], name) for name in shown["members"][0]}
-    assert shown["members"][0] == member
-    assert set(member) == {"kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum"}
+    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+    member = {name: getattr(records[0], name) for name in of_record}
+    assert shown["members"][0] == {**member, "qualified_name": "total", "shared": 1.0, "differs": []}
 
 
 def test_the_table_says_what_it_compared_hid_and_found():
@@ -3133,20 +3156,24 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
         shown = [g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)]
         found, unrelated = set(), 0
         for group in shown:
-            sums = [home.get(member.file_path, member.md5sum) for member in group.members]
-            new = {member.file_path for member in group.members} & home.keys()
+            sums = [home.get(record.file_path, record.md5sum) for record in records_in(group)]
+            new = {record.file_path for record in records_in(group)} & home.keys()
             found |= {path for path in new if home[path] in _outside(group, home)}
             pairs = ({one, other} for one in map(home.get, new) for other in sums if one != other)
             unrelated += any(frozenset(pair) not in twins for pair in pairs)
         print(f"type {change}: recall {len(found) / count:.3f}, groups of unrelated {unrelated}")
 
 
+def records_in(group: cds.CloneGroup) -> list[cds.Record]:
+    return [member.record for member in group.members]
+
+
 def _outside(group: cds.CloneGroup, home: dict[str, str]) -> set[str]:
-    return {member.md5sum for member in group.members if member.file_path not in home}
+    return {record.md5sum for record in records_in(group) if record.file_path not in home}
 
 
 def _twins(groups: Sequence[cds.CloneGroup]) -> set[frozenset[str]]:
-    sums = [{member.md5sum for member in group.members} for group in groups]
+    sums = [{record.md5sum for record in records_in(group)} for group in groups]
     return {frozenset((one, other)) for group in sums for one in group for other in group}
 
 
