@@ -43,7 +43,13 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
 
 LONG_SUM = " + ".join(["1"] * 700)
 
-LOCAL = ("--provider-url", "localhost", "--model", "m")
+
+def provider(address):
+    """Return the options of a provider."""
+    return ("--provider-url", address, "--model", "m")
+
+
+LOCAL = provider("localhost")
 OPTIONS = {"model-build": (), "enrich-intent": LOCAL, "persist": (*LOCAL, "--db-path", "{}/db")}
 SOURCE = {
     "a.py": 'def good(x):\n    """Doc."""\n    return x  # same\n',
@@ -74,20 +80,23 @@ def records_of(tmp_path, content):
     return cds.ModelBuilder().build(analysis.symbols)
 
 
-def record(kind="function", file_path="m.py", code="def f():\n    return 1", line=1, **fields):
-    """Make a record by hand."""
-    lines = code.count("\n")
-    symbol = cds.Symbol(kind, file_path, code.split("\n")[0], line, line + lines, code, code)
-    return cds.ModelBuilder().build([symbol])[0]._replace(**fields)
-
-
-def code_record(code, path="a.py", start=1, kind="function", intent=None, end=None, status="skipped"):
+def record(code="def f():\n    return 1", file_path="a.py", line=1, kind="function", intent=None, **fields):
+    """Make a record of code that stands at a line of a file."""
     normalized = ast.unparse(ast.parse(code))
-    md5sum = hashlib.md5(normalized.encode()).hexdigest()
-    end = end or start + normalized.count("\n")
-    status = "success" if intent else status
-    signature = normalized.partition("\n")[0]
-    return cds.Record(kind, path, signature, start, end, code, normalized, md5sum, intent, status, None)
+    made = cds.Record(
+        kind=kind,
+        file_path=file_path,
+        signature=normalized.partition("\n")[0],
+        start_line=line,
+        end_line=line + normalized.count("\n"),
+        raw_code=code,
+        normalized_code=normalized,
+        md5sum=hashlib.md5(normalized.encode()).hexdigest(),
+        intent=intent,
+        intent_status="success" if intent else "skipped",
+        intent_error=None,
+    )
+    return made._replace(**fields)
 
 
 TOTAL = """\
@@ -108,12 +117,6 @@ def load(path):
         text = text.partition(';')[2]
     return json.loads(text)
 """
-
-
-def save_run(db, root, records):
-    """Store records as a run."""
-    context = cds.RunContext("2026-01-01", "2026-01-01", root, "http://localhost:11434", "m", "all", 10)
-    cds.SQLitePersistence(str(db)).persist(context, [], records)
 
 
 class FakeClient(cds.LLMClient):
@@ -141,14 +144,64 @@ def run(*argv, client=None):
 
 def persist(source, db_path, *options, client=None):
     """Run `persist` with a fake client; return the exit code."""
-    given = ("--path", source, "--provider-url", "localhost", "--model", "m", "--db-path", db_path)
-    return run("persist", *given, *options, client=client)
+    return run("persist", "--path", source, *LOCAL, "--db-path", db_path, *options, client=client)
+
+
+def command_of(*argv):
+    """Return the command that runs cds.py as its user would."""
+    return [sys.executable, CDS, *map(str, argv)]
+
+
+def finish(command, **options):
+    """Run a command to its end; give back what it printed, as text, unless told otherwise."""
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    return subprocess.run(command, **{**given, **options})
 
 
 def shell(*argv, **options):
     """Run cds.py as a process of its own, as its user would."""
-    command = [sys.executable, CDS, *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return finish(command_of(*argv), **options)
+
+
+def python_command(source, *argv):
+    """Return the command that runs Python source which can import cds."""
+    preamble = f"import sys; sys.path.insert(0, {str(Path(CDS).parent)!r})\n"
+    return [sys.executable, "-c", preamble + source, *map(str, argv)]
+
+
+@contextlib.contextmanager
+def closed_pipe():
+    """Yield the writing end of a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+def shown_on_terminal(*argv, columns=0, stream="stdout"):
+    """Run cds.py with one stream on a terminal; return the text that the terminal was sent.
+
+    A new terminal has 0 columns until somebody says otherwise.
+    """
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: terminal}
+    process = subprocess.Popen(command_of(*argv), **streams)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal closes with the process
+        while piece := os.read(reader, 65536):
+            shown += piece
+    os.close(reader)
+    assert process.wait(30) == 0
+    return shown.decode()
+
+
+def functions(count):
+    """Return source of so many functions, each of its own code."""
+    return "\n".join(f"def f{number}(): return {number}" for number in range(count))
 
 
 def rows(db_path, query, *values):
@@ -256,18 +309,16 @@ def client_of(address, **options):
 @pytest.fixture
 def no_server():
     """The options of a provider where nobody answers: a port that is taken but not listened on."""
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        yield ("--provider-url", f"127.0.0.1:{taken.getsockname()[1]}", "--model", "m")
+        yield provider(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-def free_port():
-    """Return a port of loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def good_server():
+    """The options of a provider that answers every call at once."""
+    with serving(answer()) as (address, _):
+        yield provider(address)
 
 
 def refused(capsys, folder, *argv):
@@ -310,33 +361,23 @@ def test_progress_estimates_from_the_recent_rate():
 
 
 def test_progress_is_one_live_line_on_a_terminal(tmp_path):
-    source = tree(tmp_path, {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(30))})
-    with serving(lambda handler: (time.sleep(0.02), respond(handler, *answer()))) as (address, _):
-        main, terminal = os.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
-        command = [sys.executable, CDS, "enrich-intent", "--path", str(source), "--model", "m"]
-        process = subprocess.Popen(
-            [*command, "--provider-url", address], stdout=subprocess.DEVNULL, stderr=terminal
-        )
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal closes with the process
-            while piece := os.read(main, 65536):
-                shown += piece
-        assert process.wait(30) == 0
-        os.close(main)
-    live = shown.decode().split("\r\x1b[K")[1:]
+    def slow(handler):
+        time.sleep(0.02)
+        respond(handler, *answer())
+
+    source = tree(tmp_path, {"m.py": functions(30)})
+    with serving(slow) as (address, _):
+        words = ("enrich-intent", "--path", source, *provider(address))
+        shown = shown_on_terminal(*words, columns=50, stream="stderr")
+    live = shown.split("\r\x1b[K")[1:]
     assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
     assert max(map(len, live[:-1])) <= 49 and not any("\n" in line for line in live[:-1])
     assert live[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
 
 
 def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path / "none")]
-    done = subprocess.run(command, stderr=writer, timeout=60, env=BUFFERED)
-    os.close(writer)
+    with closed_pipe() as writer:
+        done = shell("model-build", "--path", tmp_path / "none", stderr=writer, env=BUFFERED)
     assert done.returncode == 2
 
 
@@ -701,25 +742,6 @@ def test_normalized_code_keeps_whatever_else_stands_in_quotes(tmp_path, source):
     assert records_of(tmp_path, source)[0].normalized_code == source
 
 
-def reference(source):
-    """Return (start_line, end_line, normalized_code) of each record, the straightforward way."""
-    module = ast.parse(source)
-    for node in ast.walk(module):
-        for field in ("body", "orelse", "finalbody"):
-            block = getattr(node, field, None)
-            if isinstance(block, list) and block:
-                kept = [part for part in block if not ast.unparse(part).startswith("'DROP")]
-                kept = [
-                    part
-                    for part in block
-                    if not isinstance(getattr(getattr(part, "value", 0), "value", 0), str)
-                    or not isinstance(part, ast.Expr)
-                ]
-                block[:] = kept or [ast.Pass()] * (node is not module)
-    found = [(1, max(1, len(source.splitlines())), ast.unparse(module))]
-    return found
-
-
 PARSER_GIVES_UP = "nested too deeply for this Python"
 has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"), reason="no limit to hit")
 
@@ -846,22 +868,20 @@ def test_analysis_in_workers_gives_the_same_as_in_one_process(tmp_path):
 
 
 def test_file_that_crashes_its_worker_is_one_error(tmp_path):
-    program = (
-        "import os, sys, cds\n"
-        "honest = cds.decode_source\n"
-        "cds.decode_source = lambda data: os.abort() if b'crash' in data else honest(data)\n"
-        "sources = cds.find_sources(sys.argv[1], '.py').sources\n"
-        "for found in cds.analyzed_in_workers(sources, 2): print(type(found).__name__)\n"
-    )
+    program = """if True:
+        import os, sys, cds
+        honest = cds.decode_source
+        cds.decode_source = lambda data: os.abort() if b'crash' in data else honest(data)
+        sources = cds.find_sources(sys.argv[1], '.py').sources
+        for found in cds.analyzed_in_workers(sources, 2): print(type(found).__name__)"""
     source = tree(tmp_path, {"a.py": "x = 1", "b.py": "crash", "c.py": "y = 1"})
-    command = [sys.executable, "-c", program, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(CDS).parent, timeout=60)
+    done = finish(python_command(program, source))
     assert done.stdout.split() == ["list", "AnalyzerError", "list"]
 
 
 def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(tmp_path):
     source = tree(tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)})
-    command = [sys.executable, CDS, "model-build", "--path", str(source), "--output", str(tmp_path / "out")]
+    command = command_of("model-build", "--path", source, "--output", tmp_path / "out")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr.readline().startswith("search files=400")
     time.sleep(0.3)
@@ -874,7 +894,7 @@ def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(tmp_path):
 
 def codes(count):
     """Make records of distinct codes."""
-    return [record(code=f"def f():\n    return {number}", line=number) for number in range(1, count + 1)]
+    return [record(f"def f():\n    return {number}", line=number) for number in range(1, count + 1)]
 
 
 def statuses(records):
@@ -883,17 +903,17 @@ def statuses(records):
 
 def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
     records = [
-        record("file", code="x = 1"),
-        record("file", "empty.py", code=""),
+        record("x = 1", "module.py", kind="file"),
+        record("", "empty.py", kind="file"),
         *[record(file_path=name) for name in ("a.py", "b.py")],
-        record("class", code="class A:\n    pass"),
+        record("class A:\n    pass", "c.py", kind="class"),
     ]
     client = FakeClient(lambda code: f"Says {code[:5]}.")
     enriched = cds.IntentEnricher(client, ("function",)).enrich(records)
     assert client.asked == ["def f():\n    return 1"]
     assert [r.intent for r in enriched] == [None, None, "Says def f.", "Says def f.", None]
     assert [r.intent_status for r in enriched] == ["skipped"] * 2 + ["success"] * 2 + ["skipped"]
-    assert capsys.readouterr().err.splitlines()[0] == "enrich files=4 records=5 in_scope=2 calls=1 reused=0"
+    assert capsys.readouterr().err.splitlines()[0] == "enrich files=5 records=5 in_scope=2 calls=1 reused=0"
     assert len([r for r in cds.IntentEnricher(client, ("all",)).enrich(records) if r.intent]) == 4
 
 
@@ -1108,7 +1128,7 @@ def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, use
     source, db = tree(tmp_path / "src", {"a.py": "def f(): return 1"}), tmp_path / "db"
     for response in (answer(), error(401, "no")):
         with serving(response) as (address, requests):
-            where = ("--provider-url", f"http://{user}{address}", "--model", "m")
+            where = provider(f"http://{user}{address}")
             assert cds.main(["persist", "--path", str(source), *where, "--db-path", str(db)]) == 0
         assert requests[0][1]["Authorization"] == header
     shown = "".join(capfd.readouterr()).encode() + db.read_bytes()
@@ -1197,8 +1217,8 @@ def test_back_off_grows_with_jitter():
         assert most / 3 <= min(seconds) < max(seconds) <= most
 
 
-def test_ollama_client_gives_the_run_up_where_nobody_ever_listened():
-    client = client_of(f"127.0.0.1:{free_port()}")
+def test_ollama_client_gives_the_run_up_where_nobody_ever_listened(no_server):
+    client = client_of(no_server[1])
     with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
         client.generate_intent("x")
     assert len(client.waits) == 2
@@ -1309,7 +1329,6 @@ NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_to
 def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message):
     with serving(response) as (address, requests):
         client = client_of(address)
-        client._served = False  # as on the first call
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
             client.generate_intent("x")
     assert "\n" not in str(raised.value)
@@ -1388,16 +1407,17 @@ RUN_FORGOTTEN = "CREATE TRIGGER forget AFTER INSERT ON runs BEGIN DELETE FROM ru
 CONTEXT = cds.RunContext("2026-01-01", "2026-01-02", "/src", "http://localhost:11434", "m", "all", 7)
 ERROR = cds.AnalyzerError("bad.py", 1, "invalid syntax")
 FOUR = [
-    record("file", signature=None),
-    record(line=2, intent="Returns one.", intent_status="success"),
-    record("method", "pkg/n.py", "def größe():\n    '''x'''", 3, normalized_code="def größe():\n    pass"),
-    record("class", code="class C: pass", intent_status="failed", intent_error="no answer"),
+    record(kind="file", signature=None),
+    record(line=2, intent="Returns one."),
+    record("def größe():\n    '''x'''", "pkg/n.py", 3, "method", normalized_code="def größe():\n    pass"),
+    record("class C: pass", kind="class", intent_status="failed", intent_error="no answer"),
 ]
 
 
-def store(db_path, records=FOUR, errors=(ERROR,)):
+def store(db_path, records=FOUR, errors=(ERROR,), **context):
     """Store one run without a command line."""
-    return cds.SQLitePersistence(str(db_path)).persist(CONTEXT, errors, records)
+    database = cds.SQLitePersistence(str(db_path))
+    return database.persist(CONTEXT._replace(**context), errors, records)
 
 
 def stored(db_path):
@@ -1518,77 +1538,37 @@ def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path)
         connection.execute("UPDATE runs SET model = 'half'")
         connection.execute("CREATE TABLE filler AS SELECT zeroblob(1000000) AS x")
         os._exit(9)"""
-    assert subprocess.run([sys.executable, "-c", killed, db], timeout=60).returncode == 9
+    assert finish(python_command(killed, db)).returncode == 9
     assert db.stat().st_size > size and (tmp_path / "db-journal").stat().st_size > 0
     assert persist(tree(tmp_path / "src", SOURCE), db) == 0
     assert rows(db, ALL_RUNS)[0] == before and len(rows(db, ALL_RUNS)) == 2
     assert rows(db, "PRAGMA integrity_check") == [("ok",)]
 
 
-SLOW = "INSERT INTO runs SELECT NULL, 'a', 'b', 'c', 'd', 'e', 'f', 1, 'x', 0, 0, 0"
-
-
-def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path):
-    source, db = (
-        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(3000))}),
-        tmp_path / "db",
-    )
+def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path, good_server):
+    source, db = tree(tmp_path / "s", {"a.py": functions(3000)}), tmp_path / "db"
     persist(tree(tmp_path / "t", {"a.py": "def f(): return 1"}), db)
     before = rows(db, "SELECT * FROM records")
-    limited = (
-        "import resource, signal, sys, cds; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(cds.main())"
-    )
-    with serving(answer()) as (address, _):
-        words = [
-            "persist",
-            "--path",
-            source,
-            "--provider-url",
-            address,
-            "--model",
-            "m",
-            "--db-path",
-            db,
-            "--scope",
-            "class",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", limited, *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=Path(CDS).parent,
-        )
+    limited = """if True:
+        import resource, signal, sys, cds
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        sys.exit(cds.main())"""
+    words = ("persist", "--path", source, *good_server, "--db-path", db, "--scope", "class")
+    done = finish(python_command(limited, *words))
     assert done.returncode == 1 and done.stdout == "" and "status=failed" in done.stderr
     assert "Traceback" not in done.stderr and "the run is lost" in done.stderr
     assert rows(db, "SELECT * FROM records") == before and rows(db, "PRAGMA integrity_check") == [("ok",)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s", "t"]
 
 
-def test_killed_process_leaves_whole_runs_only(tmp_path):
-    source, db = (
-        tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(4000))}),
-        tmp_path / "db",
-    )
-    words = [
-        "persist",
-        "--path",
-        source,
-        "--provider-url",
-        "127.0.0.1:1",
-        "--model",
-        "m",
-        "--db-path",
-        db,
-        "--scope",
-        "class",
-    ]
+def test_killed_process_leaves_whole_runs_only(tmp_path, good_server):
+    source, db = tree(tmp_path / "s", {"a.py": functions(4000)}), tmp_path / "db"
+    words = ("persist", "--path", source, *good_server, "--db-path", db, "--scope", "class")
     shell(*words)
     sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
     for attempt in range(12):
-        process = subprocess.Popen(
-            [sys.executable, CDS, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command_of(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         journal = Path(f"{db}-journal")
         while process.poll() is None and not journal.exists():
             time.sleep(0.001)
@@ -1603,15 +1583,10 @@ def test_killed_process_leaves_whole_runs_only(tmp_path):
     assert shell(*words).returncode == 0
 
 
-def test_two_runs_into_one_file_at_once_both_succeed(tmp_path):
+def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     source, db = tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db"
-    words = ["persist", "--path", source, "--provider-url", "127.0.0.1:1", "--model", "m", "--db-path", db]
-    both = [
-        subprocess.Popen(
-            [sys.executable, CDS, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        for _ in "ab"
-    ]
+    command = command_of("persist", "--path", source, *good_server, "--db-path", db)
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in "ab"]
     assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
@@ -1665,16 +1640,16 @@ def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, mo
 
 def test_read_run_gives_the_newest_run_or_the_one_named_without_files(tmp_path):
     db = str(tmp_path / "a?#.sqlite")
-    save_run(db, "/one", [code_record(TOTAL), code_record(TOTAL, kind="file")])
-    save_run(db, "/two", [code_record(OTHER)])
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [code_record(OTHER)])
+    store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
+    store(db, [record(OTHER)], root_path="/two")
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
-    assert cds.read_run(db, 1)[1] == [code_record(TOTAL)]
+    assert cds.read_run(db, 1)[1] == [record(TOTAL)]
 
 
 def test_read_run_writes_nothing(tmp_path):
     db = tmp_path / "a.sqlite"
-    save_run(str(db), "/one", [code_record(TOTAL)])
+    store(db, [record(TOTAL)])
     before = db.read_bytes()
     cds.read_run(str(db))
     assert db.read_bytes() == before
@@ -1686,12 +1661,12 @@ def write_text(path: Path) -> None:
 
 
 def write_schema(path: Path) -> None:
-    save_run(path, "/none", [])
+    store(path, [])
     execute(path, "DELETE FROM runs")
 
 
 def write_run(path: Path) -> None:
-    save_run(str(path), "/one", [])
+    store(path, [])
 
 
 @pytest.mark.parametrize(
@@ -1728,7 +1703,7 @@ def groups_of(*records, **options):
 
 
 def twins(code, kind="function"):
-    return code_record(code, "a.py", kind=kind), code_record(code, "b.py", kind=kind)
+    return record(code, "a.py", kind=kind), record(code, "b.py", kind=kind)
 
 
 # Similarity and linkage
@@ -1785,15 +1760,15 @@ def test_linkage_is_complete_and_most_similar_first(pairs, groups):
 
 
 def test_exact_copies_are_one_group_and_renamed_ones_near():
-    copies = [code_record(TOTAL, "b.py"), code_record(TOTAL, "a.py"), code_record(TOTAL_RENAMED, "c.py")]
-    assert groups_of(*copies, code_record(OTHER, "d.py")) == [
+    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
+    assert groups_of(*copies, record(OTHER, "d.py")) == [
         ("exact", None, ["a.py", "b.py"]),
         ("near", None, ["a.py", "b.py", "c.py"]),
     ]
 
 
 def test_what_a_group_says_of_itself():
-    twins = [code_record(TOTAL, "a.py"), code_record(TOTAL, "b.py"), code_record(TOTAL_RENAMED, "c.py")]
+    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
     exact, near = cds.find_groups(twins, DUPLICATES)
     sums = sorted({twin.md5sum for twin in twins})
     assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
@@ -1802,8 +1777,8 @@ def test_what_a_group_says_of_itself():
 
 
 def test_group_id_ignores_places_and_counts():
-    one = cds.find_groups([code_record(TOTAL, "a.py"), code_record(TOTAL, "b.py")], DUPLICATES)
-    many = cds.find_groups([code_record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
+    one = cds.find_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
+    many = cds.find_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
     assert one[0].id == many[0].id
 
 
@@ -1818,7 +1793,7 @@ def test_group_id_ignores_places_and_counts():
     ],
 )
 def test_near_bears_small_changes(code, near):
-    assert [entry[0] for entry in groups_of(code_record(TOTAL), code_record(code, "b.py"))] == ["near"] * near
+    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
 
 
 @pytest.mark.parametrize(
@@ -1830,7 +1805,7 @@ def test_near_bears_small_changes(code, near):
     ],
 )
 def test_names_that_are_not_local_tell_code_apart(one, other):
-    pair = [code_record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
+    pair = [record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
     assert [group.similarity < 1 for group in cds.find_groups(pair, DUPLICATES)] == [True]
 
 
@@ -1847,44 +1822,41 @@ def test_names_that_are_not_local_tell_code_apart(one, other):
     ],
 )
 def test_every_kind_of_local_name_is_one_placeholder(one, other):
-    pair = [code_record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
+    pair = [record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
     assert [group.similarity for group in cds.find_groups(pair, DUPLICATES)] == [1.0]
 
 
 def test_global_and_class_names_keep_their_names():
     codes = ["def f():\n    global a\n    a = 1\n    b()", "class A:\n    a = 1\n    b: int = c()"]
     for kind, code in zip(("function", "class"), codes):
-        pair = [code_record(code, kind=kind), code_record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
-        pair[1] = code_record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
+        pair = [record(code, kind=kind), record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
+        pair[1] = record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
         groups = cds.find_groups(pair, DUPLICATES._replace(code_similarity=0.1))
         assert [group.similarity < 1 for group in groups] == [True]
 
 
 def test_functions_meet_methods_but_no_classes():
-    method = code_record(TOTAL_RENAMED, "b.py", kind="method")
-    assert [entry[0] for entry in groups_of(code_record(TOTAL), method)] == ["near"]
-    assert groups_of(code_record(TOTAL), method._replace(kind="class")) == []
-    assert groups_of(code_record(TOTAL), method, kinds=("function",)) == []
+    method = record(TOTAL_RENAMED, "b.py", kind="method")
+    assert [entry[0] for entry in groups_of(record(TOTAL), method)] == ["near"]
+    assert groups_of(record(TOTAL), method._replace(kind="class")) == []
+    assert groups_of(record(TOTAL), method, kinds=("function",)) == []
 
 
 def test_same_intent_in_different_code_is_the_third_section():
-    pair = [
-        code_record(TOTAL, intent=SUM),
-        code_record(OTHER, "b.py", intent="Adds the price of active rows"),
-    ]
-    far = code_record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
+    pair = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent="Adds the price of active rows")]
+    far = record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
     assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
     assert groups_of(*pair, far, intent_similarity=0.95) == []
 
 
 def test_near_code_is_not_in_the_third_section():
-    assert groups_of(code_record(TOTAL, intent=SUM), code_record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
+    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
         ("near", None, ["a.py", "b.py"])
     ]
 
 
 def test_stems_leave_out_stop_words_endings_and_case():
-    assert cds.intent_stems([code_record(TOTAL), code_record(TOTAL, intent="Parsing the Parsed is red")]) == {
+    assert cds.intent_stems([record(TOTAL), record(TOTAL, intent="Parsing the Parsed is red")]) == {
         "pars",
         "red",
     }
@@ -1918,22 +1890,22 @@ def test_exact_noise_is_hidden_by_its_rule(code, rule):
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
     pair = twins("def f(a): return a.b")
     assert groups_of(*pair, min_statements=1) == [("exact", None, ["a.py", "b.py"])]
-    assert groups_of(*twins(TOTAL), code_record(TOTAL_RENAMED, "c.py"), min_statements=7) == [
+    assert groups_of(*twins(TOTAL), record(TOTAL_RENAMED, "c.py"), min_statements=7) == [
         ("exact", "min-statements", ["a.py", "b.py"])
     ]
 
 
 def test_short_bodies_must_be_more_alike():
     pair = (
-        code_record("def f(a):\n    b = a.get(1)\n    return b.c"),
-        code_record("def f(a):\n    b = a.get(1)\n    return b.d()", "b.py"),
+        record("def f(a):\n    b = a.get(1)\n    return b.c"),
+        record("def f(a):\n    b = a.get(1)\n    return b.d()", "b.py"),
     )
     assert groups_of(*pair) == [("near", "short", ["a.py", "b.py"])]
 
 
 def test_a_record_inside_another_is_no_copy_of_it():
-    outer, inner = code_record(TOTAL, start=1, end=20), code_record(TOTAL_RENAMED, start=2, end=9)
-    other = code_record(TOTAL_RENAMED.replace("3)", "4)").replace("log", "lg"), "z.py")
+    outer, inner = record(TOTAL, line=1, end_line=20), record(TOTAL_RENAMED, line=2, end_line=9)
+    other = record(TOTAL_RENAMED.replace("3)", "4)").replace("log", "lg"), "z.py")
     assert groups_of(outer, inner) == [("near", "inside", ["a.py", "a.py"])]
     assert groups_of(outer, inner, other)[0][1:] == (None, ["a.py", "z.py"])
     assert len(groups_of(outer, inner, other)) == 1
@@ -1953,7 +1925,7 @@ def test_a_record_inside_another_is_no_copy_of_it():
     ],
 )
 def test_callers_have_the_intent_of_what_they_call(caller, called, rule):
-    pair = code_record(caller, intent=SUM), code_record(called, "b.py", intent=SUM)
+    pair = record(caller, intent=SUM), record(called, "b.py", intent=SUM)
     assert groups_of(*pair) == groups_of(*reversed(pair)) == [("intent", rule, ["a.py", "b.py"])]
 
 
@@ -1962,7 +1934,7 @@ def test_a_base_class_is_no_twin_of_its_subclass():
         "class A(B):\n    def f(self):\n        return g(1)",
         f"class B:\n {TOTAL}".replace("\n    ", "\n     "),
     ]
-    pair = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
+    pair = [record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
@@ -1983,8 +1955,8 @@ def alone(): pass
 
 
 def test_members_have_their_qualified_names():
-    outer = code_record("class A:\n    x = 1\n    y = f()\n    z = g()", end=20, kind="class")
-    methods = [code_record(TOTAL, start=2, kind="method"), code_record(TOTAL, "b.py")]
+    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
+    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
     (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
     assert [member.qualified_name for member in group.members] == ["A.total", "total"]
 
@@ -1992,13 +1964,13 @@ def test_members_have_their_qualified_names():
 def test_groups_of_a_shown_class_group_are_hidden():
     body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
     classes = twins(f"class A:\n{body}", "class")
-    methods = [code_record(TOTAL, path, 2, "method") for path in ("a.py", "b.py")]
+    methods = [record(TOTAL, path, 2, "method") for path in ("a.py", "b.py")]
     hidden = [("exact", None, ["a.py", "b.py"]), ("exact", "contained", ["a.py", "b.py"])]
     assert groups_of(*classes, *methods) == hidden
-    third = code_record(TOTAL, "c.py", 2, "method")
+    third = record(TOTAL, "c.py", 2, "method")
     assert groups_of(*classes, *methods, third)[0][1] is None
     classes = [one._replace(end_line=40) for one in classes]
-    same_class = code_record(TOTAL_RENAMED, "a.py", 20, "method")
+    same_class = record(TOTAL_RENAMED, "a.py", 20, "method")
     near = groups_of(*classes, methods[0], same_class)[-1]
     assert near == ("near", None, ["a.py", "a.py"])
     assert groups_of(*methods) == [("exact", None, ["a.py", "b.py"])]
@@ -2010,15 +1982,15 @@ def test_a_class_group_of_the_third_section_hides_no_copies():
         f"    {line}" for code in "ghijk" for line in OTHER.replace("def load", f"def {code}").splitlines()
     )
     codes = [f"class A:\n{body}", f"class B:\n{body}\n{more}"]
-    classes = [code_record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
-    methods = [code_record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
+    classes = [record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
+    methods = [record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
     assert [entry[:2] for entry in groups_of(*classes, *methods)] == [("exact", None), ("intent", None)]
 
 
 def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     code = "def f(a):\n    match$\n    b"
-    pair = [code_record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM) for path in "ab"]
-    assert groups_of(*pair, code_record(OTHER, "c", intent=SUM)) == [
+    pair = [record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM) for path in "ab"]
+    assert groups_of(*pair, record(OTHER, "c", intent=SUM)) == [
         ("exact", None, ["a", "b"]),
         ("intent", None, ["a", "b", "c"]),
     ]
@@ -2045,19 +2017,17 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
 
 
 def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
-    long, three = twins(TOTAL), [code_record(OTHER, f"{n}.py") for n in range(4)]
-    tests = [
-        code_record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)
-    ]
+    long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
+    tests = [record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)]
     groups = cds.find_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
     assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
-    mixed = cds.find_groups([code_record(TOTAL, "tests/a.py"), code_record(TOTAL, "a.py")], DUPLICATES)
+    mixed = cds.find_groups([record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES)
     assert mixed[0].area == "code"
 
 
 def test_rank_counts_all_copies_but_one():
-    two = [code_record(TOTAL, f"{n}.py") for n in "ab"]
-    four = [code_record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
+    two = [record(TOTAL, f"{n}.py") for n in "ab"]
+    four = [record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
     groups = cds.find_groups([*four, *two], DUPLICATES)
     assert [group.members[0].record.file_path for group in groups] == ["c.py", "a.py"]
 
@@ -2066,7 +2036,7 @@ def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_
     longer = TOTAL.replace("    return", "    check(rate)\n    return")
     ids = set()
     for paths in ("ab", "ba"):
-        groups = cds.find_groups([code_record(TOTAL, paths[0]), code_record(longer, paths[1])], DUPLICATES)
+        groups = cds.find_groups([record(TOTAL, paths[0]), record(longer, paths[1])], DUPLICATES)
         assert [group.statements for group in groups] == [6]
         ids.add(groups[0].id)
     assert len(ids) == 1
@@ -2074,7 +2044,7 @@ def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_
 
 def test_the_order_of_the_records_changes_nothing():
     codes = [TOTAL, TOTAL, TOTAL_RENAMED, OTHER, OTHER.replace("json", "yaml"), ASSIGNED, ASSIGNED]
-    records = [code_record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
+    records = [record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
     shuffled = random.Random(2).sample(records, len(records))
     assert cds.find_groups(records, DUPLICATES) == cds.find_groups(shuffled, DUPLICATES)
 
@@ -2122,29 +2092,14 @@ def test_table_counts_vowel_signs_as_no_column():
 
 
 def test_table_on_a_terminal_is_as_wide_as_the_terminal(tmp_path):
-    import pty
-
-    reader, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
     tree(tmp_path, {"a.py": f"def {'long_' * 30}(): pass\n"})
-    command = [sys.executable, CDS, "model-build", "--path", str(tmp_path)]
-    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
-    shown = os.read(reader, 10_000).decode().splitlines()
-    os.close(terminal)
-    os.close(reader)
-    assert [len(line) for line in shown[1:]] == [50, 50]
+    shown = shown_on_terminal("model-build", "--path", tmp_path, columns=50)
+    assert [len(line) for line in shown.splitlines()[1:]] == [50, 50]
 
 
 def test_table_on_a_terminal_of_unknown_width_shows_its_content(tmp_path):
-    import pty
-
-    reader, terminal = pty.openpty()  # 0 columns until somebody says otherwise
-    command = [sys.executable, CDS, "model-build", "--path", str(tree(tmp_path, {"a.py": "x = 1\n"}))]
-    assert subprocess.run(command, stdout=terminal, timeout=60).returncode == 0
-    shown = os.read(reader, 10_000).decode()
-    os.close(terminal)
-    os.close(reader)
-    assert "a.py:1-1" in shown
+    tree(tmp_path, {"a.py": "x = 1\n"})
+    assert "a.py:1-1" in shown_on_terminal("model-build", "--path", tmp_path, columns=0)
 
 
 @pytest.mark.parametrize("character", [*"\x1b\x07\x7f\x9b\n\r\t\u202e\u2066\u200b\u2028", "é漢"])
@@ -2167,8 +2122,6 @@ def test_signature_is_shown_on_one_line_with_its_escapes_visible(tmp_path, capsy
 
 
 def test_model_build_prints_the_table(tmp_path, capsys):
-    import hashlib
-
     assert run("model-build", "--path", tree(tmp_path, {"a.py": SOURCE["a.py"]})) == 0
     md5 = hashlib.md5(b"def good(x):\n    return x").hexdigest()[:8]
     assert (capsys.readouterr().out, "") == (
@@ -2263,8 +2216,8 @@ def test_the_table_says_what_it_compared_hid_and_found():
 
 
 def test_the_table_puts_tests_under_a_line_of_their_own_and_keeps_to_top():
-    records = [*twins(TOTAL), code_record(OTHER, "c.py"), code_record(OTHER, "d.py")]
-    records += [code_record(ASSIGNED, f"tests/{n}.py") for n in range(2)]
+    records = [*twins(TOTAL), record(OTHER, "c.py"), record(OTHER, "d.py")]
+    records += [record(ASSIGNED, f"tests/{n}.py") for n in range(2)]
     lines = lines_of(records)
     assert lines.index("  Only in tests (1 groups)") > lines.index("  d.py:1-6  def load(path):")
     lines = lines_of(records, top=1)
@@ -2274,14 +2227,14 @@ def test_the_table_puts_tests_under_a_line_of_their_own_and_keeps_to_top():
 
 
 def test_the_table_shows_intents_and_how_many_are_missing():
-    records = [code_record(TOTAL, intent=SUM), code_record(OTHER, "b.py", intent=SUM)]
+    records = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
     assert lines_of(records)[-1] == f"    {SUM}"
-    records.append(code_record(ASSIGNED, "c.py", status="failed"))
+    records.append(record(ASSIGNED, "c.py", intent_status="failed"))
     assert "  without intent (1 failed)" in lines_of(records)
 
 
 def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
-    long = [code_record(TOTAL, f"{n}\x1b[2J/{'x' * 90}.py") for n in range(2)]
+    long = [record(TOTAL, f"{n}\x1b[2J/{'x' * 90}.py") for n in range(2)]
     long = [one._replace(signature="def total(rows,\n    rate):") for one in long]
     assert max(map(len, lines_of(long, width=80))) == 80
     assert any("\\x1b[2J" in line for line in lines_of(long))
@@ -2312,13 +2265,13 @@ def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")]
 )
-def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, encoding, shown):
+def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, good_server, encoding, shown):
     tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
     options = {"env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}, "encoding": encoding}
     done = shell("model-build", "--path", tmp_path, **options)
     assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
-    done = shell("persist", "--path", tmp_path, *no_server, "--db-path", tmp_path / "Grö€", **options)
+    done = shell("persist", "--path", tmp_path, *good_server, "--db-path", tmp_path / "Grö€", **options)
     assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
 
 
@@ -2331,17 +2284,12 @@ def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, no_server, enc
         pytest.param(["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"),
     ],
 )
-def test_pipe_closed_early_ends_quietly(tmp_path, no_server, argv):
-    reader, writer = os.pipe()
-    os.close(reader)
+def test_pipe_closed_early_ends_quietly(tmp_path, good_server, argv):
     tree(tmp_path, {"a.py": "x = 1"})
-    words = [word.format(tmp_path) for word in argv] + ([*no_server] if argv[0] == "persist" else [])
-    command = [sys.executable, CDS, *words]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED)
-    os.close(writer)
-    told = [
-        line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich ", "no further"))
-    ]
+    words = [word.format(tmp_path) for word in argv] + [*good_server] * (argv[0] == "persist")
+    with closed_pipe() as writer:
+        done = shell(*words, stdout=writer, env=BUFFERED)
+    told = [line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich "))]
     assert (done.returncode, told) == (0, [])
 
 
@@ -2349,10 +2297,7 @@ def test_pipe_closed_early_ends_quietly(tmp_path, no_server, argv):
 @pytest.mark.parametrize("argv", [["model-build", "--path", CDS], ["--version"]], ids=["records", "version"])
 def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, CDS, *argv]
-        done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED
-        )
+        done = shell(*argv, stdout=full, env=BUFFERED)
     assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
     assert "Exception" not in done.stderr
 
@@ -2478,14 +2423,13 @@ UNPRIVILEGED = """if True:
         pytest.param("--path", "kept/file", 0o200, "file is not readable: check", id="path"),
     ],
 )
-def test_permissions_are_found_missing_before_any_work(tmp_path, no_server, option, kept, mode, says):
+def test_permissions_are_found_missing_before_any_work(tmp_path, good_server, option, kept, mode, says):
     tree(tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""})
     words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
-    words += [*no_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
+    words += [*good_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
     before = snapshot(tmp_path)
     (tmp_path / kept).chmod(mode)
-    command = [sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = finish([sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)])
     (tmp_path / kept).chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
@@ -2656,23 +2600,26 @@ def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(tmp_p
 
 def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_path):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    watch = (
-        "import sys, os, cds\nseen = []\n"
-        "def hook(event, args):\n"
-        "    if event in ('socket.connect', 'subprocess.Popen', 'sqlite3.connect', 'os.system', 'os.exec', 'os.remove',"
-        " 'os.rename', 'os.mkdir'): seen.append((event, str(args[-1] if event == 'socket.connect' else args[0])))\n"
-        "    if event == 'open' and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT): seen.append((event, str(args[0])))\n"
-        "sys.addaudithook(hook)\ncode = cds.main()\n"
-        "print(*sorted({repr(one) for one in seen}), sep='\\n', file=sys.stderr)\nsys.exit(code)"
-    )
+    watch = """if True:
+        import os, sys, cds
+
+        watched = ('socket.connect', 'subprocess.Popen', 'sqlite3.connect', 'os.system', 'os.exec',
+                   'os.remove', 'os.rename', 'os.mkdir')
+        seen = set()
+
+        def hook(event, args):
+            if event in watched:
+                seen.add((event, str(args[-1] if event == 'socket.connect' else args[0])))
+            if event == 'open' and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                seen.add((event, str(args[0])))
+
+        sys.addaudithook(hook)
+        code = cds.main()
+        print(*sorted(map(repr, seen)), sep='\\n', file=sys.stderr)
+        sys.exit(code)"""
     with serving(answer()) as (address, _):
-        words = ["persist", "--path", source, "--provider-url", address, "--model", "m", "--db-path", db]
-        done = subprocess.run(
-            [sys.executable, "-c", watch, *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=Path(CDS).parent,
-        )
+        words = ("persist", "--path", source, *provider(address), "--db-path", db)
+        done = finish(python_command(watch, *words))
     assert done.returncode == 0
     host, port = address.split(":")
     events = [ast.literal_eval(line) for line in done.stderr.splitlines() if line.startswith("('")]
@@ -2733,21 +2680,11 @@ def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
 
 
 @contextlib.contextmanager
-def persisting(tmp_path, address, *options, functions=40):
+def persisting(tmp_path, address, *options, count=40):
     """Run `persist` over a small tree as a process of its own."""
-    source = tree(tmp_path / "s", {"a.py": "\n".join(f"def f{n}(): return {n}" for n in range(functions))})
-    words = [
-        "persist",
-        "--path",
-        source,
-        "--provider-url",
-        address,
-        "--model",
-        "m",
-        "--db-path",
-        tmp_path / "db",
-    ]
-    command = [sys.executable, CDS, *map(str, [*words, *options])]
+    source = tree(tmp_path / "s", {"a.py": functions(count)})
+    words = ("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
+    command = command_of(*words, *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
@@ -2793,27 +2730,19 @@ def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
     assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [("completed",)]
 
 
-def test_interrupt_before_the_first_call_writes_nothing(tmp_path):
+def test_interrupt_before_the_first_call_writes_nothing(tmp_path, good_server):
     os.mkfifo(tmp_path / "pipe")
-    program = f"import cds, sys; cds.decode_source = lambda data: open({str(tmp_path / 'pipe')!r}).read(); sys.exit(cds.main())"
+    program = """if True:
+        import cds, sys
+        cds.decode_source = lambda data: open(sys.argv.pop()).read()
+        sys.exit(cds.main(sys.argv[1:-1]))"""
     source = tree(tmp_path / "s", {"a.py": "x = 1"})
-    words = [
-        "persist",
-        "--path",
-        source,
-        "--provider-url",
-        "127.0.0.1:1",
-        "--model",
-        "m",
-        "--db-path",
-        tmp_path / "db",
-    ]
+    words = ("persist", "--path", source, *good_server, "--db-path", tmp_path / "db")
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, words)],
+        python_command(program, *words, tmp_path / "pipe"),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(CDS).parent,
     )
     with open(tmp_path / "pipe", "w"):  # opens once the analysis waits for it
         process.send_signal(signal.SIGINT)
@@ -2831,7 +2760,7 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(tmp_pat
     ):
         lock.execute("CREATE TABLE other (x)")
         lock.execute("BEGIN IMMEDIATE")
-        with persisting(tmp_path, address, functions=3) as process:
+        with persisting(tmp_path, address, count=3) as process:
             wait_for(lambda: len(requests) == 3)
             time.sleep(0.5)
             for _ in range(signals):
@@ -2913,12 +2842,12 @@ def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says)
     assert err.startswith("cds: ") and says in err and "--help" in err
 
 
-def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, no_server):
+def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, good_server):
     alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
-    asking = {"model-build": (), "enrich-intent": no_server, "persist": (*no_server, "--db-path", "db")}
+    asking = {"model-build": (), "enrich-intent": good_server, "persist": (*good_server, "--db-path", "db")}
     for name, words in asking.items():
         command = [sys.executable, "-I", "-S", "cds.py", name, "--path", "src", *words]
-        done = subprocess.run(command, cwd=alone, capture_output=True, text=True, timeout=60)
+        done = finish(command, cwd=alone)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
         assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
 
@@ -2972,10 +2901,7 @@ def bench_analysis(folder, output):
 
 def bench_writing(folder):
     """Compare writing 100,000 records with `executemany` of the same rows."""
-    records = [
-        record(file_path=f"m{n % 999}.py", code=f"def f(a):\n    return a + {n}", line=n + 1)
-        for n in range(100_000)
-    ]
+    records = [record(f"def f(a):\n    return a + {n}", f"m{n % 999}.py", n + 1) for n in range(100_000)]
     context = cds.RunContext("a", "b", "/src", "http://localhost:11434", "m", "all", 10)
     numbers = itertools.count()
 
@@ -3006,7 +2932,7 @@ def bench_start():
 
 def bench_jobs(folder):
     """Compare 1,600 calls of 50 ms, eight at once, with the ideal."""
-    source = tree(folder / "jobs", {"m.py": "\n".join(f"def f{n}(): return {n}" for n in range(1600))})
+    source = tree(folder / "jobs", {"m.py": functions(1600)})
     code = (
         "import sys, time, test_cds as t\n"
         "with t.serving(lambda handler: (time.sleep(0.05), t.respond(handler, *t.answer()))) as (address, _):\n"
@@ -3016,18 +2942,7 @@ def bench_jobs(folder):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         address = server.stdout.readline().strip()
-        words = (
-            CDS,
-            "enrich-intent",
-            "--path",
-            source,
-            "--provider-url",
-            address,
-            "--model",
-            "m",
-            "--jobs",
-            8,
-        )
+        words = (CDS, "enrich-intent", "--path", source, *provider(address), "--jobs", 8)
         ratio("1,600 calls with --jobs 8 vs calls / 8 x latency", process(*words), lambda: time.sleep(10), 3)
         server.stdin.close()
 
@@ -3035,17 +2950,7 @@ def bench_jobs(folder):
 def bench_memory(folder, output):
     """Print the peak of all processes' memory (PSS) for each byte of source."""
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.py"))
-    words = [
-        sys.executable,
-        CDS,
-        "model-build",
-        "--path",
-        str(folder),
-        "--format",
-        "json",
-        "--output",
-        str(output),
-    ]
+    words = command_of("model-build", "--path", folder, "--format", "json", "--output", output)
     running, peak = subprocess.Popen(words, stderr=subprocess.DEVNULL), 0
     while running.poll() is None:
         pids, used = [running.pid], 0
