@@ -1578,11 +1578,6 @@ SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look 
 DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
 STATEMENT_START = "^"
 ROUNDING_SLACK = 1e-9
-ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
-STOP_WORDS = frozenset(
-    "a an and are as at be by each for from given has have if in into is it its no not of on one or that"  # noqa: SIM905
-    " the their them then there these they this to was were when where which while whose will with".split()
-)
 Pair = tuple[int, int]
 Place = tuple[str, int, int]
 
@@ -1593,7 +1588,7 @@ class DuplicateOptions(NamedTuple):
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
     code_similarity: float = 0.55
-    intent_similarity: float = 0.4
+    intent_similarity: float = 0.46
 
 
 class Unit(NamedTuple):
@@ -1681,8 +1676,7 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
     least = options.min_statements
     large = [unit for unit in units if unit.statements >= least]
     near = alike_pairs([unit.grams for unit in large], options.code_similarity)
-    stems = [intent_stems(unit.records) for unit in large]
-    intents = alike_pairs(stems, options.intent_similarity, rare_counts_more=True)
+    intents = similar_intents([_sentence(unit.records) for unit in large], options.intent_similarity)
     different = {pair: intents[pair] for pair in intents if pair not in near}
     copied = [unit for unit in units if len(unit.records) > 1]
     groups = [_group(EXACT, [unit], 1.0, SMALL if unit.statements < least else None) for unit in copied]
@@ -1853,11 +1847,197 @@ def _is_constant(node: ast.stmt) -> bool:
     return isinstance(node, (ast.Assign, ast.AnnAssign)) and not calls
 
 
-def intent_stems(records: Sequence[Record]) -> frozenset[str]:
-    """Return the words of the first intent that carry meaning, without their endings."""
-    intent = next((record.intent for record in records if record.intent), "")
-    words = re.findall(r"[^\W_]+", intent.lower())
-    return frozenset(ENDING.sub("", word) for word in words if word not in STOP_WORDS)
+# Intents: which sentences say the same
+#
+# Two sentences are compared by the cosine of their words, where rare words weigh more. Among short
+# sentences that measure is generous: two of three words each that share one reach a third, and
+# thousands of pairs do. So each sentence counts as having a few more words, all of the highest
+# weight, which no other sentence has.
+
+WORD = re.compile(r"[^\W_]+")
+ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
+GHOST_WORDS = 3  # the words more that each sentence counts as having
+WORDLESS_SENTENCES = 2_000  # added when words are counted, so that a small run weighs as a large one
+RARE = 1_000  # a word in one sentence out of so many, or fewer, has the weight 1
+STOP_WORDS = frozenset(
+    "a an and are as at be by each for from given has have if in into is it its no not of on one or that"  # noqa: SIM905
+    " the their them then there these they this to was were when where which while whose will with".split()
+)
+# Words that mean the same, or nearly, in descriptions of code; each line has one meaning.
+SYNONYMS = """
+    return compute calculate evaluate get fetch find obtain retrieve
+    check verify validate
+    determine decide tell
+    create make build construct generate produce
+    remove delete discard drop
+    update change modify
+    convert transform translate turn
+    load read
+    save store write
+    send post publish
+    start begin launch
+    stop end terminate
+    run execute invoke perform
+    handle manage process
+    display print show
+    combine join merge
+    divide partition split
+    replace substitute swap
+    choose extract pick select take
+    amount count number quantity
+    array list sequence
+    dict dictionary mapping
+    str string text
+    int integer
+    bool boolean flag
+    callable func function
+    arg argument param parameter
+    attr attribute property
+    instance obj object
+    id identifier key
+    config configuration options settings
+    directory folder path
+    error exception failure
+    details info information
+    message msg
+    greatest highest largest max maximum
+    least lowest min minimum smallest
+    sum total
+    average mean
+    length size
+    index location position
+    different distinct unique
+    equal identical same
+    earliest first initial
+    final last latest
+    necessary needed required
+    available possible
+    contain hold include
+    correspond fit match
+    correct proper valid
+    passed provided specified
+    answer reply response
+    image picture
+    node vertex
+    0 zero
+    1 single
+    2 two
+    3 three
+    4 four
+    5 five
+    6 six
+    7 seven
+    8 eight
+    9 nine
+    10 ten
+"""
+
+
+def _stem(word: str) -> str:
+    return ENDING.sub("", word)
+
+
+def _first_of_each_line(table: str) -> dict[str, str]:
+    """Return the stem that stands first in its line, for each stem of a table of words."""
+    first = {}
+    for line in table.strip().splitlines():
+        stems = [_stem(word) for word in line.split()]
+        first.update(dict.fromkeys(stems, stems[0]))
+    return first
+
+
+SAME_MEANING = _first_of_each_line(SYNONYMS)
+
+
+def _sentence(records: Sequence[Record]) -> str:
+    """Return the intent of equal code; of several the first in the order of the text.
+
+    The order of the files would not do: a renamed file must change nothing.
+    """
+    return min((record.intent for record in records if record.intent), default="")
+
+
+def meaningful_words(sentence: str) -> frozenset[str]:
+    """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
+    words = WORD.findall(sentence.lower())
+    stems = (_stem(word) for word in words if word not in STOP_WORDS)
+    return frozenset(SAME_MEANING.get(stem, stem) for stem in stems)
+
+
+def similar_intents(sentences: Sequence[str], threshold: float) -> dict[Pair, float]:
+    """Return the pairs of sentences, lower index first, with a similarity of `threshold` or more.
+
+    The similarity is the cosine of the sentences' words by weight, from 0 to 1. A sentence without
+    words is similar to none.
+    """
+    words = [meaningful_words(sentence) for sentence in sentences]
+    squares = _squared_weights(words)
+    lengths = [GHOST_WORDS + math.fsum(map(squares.__getitem__, own)) for own in words]
+    pairs = {}
+    for one, other in _intent_candidates(words, squares, lengths, threshold):
+        shared = math.fsum(map(squares.__getitem__, words[one] & words[other]))
+        similarity = shared / math.sqrt(lengths[one] * lengths[other])
+        if similarity >= threshold:
+            pairs[min(one, other), max(one, other)] = similarity
+    return pairs
+
+
+def _squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
+    """Return what each word adds to the squared length of a sentence that has it.
+
+    The weight is the inverse document frequency, ln(sentences / those that have the word), as a part
+    of that of a rare word. It is capped at 1: a word that is rarer still says no more.
+    """
+    frequencies = collections.Counter(itertools.chain.from_iterable(sentences))
+    count = len(sentences) + WORDLESS_SENTENCES
+    return {
+        word: min(1.0, math.log(count / frequency) / math.log(RARE)) ** 2
+        for word, frequency in frequencies.items()
+    }
+
+
+def _intent_candidates(
+    sentences: Sequence[frozenset[str]],
+    squares: Mapping[str, float],
+    lengths: Sequence[float],
+    threshold: float,
+) -> Iterator[Pair]:
+    """Yield each pair that may be similar, once, without comparing all with all.
+
+    Weights and lengths are squared, and g of each length is the ghost words'. Let a sentence have the
+    length T and share s with a similar one, whose length is then at least s + g:
+
+        s >= t sqrt(T (s + g)),  that is  s >= h + sqrt(h^2 + 2 h g)  with  h = t^2 T / 2
+
+    If the other is no shorter, the bound is higher: s >= t T. Words are taken in one order for all
+    sentences. The first word that two share stands, in both, before the weight left falls below what
+    they share. So the pair is found where each sentence looks itself up under its words up to the
+    first bound, and is indexed, for those no shorter, under its words up to the second.
+    """
+    order = _rarest_first(squares)
+    holders: dict[str, list[int]] = collections.defaultdict(list)
+    for new in sorted(range(len(sentences)), key=lengths.__getitem__):
+        # 1. How much a similar sentence must share: any one, and one that is no shorter.
+        half = threshold**2 * lengths[new] / 2
+        least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS) - ROUNDING_SLACK
+        least_of_longer = threshold * lengths[new] - ROUNDING_SLACK
+        # 2. Look up the sentences before, and index this one for those to come.
+        left = lengths[new] - GHOST_WORDS
+        found: set[int] = set()
+        for word in sorted(sentences[new], key=order.__getitem__):
+            if left < least:
+                break
+            found.update(holders[word])
+            if left >= least_of_longer:
+                holders[word].append(new)
+            left -= squares[word]
+        yield from ((old, new) for old in found)
+
+
+def _rarest_first(squares: Mapping[str, float]) -> dict[str, int]:
+    """Return the place of each word in the one order that all sentences keep to."""
+    words = sorted(squares, key=lambda word: (-squares[word], word))
+    return {word: place for place, word in enumerate(words)}
 
 
 def alike_pairs(
@@ -2489,6 +2669,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--min-statements", type=positive_int, default=default.min_statements, metavar="N", help=text)
     text = "how much {} share, above 0 to 1 (default: %(default)s)"
     near, same = text.format("near copies"), text.format("intents of the same purpose")
+    same += "; rare words count more, and each intent counts as having three words more that no other "
+    same += "has, so that short ones must share more of theirs"
     add("--code-similarity", type=similarity, default=default.code_similarity, metavar="X", help=near)
     add("--intent-similarity", type=similarity, default=default.intent_similarity, metavar="X", help=same)
     add("--top", type=positive_int, default=20, metavar="N", help="groups a section (default: %(default)s)")

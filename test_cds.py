@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -1855,11 +1856,89 @@ def test_near_code_is_not_in_the_third_section():
     ]
 
 
-def test_stems_leave_out_stop_words_endings_and_case():
-    assert cds.intent_stems([record(TOTAL), record(TOTAL, intent="Parsing the Parsed is red")]) == {
-        "pars",
-        "red",
-    }
+# Intents
+
+
+def test_meaningful_words_leave_out_stop_words_endings_and_case():
+    assert cds.meaningful_words("Parsing the Parsed is RED, of 10^9+x_y") == {"pars", "red", "10", "9", *"xy"}
+    assert cds.meaningful_words("The of and.") == cds.meaningful_words("") == frozenset()
+
+
+def test_meaningful_words_are_one_for_all_of_the_same_meaning():
+    one = cds.meaningful_words("Computes the largest number in three lists")
+    assert one == cds.meaningful_words("Returns the maximum count of 3 arrays")
+    assert len(one) == 5
+    assert not one & cds.meaningful_words("Removes the least string")
+
+
+def test_no_word_has_two_meanings():
+    lines = cds.SYNONYMS.split("\n")
+    stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
+    assert sorted(set(stems)) == sorted(stems)
+
+
+def vector(number, sentences):
+    """Return the weights of a sentence as the measure defines them, ghost words and all."""
+    words = [cds.meaningful_words(sentence) for sentence in sentences]
+    weights = {("ghost", number, n): 1.0 for n in range(3)}
+    for word in words[number]:
+        holders = sum(word in other for other in words)
+        weights[word] = min(1, math.log((len(sentences) + 2000) / holders) / math.log(1000))
+    return weights
+
+
+def cosine(one, other):
+    product = sum(one[word] * other[word] for word in one.keys() & other.keys())
+    return product / math.hypot(*one.values()) / math.hypot(*other.values())
+
+
+def random_sentences(rng):
+    """Return sentences of words from common to rare, some of them empty, equal or nearly equal."""
+    words = [f"w{n}x" for n in range(60)]
+    commonness = [60 / (n + 1) for n in range(60)]
+    sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
+    return sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.46, 0.55, 0.65])
+def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
+    sentences = random_sentences(random.Random(seed))
+    vectors = [vector(number, sentences) for number in range(len(sentences))]
+    scores = {pair: cosine(*map(vectors.__getitem__, pair)) for pair in itertools.combinations(range(140), 2)}
+    expected = {pair: score for pair, score in scores.items() if score >= threshold}
+    assert cds.similar_intents(sentences, threshold) == pytest.approx(expected)
+    assert 0 < len(expected) < len(scores)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "score"),
+    [
+        pytest.param("alpha beta", "alpha gamma", 1 / 5, id="one of two"),
+        pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
+        pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
+        pytest.param("the of", "the of", None, id="no words"),
+    ],
+)
+def test_short_sentences_must_share_more_than_long_ones(one, other, score):
+    expected = {(0, 1): pytest.approx(score)} if score else {}
+    assert cds.similar_intents([one, other], 0.01) == expected
+
+
+def test_common_words_count_less():
+    common = [f"alpha filler{n}" for n in range(200)]
+    pairs = cds.similar_intents([*common, "alpha beta", "alpha gamma", "delta zeta", "delta eta"], 0.01)
+    assert pairs[200, 201] < pairs[202, 203]
+
+
+def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
+    copies = [
+        record(TOTAL, path, intent=intent) for path, intent in (("a.py", "Zips a file."), ("b.py", SUM))
+    ]
+    other = record(OTHER, "c.py", intent=SUM)
+    assert [entry[0] for entry in groups_of(*copies, other)] == ["exact", "intent"]
+    moved = [copies[0]._replace(file_path="z.py"), copies[1]]
+    assert [entry[0] for entry in groups_of(*moved, other)] == ["exact", "intent"]
 
 
 # Noise
@@ -2198,7 +2277,7 @@ def test_the_table_says_what_it_compared_hid_and_found():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class",
-        "Code alike from 0.55, intents from 0.4, bodies from 2 statements",
+        "Code alike from 0.55, intents from 0.46, bodies from 2 statements",
         "Hidden by stub: 1 groups (--format json shows them)",
         "Hidden by min-statements: 1 groups (--min-statements 1 shows them)",
         "",
@@ -2852,7 +2931,7 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, g
         assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
 
 
-# ---- Benchmarks, run by hand: python test_cds.py bench [PATH] -------------------------------
+# ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
 
 PARSE = """
 import ast, os, sys, warnings
@@ -3107,6 +3186,35 @@ def built(folder):
     return cds.ModelBuilder().build(analyzed(folder).symbols)
 
 
+def bench_intents(pairs_path, background_path):
+    """Print what section 3 finds of known pairs of sentences, alone and among unrelated sentences.
+
+    `pairs_path` holds a JSON object a line, with two sentences `a` and `b` of one task each;
+    `background_path` a sentence a line.
+    """
+    tasks = [json.loads(line) for line in Path(pairs_path).read_text(encoding="utf-8").splitlines()]
+    known = [sentence for task in tasks for sentence in (task["a"], task["b"])]
+    background = Path(background_path).read_text(encoding="utf-8").splitlines()
+    default = cds.DuplicateOptions().intent_similarity
+    print(
+        f"intents: {len(tasks)} pairs, alone and among {len(background):,} others; the default is {default}"
+    )
+    for threshold in sorted({0.4, 0.43, 0.46, 0.49, 0.52, default}):
+        alone, _ = _found_intents(known, [], threshold)
+        among, unrelated = _found_intents(known, background, threshold)
+        noise = f"groups of the others per 10,000: {unrelated / len(background) * 10_000:4.0f}"
+        print(f"similarity {threshold:.2f}: alone {alone}; among others {among}; {noise}")
+
+
+def _found_intents(known, others, threshold):
+    """Return what is found of the pairs in `known` as a text, and the count of groups of others."""
+    groups = cds.link_pairs(cds.similar_intents([*known, *others], threshold))
+    tasks_of = [{index // 2 for index in group if index < len(known)} for group, _ in groups]
+    pairs = [{2 * task, 2 * task + 1} <= {*group} for (group, _), of in zip(groups, tasks_of) for task in of]
+    joined = sum(len(of) > 1 for of in tasks_of)
+    return f"{sum(pairs)} found, {joined} groups join two tasks", sum(not of for of in tasks_of)
+
+
 def bench(folder):
     """Run every benchmark over a folder of Python source."""
     print(
@@ -3121,7 +3229,15 @@ def bench(folder):
     mutation_benchmark(Path(folder))
 
 
+USAGE = """\
+usage: python test_cds.py bench [PATH]
+       python test_cds.py bench-intents PAIRS BACKGROUND
+(the tests: python -m pytest test_cds.py)"""
+
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["bench"]:
-        sys.exit("usage: python test_cds.py bench [PATH]    (the tests: python -m pytest test_cds.py)")
-    bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
+    if sys.argv[1:2] == ["bench"]:
+        bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
+    elif sys.argv[1:2] == ["bench-intents"] and len(sys.argv) == 4:
+        bench_intents(*sys.argv[2:])
+    else:
+        sys.exit(USAGE)
