@@ -281,44 +281,57 @@ def header_line(record: Record) -> str:
 
 CLEAR_LINE = "\r\x1b[K"  # for a terminal
 DEFAULT_BATCH_SIZE = 10
+REDRAW_SECONDS = 0.1
+RATE_CALLS = 100  # how many of the newest calls foretell the time that is left
 
 
 def log(message: str) -> None:
-    """Write one line to stderr, with nothing in it that steers a terminal."""
+    """Write one line to stderr, with escapes for whatever could steer a terminal."""
     tell(printable(message) + "\n")
 
 
 def tell(text: str) -> None:
-    """Write text to stderr at once, or not at all."""
+    """Write text to stderr at once; redirect stderr to the null device where that fails."""
     try:
         emit(text, sys.stderr)
         flush(sys.stderr)
-    except (OSError, ValueError):  # a run must not end because nobody reads its messages
+    except (OSError, ValueError):
+        # A run must not end because nobody reads its messages.
         silence(sys.stderr)
 
 
 def silence(stream: TextIO | None) -> None:
-    """Let nothing more come of a stream that cannot be written, not even when Python flushes it."""
-    with contextlib.suppress(OSError, ValueError):  # one without a file needs no silencing
-        if stream is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    """Redirect a broken stream to the null device, so that Python's own flush at exit succeeds too."""
+    if stream is None:
+        return
+    # A stream without a file descriptor is one that Python does not flush at exit.
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+
+
+def escape_unencodable(stream: TextIO | None) -> None:
+    """Have a stream write escapes for the characters that its encoding lacks, instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        # Reconfiguring flushes, which a broken stream refuses; that is told where it is written to.
+        with contextlib.suppress(OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def emit(text: str, stream: TextIO | None) -> None:
-    """Write text to a stream (None: it was closed), with escapes for what it cannot show."""
+    """Write text to a stream; one that is None was closed before Python started."""
     if stream is not None:
-        encoding = stream.encoding or "utf-8"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(text)
 
 
 def flush(stream: TextIO | None) -> None:
-    """Hand over what a stream (None: it was closed) still holds."""
+    """Flush a stream; one that is None was closed before Python started."""
     if stream is not None:
         stream.flush()
 
 
 def terminal_width(stream: TextIO | None) -> int | None:
-    """Return the columns of the terminal that a stream is, or None where it is none."""
+    """Return the columns of the terminal behind a stream, or None where there is none."""
     with contextlib.suppress(OSError, ValueError):
         if stream is not None and stream.isatty():
             return os.get_terminal_size(stream.fileno()).columns or 80
@@ -326,57 +339,91 @@ def terminal_width(stream: TextIO | None) -> int | None:
 
 
 class Progress:
-    """Tells on stderr how far the calls are: a live line on a terminal, else a line a batch."""
+    """Reports on stderr how many calls have ended: a live line on a terminal, else a line a batch."""
 
-    def __init__(self, total: int, batch_size: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.batch_size, self.clock = total, batch_size, clock
-        self.completed = self.failed = self.reported = 0
-        self.recent = collections.deque([clock()], maxlen=100)  # when they ended, seconds
-        self.live = terminal_width(sys.stderr) is not None
+    def __init__(
+        self, total: int, batch_size: int, *, jobs: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Take the number of calls, how many make a batch, and how many run side by side."""
+        self.total = total
+        self.batch_size = batch_size
+        self.jobs = jobs
+        self.clock = clock
+        self.completed = 0
+        self.failed = 0
+        self.reported = 0
+        # Whole rounds of calls, and the one before them: see `rate`.
+        rounds = math.ceil(RATE_CALLS / jobs)
+        self.end_times: collections.deque[float] = collections.deque(maxlen=rounds * jobs + 1)
+        self.is_live = terminal_width(sys.stderr) is not None
         self.drawn_at = 0.0
 
     def add(self, failed: bool) -> None:
+        """Count a call that has ended."""
         self.completed += 1
         self.failed += failed
-        self.recent.append(self.clock())
-        if not self.live and self.completed % self.batch_size == 0:
+        self.end_times.append(self.clock())
+        if not self.is_live and self.completed % self.batch_size == 0:
             self._report()
 
     def show(self) -> None:
-        """Draw the live line anew, ten times a second at most."""
+        """Draw the live line anew, unless that was done just now."""
+        if not self.is_live or self.clock() - self.drawn_at < REDRAW_SECONDS:
+            return
         width = terminal_width(sys.stderr)
-        if self.live and width and self.clock() - self.drawn_at >= 0.1:
+        if width:
             self.drawn_at = self.clock()
             tell(CLEAR_LINE + self.live_line()[: width - 1])
 
     def end(self) -> None:
-        """Clear the live line, or report the last calls."""
-        if self.live:
+        """Clear the live line, or report the calls since the last full batch."""
+        if self.is_live:
             tell(CLEAR_LINE)
         if self.completed > self.reported:
             self._report()
 
     def live_line(self) -> str:
-        """Return bar, counts, rate and time left."""
+        """Return the bar and the counts, and the rate and the time left as soon as they are known."""
         bar = "#" * (20 * self.completed // self.total)
-        minutes, seconds = divmod(self.seconds_left(), 60)
-        counts = f"{self.completed}/{self.total} failed {self.failed}"
-        left = f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
-        return f"[{bar:.<20}] {counts}  {self.rate():.1f}/s  {left}"
+        line = f"[{bar:.<20}] {self.completed}/{self.total} failed {self.failed}"
+        if self.completed == 0:
+            return f"{line}  waiting for the first answer"
+        rate = self.rate()
+        seconds = self.seconds_left()
+        if rate is None or seconds is None:
+            return line
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{line}  {rate:.3g}/s  {hours}:{minutes:02}:{seconds:02} left"
 
-    def rate(self) -> float:
-        return (len(self.recent) - 1) / max(self.clock() - self.recent[0], 1e-9)
+    def rate(self) -> float | None:
+        """Return how many calls have ended a second lately, or None as long as nobody can know."""
+        # Calls that begin side by side end side by side, so a rate is that of whole rounds: the time
+        # in which as many calls ended as run at once, or a multiple of them. The first call of all
+        # only starts the clock, since a cold server loads the model in it.
+        rounds = (len(self.end_times) - 1) // self.jobs
+        if rounds < 1:
+            return None
+        calls = rounds * self.jobs
+        seconds = self.end_times[-1] - self.end_times[-1 - calls]
+        return calls / max(seconds, 1e-9)
 
-    def seconds_left(self) -> int:
-        """Return the seconds that the calls to come will take at the rate of late."""
-        left = self.total - self.completed
-        return round(left / self.rate()) if left and self.rate() else 0
+    def seconds_left(self) -> int | None:
+        """Return the seconds that the calls to come take at the rate of late, or None without a rate."""
+        if self.completed == self.total:
+            return 0
+        rate = self.rate()
+        if rate is None:
+            return None
+        return round((self.total - self.completed) / rate)
 
     def _report(self) -> None:
         self.reported = self.completed
-        counts = f"completed={self.completed} total={self.total} failed={self.failed}"
         percent = 100 * self.completed / self.total
-        log(f"progress {counts} percent={percent:.1f} eta_seconds={self.seconds_left()}")
+        line = f"progress completed={self.completed} total={self.total} failed={self.failed}"
+        line += f" percent={percent:.1f}"
+        seconds = self.seconds_left()
+        log(line if seconds is None else f"{line} eta_seconds={seconds}")
 
 
 # ---- Search ---------------------------------------------------------------------------------
@@ -778,9 +825,10 @@ class ModelBuilder:
 
 INTENT_CHARACTERS = 1000
 ERROR_CHARACTERS = 500
-TROUBLES_IN_A_ROW = 5
-TICK_SECONDS = 0.2  # how often the enricher looks up from waiting
+SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
+TICK_SECONDS = 0.2  # how often a wait for answers is left, to draw and to look for a signal
 INTERRUPTED = "interrupted"
+NO_TASK = ("", "")  # ends a worker thread
 INTENT_PROMPT = """\
 You are given a piece of Python code. Say in one sentence what it does for its caller.
 - Begin with a verb: Returns, Checks, Converts, Stores, ...
@@ -793,7 +841,6 @@ FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
 STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*(\S|\S.*?\S)\*\*(?!\w)|`([^`]+)`")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "*": "*", "_": "_"}  # noqa: RUF001
-Outcome = Union[str, IntentGenerationError]  # what came of one call: an intent, or why there is none
 
 
 class LLMClient(ABC):
@@ -804,40 +851,45 @@ class LLMClient(ABC):
         """Return what `code` (normalized) is for, as one sentence on one line.
 
         Raises IntentGenerationError where there is none for this code, its subclass
-        ServerError where the server is to blame, and ProviderError where no further call can
+        ServerError where the server is at fault, and ProviderError where no further call can
         succeed.
         """
 
+    def check(self) -> None:  # noqa: B027  # optional
+        """Ask, before any work, whether calls can succeed; within seconds, and at no cost.
+
+        Raises ProviderError where they cannot, and another IntentGenerationError where the
+        provider gave no clear answer.
+        """
+
     def close(self) -> None:  # noqa: B027  # optional
-        """Abandon the calls in flight, from any thread; none may follow."""
+        """Abandon the calls in flight, from any thread; calls that follow are not concerned."""
 
 
-def clean_answer(text: str) -> str:
-    """Return an answer as one line of plain text, cut to length; raise IntentGenerationError if empty."""
-    thought = THINKING.match(text)
-    text = text[thought.end() :] if thought else text
-    if text.lstrip().startswith("<think>"):
-        raise IntentGenerationError("the model only thought, and gave no answer")
-    fenced = FENCED.fullmatch(text.strip())
-    # Cut first: a megabyte of marks would keep the patterns, and with them the process, for minutes.
-    text = one_line(fenced[1] if fenced else text)[: 4 * INTENT_CHARACTERS]
-    text = STRONG_OR_CODE.sub(r"\1\2", LEADING_MARK.sub("", text))
-    text = without_quotes(text)[:INTENT_CHARACTERS].strip()
-    if not text:
-        raise IntentGenerationError("the answer is empty")
-    return text
+class Outcome(NamedTuple):
+    """What came of one call: an intent, or the error that says why there is none."""
+
+    intent: str | None = None
+    error: IntentGenerationError | None = None
 
 
-def without_quotes(text: str) -> str:
-    """Return text without the pairs of quotes or Markdown marks that stand around all of it."""
-    closing = QUOTES.get(text[:1])
-    if closing and len(text) > 1 and text[-1] == closing and not set(text[1:-1]) & {text[0], closing}:
-        return without_quotes(text[1:-1].strip())
-    return text
+class Stop(NamedTuple):
+    """Why no further call is made in a run."""
+
+    reason: str
+
+    def record_error(self) -> str:
+        """Return the error of a record whose call was not made, or was abandoned."""
+        if self.reason == INTERRUPTED:
+            return INTERRUPTED
+        return f"not attempted: {self.reason}"
 
 
 class IntentEnricher:
-    """Gives each record in scope its intent, or the reason why it has none; one call a distinct code."""
+    """Gives each record in scope its intent, or the reason why it has none; one call a distinct code.
+
+    `stop` tells after a run why it made fewer calls than there were to make, or is None.
+    """
 
     def __init__(
         self,
@@ -848,283 +900,502 @@ class IntentEnricher:
         jobs: int = 1,
         known: Mapping[str, str] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        on_intent: Callable[[str, str], object] | None = None,
     ) -> None:
-        """Take how many calls may be in flight, intents `known` by md5sum, and when to stop."""
-        self.client, self.scope, self.batch_size = client, scope, progress_batch_size
-        self.jobs, self.known, self.interrupted = jobs, known or {}, interrupted
+        """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
+
+        `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds.
+        """
+        self.client = client
+        self.scope = scope
+        self.batch_size = progress_batch_size
+        self.jobs = jobs
+        self.known = known or {}
+        self.interrupted = interrupted
+        self.on_intent = on_intent
+        self.stop: Stop | None = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
         """Return the records in the same order, each in scope with its intent or its error."""
-        wanted = [record for record in records if self.wants(record)]
-        codes = {record.md5sum: record.normalized_code for record in wanted}
-        outcomes: dict[str, Outcome] = {
-            md5sum: self.known[md5sum] for md5sum in codes if md5sum in self.known
-        }
-        calls = {md5sum: code for md5sum, code in codes.items() if md5sum not in outcomes}
-        found = f"files={len({record.file_path for record in records})} records={len(records)}"
-        log(f"enrich {found} in_scope={len(wanted)} calls={len(calls)} reused={len(outcomes)}")
-        outcomes.update(self._called(calls))
-        return [with_outcome(r, outcomes[r.md5sum]) if self.wants(r) else r for r in records]
+        in_scope = [record for record in records if self.wants(record)]
+        codes = {record.md5sum: record.normalized_code for record in in_scope}
+        reused = {md5sum: Outcome(intent=self.known[md5sum]) for md5sum in codes if md5sum in self.known}
+        calls = {md5sum: code for md5sum, code in codes.items() if md5sum not in reused}
+
+        files = len({record.file_path for record in records})
+        log(
+            f"enrich files={files} records={len(records)} in_scope={len(in_scope)}"
+            f" calls={len(calls)} reused={len(reused)}"
+        )
+        outcomes = {**reused, **self._call_all(calls)}
+        return [
+            with_outcome(record, outcomes[record.md5sum]) if self.wants(record) else record
+            for record in records
+        ]
 
     def wants(self, record: Record) -> bool:
-        """Say whether a record gets an intent: it is in scope and holds code."""
-        return record.normalized_code != "" and (record.kind in self.scope or ALL in self.scope)
+        """Return whether a record gets an intent: it is in scope and holds code."""
+        is_in_scope = record.kind in self.scope or ALL in self.scope
+        return is_in_scope and record.normalized_code != ""
 
-    def _called(self, calls: Mapping[str, str]) -> dict[str, Outcome]:
+    def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
         """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
         if self.interrupted():
-            raise KeyboardInterrupt  # nothing has begun: there is nothing to save
+            # Nothing has begun, so there is nothing to save.
+            raise KeyboardInterrupt
+        self.stop = None
         outcomes: dict[str, Outcome] = {}
-        progress = Progress(len(calls), self.batch_size)
-        stop, remedy, troubles = "", "", 0
-        for finished in in_flight(self._outcome, calls, self.jobs):
-            if finished is not None:
-                md5sum, outcome = finished
+        progress = Progress(len(codes), self.batch_size, jobs=self.jobs)
+        server_errors = 0
+        for ended in calls_in_flight(self._call, codes, self.jobs):
+            if ended is not None:
+                md5sum, outcome = ended
                 outcomes[md5sum] = outcome
-                troubles = troubles + 1 if isinstance(outcome, ServerError) else 0
-                progress.add(failed=isinstance(outcome, IntentGenerationError))
-                if isinstance(outcome, ProviderError):
-                    stop = f"not attempted: {outcome}"
-                elif troubles == TROUBLES_IN_A_ROW:
-                    stop = f"not attempted: {troubles} calls in a row failed: {outcome}"
-                    remedy = "; set the server right and run again (persist: with --reuse-intents)"
-            stop = INTERRUPTED if self.interrupted() else stop
-            if stop:
+                progress.add(failed=outcome.error is not None)
+                if self.on_intent and outcome.intent is not None:
+                    self.on_intent(md5sum, outcome.intent)
+                is_server_error = isinstance(outcome.error, ServerError)
+                server_errors = server_errors + 1 if is_server_error else 0
+                self.stop = reason_to_stop(outcome.error, server_errors)
+            if self.interrupted():
+                self.stop = Stop(INTERRUPTED)
+            if self.stop:
                 break
             progress.show()
         progress.end()
-        if stop:
-            self.client.close()
-            log(f"no further calls are made: {stop.replace('not attempted: ', '')}{remedy}")
-        missing = IntentGenerationError(stop)
-        return {md5sum: outcomes.get(md5sum, missing) for md5sum in calls}
+        return self._completed(outcomes, codes)
 
-    def _outcome(self, code: str) -> Outcome:
+    def _completed(self, outcomes: dict[str, Outcome], codes: Iterable[str]) -> dict[str, Outcome]:
+        """Return the outcomes with one for each code that has none, since the run was stopped."""
+        if self.stop is None:
+            return outcomes
+        self.client.close()
+        log(f"no further calls are made: {self.stop.reason}")
+        missing = Outcome(error=IntentGenerationError(self.stop.record_error()))
+        return {md5sum: outcomes.get(md5sum, missing) for md5sum in codes}
+
+    def _call(self, code: str) -> Outcome:
         try:
-            return self.client.generate_intent(code)
-        except IntentGenerationError as problem:
-            return problem
-        except BaseException as problem:  # a client's mistake costs its record, and leaves nobody waiting
-            return IntentGenerationError(describe_error(problem))
+            return Outcome(intent=self.client.generate_intent(code))
+        except IntentGenerationError as error:
+            return Outcome(error=error)
+        except BaseException as error:
+            # A client's mistake costs its record; a worker that died of it would never be missed.
+            return Outcome(error=IntentGenerationError(describe_error(error)))
+
+
+def reason_to_stop(error: IntentGenerationError | None, server_errors: int) -> Stop | None:
+    """Return why no call should follow one that ended with `error`, the nth server error in a row."""
+    if isinstance(error, ProviderError):
+        return Stop(str(error))
+    if server_errors >= SERVER_ERRORS_IN_A_ROW:
+        return Stop(f"{server_errors} calls in a row failed: {error}")
+    return None
 
 
 def with_outcome(record: Record, outcome: Outcome) -> Record:
     """Return a record with what came of its call."""
-    if isinstance(outcome, IntentGenerationError):
-        error = one_line(str(outcome))[:ERROR_CHARACTERS]
-        return record._replace(intent_status=FAILED, intent_error=error)
-    return record._replace(intent=outcome, intent_status=SUCCESS)
+    if outcome.error is None:
+        return record._replace(intent=outcome.intent, intent_status=SUCCESS)
+    text = one_line(str(outcome.error))[:ERROR_CHARACTERS]
+    return record._replace(intent_status=FAILED, intent_error=text)
 
 
-def in_flight(
-    ask: Callable[[str], Outcome], calls: Mapping[str, str], jobs: int
+def calls_in_flight(
+    call: Callable[[str], Outcome], codes: Mapping[str, str], jobs: int
 ) -> Iterator[tuple[str, Outcome] | None]:
-    """Yield (md5sum, outcome) as calls end, at most `jobs` at once, and None now and then."""
+    """Yield (md5sum, outcome) as calls end, at most `jobs` at once; None after a tick without one.
+
+    Another call begins only when the next outcome is asked for: to stop asking stops the calls.
+    """
     import queue
 
-    tasks: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
+    is_over = threading.Event()
 
     def work() -> None:
-        for md5sum, code in iter(tasks.get, None):
-            ended.put((md5sum, ask(code)))
+        for md5sum, code in iter(tasks.get, NO_TASK):
+            if not is_over.is_set():
+                ended.put((md5sum, call(code)))
 
-    running = 0
-    for _ in range(min(jobs, len(calls))):
-        try:
-            threading.Thread(target=work, daemon=True).start()  # daemon: an abandoned call keeps nobody
-        except RuntimeError as problem:
-            if not running:
-                raise CdsError(f"no thread can be started: {problem}") from problem
-            break  # the system allows no more: the work is done by those there are
-        running += 1
-    waiting = iter(calls.items())
-    for task in itertools.islice(waiting, running):
+    workers = start_threads(work, min(jobs, len(codes)))
+    waiting = iter(codes.items())
+    for task in itertools.islice(waiting, workers):
         tasks.put(task)
     try:
-        while running:
+        while workers:
             try:
                 yield ended.get(timeout=TICK_SECONDS)
             except queue.Empty:
                 yield None
                 continue
-            following = next(waiting, None)  # only now: who stops asking has stopped the calls
-            running -= following is None
-            tasks.put(following)  # None ends a thread
+            task = next(waiting, NO_TASK)
+            tasks.put(task)
+            if task == NO_TASK:
+                workers -= 1
     finally:
-        for _ in range(running):
-            tasks.put(None)
+        is_over.set()
+        for _ in range(workers):
+            tasks.put(NO_TASK)
+
+
+def start_threads(work: Callable[[], None], count: int) -> int:
+    """Start up to `count` threads; return how many the system allows, at least one if any is wanted."""
+    # Daemon threads, and no executor of concurrent.futures: Python joins an executor's threads at
+    # exit, and one that waits for an abandoned call would keep the process for as long as it takes.
+    for started in range(count):
+        try:
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError as error:
+            if started == 0:
+                raise CdsError(f"no thread can be started: {error}") from error
+            return started
+    return count
+
+
+def clean_answer(text: str) -> str:
+    """Return an answer as one line of plain text, cut to length; raise IntentGenerationError if empty."""
+    thought = THINKING.match(text)
+    if thought:
+        text = text[thought.end() :]
+    if text.lstrip().startswith("<think>"):
+        raise IntentGenerationError("the model only thought, and gave no answer")
+    fenced = FENCED.fullmatch(text.strip())
+    if fenced:
+        text = fenced[1]
+    # Cut first: a megabyte of marks would keep the patterns, and with them the process, for minutes.
+    text = one_line(text)[: 4 * INTENT_CHARACTERS]
+    text = LEADING_MARK.sub("", text)
+    text = STRONG_OR_CODE.sub(r"\1\2", text)
+    text = without_quotes(text)[:INTENT_CHARACTERS].strip()
+    if not text:
+        raise IntentGenerationError("the answer is empty")
+    return text
+
+
+def without_quotes(text: str) -> str:
+    """Return text without the pairs of quotes or Markdown marks that stand around all of it."""
+    opening = text[:1]
+    closing = QUOTES.get(opening)
+    if closing is None or len(text) < 2 or text[-1] != closing:
+        return text
+    inner = text[1:-1]
+    # '"a" and "b"' begins and ends with a quote too, yet no pair stands around all of it.
+    if opening in inner or closing in inner:
+        return text
+    return without_quotes(inner.strip())
 
 
 # ---- Transport ------------------------------------------------------------------------------
 
+DEFAULT_PORT = 11434  # of an address that names neither a scheme nor a port
 DEFAULT_TIMEOUT = 300.0  # seconds
+LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system can hold
+CONNECT_SECONDS = 5.0
 ANSWER_BYTES = 1 << 20  # a sentence of 256 tokens never comes near it
 TRIES = 3
-RESTART_SECONDS = 60.0  # how long a server that has answered may refuse before a call fails
+RESTART_SECONDS = 60.0  # how long a server that has answered before may be silent
 LONGEST_RETRY_AFTER = 60.0  # seconds
-LONGEST_TIMEOUT = 1e8  # seconds; some three years, and the operating system takes it
+QUOTED_CHARACTERS = 300  # of a server's own words
+SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
 ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix]"
-Reply = Union[dict[str, Any], None]  # the JSON object of an answer, if it is one
+
+Reply = Union[dict[str, Any], None]  # the JSON object in a body, if there is one
+Read = Callable[["Response"], str]  # makes an answer, or an IntentGenerationError, of a response
 
 
-class Provider(NamedTuple):
-    """An Ollama server: its address without secrets, and the header that authorizes, if any."""
+# The address
+
+
+class Address(NamedTuple):
+    """Where a server is: a URL without user and password, the host in it, and those two."""
 
     url: str
     host: str
-    authorization: str | None
-
-    def secrets(self) -> list[str]:
-        """Return what must never be shown: the key, or the password in all its forms."""
-        import base64
-        from urllib.parse import quote
-
-        scheme, _, token = (self.authorization or "").partition(" ")
-        pair = base64.b64decode(token).decode("utf-8", "replace") if scheme == "Basic" else ""
-        password = pair.partition(":")[2]
-        return [secret for secret in (token, pair, password, quote(password)) if secret]
+    user: str | None
+    password: str | None
 
 
-def parse_provider_url(text: str, api_key: str = "") -> Provider:
-    """Return the provider that `text` names: `host`, `host:port` or `http(s)://host[:port][/prefix]`.
+def parse_provider_url(text: str) -> Address:
+    """Return the address that `text` names: `host`, `host:port` or `http(s)://host[:port][/prefix]`.
 
     A bare host means http and port 11434, as for Ollama's own client; `http://host` means port 80.
     Raises UsageError, without repeating the text: it may hold a password.
     """
     import urllib.parse
 
-    bare = "://" not in text
-    literal = re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text)  # an IPv6 address
+    is_bare = "://" not in text
+    full = f"http://{text}" if is_bare else text
+    if re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text):  # an IPv6 address
+        full = f"http://[{text}]"
     try:
-        parts = urllib.parse.urlsplit(f"http://[{text}]" if literal else f"http://{text}" if bare else text)
+        parts = urllib.parse.urlsplit(full)
         host, port = parts.hostname or "", parts.port
         host.encode("idna")
     except ValueError:
-        raise UsageError(f"--provider-url: not an address: {ADDRESS_HINT}") from None
+        raise UsageError(f"not an address: {ADDRESS_HINT}") from None
     if parts.scheme not in ("http", "https") or parts.netloc.endswith(":"):
-        raise UsageError(f"--provider-url: only http and https are spoken: {ADDRESS_HINT}")
-    plain = re.fullmatch(r"[\w.:-]+", host) and re.fullmatch(r"[!-?A-~]*", parts.path)
-    if not plain or set(text) & set("?#"):
-        raise UsageError(f"--provider-url: not the address of a server: {ADDRESS_HINT}")
-    port = 11434 if bare and port is None else port
-    place = f"[{host}]" if ":" in host else host
-    url = f"{parts.scheme}://{place}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
-    return Provider(url, host, authorization(parts.username, parts.password, api_key.strip()))
+        raise UsageError(f"only http and https are spoken: {ADDRESS_HINT}")
+    is_plain = re.fullmatch(r"[\w.:-]+", host) and re.fullmatch(r"[!-?A-~]*", parts.path)
+    if not is_plain or set(text) & set("?#"):
+        raise UsageError(f"not the address of a server: {ADDRESS_HINT}")
+
+    if is_bare and port is None:
+        port = DEFAULT_PORT
+    where = f"[{host}]" if ":" in host else host
+    if port is not None:
+        where = f"{where}:{port}"
+    url = f"{parts.scheme}://{where}{parts.path.rstrip('/')}"
+    return Address(url, host, parts.username, parts.password)
 
 
-def authorization(user: str | None, password: str | None, api_key: str) -> str | None:
+def is_this_machine(host: str) -> bool:
+    """Return whether a host name or address leads to the machine that asks."""
+    import socket
+
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, 6.3
+        return True
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(is_own_address(family, where) for family, _, _, _, where in found)
+
+
+def is_own_address(family: int, where: Any) -> bool:
+    """Return whether a socket address belongs to this machine."""
+    import ipaddress
+    import socket
+
+    with contextlib.suppress(ValueError):
+        address: Any = ipaddress.ip_address(where[0].partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        if address.is_loopback or address.is_unspecified:
+            return True
+    # Only an address of this machine can be bound.
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((where[0], 0, *where[2:]))
+    except OSError:
+        return False
+    return True
+
+
+# Secrets
+
+
+def authorization(address: Address, api_key: str, key_name: str) -> str | None:
     """Return the value of the Authorization header: for the API key, else for user and password."""
     import base64
     from urllib.parse import unquote
 
     if not re.fullmatch("[!-~]*", api_key):
-        raise UsageError("OLLAMA_API_KEY holds characters that no key has: set it anew")
+        raise UsageError(f"{key_name} holds characters that no key has: set it anew")
     if api_key:
         return f"Bearer {api_key}"
-    if user is None and password is None:
+    if address.user is None and address.password is None:
         return None
-    pair = f"{unquote(user or '')}:{unquote(password or '')}"
+    pair = f"{unquote(address.user or '')}:{unquote(address.password or '')}"
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether a host name or address is this machine's own."""
-    import ipaddress
+class Secrets:
+    """The texts that must never be shown, and how a server's own words are shown without them."""
 
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+    def __init__(self, address: Address, header: str | None, api_key: str) -> None:
+        from urllib.parse import unquote
+
+        # A user alone is a token; beside a password it is only a name.
+        password = address.password or address.user or ""
+        token = (header or "").partition(" ")[2]
+        texts = {api_key, token, password, unquote(password)} - {""}
+        self.hides_all = any(len(text) < SHORTEST_MASKED for text in texts)
+        patterns = [any_spelling(text) for text in sorted(texts, key=len, reverse=True)]
+        self._pattern = re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
+
+    def quote(self, words: str) -> str:
+        """Return a server's own words as one short line without a secret; "" if that cannot be had."""
+        if self.hides_all:
+            return ""
+        # Before and after: what is dropped on the way to one line could stand in a secret's midst.
+        words = one_line(self._pattern.sub("***", words))
+        return self._pattern.sub("***", words)[:QUOTED_CHARACTERS]
+
+
+def any_spelling(text: str) -> str:
+    """Return a pattern for a text in which JSON, HTML or a URL may have spelled any character."""
+    return "".join(f"(?:{'|'.join(spellings(character))})" for character in text)
+
+
+def spellings(character: str) -> Iterator[str]:
+    """Yield a pattern for each way to write a character; case is to be ignored."""
+    import html
+
+    # The bounds on repetitions keep the search linear in what a hostile server sends.
+    yield r"\\{0,8}" + re.escape(character)
+    yield re.escape(html.escape(character))
+    yield f"&#0{{0,6}}{ord(character)};"
+    yield f"&#x0{{0,6}}{ord(character):x};"
+    yield "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    yield "".join(rf"\\{{1,8}}u{units[start : start + 4]}" for start in range(0, len(units), 4))
+    if character == " ":
+        yield r"\+|\s{1,8}"
+
+
+# One request
+
+
+class Response(NamedTuple):
+    """A complete HTTP response; `reply` is the JSON object in its body, or None."""
+
+    status: int
+    headers: Mapping[str, str]
+    reply: Reply
+    secrets: Secrets
+
+    def quote(self, words: str, instead: str = "") -> str:
+        """Return the server's own words, fit to be shown; else `instead`, or its status."""
+        return self.secrets.quote(words) or instead or f"HTTP status {self.status}"
+
+    def retry_after(self) -> float:
+        """Return the seconds that the server asks to wait, or 0."""
+        return parse_retry_after(self.headers.get("Retry-After", ""))
 
 
 class Attempt:
-    """One HTTP request on its way: when it must have ended, and the socket it got."""
+    """One HTTP request under way: its deadline, and the means to end it from another thread.
+
+    The thread that makes the request waits in its socket. Two others may wake it by shutting that
+    down: the timer, at the deadline, and whoever abandons the call.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
-        self.socket: Any = None
+        self.seconds = seconds
+        self.is_connected = False
+        self.is_established = False  # connected, and TLS agreed on where it is spoken
+        self.is_ended = False  # from another thread
+        self.is_timed_out = False
+        self._socket: Any = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._time_out)
+        self._timer.daemon = True
 
-    def seconds_left(self) -> float:
-        """Return the seconds until the deadline; raise TimeoutError after it."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
+    def __enter__(self) -> Attempt:
+        # Where the system allows no further thread, the socket's own time-out has to do.
+        with contextlib.suppress(RuntimeError):
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+
+    def take(self, connection: Any) -> None:
+        """Take note of the connected socket."""
+        # A duplicate, since TLS wraps the socket and urllib closes it, both in their own time.
+        self._socket = connection.dup()
+        connection.settimeout(self.seconds)
+        self.is_connected = True
+        if self.is_ended:  # while the connection was made, when there was nothing to shut down
+            raise TimeoutError
+
+    def end(self) -> None:
+        """Wake the thread that waits, with an error; the server sees a cancelled call."""
+        import socket
+
+        self.is_ended = True
+        # Locked, since the number of a closed socket may by now be that of another.
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _time_out(self) -> None:
+        self.is_timed_out = True
+        self.end()
 
 
-@functools.cache
-def bounded_socket(base: Any) -> Any:
-    """Return a class of sockets that wait no longer than their attempt has left."""
+def make_opener(address: Address) -> Any:
+    """Return a urllib opener for requests to one server, each with an `attempt`."""
+    import http.client
+    import urllib.request
 
-    # A socket's own time-out is for each read: a server that drips bytes would never exceed it.
-    class BoundedSocket(base):  # type: ignore[misc]
-        attempt: Attempt
+    context: Any = None
+    if address.url.startswith("https:"):
+        import ssl
 
-        def recv_into(self, *args: Any) -> Any:
-            self.settimeout(self.attempt.seconds_left())
-            return super().recv_into(*args)
+        context = ssl.create_default_context()
 
-    return BoundedSocket
-
-
-def bounded_connection(base: Any) -> Any:
-    """Return a class of http.client's connections whose sockets are bounded by their attempt."""
-    import socket
-
-    class BoundedConnection(base):  # type: ignore[misc]
+    class Connection(http.client.HTTPConnection):
+        default_port = 443 if context else 80
         sock: Any
 
         def __init__(self, attempt: Attempt, host: str, **options: Any) -> None:
-            options["timeout"] = min(5.0, attempt.seconds_left())
+            options["timeout"] = min(CONNECT_SECONDS, attempt.seconds)
             super().__init__(host, **options)
             self.attempt = attempt
 
         def connect(self) -> None:
             super().connect()
-            if type(self.sock) is socket.socket:  # not one of TLS, which its context made bounded
-                self.sock = bounded_socket(socket.socket)(fileno=self.sock.detach())
-            self.sock.attempt = self.attempt
-            self.sock.settimeout(self.attempt.seconds_left())
-            self.attempt.socket = self.sock
-
-    return BoundedConnection
-
-
-@functools.cache
-def tls_context() -> Any:
-    """Return the machine's default TLS settings, for bounded sockets."""
-    import ssl
-
-    context = ssl.create_default_context()
-    context.sslsocket_class = bounded_socket(ssl.SSLSocket)
-    return context
-
-
-def bounded_opener(proxies: dict[str, str] | None) -> Any:
-    """Return a urllib opener for requests with an `attempt` (`proxies` None: the environment's)."""
-    import http.client
-    import urllib.request
-
-    plain = bounded_connection(http.client.HTTPConnection)
-    secure = bounded_connection(http.client.HTTPSConnection)
+            self.attempt.take(self.sock)
+            if context:
+                self.sock = context.wrap_socket(self.sock, server_hostname=address.host)
+            self.attempt.is_established = True
 
     class Handler(urllib.request.AbstractHTTPHandler):
         http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
         def http_open(self, request: Any) -> Any:
-            return self.do_open(functools.partial(plain, request.attempt), request)
+            return self.do_open(functools.partial(Connection, request.attempt), request)
 
-        def https_open(self, request: Any) -> Any:
-            connection = functools.partial(secure, request.attempt)
-            return self.do_open(connection, request, context=tls_context())
+        https_open = http_open
 
+    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
+    # Its address is only looked up where a proxy is set.
+    proxies = urllib.request.getproxies()
+    if proxies and is_this_machine(address.host):
+        proxies = {}
     # No handler for redirects, which could carry the key to another server, nor for statuses.
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(proxies), Handler()):
-        opener.add_handler(handler)
+    opener.add_handler(urllib.request.ProxyHandler(proxies))
+    opener.add_handler(Handler())
     return opener
+
+
+# Tries
+
+
+class Patience:
+    """How often a call is still tried again: two budgets, each for a fault of its own.
+
+    Tries are for a server that answers, though with an error or half an answer. Restarts are for
+    one that has answered before and sends nothing now: it gets RESTART_SECONDS to come back, and
+    the call has all its tries left when it does.
+    """
+
+    def __init__(self) -> None:
+        self.tries = 1
+        self.restarts = 0
+        self.restart_seconds = 0.0
+
+    def pause_after(self, error: TransientError, has_answered: bool) -> float | None:
+        """Return the seconds to wait after a failed try, or None where its budget is spent."""
+        if error.restarting and has_answered:
+            if self.restart_seconds >= RESTART_SECONDS:
+                return None
+            self.restarts += 1
+            seconds = back_off(self.restarts)
+            self.restart_seconds += seconds
+            return seconds
+        if self.tries == TRIES:
+            return None
+        seconds = error.retry_after or back_off(self.tries)
+        self.tries += 1
+        return seconds
 
 
 def back_off(tries: int) -> float:
@@ -1132,6 +1403,149 @@ def back_off(tries: int) -> float:
     import random
 
     return min(2.0 ** (tries - 1), 8.0) * random.uniform(0.5, 1.5)
+
+
+class Transport:
+    """Carries JSON to one server and back, with deadlines, tries and secrets; for any thread.
+
+    It knows no provider's API: clients name the paths, and read the responses.
+    """
+
+    def __init__(
+        self,
+        provider_url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        api_key: str = "",
+        key_name: str = "the API key",
+        absent: str = "check the provider URL",
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """Take the address, the seconds that a try may last, and the key with its name for errors.
+
+        `absent` is the remedy where nobody listens. `wait(seconds)` passes the time between tries;
+        by default it ends early on `close`.
+        """
+        self.address = parse_provider_url(provider_url)
+        self.timeout = min(timeout, LONGEST_TIMEOUT)
+        self.absent = absent
+        api_key = api_key.strip()
+        header = authorization(self.address, api_key, key_name)
+        self._secrets = Secrets(self.address, header, api_key)
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
+        if header:
+            self._headers["Authorization"] = header
+        self._opener = make_opener(self.address)
+        self._wait = wait
+        self._closed = threading.Event()  # set for the calls in flight, then replaced
+        self._attempts: set[Attempt] = set()  # in flight
+        self._has_connected = False
+        self._has_answered = False
+
+    def call(self, path: str, payload: Mapping[str, object], read: Read) -> str:
+        """Return what `read` makes of the response to a POST, trying again after TransientErrors."""
+        closed = self._closed
+        patience = Patience()
+        while True:
+            try:
+                return read(self._exchange(path, payload, self.timeout, closed))
+            except TransientError as error:
+                pause = patience.pause_after(error, self._has_answered)
+                if pause is None:
+                    raise self._given_up(error) from error
+            (self._wait or closed.wait)(pause)
+
+    def ask(self, path: str, payload: Mapping[str, object] | None, seconds: float) -> Response:
+        """Return the response to a POST, or to a GET where there is no payload, at the first try."""
+        return self._exchange(path, payload, min(seconds, self.timeout), self._closed)
+
+    def close(self) -> None:
+        """Abandon the calls in flight, those that wait between tries too."""
+        closed, self._closed = self._closed, threading.Event()
+        closed.set()
+        for attempt in list(self._attempts):
+            attempt.end()
+
+    def _given_up(self, error: TransientError) -> IntentGenerationError:
+        """Return the error of a call whose tries are spent."""
+        if not self._has_connected:
+            return ProviderError(f"{error}: {self.absent}")
+        if error.remedy:
+            return ProviderError(f"{error}: {error.remedy}")
+        return ServerError(f"{error} (tried again in vain)")
+
+    def _exchange(
+        self, path: str, payload: Mapping[str, object] | None, seconds: float, closed: threading.Event
+    ) -> Response:
+        """Return the response to one request; raise for anything less than a complete one."""
+        import http.client
+        import urllib.request
+
+        body = None if payload is None else json.dumps(payload).encode()
+        request: Any = urllib.request.Request(self.address.url + path, body, self._headers)
+        request.attempt = attempt = Attempt(seconds)
+        response = None
+        with attempt:
+            self._attempts.add(attempt)
+            try:
+                if closed.is_set():
+                    raise IntentGenerationError(INTERRUPTED)
+                with self._opener.open(request) as response:
+                    complete = self._complete(response, attempt)
+                self._has_answered = True
+                return complete
+            except (OSError, http.client.HTTPException) as error:
+                if closed.is_set():
+                    raise IntentGenerationError(INTERRUPTED) from error
+                raise self._failure(error, attempt, has_begun=response is not None) from error
+            except (ValueError, TypeError, AttributeError):
+                # urllib knows no way there; its text may hold a proxy's password.
+                raise ProviderError("the proxy of the environment is of no use: correct HTTP_PROXY") from None
+            finally:
+                self._attempts.discard(attempt)
+                self._has_connected = self._has_connected or attempt.is_connected
+
+    def _complete(self, response: Any, attempt: Attempt) -> Response:
+        """Read a response to its end."""
+        body = response.read(ANSWER_BYTES + 1)
+        if attempt.is_timed_out:  # which ends a body of unknown length as if it were complete
+            raise TimeoutError
+        if len(body) > ANSWER_BYTES:
+            raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
+        reply = json_object(body)
+        # What Content-Length promised may be missing; without it, and without chunks, the body ends
+        # where the connection does, and only its content tells whether it is whole.
+        is_short = bool(response.length)
+        is_open_ended = response.length is None and not response.chunked
+        if is_short or (is_open_ended and response.status == 200 and reply is None):
+            raise TransientError("the answer was cut off")
+        return Response(response.status, response.headers, reply, self._secrets)
+
+    def _failure(self, error: Exception, attempt: Attempt, has_begun: bool) -> IntentGenerationError:
+        """Return the error for a request without a complete response."""
+        import socket
+        import ssl
+
+        # urllib wraps what failed before the response; socket.timeout is a TimeoutError from 3.10 on.
+        cause = getattr(error, "reason", None)
+        if isinstance(cause, OSError):
+            error = cause
+        url = self.address.url
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ProviderError(
+                f"the certificate of {url} is not trusted ({error.verify_message}):"
+                " let SSL_CERT_FILE name its authority's file, or correct the address"
+            )
+        if not attempt.is_connected:
+            return TransientError(f"{url} cannot be reached ({describe_error(error)})", restarting=True)
+        if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
+            return ServerError(f"timed out after {attempt.seconds:g} seconds: raise the timeout")
+        is_handshake = not attempt.is_established
+        if is_handshake and isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return ProviderError(f"{url} does not speak TLS ({describe_error(error)}): name it with http://")
+        if has_begun:
+            return TransientError(f"the answer was cut off ({describe_error(error)})")
+        return TransientError(f"{url} closed the connection without an answer", restarting=True)
 
 
 def json_object(body: bytes | str) -> Reply:
@@ -1148,7 +1562,8 @@ def parse_retry_after(value: str) -> float:
     from email.utils import parsedate_to_datetime
 
     try:
-        seconds = float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+        is_date = not value.isdigit()
+        seconds = parsedate_to_datetime(value).timestamp() - time.time() if is_date else float(value)
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
@@ -1158,17 +1573,21 @@ def parse_retry_after(value: str) -> float:
 
 DEFAULT_NUM_CTX = 8192  # tokens
 NUM_PREDICT = 256  # tokens; a sentence needs some 40
+CHECK_SECONDS = 5.0
 # What a server says whose every further answer would be the same.
-HOPELESS = re.compile(
+PERMANENT = re.compile(
     "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size|model is required"
 )
+NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
 # What it says when the model does not load.
 NOT_LOADED = re.compile("llama-server process has terminated|timed out waiting for llama-server to start")
-NOT_LOADED_REMEDY = "free memory on the server, or name a smaller --model"
+NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
 
 
 class OllamaClient(LLMClient):
     """Asks an Ollama server (`POST /api/chat`), one HTTP request a try, up to three tries a call."""
+
+    key_name = "OLLAMA_API_KEY"  # the environment variable in which Ollama's own client looks, too
 
     def __init__(
         self,
@@ -1184,138 +1603,67 @@ class OllamaClient(LLMClient):
 
         `wait(seconds)` passes the time between tries; by default it ends early on `close`.
         """
-        self.provider = parse_provider_url(provider_url, api_key)
-        self.model, self.timeout, self.num_ctx = model, min(timeout, LONGEST_TIMEOUT), num_ctx
-        self._opener = bounded_opener({} if is_loopback(self.provider.host) else None)
-        self._closed = threading.Event()
-        self._wait = wait or self._closed.wait
-        self._attempts: set[Attempt] = set()  # those in flight
-        self._reached = self._served = False  # connected, or answered in full, once in this run
+        self.model = model
+        self.num_ctx = num_ctx
+        self._transport = Transport(
+            provider_url,
+            timeout=timeout,
+            api_key=api_key,
+            key_name=self.key_name,
+            absent="start it with 'ollama serve', or check the provider URL",
+            wait=wait,
+        )
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
-        payload = json.dumps(self._request(code)).encode()
-        tries, restarts, waited = 0, 0, 0.0
-        while True:
-            try:
-                return clean_answer(answer_text(*self._post(payload), self.model))
-            except TransientError as problem:
-                if problem.restarting and self._served:  # patience of its own, beside the ordinary tries
-                    restarts, is_over = restarts + 1, waited >= RESTART_SECONDS
-                    seconds = back_off(restarts)
-                    waited += seconds
-                else:
-                    tries, is_over = tries + 1, tries + 1 >= TRIES
-                    seconds = problem.retry_after or back_off(tries)
-                if is_over:
-                    raise self._given_up(problem) from problem
-            self._wait(seconds)
+        text = self._transport.call("/api/chat", self._request(code), self._answer_text)
+        return clean_answer(text)
+
+    def check(self) -> None:
+        """Ask for the model's description; see LLMClient."""
+        response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
+        if response.status == 200:
+            return
+        error = refusal(response, self.model)
+        is_wrong_model = NO_SUCH_MODEL.search(server_text(response))
+        if response.status in (401, 403) or is_wrong_model:
+            raise error
+        raise IntentGenerationError(str(error))
 
     def close(self) -> None:
         """Abandon the calls in flight; see LLMClient."""
-        self._closed.set()
-        for attempt in list(self._attempts):
-            if attempt.socket is not None:  # this wakes who waits for it; the server sees a cancelled call
-                with contextlib.suppress(OSError):  # it may be closed already
-                    attempt.socket.shutdown(2)  # both directions
+        self._transport.close()
 
-    def _given_up(self, problem: TransientError) -> IntentGenerationError:
-        if not self._reached:
-            return ProviderError(f"{problem}: start it with 'ollama serve', or check --provider-url")
-        if problem.remedy:
-            return ProviderError(f"{problem}: {problem.remedy}")
-        return ServerError(f"{problem} (tried again in vain)")
+    def _request(self, code: str) -> dict[str, object]:
+        return {
+            "model": self.model,
+            "stream": False,
+            "think": False,
+            "truncate": False,  # an error is better than a prompt cut in silence
+            "keep_alive": "30m",
+            "messages": [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}],
+            "options": {"temperature": 0, "seed": 0, "num_ctx": self.num_ctx, "num_predict": NUM_PREDICT},
+        }
 
-    def _request(self, code: str) -> dict[str, Any]:
-        # Not truncated: an error is better than a prompt cut in silence.
-        request = {"model": self.model, "stream": False, "think": False, "truncate": False}
-        messages = [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}]
-        options = {"temperature": 0, "seed": 0, "num_ctx": self.num_ctx, "num_predict": NUM_PREDICT}
-        return {**request, "keep_alive": "30m", "messages": messages, "options": options}
-
-    def _post(self, payload: bytes) -> tuple[int, Any, bytes]:
-        """Return status, headers and body of the answer to one request."""
-        import http.client
-        import urllib.request
-
-        headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
-        if self.provider.authorization:
-            headers["Authorization"] = self.provider.authorization
-        request: Any = urllib.request.Request(self.provider.url + "/api/chat", payload, headers)
-        request.attempt = attempt = Attempt(self.timeout)
-        self._attempts.add(attempt)
-        response = None
-        try:
-            if self._closed.is_set():
-                raise IntentGenerationError(INTERRUPTED)
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return self._complete(response)
-        except (OSError, http.client.HTTPException) as problem:
-            raise self._no_answer(problem, attempt, response is not None) from problem
-        except (ValueError, TypeError, AttributeError):  # urllib knows no way; its text may hold a password
-            raise ProviderError("the proxy of the environment is of no use: correct HTTP_PROXY") from None
-        finally:
-            self._attempts.discard(attempt)
-            self._reached = self._reached or attempt.socket is not None
-
-    def _complete(self, response: Any) -> tuple[int, Any, bytes]:
-        """Return status, headers and body of a response that came to its end."""
-        body = response.read(ANSWER_BYTES + 1)
-        if len(body) > ANSWER_BYTES:
-            raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
-        if response.length:  # what Content-Length promised and did not come
-            raise TransientError("the answer was cut off")
-        if (
-            response.status == 200
-            and not response.chunked
-            and response.length is None
-            and not json_object(body)
-        ):
-            raise TransientError("the answer was cut off")  # its end is where the connection ended
-        self._served = True
-        if response.status != 200:  # some servers repeat the key that they refuse
-            for secret in self.provider.secrets():
-                body = body.replace(secret.encode(), b"***")
-        return response.status, response.headers, body
-
-    def _no_answer(self, problem: Exception, attempt: Attempt, begun: bool) -> IntentGenerationError:
-        """Return the error for a request that brought no complete response."""
-        import socket
-        import ssl
-
-        cause = getattr(problem, "reason", None)  # urllib's wrapping of what failed before the answer
-        problem = cause if isinstance(cause, OSError) else problem
-        url = self.provider.url
-        if self._closed.is_set():
-            return IntentGenerationError(INTERRUPTED)
-        if isinstance(problem, ssl.SSLCertVerificationError):
-            return ProviderError(f"{url} has no valid certificate ({problem.verify_message})")
-        if isinstance(problem, ssl.SSLError):
-            return ProviderError(
-                f"{url} does not speak TLS ({describe_error(problem)}): name it with http://"
-            )
-        if attempt.socket is None:
-            return TransientError(f"{url} cannot be reached ({describe_error(problem)})", restarting=True)
-        if isinstance(problem, (TimeoutError, socket.timeout)):
-            return ServerError(f"timed out after {self.timeout:g} seconds: raise --timeout")
-        if begun:
-            return TransientError(f"the answer was cut off ({describe_error(problem)})")
-        return TransientError(f"{url} closed the connection without an answer", restarting=True)
+    def _answer_text(self, response: Response) -> str:
+        return answer_text(response, self.model)
 
 
-def answer_text(status: int, headers: Mapping[str, str], body: bytes, model: str) -> str:
+def answer_text(response: Response, model: str) -> str:
     """Return the text of a complete answer; raise for anything else that a server may send."""
-    reply = json_object(body)
-    if status != 200:
-        raise refusal(status, headers, reply, model)
+    reply = response.reply
+    if response.status != 200:
+        raise refusal(response, model)
     if reply is None:
         raise IntentGenerationError("the answer is not a JSON object")
     if reply.get("done") is not True:
         raise IntentGenerationError("the model was stopped because it repeated itself")
-    if reply.get("done_reason") == "length":
+    reason = reply.get("done_reason")
+    if reason == "length":
         raise IntentGenerationError(f"the answer is longer than {NUM_PREDICT} tokens")
-    if reply.get("done_reason") != "stop":
-        raise IntentGenerationError(f"the answer ended for the reason {reply.get('done_reason')!r}")
+    if reason != "stop":
+        shown = response.quote(repr(reason), instead="that is withheld")
+        raise IntentGenerationError(f"the answer ended for the reason {shown}")
     message = reply.get("message")
     text = message.get("content") if isinstance(message, dict) else None
     if not isinstance(text, str):
@@ -1323,35 +1671,58 @@ def answer_text(status: int, headers: Mapping[str, str], body: bytes, model: str
     return text
 
 
-def refusal(status: int, headers: Mapping[str, str], reply: Reply, model: str) -> IntentGenerationError:
-    """Return the error that a status other than 200 stands for; `reply` is the body's JSON object."""
-    said = (reply or {}).get("error")
-    text = said if isinstance(said, str) else f"HTTP status {status}"
-    inner = (json_object(text) or {}).get("error")  # a JSON text inside the JSON text
-    detail: dict[str, Any] = inner if isinstance(inner, dict) else {}
-    whole = str(detail.get("message", text))
-    text = one_line(whole)[:300] or f"HTTP status {status}"
-    if detail.get("type") == "exceed_context_size_error":
-        sizes = f"the prompt has {detail.get('n_prompt_tokens')} tokens, the context {detail.get('n_ctx')}"
-        return IntentGenerationError(f"{sizes}: raise --num-ctx")
+def refusal(response: Response, model: str) -> IntentGenerationError:
+    """Return the error that a status other than 200 stands for."""
+    status = response.status
+    whole = server_text(response)
+    said = response.quote(whole)
+    sizes = oversized_prompt(response)
+    if sizes:
+        return IntentGenerationError(f"{sizes}: raise num_ctx")
     if status in range(300, 400):
         return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
     if status in (401, 403):
-        return ProviderError(f"not allowed ({text}): check OLLAMA_API_KEY and --provider-url")
-    if status in (404, 405) and reply is None:
-        return ProviderError(f"no Ollama answers there (HTTP status {status}): check --provider-url")
+        return ProviderError(f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL")
+    if status in (404, 405) and response.reply is None:
+        return ProviderError(f"no Ollama answers there (HTTP status {status}): check the provider URL")
     if status == 404:
-        return ProviderError(f"{text}: run 'ollama pull {model}' on the server")
-    if status == 501 or HOPELESS.search(whole):
-        return ProviderError(f"{text}: name another --model")
+        return ProviderError(f"{said}: run 'ollama pull {model}' on the server")
+    if status == 501 or PERMANENT.search(whole):
+        return ProviderError(f"{said}: name another model")
     if status == 429 and "usage limit" in whole:
-        return ProviderError(f"{text}: wait, or use another server")
-    if status in (408, 429) or (status >= 500 and "token repeat limit" not in whole):
+        return ProviderError(f"{said}: wait, or use another server")
+    is_this_prompt = "token repeat limit" in whole
+    if status in (408, 429) or (status >= 500 and not is_this_prompt):
         remedy = NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else ""
-        return TransientError(
-            text, retry_after=parse_retry_after(headers.get("Retry-After", "")), remedy=remedy
-        )
-    return IntentGenerationError(text)
+        return TransientError(said, retry_after=response.retry_after(), remedy=remedy)
+    return IntentGenerationError(said)
+
+
+def server_text(response: Response) -> str:
+    """Return what the server says is wrong, in its own words and not yet fit to be shown."""
+    text = (response.reply or {}).get("error")
+    if not isinstance(text, str):
+        return ""
+    message = inner_error(text).get("message", text)
+    return str(message)
+
+
+def inner_error(text: str) -> dict[str, Any]:
+    """Return the error in a JSON text inside the JSON text, as Ollama passes on its runner's."""
+    inner = (json_object(text) or {}).get("error")
+    return inner if isinstance(inner, dict) else {}
+
+
+def oversized_prompt(response: Response) -> str:
+    """Return what the error says of a prompt that is too long, or "" where it says something else."""
+    text = (response.reply or {}).get("error")
+    error = inner_error(text) if isinstance(text, str) else {}
+    if error.get("type") != "exceed_context_size_error":
+        return ""
+    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    if not isinstance(tokens, int) or not isinstance(context, int):
+        return "the prompt has more tokens than the context"
+    return f"the prompt has {tokens} tokens, the context {context}"
 
 
 # ---- Persistence ----------------------------------------------------------------------------
@@ -2471,6 +2842,7 @@ def run_enrich_intent(args: argparse.Namespace, outside: Outside) -> int:
     check_path(args.path)
     check_output(args.output)
     enricher = enricher_for(args, outside, known={})
+    check_provider(enricher.client)
     records, errors = analyzed(args)
     with outside.signal_held():
         show(args, enricher.enrich(records), errors)
@@ -2490,6 +2862,7 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
     except PersistenceError as problem:
         raise UsageError(f"--db-path: {problem}") from problem
     enricher = enricher_for(args, outside, known)
+    check_provider(enricher.client)
     started_at = timestamp()
     records, errors = analyzed(args)
     with outside.signal_held():
@@ -2511,19 +2884,42 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
         summary = {"run_id": result.run_id, "db_path": args.db_path, **result._asdict()}
         line = " ".join(["persisted", *(f"{name}={value}" for name, value in summary.items())])
         emit(printable(line) + "\n", sys.stdout)
+        if enricher.stop:
+            log("run again with --reuse-intents: it asks only for the intents that are missing")
     return EXIT_DONE
+
+
+def make_ollama_client(provider_url: str, model: str, **options: Any) -> LLMClient:
+    """Return the client for a provider, with the key that the environment holds for it."""
+    api_key = os.environ.get(OllamaClient.key_name, "")
+    return OllamaClient(provider_url, model, api_key=api_key, **options)
 
 
 def enricher_for(args: argparse.Namespace, outside: Outside, known: Mapping[str, str]) -> IntentEnricher:
     """Return the enricher that the command line asks for."""
-    api_key = os.environ.get("OLLAMA_API_KEY", "")
-    client = outside.make_client(
-        args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx, api_key=api_key
-    )
-    batch_size = args.progress_batch_size
+    try:
+        parse_provider_url(args.provider_url)
+    except UsageError as error:
+        raise UsageError(f"--provider-url: {error}") from error
+    client = outside.make_client(args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx)
     return IntentEnricher(
-        client, args.scope, batch_size, jobs=args.jobs, known=known, interrupted=lambda: outside.interrupted
+        client,
+        args.scope,
+        args.progress_batch_size,
+        jobs=args.jobs,
+        known=known,
+        interrupted=lambda: outside.interrupted,
     )
+
+
+def check_provider(client: LLMClient) -> None:
+    """Raise UsageError where the provider says no; log where it gives no clear answer."""
+    try:
+        client.check()
+    except ProviderError as error:
+        raise UsageError(f"the model cannot be used: {error}") from error
+    except IntentGenerationError as error:
+        log(f"the model could not be checked: {error}")
 
 
 def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
@@ -2711,11 +3107,13 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = OllamaClient) -> int:
+def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make_ollama_client) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
     """
+    for stream in (sys.stdout, sys.stderr):
+        escape_unencodable(stream)
     try:
         code = run(argv, Outside(make_client))
         flush(sys.stdout)  # what cannot be written must fail here

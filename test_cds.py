@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import stat
 import statistics
 import struct
@@ -28,6 +29,7 @@ import tempfile
 import termios
 import threading
 import time
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -278,18 +280,21 @@ def error(status, text, **headers):
 
 
 @contextlib.contextmanager
-def serving(*answers):
+def serving(*answers, show=(200, {}), context=None):
     """Serve scripted answers on loopback, the last one again and again; yield (address, requests).
 
-    An answer is (status, body[, headers]), or a function that takes the request's handler.
+    An answer is (status, body[, headers]), or a function that takes the request's handler. `show`
+    answers what is asked about the model, which is no request; `context` is that of TLS.
     """
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            requests.append((self.path, dict(self.headers), json.loads(body)))
-            scripted = answers[min(len(requests), len(answers)) - 1]
+            scripted = show
+            if self.path != "/api/show":
+                requests.append((self.path, dict(self.headers), json.loads(body)))
+                scripted = answers[min(len(requests), len(answers)) - 1]
             if callable(scripted):
                 return scripted(self)
             return respond(self, *scripted)
@@ -298,6 +303,9 @@ def serving(*answers):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if context:
+        # The handshake is left to the thread of the connection, since a client may refuse it.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # clients that go away are part of the tests
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -382,17 +390,61 @@ def test_analyzer_error_message_is_one_line(problem, message):
 # ---- Messages -------------------------------------------------------------------------------
 
 
-def test_progress_estimates_from_the_recent_rate():
+def progress_of(total, jobs, end_times):
+    """Make a progress of calls that have ended at those seconds."""
     now = [0.0]
-    progress = cds.Progress(1000, 10_000, clock=lambda: now[0])
-    for seconds, calls in ((100, 1), (1, 200)):
-        for _ in range(calls):
-            now[0] += seconds
-            progress.add(failed=False)
-    assert progress.seconds_left() == 799  # one a second of late, whatever the first call took
+    progress = cds.Progress(total, 10_000, jobs=jobs, clock=lambda: now[0])
+    for now[0] in end_times:
+        progress.add(failed=False)
+    return progress
 
 
-@needs_terminal
+def test_progress_estimates_from_the_recent_rate():
+    progress = progress_of(1000, 1, [500, 1000, *range(1001, 1201)])
+    assert progress.seconds_left() == 798  # one a second of late, whatever the first calls took
+
+
+@pytest.mark.parametrize(
+    ("jobs", "end_times", "seconds"),
+    [
+        pytest.param(1, [], None, id="nothing-yet"),
+        pytest.param(1, [120], None, id="the-model-was-loaded"),
+        pytest.param(1, [120, 122], 196, id="two-seconds-a-call"),
+        pytest.param(4, [30, 30.1, 30.2, 30.3], None, id="one-round-of-four"),
+        pytest.param(4, [30, 30, 30, 30, 60], 712, id="a-round-and-the-next"),
+        pytest.param(4, [30, 30, 30, 30, 60, 60, 60], 698, id="calls-that-end-together"),
+        pytest.param(4, [120, 121, 122, 123, 124], 95, id="a-server-that-takes-one-at-a-time"),
+    ],
+)
+def test_progress_says_how_long_it_takes_once_a_round_shows_it(jobs, end_times, seconds):
+    progress = progress_of(100, jobs, end_times)
+    assert progress.seconds_left() == seconds
+    assert (" left" in progress.live_line()) is (seconds is not None)
+
+
+def test_progress_waits_for_the_first_answer_and_knows_when_nothing_is_left():
+    assert (
+        progress_of(30, 1, []).live_line()
+        == "[....................] 0/30 failed 0  waiting for the first answer"
+    )
+    assert progress_of(1, 1, [9]).seconds_left() == 0
+    assert (
+        progress_of(100, 1, [1, 21]).live_line()
+        == "[....................] 2/100 failed 0  0.05/s  0:32:40 left"
+    )
+
+
+def test_progress_in_a_pipe_has_no_guess(capsys):
+    progress = cds.Progress(4, 1, clock=iter([0.0, 100.0, 102.0]).__next__)
+    progress.is_live = False
+    for _ in range(2):
+        progress.add(failed=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "progress completed=1 total=4 failed=0 percent=25.0",
+        "progress completed=2 total=4 failed=0 percent=50.0 eta_seconds=200",
+    ]
+
+
 def test_progress_is_one_live_line_on_a_terminal(tmp_path):
     def slow(handler):
         time.sleep(0.02)
@@ -1168,6 +1220,36 @@ def test_enricher_that_is_interrupted_before_the_first_call_makes_none():
     assert client.asked == []
 
 
+def test_enricher_hands_over_each_intent_as_its_call_ends():
+    seen, threads = [], set()
+
+    def keep(md5sum, intent):
+        seen.append((md5sum, intent))
+        threads.add(threading.current_thread())
+
+    records = codes(4)
+    known = {records[3].md5sum: "Known."}
+    enricher = cds.IntentEnricher(FakeClient(refuse_odd), jobs=2, known=known, on_intent=keep)
+    enriched = enricher.enrich(records)
+    assert seen == [(records[1].md5sum, enriched[1].intent)]
+    assert threads == {threading.current_thread()}
+
+
+def test_enricher_begins_no_call_that_nobody_waits_for():
+    asked = []
+
+    def call(code):
+        asked.append(code)
+        return cds.Outcome(intent="Works.")
+
+    ended = cds.calls_in_flight(call, {str(n): str(n) for n in range(9)}, jobs=2)
+    next(ended)
+    ended.close()
+    threads = threading.active_count()
+    wait_for(lambda: threading.active_count() <= threads)
+    assert len(asked) <= 2
+
+
 def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
     cds.IntentEnricher(FakeClient(refuse_odd), progress_batch_size=2).enrich(codes(5))
     lines = capsys.readouterr().err.splitlines()[1:]
@@ -1225,7 +1307,7 @@ def test_parse_provider_url_reads_addresses_as_the_official_client(text, url):
     ],
 )
 def test_parse_provider_url_refuses_anything_else_without_repeating_it(text):
-    with pytest.raises(cds.UsageError, match="--provider-url: ") as raised:
+    with pytest.raises(cds.UsageError, match=r"address|only http") as raised:
         cds.parse_provider_url(text)
     assert "secret" not in str(raised.value)
 
@@ -1234,26 +1316,50 @@ def test_parse_provider_url_refuses_anything_else_without_repeating_it(text):
     ("host", "expected"),
     [
         ("localhost", True),
+        ("LocalHost.", True),
         ("a.localhost", True),
         ("127.9.9.9", True),
+        ("127.1", True),
+        ("0", True),
         ("::1", True),
+        ("::ffff:127.0.0.1", True),
         ("0.0.0.0", True),
-        ("10.0.0.1", False),
-        ("localhost.example", False),
-        ("127.0.0.1.example", False),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("localhost.invalid", False),
+        ("127.0.0.1.invalid", False),
+        ("a..b", False),
     ],
 )
-def test_is_loopback_knows_this_machine(host, expected):
-    assert cds.is_loopback(host) is expected
+def test_is_this_machine_knows_its_names_and_addresses(host, expected):
+    assert cds.is_this_machine(host) is expected
 
 
-def test_ollama_client_never_uses_a_proxy_for_loopback(monkeypatch):
+def test_is_this_machine_knows_the_address_of_its_network_card():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; only chooses the way out
+        except OSError:
+            pytest.skip("this machine has no network card")
+        assert cds.is_this_machine(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "localhost.", "[::ffff:127.0.0.1]"])
+def test_ollama_client_never_uses_a_proxy_for_this_machine(monkeypatch, host):
     with serving(answer()) as (proxy, proxied), serving(answer()) as (address, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
-        client_of(address).generate_intent("x")
-        assert (len(requests), len(proxied)) == (1, 0)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with contextlib.suppress(cds.ProviderError):  # not every machine finds every spelling
+            client_of(address.replace("127.0.0.1", host)).generate_intent("x")
+            assert len(requests) == 1
+        assert proxied == []
+
+
+def test_ollama_client_uses_a_proxy_for_another_machine(monkeypatch):
+    with serving(answer()) as (proxy, proxied):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
         client_of("http://model.invalid").generate_intent("x")
-        assert proxied[0][0] == "http://model.invalid/api/chat"
+    assert proxied[0][0] == "http://model.invalid/api/chat"
 
 
 def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
@@ -1296,17 +1402,61 @@ def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, use
     assert not [secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown]
 
 
-def test_ollama_client_never_shows_a_secret_that_the_server_repeats():
-    def echo(handler):
-        respond(handler, *error(401, f"wrong: {handler.headers['Authorization']} t0p s3cret"))
+@pytest.mark.parametrize(
+    "echo",
+    [
+        pytest.param('{"error": "wrong: t0p&\\"s3cret<"}', id="plain"),
+        pytest.param(r'{"error": "wrong: t0p\u0026\"s3cret\u003C"}', id="go-json"),
+        pytest.param(r'{"error": "wrong: \u0074\u0030\u0070\u0026\u0022s3cret\u003c"}', id="all-escaped"),
+        pytest.param(r'{"error": "{\"detail\": \"wrong: t0p\\u0026\\\"s3cret<\"}"}', id="json-in-json"),
+        pytest.param('{"error": "wrong: t0p&amp;&quot;s3cret&lt;"}', id="html-names"),
+        pytest.param('{"error": "wrong: t0p&#38;&#x22;s3cret&#060;"}', id="html-numbers"),
+        pytest.param('{"error": "wrong: t0p%26%22s3cret%3C"}', id="url"),
+        pytest.param(r'{"error": "wrong: t0p\u200b&\"s3\u0000cret<"}', id="invisible-between"),
+        pytest.param('{"error": "wrong: bWU6dDBwJiJzM2NyZXQ8 t0p&\\"s3cret<"}', id="base64"),
+    ],
+)
+@pytest.mark.parametrize("is_key", [True, False])
+def test_ollama_client_never_shows_a_secret_that_the_server_repeats(echo, is_key):
+    secret = 't0p&"s3cret<'
+    user = "" if is_key else f"me:{urllib.parse.quote(secret)}@"
+    with serving((401, echo.encode())) as (address, _):
+        client = client_of(f"http://{user}{address}", api_key=secret if is_key else "")
+        with pytest.raises(cds.ProviderError, match=r"wrong: .*\*\*\*.*OLLAMA_API_KEY") as raised:
+            client.generate_intent("x")
+    shown = str(raised.value)
+    assert not re.search("t0p|s3|cret", shown) and (is_key or "bWU6" not in shown)
 
-    for options, user in (({"api_key": "s3cret"}, ""), ({}, "me:s3cret@")):
-        with (
-            serving(echo) as (address, _),
-            pytest.raises(cds.ProviderError, match=r"wrong: .*\*\*\*") as raised,
-        ):
-            client_of(f"http://{user}{address}", **options).generate_intent("x")
-        assert "s3cret" not in str(raised.value) and "bWU6" not in str(raised.value)
+
+def test_ollama_client_takes_a_user_without_a_password_for_a_secret():
+    with serving(error(401, "wrong: hf_t0ken")) as (address, _):
+        client = client_of(f"http://hf_t0ken@{address}")
+        with pytest.raises(cds.ProviderError, match=r"wrong: \*\*\*"):
+            client.generate_intent("x")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param(error(401, "wrong: abc"), id="refusal"),
+        pytest.param(error(500, "abc"), id="server-error"),
+        pytest.param(answer(done_reason="abc"), id="reason"),
+    ],
+)
+def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(response):
+    with serving(response) as (address, _):
+        client = client_of(address, api_key="abc")
+        with pytest.raises(cds.IntentGenerationError) as raised:
+            client.generate_intent("x")
+    assert "abc" not in str(raised.value).replace(address, "")
+
+
+def test_masking_takes_no_time_that_a_hostile_server_could_choose():
+    secrets = cds.Secrets(cds.parse_provider_url("me:abcdefgh@box"), None, "")
+    for piece in ("\\", "&#0", "a", "\\u006"):
+        started = time.process_time()
+        assert len(secrets.quote(piece * (cds.ANSWER_BYTES // len(piece)))) == cds.QUOTED_CHARACTERS
+        assert time.process_time() - started < 30
 
 
 def drip(start):
@@ -1404,7 +1554,215 @@ def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
     assert len(requests) == 8
 
 
+def test_ollama_client_serves_a_run_after_one_that_was_given_up():
+    with serving(error(404, "model 'm' not found"), answer()) as (address, requests):
+        enricher = cds.IntentEnricher(client_of(address))
+        assert {r.intent_status for r in enricher.enrich(codes(3))} == {"failed"}
+        assert enricher.stop
+        assert {r.intent for r in enricher.enrich(codes(3))} == {"Adds numbers."}
+        assert enricher.stop is None
+    assert len(requests) == 4
+
+
+def test_ollama_client_that_is_closed_ends_the_wait_between_tries():
+    with serving(error(503, "busy", Retry_After="60")) as (address, requests):
+        client = cds.OllamaClient(address, "m")
+        ended = []
+        thread = threading.Thread(target=lambda: ended.append(outcome_of(client)))
+        thread.start()
+        wait_for(lambda: requests)
+        client.close()
+        thread.join(10)
+    assert ended == ["interrupted"] and len(requests) == 1
+
+
+def outcome_of(client):
+    """Return the intent, or the text of the error."""
+    try:
+        return client.generate_intent("x")
+    except cds.IntentGenerationError as error:
+        return str(error)
+
+
+# TLS
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate for loopback that nobody signed: the paths of it and of its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl program")
+    folder = tmp_path_factory.mktemp("tls")
+    paths = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-out", str(paths[0]), "-keyout", str(paths[1])]
+    if subprocess.run(command, capture_output=True, timeout=60).returncode:
+        pytest.skip("this openssl makes no certificate")
+    return paths
+
+
+@pytest.fixture
+def tls(certificate, monkeypatch):
+    """The settings of a server with that certificate, which clients trust."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+@contextlib.contextmanager
+def accepting(behaviour):
+    """Accept connections on loopback, without HTTP; yield the address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve(connection):
+            with connection:
+                behaviour(connection)
+
+        def work():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=work, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_ollama_client_is_answered_over_tls(tls):
+    with serving(answer(), context=tls) as (address, requests):
+        client = client_of(f"https://{address}", api_key="k3y-long")
+        assert client.generate_intent("x") == "Adds numbers."
+    assert requests[0][1]["Authorization"] == "Bearer k3y-long"
+
+
+def test_ollama_client_refuses_a_certificate_that_is_not_trusted(tls, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with serving(answer(), context=tls) as (address, requests):
+        client = client_of(f"https://{address}")
+        with pytest.raises(cds.ProviderError, match=r"not trusted \(.*\): let SSL_CERT_FILE name"):
+            client.generate_intent("x")
+    assert requests == []
+
+
+def test_ollama_client_refuses_a_certificate_of_another_host(tls):
+    with serving(answer(), context=tls) as (address, requests):
+        client = client_of(f"https://{address.replace('127.0.0.1', '127.1')}")
+        with pytest.raises(cds.ProviderError, match=r"not trusted .*or correct the address"):
+            client.generate_intent("x")
+    assert requests == []
+
+
+def test_ollama_client_says_that_a_server_speaks_no_tls():
+    with serving(answer()) as (address, _), pytest.raises(cds.ProviderError, match="name it with http://"):
+        client_of(f"https://{address}").generate_intent("x")
+
+
+@pytest.mark.parametrize(
+    "start", [pytest.param(b"", id="silent"), pytest.param(b"\x16\x03\x03\x40\x00", id="dripping")]
+)
+def test_ollama_client_cuts_off_a_handshake_at_its_timeout(start):
+    gone = threading.Event()
+
+    def behaviour(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(start)
+            while start:
+                connection.sendall(b"\x02")
+                time.sleep(0.05)
+            while connection.recv(4096):
+                pass
+        gone.set()
+
+    with accepting(behaviour) as address:
+        with pytest.raises(cds.ServerError, match=r"timed out after 0\.3 seconds"):
+            client_of(f"https://{address}", timeout=0.3).generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+
+
+def test_ollama_client_tries_again_where_a_handshake_is_broken_off():
+    with accepting(lambda connection: connection.close()) as address:
+        client = client_of(f"https://{address}")
+        with pytest.raises(cds.ServerError, match="closed the connection without an answer"):
+            client.generate_intent("x")
+    assert len(client.waits) == 2
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(silence, id="never-answers"),
+        pytest.param(
+            lambda handler: (handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n"), silence(handler)),
+            id="headers-alone",
+        ),
+    ],
+)
+def test_ollama_client_cuts_off_a_call_over_tls_at_its_timeout(tls, behaviour):
+    with serving(behaviour, context=tls) as (address, requests):
+        client = client_of(f"https://{address}", timeout=0.5)
+        with pytest.raises(cds.ServerError, match=r"timed out after 0\.5 seconds"):
+            client.generate_intent("x")
+    assert len(requests) == 1 and client.waits == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_ollama_client_that_is_closed_abandons_its_calls(tls, scheme):
+    gone = threading.Event()
+
+    def watched(handler):
+        silence(handler)
+        gone.set()
+
+    with serving(watched, context=tls if scheme == "https" else None) as (address, requests):
+        client = client_of(f"{scheme}://{address}", timeout=30)
+        ended = []
+        thread = threading.Thread(target=lambda: ended.append(outcome_of(client)))
+        thread.start()
+        wait_for(lambda: requests)
+        client.close()
+        thread.join(10)
+        assert ended == ["interrupted"] and gone.wait(5)
+        assert client.waits == []
+
+
 # ---- Ollama ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("show", "family", "message"),
+    [
+        pytest.param(error(404, "model 'm' not found"), cds.ProviderError, "ollama pull m", id="missing"),
+        pytest.param(error(400, "invalid model name"), cds.ProviderError, "another model", id="bad-name"),
+        pytest.param((401, b""), cds.ProviderError, "OLLAMA_API_KEY", id="unauthorized"),
+        pytest.param(error(403, "no"), cds.ProviderError, "OLLAMA_API_KEY", id="forbidden"),
+        pytest.param((404, b"not found"), cds.IntentGenerationError, "no Ollama", id="odd"),
+        pytest.param((307, b""), cds.IntentGenerationError, "redirects", id="redirect"),
+        pytest.param(error(503, "busy"), cds.IntentGenerationError, "busy", id="busy"),
+        pytest.param(silence, cds.IntentGenerationError, "timed out after 0.3 seconds", id="slow"),
+        pytest.param(hang_up, cds.IntentGenerationError, "without an answer", id="hangs-up"),
+    ],
+)
+def test_ollama_client_check_tells_a_no_from_no_answer(show, family, message):
+    with serving(show=show) as (address, _):
+        client = client_of(address, timeout=0.3)
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.check()
+    assert isinstance(raised.value, cds.ProviderError) is (family is cds.ProviderError)
+    assert client.waits == []
+
+
+def test_ollama_client_check_asks_for_the_model_and_is_content():
+    asked = []
+
+    def show(handler):
+        asked.append(handler.path)
+        respond(handler, 200, {})
+
+    with serving(show=show) as (address, requests):
+        client_of(address).check()
+    assert (asked, requests) == (["/api/show"], [])
 
 
 def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
@@ -1455,7 +1813,7 @@ NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_to
         pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
         pytest.param(flood, "one", 1, "larger than 1048576 bytes", id="100-mib"),
         pytest.param(
-            error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise --num-ctx", id="too-long"
+            error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise num_ctx", id="too-long"
         ),
         pytest.param(
             error(500, "token repeat limit reached"), "one", 1, "token repeat", id="newer-repeat-guard"
@@ -1475,10 +1833,10 @@ NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_to
             id="does-not-load",
         ),
         pytest.param(error(404, "model 'm' not found"), "run", 1, "'ollama pull m'", id="model-missing"),
-        pytest.param(error(400, "invalid model name"), "run", 1, "another --model", id="bad-name"),
-        pytest.param(error(400, "m does not support chat"), "run", 1, "another --model", id="no-chat"),
-        pytest.param(error(500, "must be of type integer"), "run", 1, "another --model", id="wrong-option"),
-        pytest.param((501, b""), "run", 1, "another --model", id="not-implemented"),
+        pytest.param(error(400, "invalid model name"), "run", 1, "another model", id="bad-name"),
+        pytest.param(error(400, "m does not support chat"), "run", 1, "another model", id="no-chat"),
+        pytest.param(error(500, "must be of type integer"), "run", 1, "another model", id="wrong-option"),
+        pytest.param((501, b""), "run", 1, "another model", id="not-implemented"),
         pytest.param((401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"),
         pytest.param(error(403, "cloud is disabled"), "run", 1, "cloud is disabled", id="forbidden"),
         pytest.param(error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"),
@@ -2679,6 +3037,34 @@ def test_provider_url_is_found_wrong_before_any_work(tmp_path):
     assert done.stderr.startswith("cds: --provider-url: ") and not (tmp_path / "db").exists()
 
 
+@pytest.mark.parametrize("command", ["enrich-intent", "persist"])
+@pytest.mark.parametrize(
+    ("show", "says"),
+    [
+        pytest.param(error(404, "model 'm' not found"), "run 'ollama pull m' on the server", id="missing"),
+        pytest.param(error(401, "unauthorized"), "check OLLAMA_API_KEY", id="unauthorized"),
+    ],
+)
+def test_model_that_cannot_be_used_is_found_before_any_work(tmp_path, command, show, says):
+    source = tree(tmp_path / "src", SOURCE)
+    storing = ("--db-path", tmp_path / "db") if command == "persist" else ()
+    with serving(answer(), show=show) as (address, requests):
+        done = shell(command, "--path", source, *provider(address), *storing)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cds: the model cannot be used: ") and says in done.stderr
+    assert requests == [] and not (tmp_path / "db").exists()
+
+
+def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
+    source = tree(tmp_path / "src", SOURCE)
+    with serving(answer(), show=(404, b"404 page not found")) as (address, requests):
+        done = shell("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
+    assert done.returncode == 0 and len(requests) == 3
+    told, search = done.stderr.splitlines()[:2]
+    assert told.startswith("the model could not be checked: no Ollama answers there")
+    assert search.startswith("search ")
+
+
 # Whole runs
 
 
@@ -2788,6 +3174,9 @@ def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, n
     source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
     done = shell("persist", "--path", source, *no_server, "--db-path", db)
     assert done.returncode == 0 and done.stdout.endswith(" status=completed_with_errors\n")
+    told = done.stderr.splitlines()
+    assert told[0].startswith(f"the model could not be checked: http://{no_server[1]} cannot be reached")
+    assert told[-1].startswith("run again with --reuse-intents")
     found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
     assert [status for status, _ in found] == ["failed"] * 3
     assert all(no_server[1] in reason for _, reason in found)
@@ -2939,6 +3328,10 @@ def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-2:] == [
+        "no further calls are made: interrupted",
+        "run again with --reuse-intents: it asks only for the intents that are missing",
+    ]
     counts = "record_count=41 intent_failed_count=38 analyzer_error_count=0 status=completed_with_errors"
     assert out == f"persisted run_id=1 db_path={tmp_path}/db {counts}\n"
     query = """SELECT intent_status, intent_error, count(*) FROM records
