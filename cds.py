@@ -1939,11 +1939,14 @@ def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) 
 # ---- Duplicates -----------------------------------------------------------------------------
 
 EXACT, NEAR, INTENT = "exact", "near", "intent"
+EVIDENCE = (EXACT, NEAR, INTENT)  # strongest first, the order of the report
 CODE, TESTS = "code", "tests"
 AREAS = (CODE, TESTS)  # in the order of the report
 STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
 INSIDE, CALLS, CONTAINED = "inside", "calls", "contained"
-NOISE_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED)
+KNOWN, UNTOUCHED = "known", "untouched"
+HIDING_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED, KNOWN, UNTOUCHED)
+SCHEMA_VERSION = 1  # of the JSON of a report
 DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
 SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look alike
 DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
@@ -1954,12 +1957,16 @@ Place = tuple[str, int, int]
 
 
 class DuplicateOptions(NamedTuple):
-    """What `duplicates` compares; similarities run from 0 (nothing shared) to 1."""
+    """What `duplicates` compares; similarities run from 0 (nothing shared) to 1.
+
+    `exclude` holds the patterns that the search for source was given.
+    """
 
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
     code_similarity: float = 0.55
     intent_similarity: float = 0.46
+    exclude: tuple[str, ...] = ()
 
 
 class Unit(NamedTuple):
@@ -2009,8 +2016,9 @@ class Report(NamedTuple):
 
     `run` is the row of the `runs` table, or None where the source was read directly. `groups` holds
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
-    `without_intent` those of them without an intent, by status; `error_count` the files that
-    could not be analyzed.
+    `without_intent` those of them without an intent, by status; `file_lines` gives the number of
+    lines of each file, `error_count` the files that could not be analyzed, `stale` the groups that
+    only a baseline has (None: there is no baseline).
     """
 
     run: Mapping[str, object] | None
@@ -2018,7 +2026,9 @@ class Report(NamedTuple):
     groups: tuple[CloneGroup, ...]
     record_count: int
     without_intent: Mapping[str, int]
+    file_lines: Mapping[str, int]
     error_count: int
+    stale: int | None = None
 
 
 def build_report(
@@ -2037,8 +2047,17 @@ def build_report(
         groups=tuple(find_groups(records, options)),
         record_count=len(compared),
         without_intent=missing,
+        file_lines=_count_lines(records),
         error_count=error_count,
     )
+
+
+def _count_lines(records: Iterable[Record]) -> dict[str, int]:
+    """Return the last line that a record of each file has."""
+    lines: dict[str, int] = collections.defaultdict(int)
+    for record in records:
+        lines[record.file_path] = max(lines[record.file_path], record.end_line)
+    return dict(lines)
 
 
 def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[CloneGroup]:
@@ -2088,11 +2107,6 @@ def _with_names(group: CloneGroup, names: Mapping[Place, str]) -> CloneGroup:
         member._replace(qualified_name=names.get(sort_key(member.record), "")) for member in group.members
     ]
     return group._replace(members=tuple(members))
-
-
-def gate_is_hit(groups: Sequence[CloneGroup], known_ids: Collection[str] = ()) -> bool:
-    """Say whether a group that no rule hides has an id outside `known_ids`."""
-    return any(group.hidden_by is None and group.id not in known_ids for group in groups)
 
 
 def collect_units(records: Sequence[Record], kinds: Collection[str]) -> list[Unit]:
@@ -2560,7 +2574,7 @@ def is_test(file_path: str) -> bool:
 
 
 def _rank(group: CloneGroup) -> tuple[int, int, float, float, Place, str]:
-    section = (EXACT, NEAR, INTENT).index(group.evidence)
+    section = EVIDENCE.index(group.evidence)
     area = AREAS.index(group.area)
     first = sort_key(group.members[0].record)
     return section, area, -group.score, -group.similarity, first, group.id
@@ -2584,9 +2598,262 @@ def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
 
 
 def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
-    """Return how many groups each noise rule hides, a rule that hides none too."""
+    """Return how many groups each rule hides, a rule that hides none too."""
     counts = collections.Counter(group.hidden_by for group in groups)
-    return {rule: counts[rule] for rule in NOISE_RULES}
+    return {rule: counts[rule] for rule in HIDING_RULES}
+
+
+# Baseline: the groups that another report holds already
+
+Identity = tuple[str, str, str]
+
+
+def compare_with_baseline(report: Report, baseline: Report) -> Report:
+    """Return the report with the groups that `baseline` holds hidden by KNOWN, and `stale` counted.
+
+    A group is known where its members can be matched one to one with members of one group of the
+    baseline: by the same md5sum or, where that group was accepted, by the same file, kind and
+    qualified name. Within a section a member of the baseline serves one member only.
+    """
+    known: set[str] = set()
+    for evidence in EVIDENCE:
+        section = [group for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)]
+        known.update(_known_ids(section, baseline.groups))
+    groups = [group._replace(hidden_by=KNOWN) if group.id in known else group for group in report.groups]
+    stale = _count_stale(baseline.groups, report.groups)
+    return report._replace(groups=tuple(groups), stale=stale)
+
+
+def identity(member: Member) -> Identity:
+    """Return what stays the same while the code of a definition is edited."""
+    return member.record.file_path, member.record.kind, member.qualified_name
+
+
+def is_accepted(group: CloneGroup) -> bool:
+    """Return whether a group of a baseline was shown there, or was known to its own baseline."""
+    return group.hidden_by in (None, KNOWN)
+
+
+def _can_know(known: CloneGroup, group: CloneGroup) -> bool:
+    """Return whether the evidence of a baseline's group is strong enough for another group."""
+    return known.evidence != INTENT or group.evidence == INTENT
+
+
+def _numbers_by_key(groups: Sequence[CloneGroup]) -> dict[Hashable, set[int]]:
+    """Return the numbers of the groups that hold each md5sum and each identity."""
+    numbers: dict[Hashable, set[int]] = collections.defaultdict(set)
+    for number, group in enumerate(groups):
+        for member in group.members:
+            numbers[member.record.md5sum].add(number)
+            numbers[identity(member)].add(number)
+    return numbers
+
+
+def _known_ids(section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]) -> Iterator[str]:
+    """Yield the ids of the groups of one section that a baseline knows."""
+    numbers = _numbers_by_key(baseline)
+    pairs = []
+    for group in section:
+        member = group.members[0]
+        candidates = numbers.get(member.record.md5sum, set()) | numbers.get(identity(member), set())
+        for number in candidates:
+            known = baseline[number]
+            if _can_know(known, group) and known.copies >= group.copies:
+                in_place = len(set(map(identity, group.members)) & set(map(identity, known.members)))
+                pairs.append((-in_place, group.id, known.id, group, number))
+    # Edited code keeps its place in the baseline, even where its old text was copied elsewhere: so
+    # the groups with the most members in place choose first.
+    used: dict[int, set[int]] = collections.defaultdict(set)
+    done: set[str] = set()
+    for *_, group, number in sorted(pairs, key=lambda pair: pair[:3]):
+        if group.id not in done:
+            matching = Matching(group, baseline[number], used[number])
+            if all(map(matching.add, range(group.copies))):
+                used[number].update(matching.serves)
+                done.add(group.id)
+                yield group.id
+
+
+class Matching:
+    """Matches the members of a group one to one with unused members of a baseline's group.
+
+    Members are given by their positions. A member that serves goes on serving, if another one:
+    each `add` searches a path of matches along which members are handed on until a free one is
+    reached (augmenting paths; Kuhn, "The Hungarian method", 1955).
+    """
+
+    def __init__(self, group: CloneGroup, known: CloneGroup, used: Collection[int]) -> None:
+        self.members = group.members
+        self.serves: dict[int, int] = {}
+        self.served_by: dict[int, int] = {}
+        self.by_identity: dict[Identity, list[int]] = collections.defaultdict(list)
+        self.by_code: dict[str, list[int]] = collections.defaultdict(list)
+        for position, member in enumerate(known.members):
+            if position not in used:
+                self.by_code[member.record.md5sum].append(position)
+                if is_accepted(known):
+                    self.by_identity[identity(member)].append(position)
+        # What serves never becomes free again, so it is dropped from here when it is met.
+        self.free = {md5sum: positions[::-1] for md5sum, positions in self.by_code.items()}
+
+    def add(self, start: int) -> bool:
+        """Match one more member; return whether that is possible."""
+        reached_from: dict[int, int] = {}
+        for position in self._reachable(start, reached_from):
+            if position not in self.serves:
+                self._hand_on(position, reached_from)
+                return True
+        return False
+
+    def _reachable(self, start: int, reached_from: dict[int, int]) -> Iterator[int]:
+        """Yield what a member can be served by, at once and by handing on, the nearest first."""
+        queue = collections.deque([start])
+        while queue:
+            served = queue.popleft()
+            for position in self._matches(self.members[served]):
+                if position not in reached_from:
+                    reached_from[position] = served
+                    yield position
+                    queue.append(self.serves[position])
+
+    def _matches(self, member: Member) -> Iterator[int]:
+        yield from self.by_identity.get(identity(member), [])
+        md5sum = member.record.md5sum
+        free = self.free.get(md5sum, [])
+        while free and free[-1] in self.serves:
+            free.pop()
+        yield from free[-1:] or self.by_code.get(md5sum, [])
+
+    def _hand_on(self, free: int, reached_from: Mapping[int, int]) -> None:
+        """Let a free member serve, and each one on the path to it serve the next."""
+        position: int | None = free
+        while position is not None:
+            served = reached_from[position]
+            before = self.served_by.get(served)
+            self.served_by[served] = position
+            self.serves[position] = served
+            position = before
+
+
+def _count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) -> int:
+    """Return how many accepted groups of a baseline have no two members in one group any more."""
+    numbers = _numbers_by_key(groups)
+    stale = 0
+    for known in filter(is_accepted, baseline):
+        keys = _keys(known.members)
+        candidates = {number for key in keys for number in numbers.get(key, ())}
+        stale += not any(_overlap(known, keys, groups[number]) for number in candidates)
+    return stale
+
+
+def _keys(members: Iterable[Member]) -> set[Hashable]:
+    """Return the md5sums and the identities of members."""
+    return {key for member in members for key in (member.record.md5sum, identity(member))}
+
+
+def _overlap(known: CloneGroup, keys: Collection[Hashable], group: CloneGroup) -> bool:
+    """Return whether at least two members of each group match members of the other."""
+    found = [member for member in group.members if not _keys([member]).isdisjoint(keys)]
+    back = _keys(found)
+    matched = [member for member in known.members if not _keys([member]).isdisjoint(back)]
+    return _can_know(known, group) and len(found) > 1 and len(matched) > 1
+
+
+def gated_groups(groups: Sequence[CloneGroup], evidence: Collection[str]) -> list[CloneGroup]:
+    """Return the groups that a gate on these kinds of evidence is hit by: all that are shown."""
+    return [group for group in groups if group.evidence in evidence and group.hidden_by is None]
+
+
+def report_from_json(text: str) -> Report:
+    """Return what `--format json` wrote, without the code; raise ValueError for any other text."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise ValueError("is no JSON, or not all of it") from problem
+    if not isinstance(fields, dict) or "schema_version" not in fields:
+        raise ValueError("is no report")
+    if fields["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"has another schema version than {SCHEMA_VERSION}")
+    try:
+        return Report(
+            run=fields["run"],
+            options=_options_from_json(fields["options"]),
+            groups=tuple(map(_group_from_json, fields["groups"])),
+            record_count=fields["record_count"],
+            without_intent={},
+            file_lines={},
+            error_count=fields["error_count"],
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        raise ValueError("is no complete report") from problem
+
+
+def _options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
+    values = {name: fields[name] for name in DuplicateOptions._fields if name in fields}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return DuplicateOptions(**{**values, **lists})  # type: ignore[arg-type]
+
+
+def _group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
+    members = tuple(map(_member_from_json, fields["members"]))
+    if not members or fields["evidence"] not in EVIDENCE:
+        raise ValueError(fields["evidence"])
+    return CloneGroup(
+        id=_text(fields, "id"),
+        evidence=fields["evidence"],
+        similarity=fields["similarity"],
+        copies=len(members),
+        statements=fields["statements"],
+        area=fields["area"],
+        hidden_by=None if fields["hidden_by"] is None else _text(fields, "hidden_by"),
+        score=fields["score"],
+        members=members,
+    )
+
+
+def _member_from_json(fields: Mapping[str, Any]) -> Member:
+    record = Record(
+        kind=_text(fields, "kind"),
+        file_path=_text(fields, "file_path"),
+        signature=fields["signature"],
+        start_line=fields["start_line"],
+        end_line=fields["end_line"],
+        raw_code="",
+        normalized_code="",
+        md5sum=_text(fields, "md5sum"),
+        intent=fields["intent"],
+    )
+    return Member(record, _text(fields, "qualified_name"), fields["shared"], tuple(fields["differs"]))
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise TypeError(name)
+    return value
+
+
+# Touching: the groups with a member in files of interest
+
+
+def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
+    """Return the report with the groups without a member in a file that matches hidden by UNTOUCHED."""
+    paths = {member.record.file_path for group in report.groups for member in group.members}
+    touched = {path for path in paths if any(path_matches(path, pattern) for pattern in patterns)}
+    groups = [
+        group
+        if group.hidden_by or any(member.record.file_path in touched for member in group.members)
+        else group._replace(hidden_by=UNTOUCHED)
+        for group in report.groups
+    ]
+    return report._replace(groups=tuple(groups))
+
+
+def path_matches(file_path: str, pattern: str) -> bool:
+    """Return whether a glob pattern matches a path or a directory that it is in."""
+    names = file_path.split("/")
+    wanted = pattern.strip("/").split("/")
+    return any(glob_matches(names[:depth], wanted) for depth in range(1, len(names) + 1))
 
 
 # ---- Output ---------------------------------------------------------------------------------
@@ -2596,23 +2863,27 @@ SECTION_TITLES = {
     NEAR: "2. Near: code alike",
     INTENT: "3. Same intent, different code",
 }
-SCHEMA_VERSION = 1  # of the JSON of a report
 MEMBER_FIELDS = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+MAX_VERDICT_IDS = 20
 COLUMN_GAP = "  "
 PADDED_WIDTH = 60  # columns; longer cells of a table that is not fitted run over
 
 
-def report_as_json(report: Report) -> dict[str, object]:
-    """Return the object of `--format json`: run, options, every group, and a count by rule."""
-    return {
+def report_json(report: Report) -> Iterator[str]:
+    """Yield the JSON object of a report in pieces, one group a line, all of it ASCII."""
+    head = {
         "schema_version": SCHEMA_VERSION,
         "run": None if report.run is None else dict(report.run),
         "options": report.options._asdict(),
         "record_count": report.record_count,
         "error_count": report.error_count,
-        "groups": [_group_as_json(group) for group in report.groups],
+        "stale": report.stale,
         "hidden": count_hidden(report.groups),
     }
+    yield json.dumps(head)[:-1] + ', "groups": ['
+    for number, group in enumerate(report.groups):
+        yield (",\n" if number else "\n") + json.dumps(_group_as_json(group))
+    yield "]}\n"
 
 
 def _group_as_json(group: CloneGroup) -> dict[str, object]:
@@ -2639,6 +2910,25 @@ def report_as_lines(report: Report, *, top: int = 20, width: int | None = None) 
         lines += _missing_intents(report) if evidence == INTENT else []
         lines += _section_lines(shown, top)
     return [fit(printable(line), width) for line in lines]
+
+
+def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
+    """Return what a gate has to say: the groups that hit it, and what else bears on it."""
+    new = "" if report.stale is None else "new "
+    ids = ", ".join(group.id for group in hits[:MAX_VERDICT_IDS])
+    more = f" and {len(hits) - MAX_VERDICT_IDS} more" if len(hits) > MAX_VERDICT_IDS else ""
+    parts = [f"{counted(len(hits), f'{new}group')}: {ids}{more}" if hits else f"no {new}groups"]
+    if report.stale is not None:
+        parts.append(f"{count_hidden(report.groups)[KNOWN]} known")
+        parts.append(f"{report.stale} stale")
+    if report.error_count:
+        parts.append(f"not compared: {counted(report.error_count, 'file')} with analyzer errors")
+    return "gate: " + "; ".join(parts)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, as in `1 group` and `2 groups`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _head_lines(report: Report) -> list[str]:
@@ -2750,6 +3040,10 @@ def deliver(pieces: Iterable[str], output: str | None) -> None:
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
+NEW = "new"
+# Sentences can change with unrelated code, so a new group of the third section fails nothing.
+FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
+MAX_BASELINE_BYTES = 100 << 20
 
 
 class Outside:
@@ -2923,23 +3217,108 @@ def check_provider(client: LLMClient) -> None:
 
 
 def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
-    """Print the clone groups of a run, and say by the exit code whether a gate was hit."""
+    """Print the clone groups of a run or a source tree; return whether a gate was hit as exit code."""
     check_output(args.output)
-    if args.fail_on == "new" and args.against is None:
-        raise UsageError("--fail-on new: name the run to compare with, --against RUN_ID")
-    options = DuplicateOptions(args.kind, args.min_statements, args.code_similarity, args.intent_similarity)
-    run_row, records = read_run(args.db_path, args.run_id)
-    earlier = read_run(args.db_path, args.against)[1] if args.against else []
-    known = {group.id for group in find_groups(earlier, options)}
-    report = build_report(records, options, run=run_row)
+    check_gate(args)
+    baseline = read_baseline(args.against) if isinstance(args.against, str) else None
+    report = report_on_source(args) if args.path is not None else report_on_run(args, args.run_id)
+    if isinstance(args.against, int):
+        baseline = report_on_run(args, args.against)
+    if baseline is not None:
+        tell_other_options(baseline.options, report.options)
+        report = compare_with_baseline(report, baseline)
+    if args.touching:
+        tell_unmatched(args.touching, report.file_lines)
+        report = hide_untouched(report, args.touching)
+    hits = gated_groups(report.groups, FAIL_ON_EVIDENCE.get(args.fail_on, args.fail_on or EVIDENCE))
+    verdict = [] if baseline is None and not args.fail_on else [verdict_line(report, hits)]
+    deliver_report(report, verdict, args)
+    for line in verdict:
+        log(line)
+    return EXIT_GATE if hits and args.fail_on else EXIT_DONE
+
+
+def check_gate(args: argparse.Namespace) -> None:
+    """Raise UsageError for options of `duplicates` that do not go together."""
+    if args.path is None and args.exclude:
+        raise UsageError("--exclude: a stored run leaves nothing out any more: use it with --path")
+    if args.path is not None and args.run_id is not None:
+        raise UsageError("--run-id: needs --db-path: a source tree has no runs")
+    if args.path is not None and isinstance(args.against, int):
+        raise UsageError("--against: a run id needs --db-path: name a report written by --format json")
+    if args.fail_on == NEW and args.against is None:
+        raise UsageError(f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT")
+
+
+def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
+    """Return what the command line says on comparing."""
+    return DuplicateOptions(
+        kinds=args.kind,
+        min_statements=args.min_statements,
+        code_similarity=args.code_similarity,
+        intent_similarity=args.intent_similarity,
+        exclude=tuple(args.exclude),
+    )
+
+
+def report_on_source(args: argparse.Namespace) -> Report:
+    """Return the report on the source tree that `--path` names; nothing is stored."""
+    check_path(args.path)
+    records, errors = analyzed(args)
+    return build_report(records, duplicate_options(args), error_count=len(errors))
+
+
+def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
+    """Return the report on a run of the file that `--db-path` names."""
+    row, records = read_run(args.db_path, run_id)
+    error_count = int(str(row["analyzer_error_count"]))
+    return build_report(records, duplicate_options(args), run=row, error_count=error_count)
+
+
+def read_baseline(path: str) -> Report:
+    """Return the report that `--against` names."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BASELINE_BYTES + 1)
+    except OSError as problem:
+        raise UsageError(f"--against: {path} cannot be read: {describe_error(problem)}") from problem
+    remedy = "name a report written by --format json, or a run id"
+    if len(content) > MAX_BASELINE_BYTES:
+        raise UsageError(f"--against: {path} is larger than {MAX_BASELINE_BYTES >> 20} MiB: {remedy}")
+    try:
+        return report_from_json(content.decode("utf-8-sig"))
+    except ValueError as problem:
+        reason = "is no text" if isinstance(problem, UnicodeError) else problem
+        raise UsageError(f"--against: {path} {reason}: {remedy}") from problem
+
+
+def tell_other_options(before: DuplicateOptions, now: DuplicateOptions) -> None:
+    """Log which options a baseline was made with, where they are not those of this report."""
+    others = [
+        f"{name} {theirs} (now {ours})"
+        for name, theirs, ours in zip(now._fields, before, now)
+        if theirs != ours
+    ]
+    if others:
+        log(f"--against: the baseline was made with other options: {', '.join(others)}")
+
+
+def tell_unmatched(patterns: Sequence[str], paths: Collection[str]) -> None:
+    """Log the patterns of `--touching` that no file matches."""
+    for pattern in patterns:
+        if not any(path_matches(path, pattern) for path in paths):
+            log(f"--touching: no file matches {pattern}")
+
+
+def deliver_report(report: Report, verdict: Sequence[str], args: argparse.Namespace) -> None:
+    """Write a report as the command line asks: to stdout or `--output`, the verdict last."""
     if args.format == "json":
-        lines = [json.dumps(report_as_json(report))]
+        pieces = report_json(report)
     else:
         width = None if args.output else terminal_width(sys.stdout)
-        lines = report_as_lines(report, top=args.top, width=width)
-    deliver((line + "\n" for line in lines), args.output)
-    is_hit = args.fail_on and gate_is_hit(report.groups, known if args.fail_on == "new" else ())
-    return EXIT_GATE if is_hit else EXIT_DONE
+        lines = [*report_as_lines(report, top=args.top, width=width), *verdict]
+        pieces = (line + "\n" for line in lines)
+    deliver(pieces, args.output)
 
 
 def timestamp() -> str:
@@ -2963,6 +3342,22 @@ def named_tokens(option: str, known: Sequence[str], text: str) -> tuple[str, ...
         if token not in known:
             raise UsageError(f"{option}: {token!r} is not one of {', '.join(known)}")
     return tokens
+
+
+def parse_fail_on(text: str) -> str | tuple[str, ...]:
+    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    if text.strip() in FAIL_ON_EVIDENCE:
+        return text.strip()
+    tokens = named_tokens("--fail-on", (*FAIL_ON_EVIDENCE, *EVIDENCE), text)
+    for word in FAIL_ON_EVIDENCE:
+        if word in tokens:
+            raise UsageError(f"--fail-on: {word!r} stands alone")
+    return tokens
+
+
+def run_id_or_file(text: str) -> int | str:
+    """Return the id of a run, or the path of a report."""
+    return positive_int(text) if re.fullmatch("[0-9]+", text) else text
 
 
 class Parser(argparse.ArgumentParser):
@@ -3016,11 +3411,13 @@ def command_line() -> Parser:
     return parser
 
 
+EXCLUDE_HELP = "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable"
+
+
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add what every command that reads source takes."""
     parser.add_argument("--path", required=True, metavar="SRC", help="source file, or folder to search")
-    text = "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable"
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=text)
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -3057,7 +3454,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which run `duplicates` reports on, and what it compares."""
     add = parser.add_argument
     default = DuplicateOptions()
-    add("--db-path", required=True, metavar="FILE", help="SQLite file that persist wrote")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--path", metavar="SRC", help="source file or folder to read; nothing is stored")
+    source.add_argument("--db-path", metavar="FILE", help="SQLite file that persist wrote")
+    add("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
+    text = "show only groups with a member in a file that matches, compare everything; repeatable"
+    add("--touching", action="append", default=[], metavar="GLOB", help=text)
     add("--run-id", type=positive_int, metavar="N", help="run to report on (default: the newest)")
     text = "comma-separated: function, method, class (default: all three)"
     add("--kind", type=kind_names, default=default.kinds, metavar="KINDS", help=text)
@@ -3075,8 +3477,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_gate_options(parser: argparse.ArgumentParser) -> None:
     """Add what makes `duplicates` fail."""
     add = parser.add_argument
-    add("--against", type=positive_int, metavar="RUN_ID", help="run that --fail-on new compares with")
-    add("--fail-on", choices=("any", "new"), help="exit 3 where a group is shown, or one not in --against")
+    text = "hide what this run of the same file, or this report written by --format json, holds already"
+    add("--against", type=run_id_or_file, metavar="RUN_ID|REPORT", help=text)
+    text = "exit 3 where a group is shown: any; new (exact or near, not in --against); or evidence, "
+    text += f"comma-separated: {', '.join(EVIDENCE)}"
+    add("--fail-on", type=parse_fail_on, metavar="WHAT", help=text)
 
 
 COMMANDS = {
@@ -3101,8 +3506,8 @@ COMMANDS = {
     "duplicates": (
         run_duplicates,
         (add_run_options, add_output_options, add_gate_options),
-        "Report what a stored run holds twice: the same code, code alike, and the same purpose.",
-        "cds duplicates --db-path cds.sqlite --top 5",
+        "Report what a source tree or a stored run holds twice: the same code, similar code, same purpose.",
+        "cds duplicates --path src --top 5",
     ),
 }
 
