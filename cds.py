@@ -18,10 +18,26 @@ From the shell:
 
 From code:
 
-    analysis = PythonAnalyzer().analyze(find_sources("src", ".py").sources)
-    records = ModelBuilder().build(analysis.symbols)
-    records = IntentEnricher(OllamaClient("localhost:11434", "M")).enrich(records)
-    result = SQLitePersistence("cds.sqlite").persist(context, analysis.errors, records)
+    import cds
+
+    started_at = cds.timestamp()
+    search = cds.find_sources("src", ".py")
+    symbols, errors = cds.PythonAnalyzer().analyze(search.sources)
+    records = cds.ModelBuilder().build(symbols)
+    client = cds.OllamaClient("localhost:11434", "M")
+    records = cds.IntentEnricher(client, ("function", "method"), jobs=4).enrich(records)
+    context = cds.RunContext(
+        started_at=started_at,
+        finished_at=cds.timestamp(),
+        root_path="/home/me/src",
+        provider_url="http://localhost:11434",
+        model="M",
+        scope="function,method",
+        progress_batch_size=10,
+    )
+    result = cds.SQLitePersistence("cds.sqlite").persist(context, errors, records)
+    run, records = cds.read_run("cds.sqlite", result.run_id)
+    report = cds.build_report(records, cds.DuplicateOptions(kinds=("function",)))
 
 Caveats: nothing that it finds is proof, only a candidate for a person to review. The md5sums of one
 piece of code agree between Python 3.11 and 3.14; 3.9 and 3.10 write some code otherwise.
@@ -38,6 +54,7 @@ import ast
 import bisect
 import collections
 import contextlib
+import errno
 import fnmatch
 import functools
 import gc
@@ -68,10 +85,40 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 # used: together they cost more start-up time than all of the above.
 
 __version__ = "0.1.0"
-__all__ = ["Analysis", "Analyzer", "AnalyzerError", "ModelBuilder", "PythonAnalyzer", "Record", "Symbol"]
-__all__ += ["IntentEnricher", "LLMClient", "OllamaClient", "Persistence", "SQLitePersistence"]
-__all__ += ["RunContext", "RunResult", "main"]
-__all__ += ["CdsError", "IntentGenerationError", "PersistenceError", "ProviderError", "UsageError"]
+__all__ = [
+    "Analysis",
+    "Analyzer",
+    "AnalyzerError",
+    "CdsError",
+    "CloneGroup",
+    "DuplicateOptions",
+    "IntentEnricher",
+    "IntentGenerationError",
+    "LLMClient",
+    "Member",
+    "ModelBuilder",
+    "OllamaClient",
+    "Persistence",
+    "PersistenceError",
+    "ProviderError",
+    "PythonAnalyzer",
+    "Record",
+    "Report",
+    "RunContext",
+    "RunResult",
+    "SQLitePersistence",
+    "Search",
+    "ServerError",
+    "Source",
+    "Symbol",
+    "UsageError",
+    "build_report",
+    "find_sources",
+    "main",
+    "read_intents",
+    "read_run",
+    "timestamp",
+]
 
 # ---- Errors ---------------------------------------------------------------------------------
 
@@ -120,17 +167,17 @@ class PersistenceError(CdsError):
     """A run could not be stored; what was stored before is as it was."""
 
 
-def describe_error(problem: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what an exception has to say as one line."""
-    if isinstance(problem, (RecursionError, MemoryError)):
-        return f"nested too deeply for this Python ({type(problem).__name__})"
-    if isinstance(problem, SyntaxError):
-        text = problem.msg
-    elif isinstance(problem, OSError):
-        text = problem.strerror or str(problem)
+    if isinstance(error, (RecursionError, MemoryError)):
+        return f"nested too deeply for this Python ({type(error).__name__})"
+    if isinstance(error, SyntaxError):
+        text = error.msg
+    elif isinstance(error, OSError):
+        text = error.strerror or str(error)
     else:
-        text = f"{type(problem).__name__}: {problem}"
-    return " ".join(text.split()) or type(problem).__name__
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split()) or type(error).__name__
 
 
 # ---- Records --------------------------------------------------------------------------------
@@ -220,9 +267,15 @@ def fingerprint(normalized_code: str) -> str:
     return hashlib.md5(normalized_code.encode(), usedforsecurity=False).hexdigest()
 
 
+def timestamp() -> str:
+    """Return the time as ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
 # ---- Text -----------------------------------------------------------------------------------
 
 ELLIPSIS = "..."
+DEFINED_NAME = re.compile(r"\b(?:def|class)[\s\\]+(\w+)")
 
 
 def one_line(text: str) -> str:
@@ -252,10 +305,45 @@ def fit(text: str, width: int | None) -> str:
     """Return text, cut to `width` columns with an ellipsis where it is wider (None: never)."""
     if width is None or display_width(text) <= width:
         return text
-    text = text[: 4 * width]  # a mark takes no column, but nobody needs four on each character
-    while text and display_width(text) > width - len(ELLIPSIS):
-        text = text[:-1]
-    return (text + ELLIPSIS)[:width] if width < len(ELLIPSIS) else text + ELLIPSIS
+    room = max(width - len(ELLIPSIS), 0)
+    return (cut(text, room) + ELLIPSIS)[:width]
+
+
+def fit_end(text: str, width: int | None) -> str:
+    """Return text as `fit` does, but with its beginning cut off: the end of a location tells most."""
+    return fit(text[::-1], width)[::-1]
+
+
+def cut(text: str, width: int) -> str:
+    """Return as much of the beginning of a text as `width` columns hold."""
+    # Each character is measured once: measuring what is left after each cut would be quadratic.
+    # Marks take no column, and nobody needs four on each character.
+    columns = 0
+    for index, character in enumerate(text[: 4 * width]):
+        columns += display_width(character)
+        if columns > width:
+            return text[:index]
+    return text[: 4 * width]
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return the words of a text as lines of at most `width` columns; longer words are divided."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if display_width(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines.append(word)
+        while display_width(lines[-1]) > width:
+            part = cut(lines[-1], width) or lines[-1][0]
+            lines[-1:] = [part, lines[-1][len(part) :]]
+    return list(filter(None, lines))
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, as in `1 group` and `2 groups`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def stored_path(path: str) -> str:
@@ -270,6 +358,12 @@ def stored_path(path: str) -> str:
 def location(record: Record) -> str:
     """Return where a record stands, as `file_path:start-end`."""
     return f"{record.file_path}:{record.start_line}-{record.end_line}"
+
+
+def name_of(record: Record) -> str:
+    """Return the name that a record's code is defined by, or the empty text for a file."""
+    found = DEFINED_NAME.search(record.signature or "")
+    return found[1] if found else ""
 
 
 def header_line(record: Record) -> str:
@@ -1774,6 +1868,11 @@ WHERE runs.model = ? AND records.intent_status = 'success' ORDER BY runs.id"""
 FOREIGN_INDEXES = f"""
 SELECT name FROM sqlite_master WHERE (type <> 'index' OR tbl_name <> 'records')
 AND name IN ({", ".join(repr(f"records_{column}") for column in INDEXED)})"""
+# How the file format is told: https://www.sqlite.org/fileformat.html, bytes 18 and 19.
+WAL_REMEDY = (
+    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
+    " if there is one, to such a directory"
+)
 TABLE_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
 # The code of a file is that of its definitions once more, so only its header is read.
@@ -1810,7 +1909,7 @@ class SQLitePersistence(Persistence):
         folder = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(folder):
             raise PersistenceError(f"folder {folder} does not exist: create it first")
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if not is_writable(folder):
             raise PersistenceError(f"folder {folder} is not writable: name a file in another one")
         if not os.path.lexists(self.db_path):
             return
@@ -1847,17 +1946,46 @@ class SQLitePersistence(Persistence):
 @contextlib.contextmanager
 def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
     """Open an SQLite file, and close it without what was not committed; wrap whatever goes wrong."""
-    import pathlib
-
     try:
-        uri = f"{pathlib.Path(db_path).absolute().as_uri()}?mode={mode}"
+        uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=TICK_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
         raise
-    except Exception as problem:  # sqlite3.Error, and text that UTF-8 cannot hold
-        raise PersistenceError(f"{db_path}: {problem}") from problem
+    except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
+        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(db_path):
+            raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
+        raise PersistenceError(f"{db_path}: {error}") from error
+
+
+def database_uri(path: str, separator: str = os.sep) -> str:
+    """Return the URI of an absolute path as SQLite reads it."""
+    from urllib.parse import quote
+
+    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite refuses.
+    below = path.replace(separator, "/").removeprefix("/")
+    return "file:///" + quote(os.fsencode(below), safe="/:")
+
+
+def needs_writable_directory(db_path: str) -> bool:
+    """Return whether a file is a database in WAL mode in a directory that cannot be written.
+
+    Even readers of such a database write: they put the files `-wal` and `-shm` beside it.
+    """
+    directory = os.path.dirname(os.path.abspath(db_path))
+    try:
+        with open(db_path, "rb") as file:
+            header = file.read(20)
+    except OSError:
+        return False
+    is_wal = header[:16] == b"SQLite format 3\0" and header[18:] == b"\2\2"
+    return is_wal and not is_writable(directory)
+
+
+def is_writable(directory: str) -> bool:
+    """Return whether a file can be made in a directory, as far as the system tells."""
+    return os.access(directory, os.W_OK | os.X_OK)
 
 
 def execute_waiting(
@@ -2966,7 +3094,10 @@ TOP_FILE_PAIRS = 5
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
 COLUMN_GAP = "  "
-PADDED_WIDTH = 60  # columns; longer cells of a table that is not fitted run over
+PLACE = "PLACE"
+SEEN_WIDTH = 80  # columns; without a terminal, cells are padded no further than is usually seen
+READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
+INDENT = 4
 
 
 def report_json(report: Report) -> Iterator[str]:
@@ -3049,11 +3180,6 @@ def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
     if report.error_count:
         parts.append(f"not compared: {counted(report.error_count, 'file')} with analyzer errors")
     return "gate: " + "; ".join(parts)
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun, as in `1 group` and `2 groups`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _head_lines(report: Report) -> Iterator[str]:
@@ -3193,20 +3319,29 @@ def _shown_code(member: Member) -> list[str]:
     return re.split(r"\r\n|[\r\n]", code)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> Iterator[str]:
-    """Yield the lines of a table, fitted to `width` columns (None: as wide as it comes)."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> Iterator[str]:
+    """Yield the lines of a table, fitted to `width` columns (None: nothing is cut).
+
+    A column headed PLACE keeps its end, where the line numbers are, the others their beginning.
+    """
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(display_width, column)) for column in zip(*lines)]
-    fitted = [min(w, PADDED_WIDTH) for w in widths] if width is None else shrunk(widths, width)
+    rooms = shrunk(widths, width or SEEN_WIDTH)
     for cells in lines:
-        shown = [fit(cell, width and room) for cell, room in zip(cells, fitted)]
-        padded = [cell + " " * (room - display_width(cell)) for cell, room in zip(shown, fitted)]
-        yield COLUMN_GAP.join(padded).rstrip() + "\n"
+        fits = (fit_end if name == PLACE else fit for name in header)
+        shown = [cell_fit(cell, width and room) for cell_fit, cell, room in zip(fits, cells, rooms)]
+        yield padded(shown, rooms) + "\n"
+
+
+def padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the cells of a row side by side, each as wide as its column at least, but for the last."""
+    columns = [cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)]
+    return COLUMN_GAP.join(columns).rstrip()
 
 
 def shrunk(widths: Sequence[int], width: int) -> list[int]:
     """Return column widths that fit into `width` together, taken from the widest columns first."""
-    fitted = list(widths)
+    fitted = [min(column, width) for column in widths]
     excess = sum(fitted) + len(COLUMN_GAP) * (len(fitted) - 1) - width
     while excess > 0 and max(fitted) > 1:
         fitted[fitted.index(max(fitted))] -= 1
@@ -3214,15 +3349,52 @@ def shrunk(widths: Sequence[int], width: int) -> list[int]:
     return fitted
 
 
-def record_table(records: Sequence[Record], enriched: bool, width: int | None) -> Iterator[str]:
-    """Yield the lines of the table of records, with status and intent once they are enriched."""
-    header = ("KIND", "PLACE", "SIGNATURE", "MD5SUM", "STATUS", "INTENT")
-    shown = len(header) if enriched else len(header) - 2
-    rows = [
-        (r.kind, location(r), header_line(r), r.md5sum[:8], r.intent_status, r.intent or r.intent_error or "")
-        for r in records
-    ]
-    return table(header[:shown], [row[:shown] for row in rows], width)
+def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
+    """Yield the lines of the table of records."""
+    rows = [(r.kind, location(r), header_line(r), r.md5sum[:8]) for r in records]
+    return table(("KIND", PLACE, "SIGNATURE", "MD5SUM"), rows, width)
+
+
+def intent_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
+    """Yield the lines of the table of intents, or of the reasons why there are none.
+
+    Records without status `success` or `failed` are only counted, in the last line.
+    """
+    asked = []
+    skipped = 0
+    for record in records:
+        if record.intent_status == SKIPPED:
+            skipped += 1
+        else:
+            told = record.intent or record.intent_error or ""
+            asked.append((location(record), name_of(record), record.intent_status, told))
+    header = (PLACE, "NAME", "STATUS", "INTENT")
+    if width is None:
+        yield from table(header, asked, None)
+    else:
+        yield from wrapped_table(header, asked, width)
+    if skipped:
+        yield f"{counted(skipped, 'record')} skipped: out of scope, or without code\n"
+
+
+def wrapped_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Yield the lines of a table whose last column is never cut, but runs over several lines.
+
+    It stands beside the others where they leave it room to be read, else below them, indented.
+    """
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
+    heads = list(table(header[:-1], [row[:-1] for row in rows], width))
+    beside = max(display_width(line) for line in heads) - 1 + len(COLUMN_GAP)
+    is_beside = width - beside >= READABLE_WIDTH
+    indent = " " * (beside if is_beside else INDENT)
+    for head, cells in zip(heads, lines):
+        head = head.rstrip("\n")
+        told = wrap(cells[-1], max(width - len(indent), 1))
+        if is_beside and told:
+            head += " " * (beside - display_width(head)) + told.pop(0)
+        yield head + "\n"
+        for line in told:
+            yield f"{indent}{line}\n"
 
 
 def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
@@ -3235,27 +3407,36 @@ def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> I
     yield "]}\n"
 
 
-def show(args: argparse.Namespace, records: Sequence[Record], errors: Sequence[AnalyzerError]) -> None:
-    """Print records as the command line asks: table or JSON, to stdout or `--output`."""
-    if args.format == "json":
-        lines = record_json(records, errors)
-    else:
-        width = None if args.output else terminal_width(sys.stdout)
-        lines = record_table(records, args.command == "enrich-intent", width)
-    deliver(lines, args.output)
-
-
-def deliver(pieces: Iterable[str], output: str | None) -> None:
+def write_output(pieces: Iterable[str], output: str | None) -> None:
     """Write text to the file `output`, or to stdout where there is none."""
     if output is None:
-        for piece in pieces:
-            emit(piece, sys.stdout)
+        print_pieces(pieces)
         return
     try:
         with open(output, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(pieces)
-    except OSError as problem:
-        raise CdsError(f"--output: {output} could not be written: {describe_error(problem)}") from problem
+    except OSError as error:
+        raise CdsError(f"--output: {output} could not be written: {describe_error(error)}") from error
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """Write text to stdout at once; a reader who has gone away misses it, and that is no error.
+
+    So a command goes on to its end, and its exit code does not depend on who reads its output.
+    """
+    try:
+        for piece in pieces:
+            emit(piece, sys.stdout)
+        flush(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        if not is_closed_pipe(error):
+            raise CdsError(f"stdout could not be written: {describe_error(error)}") from error
+
+
+def is_closed_pipe(error: OSError) -> bool:
+    """Return whether a write failed since nobody reads: Windows says only that it was invalid."""
+    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
 
 
 # ---- Commands -------------------------------------------------------------------------------
@@ -3280,6 +3461,9 @@ class Outside:
     @contextlib.contextmanager
     def signals_handled(self) -> Iterator[None]:
         """Handle the signals; any that the process was started to ignore stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals: here they are its business
+            return
         numbers = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
         handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
         previous = [signal.signal(number, self._on_signal) for number in handled]
@@ -3304,8 +3488,52 @@ class Outside:
         self.interrupted = True
 
 
+DATABASE_FILES = ("", "-journal", "-wal", "-shm", "-pending")  # what follows the path of each
+
+
+def absolute_path(option: str, path: str) -> str:
+    """Return the path that an option names as an absolute one, its end unchanged.
+
+    The current directory may be gone: it matters to relative paths alone.
+    """
+    if not path or os.path.isabs(path):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except OSError as error:
+        gone = "the current directory no longer exists"
+        raise UsageError(f"{option}: {gone}: give {path} as an absolute path") from error
+
+
+def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield each file that a command writes, behind the option that names it."""
+    if getattr(args, "output", None):
+        yield "--output", args.output
+    if args.command == "persist":
+        for ending in DATABASE_FILES:
+            yield "--db-path", args.db_path + ending
+
+
+def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
+    """Raise UsageError where a file that the command would write is one of those that it reads."""
+    identities = {file_identity(path) for path in inputs}
+    for option, path in written_files(args):
+        if file_identity(path) in identities:
+            raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
+
+
+def file_identity(path: str) -> object:
+    """Return what two paths of one file have in common, whatever links lead there."""
+    try:
+        found = os.stat(path)
+    except OSError:  # nothing is there yet
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
 def check_path(path: str) -> None:
     """Raise UsageError unless `path` is a readable file or folder."""
+    absolute_path("--path", path)
     if not os.path.exists(path):
         raise UsageError(f"--path: {path} does not exist: name a source file or folder")
     if not os.path.isdir(path) and not os.path.isfile(path):
@@ -3318,7 +3546,7 @@ def check_output(path: str | None) -> None:
     """Raise UsageError unless `path` can be written to; touch nothing."""
     if path is None:
         return
-    folder = os.path.dirname(os.path.realpath(path))
+    folder = os.path.dirname(os.path.realpath(absolute_path("--output", path)))
     if os.path.isdir(path) or not os.path.basename(path):
         raise UsageError(f"--output: {path or repr(path)} is a folder: name a file")
     if not os.path.exists(path) and not os.path.isdir(folder):
@@ -3331,6 +3559,7 @@ def analyzed(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError
     """Search, analyze and build what `--path` names; print what was found, and each error."""
     analyzer = PythonAnalyzer()
     search = find_sources(args.path, analyzer.suffix, args.exclude)
+    refuse_overwriting(args, [source.path for source in search.sources])
     rules = ", ".join(f"{rule} {count}" for rule, count in sorted(search.left_out.items()))
     left_out = f"{sum(search.left_out.values())} ({rules})" if rules else "0"
     log(f"search files={len(search.sources)} left_out={left_out}")
@@ -3344,11 +3573,23 @@ def analyzed(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError
     return ModelBuilder().build(analysis.symbols), errors
 
 
+def show_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
+    """Print records in the form, and to the place, that the command line asks for."""
+    width = None if args.output else terminal_width(sys.stdout)
+    if args.format == "json":
+        lines = record_json(records, errors)
+    elif args.command == "enrich-intent":
+        lines = intent_table(records, width)
+    else:
+        lines = record_table(records, width)
+    write_output(lines, args.output)
+
+
 def run_model_build(args: argparse.Namespace, _outside: Outside) -> int:
     """Analyze and build, and print the records."""
     check_path(args.path)
     check_output(args.output)
-    show(args, *analyzed(args))
+    show_records(args, *analyzed(args))
     return EXIT_DONE
 
 
@@ -3360,7 +3601,7 @@ def run_enrich_intent(args: argparse.Namespace, outside: Outside) -> int:
     check_provider(enricher.client)
     records, errors = analyzed(args)
     with outside.signal_held():
-        show(args, enricher.enrich(records), errors)
+        show_records(args, enricher.enrich(records), errors)
     return EXIT_DONE
 
 
@@ -3369,7 +3610,7 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
     check_path(args.path)
     # Absolute from the start: the current folder may be gone at the end.
     root_path = stored_path(os.path.abspath(args.path))
-    db_path = os.path.join(os.getcwd(), args.db_path) if args.db_path else ""
+    db_path = absolute_path("--db-path", args.db_path)
     persistence = SQLitePersistence(db_path)
     try:
         persistence.check()
@@ -3398,7 +3639,7 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
             raise PersistenceError(f"status=failed: {problem}; {saved}") from problem
         summary = {"run_id": result.run_id, "db_path": args.db_path, **result._asdict()}
         line = " ".join(["persisted", *(f"{name}={value}" for name, value in summary.items())])
-        emit(printable(line) + "\n", sys.stdout)
+        print_pieces([printable(line) + "\n"])
         if enricher.stop:
             log("run again with --reuse-intents: it asks only for the intents that are missing")
     return EXIT_DONE
@@ -3441,6 +3682,7 @@ def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
     """Print the clone groups of a run or a source tree; return whether a gate was hit as exit code."""
     check_output(args.output)
     check_gate(args)
+    refuse_overwriting(args, duplicates_inputs(args))
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
     report = report_on_source(args) if args.path is not None else report_on_run(args, args.run_id)
     if isinstance(args.against, int):
@@ -3457,6 +3699,15 @@ def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
+
+
+def duplicates_inputs(args: argparse.Namespace) -> list[str]:
+    """Return the files that `duplicates` reads, but for those of a source tree."""
+    inputs = [args.against] if isinstance(args.against, str) else []
+    if args.db_path is not None:
+        db_path = absolute_path("--db-path", args.db_path)
+        inputs += [db_path + ending for ending in DATABASE_FILES]
+    return inputs
 
 
 def check_gate(args: argparse.Namespace) -> None:
@@ -3536,7 +3787,7 @@ def tell_unmatched(patterns: Sequence[str], paths: Collection[str]) -> None:
 def deliver_report(report: Report, verdict: str, args: argparse.Namespace) -> None:
     """Write a report as the command line asks: to stdout or `--output`, the verdict last."""
     if args.format == "json":
-        deliver(report_json(report), args.output)
+        write_output(report_json(report), args.output)
         return
     width = None if args.output or args.show is not None else terminal_width(sys.stdout)
     is_coloured = args.output is None and wants_colour(sys.stdout)
@@ -3545,7 +3796,7 @@ def deliver_report(report: Report, verdict: str, args: argparse.Namespace) -> No
     else:
         lines = list(report_as_lines(report, args.top))
     lines += [Line(verdict, BOLD)] if verdict else []
-    deliver((line + "\n" for line in styled_lines(lines, width, is_coloured)), args.output)
+    write_output((line + "\n" for line in styled_lines(lines, width, is_coloured)), args.output)
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
@@ -3558,11 +3809,6 @@ def named_group(report: Report, prefix: str) -> CloneGroup:
         raise UsageError(f"--show: no group has {start}")
     ids = ", ".join(group.id for group in found[:5])
     raise UsageError(f"--show: {len(found)} groups have {start}, such as {ids}")
-
-
-def timestamp() -> str:
-    """Return the time as ISO 8601 in UTC, to the microsecond."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 # ---- Command line ---------------------------------------------------------------------------
@@ -3604,6 +3850,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+class StoreOnce(argparse.Action):
+    """Stores the value of an option that seems to add up; argparse lets a second one replace the first."""
+
+    def __init__(self, *words: Any, remedy: str = "give one comma-separated list", **options: Any) -> None:
+        super().__init__(*words, **options)
+        self.remedy = remedy
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            parser.error(f"{option_string}: given twice: {self.remedy}")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def positive_int(text: str) -> int:
@@ -3650,12 +3917,14 @@ def command_line() -> Parser:
     return parser
 
 
+ONE_ROOT = "name the folder above both, since a run has one root"
 EXCLUDE_HELP = "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable"
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add what every command that reads source takes."""
-    parser.add_argument("--path", required=True, metavar="SRC", help="source file, or folder to search")
+    text = "source file, or folder to search"
+    parser.add_argument("--path", action=StoreOnce, remedy=ONE_ROOT, required=True, metavar="SRC", help=text)
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
 
 
@@ -3671,7 +3940,7 @@ def add_intent_options(parser: argparse.ArgumentParser) -> None:
     add("--provider-url", required=True, metavar="URL", help=ADDRESS_HINT)
     add("--model", type=storable_text, required=True, help="a model that the server has")
     text = f"comma-separated: {', '.join(KINDS)}, or all, which takes files too (default: {','.join(KINDS)})"
-    add("--scope", type=parse_scope, default=KINDS, metavar="KINDS", help=text)
+    add("--scope", action=StoreOnce, type=parse_scope, default=KINDS, metavar="KINDS", help=text)
     text = "report after every N calls (default: %(default)s)"
     add("--progress-batch-size", type=positive_int, default=DEFAULT_BATCH_SIZE, metavar="N", help=text)
     text = "calls in flight at once (default: %(default)s); the server must be set to serve as many"
@@ -3694,14 +3963,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     default = DuplicateOptions()
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--path", metavar="SRC", help="source file or folder to read; nothing is stored")
+    text = "source file or folder to read; nothing is stored"
+    source.add_argument("--path", action=StoreOnce, remedy=ONE_ROOT, metavar="SRC", help=text)
     source.add_argument("--db-path", metavar="FILE", help="SQLite file that persist wrote")
     add("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
     text = "show only groups with a member in a file that matches, compare everything; repeatable"
     add("--touching", action="append", default=[], metavar="GLOB", help=text)
     add("--run-id", type=positive_int, metavar="N", help="run to report on (default: the newest)")
     text = "comma-separated: function, method, class (default: all three)"
-    add("--kind", type=kind_names, default=default.kinds, metavar="KINDS", help=text)
+    add("--kind", action=StoreOnce, type=kind_names, default=default.kinds, metavar="KINDS", help=text)
     text = "hide smaller bodies (default: %(default)s)"
     add("--min-statements", type=positive_int, default=default.min_statements, metavar="N", help=text)
     text = "how much {} share, above 0 to 1 (default: %(default)s)"
@@ -3726,7 +3996,7 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
     add("--against", type=run_id_or_file, metavar="RUN_ID|REPORT", help=text)
     text = "exit 3 where a group is shown: any; new (exact or near, not in --against); or evidence, "
     text += f"comma-separated: {', '.join(EVIDENCE)}"
-    add("--fail-on", type=parse_fail_on, metavar="WHAT", help=text)
+    add("--fail-on", action=StoreOnce, type=parse_fail_on, metavar="WHAT", help=text)
 
 
 COMMANDS = {
@@ -3765,33 +4035,38 @@ def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
-        code = run(argv, Outside(make_client))
-        flush(sys.stdout)  # what cannot be written must fail here
-        return code
-    except CdsError as problem:
-        log(f"cds: {problem}")
-        return problem.exit_code
+        return run(argv, Outside(make_client))
+    except CdsError as error:
+        log(f"cds: {error}")
+        return error.exit_code
     except KeyboardInterrupt:
         log("cds: interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout had enough
-        silence(sys.stdout)
-        return EXIT_DONE
-    except OSError as problem:
-        log(f"cds: stdout could not be written: {describe_error(problem)}")
-        silence(sys.stdout)
+    except OSError as error:  # the system refuses what no command does without, such as one more open file
+        path = f"{error.filename}: " if error.filename else ""
+        log(f"cds: the system refused: {path}{describe_error(error)}")
         return EXIT_FATAL
 
 
 def run(argv: Sequence[str] | None, outside: Outside) -> int:
     """Read the command line, run its command and return its exit code."""
     with outside.signals_handled():
-        try:
-            args = command_line().parse_args(argv)
-        except SystemExit as done:  # argparse printed help or version
-            return int(done.code or 0)
+        args = parse_arguments(argv)
+        if args is None:
+            return EXIT_DONE
         code: int = args.run(args, outside)
         return EXIT_INTERRUPTED if outside.interrupted else code  # interrupted, and the work saved
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace | None:
+    """Return the options of a command line, or None once the help or version that it asks for is printed."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            return command_line().parse_args(argv)
+    except SystemExit:
+        print_pieces([shown.getvalue()])
+        return None
 
 
 if __name__ == "__main__":

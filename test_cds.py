@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import encodings.aliases
+import errno
 import fcntl
 import hashlib
 import http.server
@@ -386,6 +387,39 @@ def refused(capsys, folder, *argv):
 )
 def test_analyzer_error_message_is_one_line(problem, message):
     assert cds.describe_error(problem) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        pytest.param("", 5, [], id="empty"),
+        pytest.param("one two three", 7, ["one two", "three"], id="between-words"),
+        pytest.param("a abcdefgh b", 3, ["a", "abc", "def", "gh", "b"], id="long-word-divided"),
+        pytest.param("漢字漢字 x", 4, ["漢字", "漢字", "x"], id="wide"),
+        pytest.param("漢字", 1, ["漢", "字"], id="wider-than-the-width"),
+    ],
+)
+def test_wrap_keeps_every_word(text, width, lines):
+    assert cds.wrap(text, width) == lines
+
+
+@pytest.mark.parametrize(
+    ("signature", "name"),
+    [
+        pytest.param("def f(x):", "f", id="function"),
+        pytest.param("    async  def  größe():", "größe", id="async"),
+        pytest.param("class A(metaclass=defs):", "A", id="class"),
+        pytest.param("def \\\n    f():", "f", id="continued"),
+        pytest.param(None, "", id="file"),
+    ],
+)
+def test_name_is_that_of_the_definition(signature, name):
+    assert cds.name_of(record(signature=signature)) == name
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "0 groups"), (1, "1 group"), (2, "2 groups")])
+def test_counted_is_singular_for_one(count, told):
+    assert cds.counted(count, "group") == told
 
 
 # ---- Messages -------------------------------------------------------------------------------
@@ -1955,6 +1989,20 @@ def locked(db_path, lock, seconds=None):
     return contextlib.closing(holder)
 
 
+@pytest.mark.parametrize(
+    ("path", "separator", "uri"),
+    [
+        pytest.param("/a b/ü?#%.db", "/", "file:///a%20b/%C3%BC%3F%23%25.db", id="posix"),
+        pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
+        pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
+        pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
+        pytest.param("\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"),
+    ],
+)
+def test_database_uri_has_no_authority(path, separator, uri):
+    assert cds.database_uri(path, separator) == uri
+
+
 # Writing
 
 
@@ -2940,11 +2988,17 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
         pytest.param(("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"),
         pytest.param(("\x1b" * 3, "x"), 10, "\\x1b...  x", id="escapes-count"),
         pytest.param(("abc", "xyz"), 4, ".  .", id="hardly-any-room"),
+        pytest.param(("漢" * 300_000, "x"), 400_003, "漢" * 199_998 + "...   x", id="long-and-wide"),
         pytest.param(("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"),
     ],
 )
 def test_table_is_fitted_to_the_width(cells, width, row):
     assert list(cds.table(("A", "B"), [cells], width))[1] == row + "\n"
+
+
+def test_table_keeps_the_end_of_a_place():
+    lines = list(cds.table(("PLACE", "B"), [("some/path.py:10-20", "xyz")], 16))
+    assert lines[1] == "...py:10-20  xyz\n"
 
 
 def test_table_aligns_columns_by_their_width_on_screen():
@@ -3007,15 +3061,39 @@ def test_model_build_prints_the_table(tmp_path, capsys):
 
 def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
     assert run("enrich-intent", "--path", tree(tmp_path, SOURCE), *LOCAL, client=FakeClient(mixed)) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["KIND", "PLACE", "SIGNATURE", "MD5SUM", "STATUS", "INTENT"]
-    assert [line[header.index("STATUS") :] for line in lines] == [
-        "skipped",
-        "success  Returns what it is given.",
-        "skipped",
-        "failed   the answer is empty",
-        "failed   the answer is empty",
-    ]
+    assert capsys.readouterr().out == (
+        "PLACE       NAME   STATUS   INTENT\n"
+        "a.py:1-3    good   success  Returns what it is given.\n"
+        "b/c.py:1-4  Bad    failed   the answer is empty\n"
+        "b/c.py:3-4  worse  failed   the answer is empty\n"
+        "2 records skipped: out of scope, or without code\n"
+    )
+
+
+@needs_terminal
+@pytest.mark.parametrize("columns", [80, 200])
+def test_enrich_intent_on_a_terminal_cuts_neither_lines_nor_intents(tmp_path, columns):
+    source = f"def {'long_' * 9}(): pass\n{'#' * 1234}\n\nasync  def fünf(): pass\nclass Six: pass\n"
+    tree(tmp_path, {f"{'package/' * 6}module.py": source})
+    sentence = "Returns the number of " + "漢字 or other characters " * 6 + "that a text holds."
+    with serving(answer(sentence)) as (address, _):
+        shown = shown_on_terminal("enrich-intent", "--path", tmp_path, *provider(address), columns=columns)
+    assert max(cds.display_width(line) for line in shown.splitlines()) <= columns
+    assert shown.split().count("characters") == 3 * 6 and shown.count("holds.") == 3
+    for place, name in [("module.py:1-1 ", "long_"), ("module.py:4-4 ", "fünf"), ("module.py:5-5 ", "Six")]:
+        [line] = [line for line in shown.splitlines() if place in line]
+        assert f"  {name}" in line and "  success" in line
+    below = [line for line in shown.splitlines() if line.startswith("    ") and "Returns" in line]
+    assert len(below) == (3 if columns == 80 else 0)
+
+
+def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
+    names = [f"{'long_' * 30}{number}" for number in range(2)]
+    tree(tmp_path, {"a.py": f"def f(): pass\ndef {names[0]}(): pass\ndef {names[1]}(): pass\n"})
+    assert run("model-build", "--path", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if "long_" not in line) <= 80
+    assert all(f"def {name}():" in shown for name in names)
 
 
 # JSON
@@ -3293,6 +3371,13 @@ def test_pipe_closed_early_ends_quietly(tmp_path, good_server, argv):
     assert (done.returncode, told) == (0, [])
 
 
+def test_exit_code_of_a_gate_is_that_without_a_reader_of_stdout(tmp_path):
+    tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL})
+    with closed_pipe() as writer:
+        done = shell("duplicates", "--path", tmp_path, "--fail-on", "any", stdout=writer)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+
+
 @needs_full_device
 @pytest.mark.parametrize("argv", [["model-build", "--path", CDS], ["--version"]], ids=["records", "version"])
 def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
@@ -3337,8 +3422,9 @@ REFUSED = [
 def test_persist_cli_argument_validation(tmp_path, capsys, option, value, says):
     tree(tmp_path, {"src/a.py": SOURCE["a.py"], "notes": "no database at all\n" * 500})
     os.mkfifo(tmp_path / "pipe")
-    words = ("--path", tmp_path / "src/a.py", *LOCAL, "--db-path", tmp_path / "db")
-    err = refused(capsys, tmp_path, "persist", *words, option, value.format(tmp_path))
+    options = {"--path": tmp_path / "src/a.py", "--db-path": tmp_path / "db", option: value.format(tmp_path)}
+    words = itertools.chain.from_iterable(options.items())
+    err = refused(capsys, tmp_path, "persist", *LOCAL, *words)
     assert option in err and says.format(tmp_path) in err
 
 
@@ -3387,6 +3473,21 @@ def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output
     assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here")
+def test_database_in_wal_mode_without_a_writable_folder_is_told_as_such(tmp_path):
+    folder = tree(tmp_path, {"kept/x": ""}) / "kept"
+    store(folder / "db", [record()], root_path="/src")
+    execute(folder / "db", "PRAGMA journal_mode = WAL")
+    folder.chmod(0o500)
+    command = command_of("duplicates", "--db-path", folder / "db")[1:]
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command])
+    folder.chmod(0o700)
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{folder}/db is in WAL mode" in done.stderr and "copy it" in done.stderr
+
+
 # Root may do everything, so it runs the command without the two capabilities that say so.
 UNPRIVILEGED = """if True:
     import ctypes, os, sys
@@ -3411,7 +3512,8 @@ UNPRIVILEGED = """if True:
 def test_permissions_are_found_missing_before_any_work(tmp_path, good_server, option, kept, mode, says):
     tree(tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""})
     words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
-    words += [*good_server, "--path", tmp_path / "src", option, tmp_path / "kept/file"]
+    words += [*good_server, *(["--path", tmp_path / "src"] if option != "--path" else [])]
+    words += [option, tmp_path / "kept/file"]
     before = snapshot(tmp_path)
     (tmp_path / kept).chmod(mode)
     done = finish([sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)])
@@ -3456,6 +3558,72 @@ def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_pat
     told, search = done.stderr.splitlines()[:2]
     assert told.startswith("the model could not be checked: no Ollama answers there")
     assert search.startswith("search ")
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symlink", "hard-link"])
+@pytest.mark.parametrize("named", ["src", "src/a.py"], ids=["tree", "file"])
+@pytest.mark.parametrize("command", OPTIONS)
+def test_file_to_write_may_not_be_one_that_is_read(tmp_path, capsys, command, named, link):
+    source = tree(tmp_path, {"src/a.py": ""}) / "src/a.py"  # SQLite takes an empty file for a database
+    target = source
+    if link:
+        target = tmp_path / "linked"
+        link(source, target)
+    option = "--db-path" if command == "persist" else "--output"
+    words = () if command == "model-build" else LOCAL
+    err = refused(capsys, tmp_path, command, "--path", tmp_path / named, *words, option, target)
+    assert err == f"cds: {option}: {target} is a file that this command reads: name another one\n"
+
+
+@pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-pending"])
+def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
+    db = tmp_path / "db"
+    store(db, [record()], root_path="/src")
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = db.read_bytes()
+    for output in (f"{db}{ending}", tmp_path / f"link/db{ending}"):
+        err = refused(capsys, tmp_path, "duplicates", "--db-path", db, "--output", output)
+        assert f"--output: {output} is a file that this command reads" in err
+    assert db.read_bytes() == before
+
+
+def test_report_may_not_replace_its_baseline(tmp_path, capsys):
+    tree(tmp_path, {"src/a.py": TOTAL})
+    report = tmp_path / "baseline.json"
+    assert run("duplicates", "--path", tmp_path / "src", "--format", "json", "--output", report) == 0
+    capsys.readouterr()
+    words = ("--path", tmp_path / "src", "--against", report, "--output", report)
+    assert "--output: " in refused(capsys, tmp_path, "duplicates", *words)
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_deleted_current_folder_matters_to_relative_paths_alone(tmp_path, good_server, command):
+    source = tree(tmp_path, {"src/a.py": TOTAL, "gone/x": ""}) / "src"
+    options = {"persist": ["--db-path", tmp_path / "db"], "duplicates": []}.get(command, [])
+    options += good_server if command in ("enrich-intent", "persist") else []
+    outputs = [] if command == "persist" else ["--output", tmp_path / "out"]
+    leave = "import os, sys; os.chdir(sys.argv[1]); os.unlink('x'); os.rmdir(sys.argv[1]);"
+    leave += "os.execv(sys.argv[2], sys.argv[2:])"
+    words = [command, "--path", source, *options, *outputs]
+    done = finish([sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)])
+    assert (done.returncode, "cds: " in done.stderr) == (0, False), done.stderr
+    for option in ("--output",) if command != "persist" else ("--db-path",):
+        tree(tmp_path, {"gone/x": ""})
+        words = [*words[:3], *options, option, "relative"]
+        done = finish([sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)])
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"cds: {option}: the current directory no longer exists: give relative")
+
+
+def test_too_many_open_files_are_told_as_such(tmp_path, capsys):
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files", "some/file")
+
+    words = ("enrich-intent", "--path", str(tree(tmp_path, {"a.py": TOTAL})), *LOCAL)
+    assert cds.main(words, make_client=refuse) == 1
+    assert capsys.readouterr().err.splitlines()[-1:] == [
+        "cds: the system refused: some/file: Too many open files"
+    ]
 
 
 # Whole runs
@@ -4032,7 +4200,92 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, g
         command = [sys.executable, "-I", "-S", "cds.py", name, "--path", "src", *words]
         done = finish(command, cwd=alone)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
-        assert ("persisted run_id=1 db_path=db " if name == "persist" else "def good(x):") in done.stdout
+        shown = {
+            "model-build": "def good(x):",
+            "enrich-intent": "good  success",
+            "persist": "persisted run_id=1",
+        }
+        assert shown[name] in done.stdout
+
+
+def test_second_path_is_refused_since_it_would_replace_the_first(tmp_path, capsys):
+    err = refused(capsys, tmp_path, "model-build", "--path", tmp_path, "--path", tmp_path)
+    assert "--path: given twice: name the folder above both" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [("persist", "--scope", "class"), ("duplicates", "--kind", "class"), ("duplicates", "--fail-on", "any")],
+)
+def test_second_list_is_refused_since_it_would_replace_the_first(tmp_path, capsys, command, option, value):
+    words = (command, "--path", tmp_path, *(LOCAL if command == "persist" else ()), option, value)
+    assert f"{option}: given twice: give one comma-separated list" in refused(
+        capsys, tmp_path, *words, option, value
+    )
+
+
+def test_main_runs_in_any_thread(tmp_path, capsys):
+    codes = []
+    source = tree(tmp_path / "s", {"a.py": "def f(): return 1"})
+    thread = threading.Thread(target=lambda: codes.append(persist(source, tmp_path / "db")))
+    thread.start()
+    thread.join()
+    assert codes == [0] and rows(tmp_path / "db", "SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_file_runs_by_its_first_line():
+    if not os.access(CDS, os.X_OK):
+        pytest.skip("this copy of cds.py lost its executable bit")
+    done = finish([CDS, "--version"])
+    assert (done.returncode, done.stdout) == (0, f"cds {cds.__version__}\n")
+
+
+# Documentation
+
+
+def test_docstring_from_code_runs_as_it_stands(tmp_path):
+    example = cds.__doc__.partition("From code:\n")[2].partition("\nCaveats")[0]
+    tree(tmp_path, {"src/a.py": TOTAL, "src/b.py": TOTAL})
+    with serving(answer()) as (address, requests):
+        program = textwrap.dedent(example).replace("localhost:11434", address, 1)
+        done = finish(python_command(program + "\nprint(report.groups[0].copies)"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+    assert len(requests) == 1
+    assert rows(tmp_path / "cds.sqlite", "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(2,)]
+    names = set(re.findall(r"cds\.(\w+)\(", example))
+    assert names <= set(cds.__all__) and all(hasattr(cds, name) for name in cds.__all__)
+
+
+README = Path(CDS).with_name("README.md")
+needs_readme = pytest.mark.skipif(not README.exists(), reason="README.md is not beside cds.py")
+
+
+def readme_queries():
+    """Return the SQL queries of the README by their comments."""
+    sql = re.search(r"```sql\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    return {query.partition("\n")[0]: query for query in map(str.strip, sql.split(";")) if query}
+
+
+@needs_readme
+def test_readme_queries_answer_what_they_say(tmp_path):
+    failures = [
+        record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
+        for n in (31, 42)
+    ]
+    copies = [record(TOTAL), record(TOTAL, "b.py", intent="Adds a date.")]
+    stubs = [record("def f():\n    pass"), record("def f():\n    pass", "b.py")]
+    store(tmp_path / "db", [*copies, *stubs, *failures], root_path="/src")
+    exact, failed, dates, longest, new = readme_queries().values()
+    assert {row[2] for row in rows(tmp_path / "db", exact)} == {"a.py:1 b.py:1", "a.py:31 a.py:42"}
+    [(example, count)] = rows(tmp_path / "db", failed)
+    assert example.startswith("the prompt has ") and count == 2
+    assert [row[0] for row in rows(tmp_path / "db", dates)] == ["b.py"]
+    assert rows(tmp_path / "db", longest)[0][2] == 7
+    assert rows(tmp_path / "db", new) == []
+    store(tmp_path / "db", [record(ASSIGNED)], root_path="/other")
+    assert rows(tmp_path / "db", new) == []
+    store(tmp_path / "db", [*copies, record(ASSIGNED, "new.py")], root_path="/src")
+    assert [row[0] for row in rows(tmp_path / "db", new)] == ["new.py"]
 
 
 # ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
