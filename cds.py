@@ -70,6 +70,7 @@ import stat
 import sys
 import threading
 import time
+import types
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
@@ -522,6 +523,31 @@ class Progress:
 
 # ---- Search ---------------------------------------------------------------------------------
 
+GIT_SECONDS = 60.0  # for all questions of one search together
+GIT_MESSAGE_CHARACTERS = 300
+GIT_COMMAND = (
+    "--no-pager",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    f"core.hooksPath={os.devnull}",
+    "-c",
+    "safe.bareRepository=explicit",
+)
+# git fetches an object that it misses, with whatever program the configuration of the analyzed
+# tree names. So every transport is forbidden. The list that is allowed must not be empty: that
+# allows the transport without a name, which the tree can define as an alias. No URL can ask for
+# one that is called "_".
+GIT_ENVIRONMENT = {
+    "GIT_ALLOW_PROTOCOL": "_",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_DISCOVERY_ACROSS_FILESYSTEM": "1",
+    "LC_ALL": "C",
+}
+BARE_LAYOUT = ("HEAD", "objects", "refs")
+DEPENDENCIES = ("__pycache__", "node_modules", "site-packages")
+
 
 class Source(NamedTuple):
     """A file to analyze: where it is, and its path below the root as it is stored."""
@@ -531,108 +557,324 @@ class Source(NamedTuple):
 
 
 class Search(NamedTuple):
-    """The files that a search found, what it left out by which rule, and the folders it cannot read."""
+    """What a search found.
+
+    `skipped` counts files and directories by the reason why they were skipped, `errors` names the
+    directories that could not be read. `warnings` are lines for the user; `unmatched` holds the
+    exclude patterns that matched nothing.
+    """
 
     sources: list[Source]
-    left_out: collections.Counter[str]
+    skipped: collections.Counter[str]
     errors: list[AnalyzerError]
+    warnings: list[str]
+    unmatched: list[str]
 
 
 def find_sources(root: str, suffix: str, exclude: Sequence[str] = ()) -> Search:
-    """Return the regular files with a suffix below the folder `root`, sorted; or `root`, if a file.
+    """Return the regular files with a suffix below the directory `root`, sorted; or `root`, if a file.
 
-    `exclude` holds glob patterns for paths below the root: `*` stays within a name, `**` crosses any
-    number of folders; a folder that matches is not searched.
+    `exclude` holds glob patterns as in a `.gitignore`: one without a slash matches a name at any
+    depth, any other a path below the root; `*` stays within a name, `**` crosses any number of
+    directories. A directory that matches is not searched.
     """
-    found = Search([], collections.Counter(), [])
-    if not os.path.isdir(root):
-        found.sources.append(Source(root, stored_path(os.path.basename(root))))
-        return found
-    patterns = [pattern.strip("/").split("/") for pattern in exclude]
-    ignored = git_ignored(root)
-    folders = [""]
-    while folders:
-        folder = folders.pop()
+    if os.path.isdir(root):
+        return Finder(root, suffix, exclude).find()
+    alone = Source(root, stored_path(os.path.basename(root)))
+    return Search([alone], collections.Counter(), [], [], list(exclude))
+
+
+class Entry(NamedTuple):
+    """A file or directory below the root, by its path there with `/`, and the work tree it is in."""
+
+    path: str
+    is_directory: bool
+    work_tree: WorkTree | None
+
+
+class Finder:
+    """One search of a directory."""
+
+    def __init__(self, root: str, suffix: str, exclude: Sequence[str]) -> None:
+        self.root = root
+        self.suffix = suffix
+        self.patterns = {pattern: pattern_names(pattern) for pattern in exclude}
+        self.matched: set[str] = set()
+        self.git = Git()
+        self.found = Search([], collections.Counter(), [], [], [])
+
+    def find(self) -> Search:
+        """Search level by level, so that git is asked about all paths of a level at once."""
+        level = [Entry("", True, enclosing_work_tree(self.git, self.root))]
+        while level:
+            entries = [entry for directory in level for entry in self._list(directory)]
+            kept = self._without_ignored(entries)
+            level = [entry for entry in kept if entry.is_directory]
+            self.found.sources.extend(self._source(entry) for entry in kept if not entry.is_directory)
+        self.found.sources.sort(key=lambda source: source.file_path)
+        self.found.warnings.extend(self.git.warnings())
+        self.found.unmatched.extend(pattern for pattern in self.patterns if pattern not in self.matched)
+        return self.found
+
+    def _source(self, entry: Entry) -> Source:
+        return Source(os.path.join(self.root, entry.path), stored_path(entry.path))
+
+    def _list(self, directory: Entry) -> list[Entry]:
+        """Return what a directory holds that no rule but git's may skip."""
         try:
-            with os.scandir(os.path.join(root, folder)) as listing:
-                entries = list(listing)
-        except OSError as problem:
-            found.errors.append(AnalyzerError(stored_path(folder) or ".", None, describe_error(problem)))
-            continue
-        is_project = any(entry.name in ("pyproject.toml", "setup.py") for entry in entries)
-        for entry in entries:
-            below = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.name.endswith(suffix) and not entry.is_dir(follow_symlinks=False):
+            with os.scandir(os.path.join(self.root, directory.path)) as listing:
+                return self._judge(directory, list(listing))
+        except OSError as error:
+            path = stored_path(directory.path) or "."
+            self.found.errors.append(AnalyzerError(path, None, describe_error(error)))
+            return []
+
+    def _judge(self, directory: Entry, listed: Sequence[os.DirEntry[str]]) -> list[Entry]:
+        names = {item.name for item in listed}
+        is_project = not names.isdisjoint(("pyproject.toml", "setup.py"))
+        work_tree = directory.work_tree
+        if directory.path and ".git" in names:
+            work_tree = WorkTree(self.git, os.path.join(self.root, directory.path), below=directory.path)
+        entries = []
+        for item in listed:
+            is_directory = item.is_dir(follow_symlinks=False)
+            if not is_directory and not item.name.endswith(self.suffix):
                 continue
-            if any(glob_matches(below.split("/"), pattern) for pattern in patterns):
-                rule = "excluded"
+            path = f"{directory.path}/{item.name}" if directory.path else item.name
+            reason = "excluded" if self._is_excluded(path) else skip_reason(item, is_project)
+            if reason:
+                self.found.skipped[reason] += 1
             else:
-                rule = "ignored by git" if below in ignored else rule_against(entry, is_project)
-            if rule:
-                found.left_out[rule] += 1
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append(below)
-            else:
-                found.sources.append(Source(entry.path, stored_path(below)))
-    found.sources.sort(key=lambda source: source.file_path)
-    return found
+                entries.append(Entry(path, is_directory, work_tree))
+        return entries
+
+    def _is_excluded(self, path: str) -> bool:
+        names = path.split("/")
+        # Every pattern is tried: each is to be known that matches nothing.
+        matching = {pattern for pattern, globs in self.patterns.items() if glob_matches(names, globs)}
+        self.matched |= matching
+        return bool(matching)
+
+    def _without_ignored(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries that git does not ignore, and count the others."""
+        by_tree = collections.defaultdict(list)
+        for entry in entries:
+            by_tree[entry.work_tree].append(entry.path)
+        ignored: set[str] = set()
+        for work_tree, paths in by_tree.items():
+            if work_tree is not None:
+                ignored |= work_tree.ignored(paths)
+        if ignored:
+            self.found.skipped["ignored by git"] += len(ignored)
+        return [entry for entry in entries if entry.path not in ignored]
 
 
-def rule_against(entry: os.DirEntry[str], is_project: bool) -> str:
-    """Return the rule by which a file or folder is left out for what it is, or the empty text."""
-    if entry.is_symlink():
+def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
+    """Return why a file or directory is skipped for what it is, or the empty text."""
+    if item.is_symlink():
         return "symbolic link"
-    if not entry.is_dir(follow_symlinks=False):
-        return "" if entry.is_file(follow_symlinks=False) else "not a regular file"
-    if entry.name in ("__pycache__", "node_modules", "site-packages"):
-        return entry.name
-    if entry.name.startswith("."):
-        return "hidden folder"
-    if os.path.lexists(os.path.join(entry.path, "pyvenv.cfg")):
+    if not item.is_dir(follow_symlinks=False):
+        return "" if item.is_file(follow_symlinks=False) else "not a regular file"
+    if item.name in DEPENDENCIES:
+        return item.name
+    if item.name.startswith("."):
+        return "hidden directory"
+    if os.path.lexists(os.path.join(item.path, "pyvenv.cfg")):
         return "virtual environment"
-    return "build output" if is_project and entry.name in ("build", "dist") else ""
+    return "build output" if is_project and item.name in ("build", "dist") else ""
+
+
+def pattern_names(pattern: str) -> list[str]:
+    """Return the names that a glob pattern consists of, from the root on."""
+    path = pattern.replace(os.sep, "/").rstrip("/")
+    return path.strip("/").split("/") if "/" in path else ["**", path]
 
 
 def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Say whether the names of a path match the names of a glob pattern, `**` any number of them."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**":
-        return any(glob_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and glob_matches(names[1:], pattern[1:])
+    """Return whether the names of a path match those of a pattern, `**` any number of them."""
+    # `reached` holds each position in the pattern that the names so far lead to. There are never
+    # more of them than the pattern is long, however many `**` it has.
+    reached = past_stars(pattern, {0})
+    for name in names:
+        after = {position for position in reached if pattern[position : position + 1] == ["**"]}
+        after |= {
+            position + 1
+            for position in reached
+            if position < len(pattern) and fnmatch.fnmatchcase(name, pattern[position])
+        }
+        reached = past_stars(pattern, after)
+    return len(pattern) in reached
 
 
-def git_ignored(root: str) -> set[str]:
-    """Return the paths below `root` that git ignores; none where there is no git, or no work tree."""
-    import subprocess
+def past_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return positions in a pattern, with those behind each `**` that matches nothing."""
+    reached = set(positions)
+    for position, name in enumerate(pattern):
+        if name == "**" and position in reached:
+            reached.add(position + 1)
+    return reached
 
-    # This was seen to run nothing that the configuration of a hostile repository names.
-    command = ["git", "-C", root, "-c", "core.fsmonitor=false", "ls-files", "-z", "-o", "-i"]
-    command += ["--exclude-standard", "--directory"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        listed = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return set()
-    names = listed.stdout.split(b"\0") if listed.returncode == 0 else []
-    return {os.fsdecode(name).rstrip("/") for name in names if name not in (b"", b"./")}
+
+# What git ignores. Only `git ls-files` and `git check-ignore` are run, and only where they can
+# neither run nor write anything that the analyzed tree names.
+
+
+class GitRefusalError(Exception):
+    """git gave no answer; the text is one line and says why."""
+
+
+class Git:
+    """Asks git. All questions share `seconds`, since a tree can make git wait."""
+
+    def __init__(self, seconds: float = GIT_SECONDS) -> None:
+        self.program = find_program("git")
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self.refusals: list[tuple[str, str]] = []  # the work tree, and why
+
+    def ask(self, work_tree: str, *words: str, paths: Iterable[str] = ()) -> list[str]:
+        """Return the answers, each ended by NUL, of a git command; raise GitRefusalError."""
+        import subprocess
+
+        if self.program is None:
+            raise GitRefusalError("there is no git on PATH")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        # The search for the repository must end at the work tree, not in what lies around it.
+        environment.update(GIT_ENVIRONMENT, GIT_CEILING_DIRECTORIES=os.path.dirname(work_tree))
+        try:
+            done = subprocess.run(
+                [self.program, *GIT_COMMAND, *words],
+                cwd=work_tree,
+                env=environment,
+                # `./` keeps git from reading a name that begins with a colon as magic.
+                input=os.fsencode("".join(f"./{path}\0" for path in paths)),
+                capture_output=True,
+                timeout=max(self.deadline - time.monotonic(), 0),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise GitRefusalError(f"it took longer than {self.seconds:g} seconds") from error
+        except OSError as error:
+            raise GitRefusalError(describe_error(error)) from error
+        if done.returncode not in (0, 1):  # 1: none of the paths is ignored
+            message = one_line(done.stderr.decode("utf-8", "replace"))
+            raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS] or f"exit code {done.returncode}")
+        return [os.fsdecode(answer) for answer in done.stdout.split(b"\0")[:-1]]
+
+    def warnings(self) -> list[str]:
+        """Return the line that tells of the refusals, if there were any."""
+        if not self.refusals:
+            return []
+        work_tree, reason = self.refusals[0]
+        others = f" and {len(self.refusals) - 1} more" if self.refusals[1:] else ""
+        return [f"files that git ignores in {work_tree}{others} are not left out: git: {reason}"]
+
+
+class WorkTree:
+    """A git work tree, and which paths in it git ignores.
+
+    It stands below the searched root, at `below`; or around it, and the root is at `inside`.
+    """
+
+    def __init__(self, git: Git, top: str, *, below: str = "", inside: str = "") -> None:
+        self.git = git
+        self.top = os.path.realpath(top)
+        self.below = f"{below}/" if below else ""
+        self.inside = f"{inside}/" if inside else ""
+        self.has_refused = False
+        self.tracked: set[str] = set()
+        for path in self._ask("ls-files", "-z", "--cached", "--", f":(literal){inside or '.'}"):
+            # A directory that holds what is tracked is not ignored as a whole.
+            while path and path not in self.tracked:
+                self.tracked.add(path)
+                path = path.rpartition("/")[0]
+
+    def ignored(self, paths: Iterable[str]) -> set[str]:
+        """Return those paths below the searched root that git ignores."""
+        inner = {self.inside + path[len(self.below) :]: path for path in paths}
+        asked = [path for path in inner if path not in self.tracked]
+        if not asked:
+            return set()
+        # Without the index, or git would compare every path with every tracked one. In verbose
+        # form, since git before 2.26 lists without a sign what a `!` pattern takes back.
+        answers = iter(self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=asked))
+        ignored = set()
+        for _source, _line, pattern, path in zip(answers, answers, answers, answers):
+            if not pattern.startswith("!"):
+                ignored.add(inner[path[len("./") :]])
+        return ignored
+
+    def ignores_root(self) -> bool:
+        """Return whether the whole root is ignored: then its owner means it all the same."""
+        return bool(self.inside) and not self.tracked and bool(self.ignored([""]))
+
+    def _ask(self, *words: str, paths: Iterable[str] = ()) -> list[str]:
+        """Return git's answers, or none from the first refusal on."""
+        try:
+            if not self.has_refused:
+                refuse_bare_layout(self.top)
+                return self.git.ask(self.top, *words, paths=paths)
+        except GitRefusalError as error:
+            self.has_refused = True
+            self.git.refusals.append((self.top, str(error)))
+        return []
+
+
+def refuse_bare_layout(directory: str) -> None:
+    """Raise GitRefusalError where git might take a directory itself for a repository."""
+    # Any clone can hold such a directory, with a configuration of its own, as ordinary files.
+    if all(os.path.lexists(os.path.join(directory, name)) for name in BARE_LAYOUT):
+        raise GitRefusalError("it looks like a bare repository")
+
+
+def enclosing_work_tree(git: Git, root: str) -> WorkTree | None:
+    """Return the work tree that a directory is, or is in, unless that ignores it as a whole."""
+    top = real_root = os.path.realpath(root)
+    while not os.path.lexists(os.path.join(top, ".git")):
+        parent = os.path.dirname(top)
+        if parent == top:
+            return None
+        top = parent
+    inside = "" if top == real_root else os.path.relpath(real_root, top).replace(os.sep, "/")
+    work_tree = WorkTree(git, top, inside=inside)
+    return None if work_tree.ignores_root() else work_tree
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program on PATH, or None.
+
+    Neither the current directory nor another relative one counts, not even on Windows: the analyzed
+    tree may hold a program of that name.
+    """
+    file_name = f"{name}.exe" if os.name == "nt" else name
+    for directory in os.get_exec_path():
+        path = os.path.join(directory, file_name)
+        if os.path.isabs(directory) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 # ---- Analysis -------------------------------------------------------------------------------
 
 SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-FILES_A_TASK = 2  # a Ctrl-C waits for those under way
+FILES_AHEAD = 4  # a worker has the next file at hand while the results of the last are read
+STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+MOST_WORKERS = 61  # Windows waits for no more processes at once
+HARMLESS_BYTES = 1 << 20
+HARMLESS_DEPTH = 5_000
 DEEP_STACK_BYTES = 1 << 29
 DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 DefinitionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 FileAnalysis = Union[list[Symbol], AnalyzerError]
+FileAnalyzer = Callable[[Source], FileAnalysis]
 BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
-# Source cannot hold NUL, so lines of it mark places that are filled in later.
+# All of ASCII that can be seen, and what some codecs would resolve.
+ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
+# Every level of a syntax tree takes one of these, or the `not` or `else` of an expression.
+NESTING_CHARACTERS = b"-+~*/%@&|^<>.([{:"
+OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTERS)
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 
 
@@ -647,99 +889,72 @@ class Analyzer(ABC):
 
 
 class PythonAnalyzer(Analyzer):
-    """Finds the files, classes, functions and methods of Python source."""
+    """Finds the files, classes, functions and methods of Python source.
+
+    `workers` is the number of processes that may be started. By default there are none, and a
+    file that crashes the parser of this Python, as some nested ten thousands deep do, crashes the
+    caller.
+    """
 
     suffix = ".py"
+
+    def __init__(self, workers: int = 0) -> None:
+        self.workers = workers
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
         analysis = Analysis([], [])
-        workers = min(processors(), len(sources) // FILES_A_WORKER)
-        for found in analyzed_in_workers(sources, workers) if workers > 1 else analyzed_here(sources):
-            if isinstance(found, AnalyzerError):
-                analysis.errors.append(found)
-            else:
-                analysis.symbols.extend(found)
+        with parsing_quietly():
+            for found in analyze_files(sources, self.workers):
+                if isinstance(found, AnalyzerError):
+                    analysis.errors.append(found)
+                else:
+                    analysis.symbols.extend(found)
         return analysis
 
 
-def processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def analyzed_here(sources: Iterable[Source]) -> Iterator[FileAnalysis]:
-    """Yield what each file gives, with the collector out of the way: trees hold no cycles."""
-    collecting = gc.isenabled()
+@contextlib.contextmanager
+def parsing_quietly() -> Iterator[None]:
+    """Disable the cyclic garbage collector and all warnings."""
+    # Syntax trees hold no cycles, and millions of nodes: every collection would be in vain. The
+    # parser warns of what it thinks of the analyzed code.
+    was_enabled = gc.isenabled()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SyntaxWarnings about the analyzed code
+        warnings.simplefilter("ignore")
         gc.disable()
         try:
-            yield from map(analyze_file, sources)
+            yield
         finally:
-            if collecting:
+            if was_enabled:
                 gc.enable()
 
 
-def analyzed_in_workers(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
-    """Yield what each file gives, in the same order, from worker processes."""
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    done = 0
-    try:
-        with ProcessPoolExecutor(workers, initializer=set_up_worker) as pool:
-            for found in pool.map(analyze_file, sources, chunksize=FILES_A_TASK):
-                yield found
-                done += 1
-    except BrokenProcessPool:  # a file crashed its worker, or the system killed it: find out which
-        for source in sources[done:]:
-            try:
-                with ProcessPoolExecutor(1, initializer=set_up_worker) as pool:
-                    yield pool.submit(analyze_file, source).result()
-            except BrokenProcessPool:
-                yield AnalyzerError(source.file_path, None, "crashes the parser of this Python")
-
-
-def set_up_worker() -> None:
-    """Leave signals to the parent, end with it, and have neither warnings nor collections."""
-    import multiprocessing.connection
-
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        multiprocessing.connection.wait([parent.sentinel] if parent else [])
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")
-    gc.disable()
+# Reading.
 
 
 def analyze_file(source: Source) -> FileAnalysis:
     """Return the symbols of one file, its own first, or the reason why it gives none."""
     try:
         return python_symbols(decode_source(read_bytes(source.path)), source.file_path)
-    except Exception as problem:  # foreign code finds every weakness of the parser and the unparser
-        return AnalyzerError(
-            source.file_path, getattr(problem, "lineno", None) or None, describe_error(problem)
-        )
+    except Exception as error:  # foreign code finds every weakness of the parser and the unparser
+        line = getattr(error, "lineno", None) or None
+        return AnalyzerError(source.file_path, line, describe_error(error))
 
 
 def read_bytes(path: str) -> bytes:
     """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
-    # What is no regular file any more must not be waited for: opening a FIFO would.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("not a regular file")
         data = file.read(SOURCE_BYTES + 1)
     if len(data) > SOURCE_BYTES:
         raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
     return data
+
+
+# From here on all is pure: source in, symbols out.
 
 
 def decode_source(data: bytes) -> str:
@@ -754,7 +969,19 @@ def decode_source(data: bytes) -> str:
     if bom:
         lines = [b"\xef\xbb\xbf" + b"".join(lines[:1]), *lines[1:]]
     encoding, _ = tokenize.detect_encoding(iter(lines).__next__)
+    if not keeps_ascii(encoding):
+        raise SyntaxError(f"encoding not supported: {encoding}")
     return data.decode(encoding)
+
+
+def keeps_ascii(encoding: str) -> bool:
+    """Return whether an encoding decodes ASCII as ASCII, as all do that source is written in."""
+    # Those that do not, such as `punycode`, can take quadratic time, and can hide operators from
+    # whoever counts bytes.
+    try:
+        return ASCII_SAMPLE.decode(encoding) == ASCII_SAMPLE.decode("ascii")
+    except ValueError:
+        return False
 
 
 def python_symbols(source: str, file_path: str) -> list[Symbol]:
@@ -766,41 +993,52 @@ def python_symbols(source: str, file_path: str) -> list[Symbol]:
     except RecursionError:
         texts = with_deep_stack(lambda: normalized_texts(find_definitions(ast.parse(source))))
     symbols = []
-    for (kind, node, _, _), text in zip(definitions, texts):
-        start, end = line_span(node, len(lines))
-        raw = "".join(lines[start - 1 : end]).removesuffix("\n").removesuffix("\r")
-        symbols.append(Symbol(kind, file_path, signature(node, lines), start, end, raw, text))
+    for definition, normalized_code in zip(definitions, texts):
+        start_line, end_line = line_span(definition.node, lines)
+        raw_code = "".join(lines[start_line - 1 : end_line])
+        symbol = Symbol(
+            kind=definition.kind,
+            file_path=file_path,
+            signature=signature(definition.node, lines),
+            start_line=start_line,
+            end_line=end_line,
+            raw_code=raw_code.removesuffix("\n").removesuffix("\r"),
+            normalized_code=normalized_code,
+        )
+        symbols.append(symbol)
     return sorted(symbols, key=lambda symbol: (symbol.kind != "file", symbol.start_line))
 
 
 class Definition(NamedTuple):
-    """A node that becomes a symbol, and where it stands: `block[place]` (the module: nowhere)."""
+    """A node that becomes a symbol, and where it stands: `block[position]` (the module: nowhere)."""
 
     kind: str
     node: ast.Module | DefinitionNode
     block: list[Any]
-    place: int
+    position: int
 
 
 def find_definitions(tree: ast.Module) -> list[Definition]:
-    """Take the strings that stand as statements out of a tree; return its definitions, outer ones first."""
+    """Return the definitions of a tree, outer ones first; remove the strings that stand as statements."""
     found = [Definition("file", tree, [], 0)]
+    # Each node whose blocks are to be looked through, with the kind of a function in them. A
+    # stack, no recursion: a chain of `elif` is as deep as it is long.
     stack: list[tuple[ast.AST, str]] = [(tree, "function")]
-    while stack:  # not recursive: a chain of `elif` is as deep as it is long
+    while stack:
         node, function_kind = stack.pop()
         for field in block_fields(node._fields):
             block = getattr(node, field)
             remove_strings(block, keep_one=node is not tree)
-            for index, child in enumerate(block):
-                inside = function_kind
+            for position, child in enumerate(block):
+                inner_kind = function_kind
                 if isinstance(child, ast.ClassDef):
-                    found.append(Definition("class", child, block, index))
-                    inside = "method"
+                    found.append(Definition("class", child, block, position))
+                    inner_kind = "method"
                 elif isinstance(child, FunctionNode):
-                    found.append(Definition(function_kind, child, block, index))
-                    inside = "function"
+                    found.append(Definition(function_kind, child, block, position))
+                    inner_kind = "function"
                 if block_fields(child._fields):
-                    stack.append((child, inside))
+                    stack.append((child, inner_kind))
     return found
 
 
@@ -811,37 +1049,40 @@ def block_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
-    """Take the strings that stand as statements out of a block; `keep_one` leaves it a `pass`."""
+    """Remove the strings that stand as statements from a block; `keep_one` leaves it a `pass`."""
     kept = [node for node in block if not (isinstance(node, ast.Expr) and is_string(node.value))]
     if len(kept) < len(block):
         block[:] = kept or ([ast.Pass()] if keep_one else [])
 
 
 def is_string(node: ast.expr) -> bool:
-    """Say whether a statement is a plain string: a docstring, or text "commented out" in quotes."""
+    """Return whether an expression is a plain string, such as a docstring, or code put in quotes."""
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
     """Return `ast.unparse` of each definition, unparsing every statement once; use up the trees."""
-    # The inner definitions come first. In the tree around it each is replaced by a placeholder,
-    # which its text fills in again, indented.
     texts = [""] * len(definitions)
 
-    def filled_in(hole: re.Match[str]) -> str:
-        indent, text = hole[1], texts[int(hole[2])]
-        indented = text.replace("\n", f"\n{indent}").replace(f"\n{indent}\n", "\n\n")
+    def fill(hole: re.Match[str]) -> str:
+        indent, number = hole[1], int(hole[2])
+        indented = texts[number].replace("\n", f"\n{indent}").replace(f"\n{indent}\n", "\n\n")
+        # `ast.unparse` sets a definition off by a blank line, but no name.
         return ("\n" if hole.start() else "") + indent + indented
 
+    # Backwards, since inner definitions come behind the ones around them.
     for number in reversed(range(len(definitions))):
-        kind, node, block, place = definitions[number]
-        text = PLACEHOLDER.sub(filled_in, ast.unparse(node))
-        # From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
-        texts[number] = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-        # A string over several lines (in an f-string) must not be indented: such a definition
-        # stays where it is, and is unparsed again with what is around it.
-        if kind != "file" and '"""' not in texts[number] and "'''" not in texts[number]:
-            block[place] = ast.Expr(ast.Name(f"\0{number}\0", ast.Load()))
+        definition = definitions[number]
+        # 1. Unparse the definition; those inside it have become placeholders. Fill these in.
+        text = PLACEHOLDER.sub(fill, ast.unparse(definition.node))
+        # 2. From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
+        text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+        texts[number] = text
+        # 3. Put a placeholder where the definition stood. But a string over several lines (in an
+        #    f-string) must not be indented: such a definition stays, to be unparsed once more
+        #    with what is around it.
+        if definition.kind != "file" and '"""' not in text and "'''" not in text:
+            definition.block[definition.position] = ast.Expr(ast.Name(f"\0{number}\0", ast.Load()))
     return texts
 
 
@@ -851,56 +1092,282 @@ def with_deep_stack(work: Callable[[], list[str]]) -> list[str]:
 
     outcome: Future[list[str]] = Future()
 
-    def run() -> None:
+    def run_work() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as problem:  # handed over to the caller's thread
-            outcome.set_exception(problem)
+        except BaseException as error:  # handed over to the caller's thread
+            outcome.set_exception(error)
 
-    recursion_limit, stack_size = sys.getrecursionlimit(), threading.stack_size(DEEP_STACK_BYTES)
+    recursion_limit = sys.getrecursionlimit()
+    stack_size = threading.stack_size(DEEP_STACK_BYTES)
     sys.setrecursionlimit(DEEP_RECURSION_LIMIT)
     try:
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=run_work, daemon=True).start()
         return outcome.result()
     finally:
         threading.stack_size(stack_size)
         sys.setrecursionlimit(recursion_limit)
 
 
-def line_span(node: ast.Module | DefinitionNode, line_count: int) -> tuple[int, int]:
+def line_span(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> tuple[int, int]:
     """Return a definition's first line (that of its first decorator) and last, 1-based, inclusive."""
     if isinstance(node, ast.Module):
-        return 1, max(line_count, 1)
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return first, node.end_lineno or first
+        return 1, max(len(lines), 1)
+    if not node.decorator_list:
+        return node.lineno, node.end_lineno or node.lineno
+    first = node.decorator_list[0].lineno
+    # The tree knows the line of the decorator's expression. An open bracket, a backslash and
+    # comments may stand between that and the `@`, which begins a line.
+    while not lines[first - 1].lstrip().startswith("@"):
+        first -= 1
+    return first, node.end_lineno or node.lineno
 
 
 def signature(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> str | None:
     """Return the header of a definition, verbatim, from its line's start through its colon."""
     if isinstance(node, ast.Module):
         return None
-    line, column = header_end(node)
-    text = lines[line - 1]
-    column = len(text.encode()[:column].decode())  # the tree counts bytes
+    # Between the last part of the header that is in the tree and its colon there are only
+    # brackets, commas, backslashes and comments: the first colon outside a comment is the one.
+    line, byte_column = header_end(node)
+    column = len(lines[line - 1].encode()[:byte_column].decode())
     while True:
-        colon, comment = text.find(":", column), text.find("#", column)
-        if colon >= 0 and not 0 <= comment < colon:
-            return "".join([*lines[node.lineno - 1 : line - 1], text[: colon + 1]])
+        code = lines[line - 1][column:].partition("#")[0]
+        if ":" in code:
+            break
         line, column = line + 1, 0
-        text = lines[line - 1]
+    last_line = lines[line - 1][: column + code.index(":") + 1]
+    return "".join([*lines[node.lineno - 1 : line - 1], last_line])
 
 
 def header_end(node: DefinitionNode) -> tuple[int, int]:
-    """Return line and byte column behind which the first colon outside comments ends the header."""
+    """Return where the last part of a header ends that is in the tree: the line and the byte column."""
     parts: list[Any] = list(getattr(node, "type_params", ()))  # PEP 695, Python 3.12
     if isinstance(node, ast.ClassDef):
         parts += [*node.bases, *node.keywords]
     else:
         given = node.args
-        parts += [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+        parts += [*given.posonlyargs, *given.args, given.vararg]
+        parts += [*given.kwonlyargs, given.kwarg]
         parts += [*given.defaults, *given.kw_defaults, node.returns]
     ends = [(part.end_lineno, part.end_col_offset) for part in parts if part is not None]
     return max(ends, default=(node.lineno, node.col_offset))
+
+
+# Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
+# machines lack, and no thread, and it tells which file ended which worker.
+
+
+def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
+    """Yield what each file gives, in order, from up to so many worker processes."""
+    useful = min(workers, len(sources) // FILES_A_WORKER)
+    if useful > 1:
+        return analyze_in_workers(sources, useful)
+    return analyze_guarded(sources) if workers else map(analyze_file, sources)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def analyze_guarded(
+    sources: Sequence[Source], analyze: FileAnalyzer = analyze_file
+) -> Iterator[FileAnalysis]:
+    """Yield what each file gives: of the harmless ones here, of the others from a worker."""
+    risky = {source for source in sources if may_crash_parser(source)}
+    isolated = analyze_in_workers([source for source in sources if source in risky], 1, analyze)
+    for source in sources:
+        yield next(isolated) if source in risky else analyze(source)
+
+
+def may_crash_parser(source: Source) -> bool:
+    """Return whether a file could be too much for the parser, by its size or by how deep it may nest."""
+    try:
+        data = read_bytes(source.path)
+    except OSError:
+        return False
+    return len(data) > HARMLESS_BYTES or nesting_bound(data) > HARMLESS_DEPTH
+
+
+def nesting_bound(data: bytes) -> int:
+    """Return a number of levels that no syntax tree of the source has."""
+    # Text in strings and comments counts too, and code that is not nested, but most files are far
+    # below any limit even so, and this takes no time.
+    keywords = data.count(b"not") + data.count(b"else")
+    return len(data.translate(None, OTHER_BYTES)) + keywords
+
+
+def analyze_in_workers(
+    sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
+) -> Iterator[FileAnalysis]:
+    """Yield what each file gives, in order, from worker processes, or from this where none can start."""
+    pool = WorkerPool(sources, min(workers, MOST_WORKERS), analyze)
+    try:
+        for number in range(len(sources)):
+            yield pool.result(number)
+    finally:
+        pool.stop()
+
+
+class WorkerPool:
+    """Worker processes and the files that they share, by their numbers in `sources`."""
+
+    def __init__(self, sources: Sequence[Source], size: int, analyze: FileAnalyzer) -> None:
+        self.sources, self.size, self.analyze = sources, size, analyze
+        self.workers: list[Worker] = []
+        self.can_start = True
+        self.todo = collections.deque(range(len(sources)))
+        self.suspects: set[int] = set()  # each was under way when a worker ended
+        self.done: dict[int, FileAnalysis] = {}
+
+    def result(self, number: int) -> FileAnalysis:
+        """Return what one file gives."""
+        while number not in self.done:
+            self._start_workers()
+            if not self.workers:
+                return self.analyze(self.sources[number])
+            self._hand_out()
+            self._receive()
+        return self.done.pop(number)
+
+    def stop(self) -> None:
+        """End the workers, whatever they are at."""
+        for worker in self.workers:
+            worker.stop()
+
+    def _start_workers(self) -> None:
+        missing = min(self.size, len(self.todo)) - len(self.workers)
+        for _ in range(missing if self.can_start else 0):
+            try:
+                self.workers.append(Worker(self.analyze))
+            except (OSError, ImportError, RuntimeError):  # too many processes or files, or no such thing
+                self.can_start = False
+                return
+
+    def _hand_out(self) -> None:
+        for worker in self.workers:
+            while self.todo and len(worker.assigned) < FILES_AHEAD:
+                number = self.todo.popleft()
+                worker.assigned.append(number)
+                # A worker that is gone is noticed where its results are read.
+                with contextlib.suppress(OSError):
+                    worker.connection.send(self.sources[number])
+
+    def _receive(self) -> None:
+        """Wait for at least one worker, and take one message of each that has some."""
+        from multiprocessing.connection import wait
+
+        ready = wait([worker.connection for worker in self.workers])
+        for worker in [worker for worker in self.workers if worker.connection in ready]:
+            try:
+                found = worker.connection.recv()
+            except (EOFError, OSError):
+                self._lose(worker)
+                continue
+            if found is None:
+                worker.has_started = True
+            else:
+                self.done[worker.assigned.popleft()] = found
+
+    def _lose(self, worker: Worker) -> None:
+        """Take back the files of a worker that ended, and find the one that ended it."""
+        worker.stop()
+        self.workers.remove(worker)
+        if not worker.has_started:
+            self.can_start = False
+        elif worker.assigned:
+            # A worker takes its files in order, so it was at the first. The system may have ended
+            # it, for want of memory: the file gets another try.
+            number = worker.assigned.popleft()
+            if number in self.suspects:
+                path = self.sources[number].file_path
+                self.done[number] = AnalyzerError(path, None, "crashes the parser of this Python")
+            else:
+                self.suspects.add(number)
+                self.todo.appendleft(number)
+        self.todo.extend(worker.assigned)
+
+
+class Worker:
+    """A worker process, the pipe to it, and the numbers of the files that it was given."""
+
+    def __init__(self, analyze: FileAnalyzer) -> None:
+        context = process_context()
+        self.connection, other_end = context.Pipe()
+        self.assigned: collections.deque[int] = collections.deque()
+        self.has_started = False
+        self.process = context.Process(
+            target=serve_analyses, args=(other_end, self.connection, analyze), daemon=True
+        )
+        try:
+            with signals_blocked(), caller_hidden():
+                self.process.start()
+        except BaseException:
+            self.connection.close()
+            raise
+        finally:
+            # Only the worker may hold it, or its end would not be noticed.
+            other_end.close()
+
+    def stop(self) -> None:
+        """End the process at once."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def process_context() -> Any:
+    """Return multiprocessing's context for the way of starting processes that fits this one."""
+    import multiprocessing
+
+    # A fork is by far the quickest, and safe where no other thread holds a lock. macOS has
+    # threads of its own.
+    if sys.platform == "linux" and threading.active_count() == 1:
+        return multiprocessing.get_context("fork")
+    if __name__ == "__main__" and not hasattr(sys.modules[__name__], "__file__"):
+        raise OSError("this program has no file that another process could load")
+    return multiprocessing.get_context("spawn")
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold back signals until a new process has handlers of its own."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends none to a new process
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextlib.contextmanager
+def caller_hidden() -> Iterator[None]:
+    """Keep a new process from running the caller's script, which may have no `__main__` guard."""
+    main_module = sys.modules["__main__"]
+    if __name__ != "__main__":
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+
+
+def serve_analyses(connection: Any, other_end: Any, analyze: FileAnalyzer) -> None:
+    """In a worker: answer each file with what it gives, until the other end is closed."""
+    # A fork inherits it, and would never see it closed.
+    other_end.close()
+    # The parent handles Ctrl-C and a lost terminal, and ends its workers.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    with parsing_quietly(), contextlib.suppress(EOFError, OSError):
+        connection.send(None)
+        while True:
+            connection.send(analyze(connection.recv()))
 
 
 # ---- Building -------------------------------------------------------------------------------
@@ -911,8 +1378,11 @@ class ModelBuilder:
 
     def build(self, symbols: Iterable[Symbol]) -> list[Record]:
         """Return a record for each symbol, ordered by path, then the file's own, then by line."""
-        ordered = sorted(symbols, key=lambda s: (s.file_path, s.kind != "file", s.start_line))
-        return [Record(*symbol, md5sum=fingerprint(symbol.normalized_code)) for symbol in ordered]
+        records = [
+            Record(**symbol._asdict(), md5sum=fingerprint(symbol.normalized_code)) for symbol in symbols
+        ]
+        records.sort(key=lambda record: (record.file_path, record.kind != "file", record.start_line))
+        return records
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
@@ -3557,12 +4027,16 @@ def check_output(path: str | None) -> None:
 
 def analyzed(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
     """Search, analyze and build what `--path` names; print what was found, and each error."""
-    analyzer = PythonAnalyzer()
+    analyzer = PythonAnalyzer(args.workers)
     search = find_sources(args.path, analyzer.suffix, args.exclude)
     refuse_overwriting(args, [source.path for source in search.sources])
-    rules = ", ".join(f"{rule} {count}" for rule, count in sorted(search.left_out.items()))
-    left_out = f"{sum(search.left_out.values())} ({rules})" if rules else "0"
-    log(f"search files={len(search.sources)} left_out={left_out}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(search.skipped.items()))
+    skipped = f"{sum(search.skipped.values())} ({reasons})" if reasons else "0"
+    log(f"search files={len(search.sources)} skipped={skipped}")
+    for warning in search.warnings:
+        log(f"warning: {warning}")
+    for pattern in search.unmatched:
+        log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {args.path}")
     analysis = analyzer.analyze(search.sources)
     errors = sorted([*search.errors, *analysis.errors], key=lambda error: error.file_path)
     for error in errors:
@@ -4054,6 +4528,8 @@ def run(argv: Sequence[str] | None, outside: Outside) -> int:
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
+        # Who calls `main` with arguments may be any program, and gets no processes of its own.
+        args.workers = processors() if argv is None else 0
         code: int = args.run(args, outside)
         return EXIT_INTERRUPTED if outside.interrupted else code  # interrupted, and the work saved
 

@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -252,6 +253,7 @@ def has_terminals():
 
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 needs_terminal = pytest.mark.skipif(not has_terminals(), reason="no pseudo-terminals here")
+needs_shell = pytest.mark.skipif(not shutil.which("sh"), reason="no shell to set limits with")
 needs_full_device = pytest.mark.skipif(
     not os.path.exists("/dev/full"), reason="no device that is always full"
 )
@@ -507,7 +509,7 @@ def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
 def found(root, *exclude):
     """Search a folder: the stored paths, and what was left out by which rule."""
     search = cds.find_sources(str(root), ".py", exclude)
-    return [source.file_path for source in search.sources], dict(search.left_out)
+    return [source.file_path for source in search.sources], dict(search.skipped)
 
 
 def test_search_leaves_out_what_nobody_means(tmp_path):
@@ -532,7 +534,7 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
     assert found(tree(tmp_path, dict.fromkeys(names, ""))) == (
         [".hidden.py", "a.py", "build/x.py", "p/setup.py", "pkg/build/x.py"],
         {
-            "hidden folder": 1,
+            "hidden directory": 1,
             "__pycache__": 1,
             "node_modules": 1,
             "site-packages": 1,
@@ -547,8 +549,8 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
 @pytest.mark.parametrize(
     ("glob", "left"),
     [
-        ("a.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
-        ("*.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("a.py", ["t/u/b.py"]),
+        ("*.py", []),
         ("t", ["a.py"]),
         ("t/", ["a.py"]),
         ("t/*.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
@@ -556,12 +558,18 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
         ("**/a.py", ["t/u/b.py"]),
         ("**/u/[!a].py", ["a.py", "t/a.py", "t/u/a.py"]),
         ("t/?.py", ["a.py", "t/u/a.py", "t/u/b.py"]),
+        ("/a.py", ["t/a.py", "t/u/a.py", "t/u/b.py"]),
+        ("u", ["a.py", "t/a.py"]),
+        ("u/", ["a.py", "t/a.py"]),
+        ("a.*", ["t/u/b.py"]),
+        ("t/**/b.py", ["a.py", "t/a.py", "t/u/a.py"]),
+        ("**/**/u/**", ["a.py", "t/a.py"]),
     ],
 )
 def test_search_leaves_out_what_an_exclude_pattern_matches(tmp_path, glob, left):
     tree(tmp_path, dict.fromkeys(["a.py", "t/a.py", "t/u/a.py", "t/u/b.py"], ""))
-    paths, left_out = found(tmp_path, glob)
-    assert paths == left and set(left_out) == {"excluded"}
+    paths, skipped = found(tmp_path, glob)
+    assert paths == left and set(skipped) == {"excluded"}
 
 
 def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path, monkeypatch):
@@ -579,36 +587,243 @@ def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path, monkeypa
 
 
 def git(folder, *words):
-    subprocess.run(["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+    identity = ("-c", "user.name=n", "-c", "user.email=e")
+    subprocess.run(["git", "-C", folder, *identity, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_search_tells_of_exclude_patterns_that_match_nothing(tmp_path):
+    root = tree(tmp_path, {"a.py": "", "tests/b.py": "", ".venv/c.py": "", "d.txt": ""})
+    exclude = ["tests", "test", "*.txt", "tests/b.py", "**/tests", ".venv", ""]
+    search = cds.find_sources(str(root), ".py", exclude)
+    assert search.unmatched == ["test", "*.txt", "tests/b.py", ""]
+    assert cds.find_sources(str(root / "a.py"), ".py", ["x"]).unmatched == ["x"]
+
+
+def test_exclude_pattern_that_matches_nothing_is_told(tmp_path, capsys):
+    root = tree(tmp_path, {"a.py": ""})
+    assert run("model-build", "--path", root, "--exclude", "a", "--exclude", "b*") == 0
+    told = capsys.readouterr().err.splitlines()[1:]
+    assert [line.split(" matches")[0] for line in told] == [
+        "warning: --exclude: 'a'",
+        "warning: --exclude: 'b*'",
+    ]
+
+
+def test_many_stars_take_no_exponential_time():
+    stars = ["**", "x*"] * 30
+    assert not cds.glob_matches(["x"] * 200, [*stars, "y"])
+    assert cds.glob_matches(["x"] * 200, [*stars, "x"])
 
 
 @needs_git
-def test_search_leaves_out_what_git_ignores(tmp_path, monkeypatch):
-    files = ["a.py", "gen.py", "out/x.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
-    root = tree(
-        tmp_path, {**dict.fromkeys(files, ""), ".gitignore": "gen.py\nout/\nwhole/\n", "whole/z.py": ""}
-    )
+def test_search_skips_what_git_ignores(tmp_path, monkeypatch):
+    files = ["a.py", "gen.py", "out/x.py", "out/kept.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
+    files += ["whole/z.py", ":(top)g.py", "g*.py", "kind.py", "kin.py", "q/w/e/out/r.py", "q/w/e/r.py"]
+    rules = "gen.py\nout/\nwhole/\nk*.py\n!kin.py\n"
+    root = tree(tmp_path, {**dict.fromkeys(files, ""), ".gitignore": rules})
     git(root, "init", "-q")
-    git(root, "add", "-f", "kept/gen.py")
-    git(root / "nested", "init", "-q")
+    git(root, "add", "-f", "kept/gen.py", "out/kept.py")
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    assert found(root) == (["a.py", "kept/gen.py", "nested/a.py"], {"ignored by git": 4, "hidden folder": 2})
+    assert found(root) == (
+        [":(top)g.py", "a.py", "g*.py", "kept/gen.py", "kin.py", "nested/a.py", "out/kept.py", "q/w/e/r.py"],
+        {"ignored by git": 6, "hidden directory": 1},
+    )
     assert found(root / "whole")[0] == ["z.py"]
     assert found(root / "sub") == ([], {"ignored by git": 1})
-    monkeypatch.setenv("PATH", "")
-    assert "gen.py" in found(root)[0]
+    assert found(root / "out") == (["kept.py"], {"ignored by git": 1})
 
 
 @needs_git
-def test_search_runs_nothing_of_a_hostile_repository(tmp_path):
-    root = tree(tmp_path / "r", {"a.py": ""})
+def test_search_skips_what_git_ignores_in_a_work_tree_inside(tmp_path):
+    inner = {"inner/.gitignore": "gen.py\nout/\n", "inner/gen.py": "", "inner/sub/out/x.py": ""}
+    outer = {".gitignore": "deps/\na.py\n", "gen.py": "", "deps/lib/b.py": "", "inner/a.py": ""}
+    root = tree(tmp_path, {**inner, **outer})
+    for work_tree in ("", "inner", "deps/lib"):
+        git(root / work_tree, "init", "-q")
+    expected = (["gen.py", "inner/a.py"], {"ignored by git": 3, "hidden directory": 2})
+    assert found(root) == expected
+    # A submodule has a file in place of the directory.
+    (root / "inner/.git").rename(tmp_path / ".elsewhere")
+    tree(root, {"inner/.git": f"gitdir: {tmp_path}/.elsewhere\n"})
+    assert found(root) == (expected[0], {"ignored by git": 3, "hidden directory": 2})
+
+
+def refusals(root):
+    """Search a directory where git does not help; return the warnings."""
+    search = cds.find_sources(str(root), ".py")
+    assert "ignored.py" in [source.file_path.rpartition("/")[2] for source in search.sources]
+    return search.warnings
+
+
+@pytest.fixture
+def ignoring(tmp_path):
+    """A work tree that ignores a file."""
+    root = tree(tmp_path / "r", {".gitignore": "ignored.py", "a.py": "", "ignored.py": ""})
     git(root, "init", "-q")
-    hook = tree(tmp_path, {"hook": f"#!/bin/sh\ntouch {tmp_path}/ran\n"}) / "hook"
-    hook.chmod(0o755)
-    for key in ("core.fsmonitor", "core.pager", "core.sshCommand", "filter.x.clean", "diff.external"):
-        git(root, "config", key, str(hook))
+    return root
+
+
+@needs_git
+def test_git_that_refuses_is_told_in_one_line(ignoring, capsys):
+    tree(ignoring, {".git/index": b"no index"})
+    assert run("model-build", "--path", ignoring) == 0
+    search, warning = capsys.readouterr().err.splitlines()
+    assert search == "search files=2 skipped=1 (hidden directory 1)"
+    assert warning.startswith(
+        f"warning: files that git ignores in {ignoring.resolve()} are not left out: git: "
+    )
+
+
+@needs_git
+@pytest.mark.skipif(getattr(os, "geteuid", int)() != 0, reason="only root can give a directory away")
+def test_git_that_refuses_a_foreign_repository_is_told(ignoring, monkeypatch):
+    monkeypatch.setenv("HOME", str(ignoring))  # where nothing is trusted
+    for name in (".", ".git"):
+        os.chown(ignoring / name, 65534, 65534)
+    [warning] = refusals(ignoring)
+    assert "dubious ownership" in warning or "unsafe repository" in warning
+
+
+@needs_git
+def test_git_that_refuses_several_work_trees_is_one_line(ignoring):
+    for name in ("x", "y"):
+        tree(ignoring, {f"{name}/.git": "gitdir: /nowhere", f"{name}/b.py": ""})
+    tree(ignoring, {".git/index": b"no index"})
+    [warning] = refusals(ignoring)
+    assert f"in {ignoring.resolve()} and 2 more are" in warning
+
+
+@needs_git
+def test_missing_git_is_told_where_there_is_a_work_tree(ignoring, tmp_path, monkeypatch):
+    tree(tmp_path, {"plain/ignored.py": ""})
+    monkeypatch.setenv("PATH", "")
+    [warning] = refusals(ignoring)
+    assert warning.endswith("there is no git on PATH")
+    assert refusals(tmp_path / "plain") == []
+
+
+def test_git_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    program = tree(tmp_path, {"bin/git": "#!/bin/sh\nexec sleep 60\n"}) / "bin/git"
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(cds.GitRefusalError, match=r"it took longer than 0\.2 seconds"):
+        cds.Git(seconds=0.2).ask(str(tmp_path), "ls-files")
+
+
+def test_programs_are_not_taken_from_relative_places(tmp_path, monkeypatch):
+    tree(tmp_path, {"git": "#!/bin/sh\n", "bin/git": "#!/bin/sh\n"})
+    for name in ("git", "bin/git"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.pathsep.join(["", ".", "bin"]))
+    assert cds.find_program("git") is None
+    monkeypatch.setenv("PATH", os.pathsep.join([".", str(tmp_path / "bin")]))
+    assert cds.find_program("git") == str(tmp_path / "bin/git")
+
+
+def fetches(program):
+    """Return what a configuration can say to run a program where git misses an object."""
+    return [
+        {"remote.origin.url": "ssh://localhost/x", "core.sshCommand": program},
+        {"remote.origin.url": "/", "remote.origin.uploadpack": program},
+        {"remote.origin.url": f"ext::{program}", "protocol.ext.allow": "always"},
+        {"remote.origin.url": "::x", "protocol.allow": "always", "alias.remote-": f"!{program}"},
+        {"remote.origin.url": "none::x", "protocol.allow": "always", "alias.remote-none": f"!{program}"},
+    ]
+
+
+FETCHES = ["ssh", "uploadpack", "ext", "transport-without-a-name", "transport-as-alias"]
+
+
+def lose_object(root, name):
+    """Remove an object of a repository that says that it can be fetched."""
+    words = ["git", "-C", root, "rev-parse", f"HEAD:{name}"]
+    blob = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    (root / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    git(root, "config", "core.repositoryformatversion", "1")
+    git(root, "config", "extensions.partialClone", "origin")
+    git(root, "config", "remote.origin.promisor", "true")
+
+
+def without_ignore_file(root):
+    """Make a partial clone where the ignore file is not checked out, and missing."""
+    tree(root, {".gitignore": "ignored.py\n", "a.py": ""})
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    git(root, "update-index", "--skip-worktree", ".gitignore")
+    (root / ".gitignore").unlink()
+    lose_object(root, ".gitignore")
+
+
+def without_directory(root):
+    """Make a partial clone with a sparse index (git 2.32) in which a directory is missing."""
+    tree(root, {"in/a.py": "", "out/b.py": ""})
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "all")
+    git(root, "sparse-checkout", "init", "--cone")
+    git(root, "sparse-checkout", "set", "in")
+    git(root, "config", "index.sparse", "true")
+    git(root, "read-tree", "-mu", "HEAD")
+    lose_object(root, "out")
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A program that leaves a mark when it runs; return both paths."""
+    mark = tmp_path / "ran"
+    program = tree(tmp_path, {"program": f"#!/bin/sh\ntouch {shlex.quote(str(mark))}\n"}) / "program"
+    program.chmod(0o755)
+    if " " in str(program):
+        pytest.skip("git takes the path in a URL for several words")
+    return program, mark
+
+
+@needs_git
+@pytest.mark.parametrize("layout", [without_ignore_file, without_directory])
+@pytest.mark.parametrize("fetch", range(len(FETCHES)), ids=FETCHES)
+def test_search_runs_nothing_where_an_object_is_missing(tmp_path, trap, layout, fetch):
+    root, (program, mark) = tmp_path / "r", trap
+    layout(root)
+    for key, value in fetches(str(program))[fetch].items():
+        git(root, "config", key, value)
+    unlocked = ["git", "-C", str(root), "ls-files", "-o", "-c", "-i", "--exclude-standard"]
+    subprocess.run(unlocked, capture_output=True, timeout=60)
+    if not mark.exists():
+        pytest.skip("this git is not to be led so")
+    mark.unlink()
+    paths, _ = found(root)
+    assert [path.rpartition("/")[2] for path in paths] == ["a.py"]
+    assert not mark.exists()
+
+
+@needs_git
+def test_search_runs_nothing_that_a_configuration_names(tmp_path, trap):
+    root, (program, mark) = tree(tmp_path / "r", {"a.py": ""}), trap
+    git(root, "init", "-q")
+    keys = ["core.fsmonitor", "core.pager", "pager.ls-files", "core.sshCommand", "filter.x.clean"]
+    keys += ["diff.external", "core.askPass", "core.editor", "credential.helper", "alias.ls-files"]
+    for key in keys:
+        git(root, "config", key, str(program))
+    shutil.copy(program, root / ".git/hooks/pre-command")
     tree(root, {".gitattributes": "*.py filter=x", ".gitignore": "b.py", "b.py": ""})
-    assert found(root)[0] == ["a.py"] and not (tmp_path / "ran").exists()
+    assert found(root)[0] == ["a.py"] and not mark.exists()
+
+
+@needs_git
+@pytest.mark.parametrize("place", ["", "r"], ids=["root", "below"])
+def test_search_asks_no_bare_repository(tmp_path, trap, place):
+    # A directory that looks like one, with a `.git` that is none: git would believe the former.
+    root, (program, mark) = tmp_path / "r", trap
+    git(tree(root, {"ignored.py": ""}), "init", "-q", "--bare")
+    tree(root, {".git/x": "", "info/exclude": "ignored.py"})
+    for key, value in {"bare": "false", "worktree": str(root), "fsmonitor": str(program)}.items():
+        git(root, "config", f"core.{key}", value)
+    tree(tmp_path, {"a.py": ""})
+    [warning] = refusals(root if place else tmp_path)
+    assert warning.endswith("it looks like a bare repository")
+    assert not mark.exists()
 
 
 def test_search_reports_an_unreadable_folder(tmp_path):
@@ -629,7 +844,7 @@ def test_search_reports_an_unreadable_folder(tmp_path):
 def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
     assert run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
     search, message = capsys.readouterr().err.splitlines()
-    assert search == "search files=0 left_out=1 (hidden folder 1)"
+    assert search == "search files=0 skipped=1 (hidden directory 1)"
     assert message.startswith("cds: --path: no .py file below")
 
 
@@ -786,6 +1001,9 @@ HEADERS = [
         pytest.param("", id="plain"),
         pytest.param("@a\n", id="one"),
         pytest.param("@a(':#')  # b:\n# c:\n\n@d[\n    1:2\n]\n", id="two"),
+        pytest.param("@(\n    a\n)\n@b\n", id="in-brackets"),
+        pytest.param("@\\\n  a\n", id="behind-a-backslash"),
+        pytest.param("@ ( # @b\n\n ( # c\n# @d\n a))\n", id="behind-comments"),
     ],
 )
 @pytest.mark.parametrize(("header", "body"), HEADERS)
@@ -963,6 +1181,14 @@ has_digit_limit = pytest.mark.skipif(not hasattr(sys, "set_int_max_str_digits"),
             "'ascii' codec can't decode byte 0xe9",
             id="undecodable-as-declared",
         ),
+        pytest.param("# coding: punycode\nx = 1", None, "encoding not supported: punycode", id="punycode"),
+        pytest.param("# coding: utf-7\nx = 1", None, "encoding not supported: utf-7", id="utf-7"),
+        pytest.param("# coding: idna\nx = 1", None, "encoding not supported: idna", id="idna"),
+        pytest.param("# coding: unicode_escape\nx = 1", None, "encoding not supported", id="unicode-escape"),
+        pytest.param(
+            "# coding: raw_unicode_escape\n", None, "encoding not supported", id="raw-unicode-escape"
+        ),
+        pytest.param("# coding: cp037\n", None, "encoding not supported: cp037", id="ebcdic"),
         pytest.param("# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"),
         pytest.param("# coding: hex\n", None, "'hex' is not a text encoding", id="encoding-not-of-text"),
         pytest.param(
@@ -1041,7 +1267,7 @@ def test_vanished_file_is_one_error(tmp_path):
 def test_syntax_warnings_do_not_reach_stderr(tmp_path):
     folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
     done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
-    assert (done.returncode, done.stderr) == (0, "search files=2 left_out=0\n")
+    assert (done.returncode, done.stderr) == (0, "search files=2 skipped=0\n")
 
 
 def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
@@ -1101,38 +1327,196 @@ def test_f_string_that_no_text_can_hold_does_not_end_the_run(tmp_path, escape):
     assert [ast.dump(ast.parse(code)) for (code,) in stored] == [ast.dump(ast.parse(source))]
 
 
-def test_analysis_in_workers_gives_the_same_as_in_one_process(tmp_path):
-    files = {f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n" for n in range(30)}
-    sources = cds.find_sources(str(tree(tmp_path, {**files, "bad.py": "def"})), ".py").sources
-    assert list(cds.analyzed_in_workers(sources, 3)) == list(cds.analyzed_here(sources))
+@pytest.fixture
+def many_sources(tmp_path):
+    """So many small files that they are worth several workers."""
+    files = {f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n" for n in range(130)}
+    return cds.find_sources(str(tree(tmp_path / "s", {**files, "bad.py": "def"})), ".py").sources
 
 
-def test_file_that_crashes_its_worker_is_one_error(tmp_path):
-    # Every process of the run imports this first, whether it was forked or not.
-    crash = """if True:
-        import os, cds
-        honest = cds.decode_source
-        cds.decode_source = lambda data: os.abort() if b'crash' in data else honest(data)
-    """
-    program = """if True:
+def test_analysis_in_workers_gives_the_same_as_in_one_process(many_sources):
+    expected = cds.PythonAnalyzer().analyze(many_sources)
+    assert len(expected.symbols) == 3 * 130 and len(expected.errors) == 1
+    assert cds.PythonAnalyzer(3).analyze(many_sources) == expected
+    assert list(cds.analyze_in_workers([], 3)) == []
+
+
+def process_number(source):
+    """Give the number of the process in place of an analysis; some files end it."""
+    if source.file_path == "crash.py":
+        os._exit(1)
+    if source.file_path == "once.py" and not os.path.exists(source.path):
+        Path(source.path).touch()
+        os._exit(1)
+    return cds.AnalyzerError(source.file_path, os.getpid(), "")
+
+
+def numbered(*names):
+    return [cds.Source(name, name) for name in names]
+
+
+def test_file_that_crashes_its_worker_is_one_error_and_costs_two_workers(tmp_path):
+    names = [*(f"{n}.py" for n in range(200)), "crash.py", *(f"{n}.py" for n in range(200, 400))]
+    found = list(cds.analyze_in_workers(numbered(*names), 2, process_number))
+    assert [analysis.file_path for analysis in found] == names
+    [crashed] = [analysis for analysis in found if analysis.line is None]
+    assert crashed == ("crash.py", None, "crashes the parser of this Python")
+    assert len({analysis.line for analysis in found} - {None, os.getpid()}) <= 4
+
+
+def test_file_whose_worker_is_killed_once_is_analyzed(tmp_path):
+    once = cds.Source(str(tmp_path / "once"), "once.py")
+    found = list(cds.analyze_in_workers([*numbered("a.py"), once, *numbered("b.py")], 1, process_number))
+    assert [analysis.file_path for analysis in found if analysis.line] == ["a.py", "once.py", "b.py"]
+
+
+def test_every_file_that_crashes_is_an_error():
+    found = list(cds.analyze_in_workers(numbered(*["crash.py"] * 5), 3, process_number))
+    assert {analysis.message for analysis in found} == {"crashes the parser of this Python"}
+
+
+DEEP = "x = a" + ".b(1)" * 100_000
+
+
+def test_only_what_may_crash_the_parser_goes_to_a_worker_of_its_own(tmp_path):
+    files = {"a.py": "x = 1\n" * 9000, "deep.py": DEEP, "long.py": "x = 'a'\n" * 200_000, "z.py": "def"}
+    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
+    assert [cds.may_crash_parser(source) for source in sources] == [False, True, True, False]
+    pids = [analysis.line for analysis in cds.analyze_guarded(sources, process_number)]
+    assert (pids[0], pids[3]) == (os.getpid(), os.getpid())
+    assert pids[1] == pids[2] != os.getpid()
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        *["-{}", "~{}", "not {}", "({}).a", "{}+1", "2**{}", "{}()", "{}[0]", "1 if 1 else {}"],
+        *["lambda: {}", "({})", "{}@1", "{}|1", "{}<<1", "{}//1", "{}%1", "{}&1", "{}^1"],
+        *["[{}]", "{{{}}}", "f(a={})", "a < ({})"],
+    ],
+)
+def test_nesting_bound_is_never_below_the_depth_of_the_tree(level):
+    source = "1"
+    for _ in range(40):
+        source = level.format(source)
+    depths = {}
+    for node in ast.walk(ast.parse(source)):
+        for child in ast.iter_child_nodes(node):
+            depths[child] = depths.get(node, 0) + 1
+    # Each level is one operator and one node at least, and four nodes at most.
+    assert cds.nesting_bound(source.encode()) * 4 >= max(depths.values()) - 4
+
+
+def test_file_that_kills_the_parser_is_one_error_of_a_small_tree(tmp_path):
+    root = tree(tmp_path, {"a.py": "x = 1", "deep.py": DEEP, "z.py": "y = 1"})
+    done = shell("model-build", "--path", root, "--format", "json")
+    assert done.returncode == 0
+    result = json.loads(done.stdout)
+    assert [one["file_path"] for one in result["records"] if "deep" not in one["file_path"]] == [
+        "a.py",
+        "z.py",
+    ]
+    assert [one["file_path"] for one in result["errors"]] in (["deep.py"], [])  # 3.14 takes it
+
+
+@needs_shell
+@pytest.mark.parametrize("limit", [7, 8, 10, 14, 20])
+def test_files_are_analyzed_where_only_few_can_be_open(tmp_path, limit):
+    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
+    command = ["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh"]
+    done = finish([*command, *command_of("model-build", "--path", root, "--format", "json")])
+    assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
+    assert len(json.loads(done.stdout)["records"]) == 300
+
+
+@needs_shell
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may start any number of processes")
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_files_are_analyzed_where_only_few_processes_can_be_started(tmp_path, limit):
+    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
+    command = ["sh", "-c", f'ulimit -u {limit} && exec "$@"', "sh"]
+    done = finish([*command, *command_of("model-build", "--path", root, "--format", "json")])
+    assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
+    assert len(json.loads(done.stdout)["records"]) == 300
+
+
+# Each runs the command line of its process, with or without what workers usually need.
+PROGRAMS = [
+    pytest.param("cds.main()", id="plain"),
+    pytest.param("import _multiprocessing; del _multiprocessing.SemLock; cds.main()", id="no-semaphores"),
+    pytest.param("import sys; sys.modules['_multiprocessing'] = None; cds.main()", id="no-multiprocessing"),
+    pytest.param(
+        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); cds.main()",
+        id="with-a-thread",
+    ),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("count", [3, 130])
+def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, count):
+    root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(count)}) / "s"
+    tree(root, {"deep.py": "x = " + "+".join(["1"] * 6000) + "\n"})
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(CDS).parent)!r}); import cds; print('body'); {program}"
+    )
+    tree(tmp_path, {"script.py": script})
+    done = finish([sys.executable, tmp_path / "script.py", "model-build", "--path", root, "--format", "json"])
+    body, result = done.stdout.split("\n", 1)
+    assert (done.returncode, body) == (0, "body")
+    assert done.stderr.startswith(f"search files={count + 1} skipped=0\n")
+    assert len(json.loads(result)["records"]) + len(json.loads(result)["errors"]) == count + 1
+
+
+def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
+    root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(300)}) / "s"
+    script = f"""if True:
+        import multiprocessing, os, sys
+        sys.path.insert(0, {str(Path(CDS).parent)!r})
         import cds
-        sources = cds.find_sources(sys.argv[1], '.py').sources
-        for found in cds.analyzed_in_workers(sources, 2): print(type(found).__name__)"""
-    tree(tmp_path, {"sitecustomize.py": crash, "s/a.py": "x = 1", "s/b.py": "crash", "s/c.py": "y = 1"})
-    paths = os.pathsep.join([str(tmp_path), str(Path(CDS).parent)])
-    done = finish(python_command(program, tmp_path / "s"), env={**os.environ, "PYTHONPATH": paths})
-    assert done.stdout.split() == ["list", "AnalyzerError", "list"]
+        print("body")
+        multiprocessing.set_start_method("spawn")
+        os.fork = None
+        print(len(cds.PythonAnalyzer().analyze(cds.find_sources(sys.argv[1], ".py").sources).symbols))
+    """
+    done = finish([sys.executable, tree(tmp_path, {"script.py": script}) / "script.py", root])
+    assert (done.stdout, done.stderr) == ("body\n300\n", "")
+
+
+@pytest.mark.parametrize("words", [(), ("-X", "frozen_modules=off")], ids=["plain", "option"])
+def test_program_from_standard_input_analyzes_any_number_of_files(tmp_path, words):
+    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
+    with open(CDS, encoding="utf-8") as program:
+        done = finish([sys.executable, *words, "-", "model-build", "--path", root], stdin=program)
+    assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
+    assert done.stdout.count("\n") == 301
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A run of its own process group that has just begun to analyze a large tree."""
+    source = tree(tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)})
+    command = command_of("model-build", "--path", source, "--output", tmp_path / "out")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr.readline().startswith("search files=400")
+        time.sleep(0.3)
+        yield process
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @sends_interrupts
-def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(tmp_path):
-    source = tree(tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)})
-    command = command_of("model-build", "--path", source, "--output", tmp_path / "out")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr.readline().startswith("search files=400")
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=30)[1] == "cds: interrupted\n" and process.returncode == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_large_tree_is_analyzed_in_workers_and_interrupted_quietly(running, number):
+    os.killpg(running.pid, number)
+    assert running.communicate(timeout=30)[1] == "cds: interrupted\n"
+    assert running.returncode == 130
+
+
+def test_workers_end_with_the_process_that_started_them(running):
+    running.kill()
+    # The workers hold the other end of this pipe too: it is at its end when they are.
+    assert running.communicate(timeout=30)[1] == ""
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
