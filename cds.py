@@ -1154,6 +1154,55 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
     return max(ends, default=(node.lineno, node.col_offset))
 
 
+# Docstrings: the first sentence, without parsing the code again
+
+# What may stand between a header and its docstring: blanks, comments, line ends.
+DOCSTRING_START = re.compile(
+    r"""(?: [ \t\f]* (?: \#[^\r\n]* | \\ )? (?: \r\n? | \n ) )*  [ \t\f]*
+    (?P<prefix> [rRuU]? ) (?P<quotes> \"{3} | '{3} | " | ' )""",
+    re.VERBOSE,
+)
+STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
+# A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
+PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
+EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
+ROLE = re.compile(r":[a-z:+-]+:(?=`)")  # as in :class:`Record`
+SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
+
+
+def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
+    """Return the first sentence of a definition's docstring, on one line, or None without one.
+
+    `signature` is the header as it stands in the code, through its colon. A docstring of several
+    string literals in a row counts as none.
+    """
+    text = _docstring(raw_code, signature) if signature else None
+    if text is None:
+        return None
+    prose = EXAMPLE.split(text, 1)[0].strip()
+    paragraph = PARAGRAPH_END.split(prose, 1)[0]
+    line = " ".join(ROLE.sub("", paragraph).split())
+    end = SENTENCE_END.search(line)
+    return (line[: end.end()] if end else line) or None
+
+
+def _docstring(raw_code: str, signature: str) -> str | None:
+    header = raw_code.find(signature)
+    start = DOCSTRING_START.match(raw_code, header + len(signature)) if header >= 0 else None
+    if start is None:
+        return None
+    quotes = start["quotes"]
+    ends = re.compile(rf"\\.|{quotes}", re.DOTALL).finditer(raw_code, start.end())
+    end = next((found for found in ends if found[0] == quotes), None)
+    # More may follow, such as a call of a method: then the statement is no docstring.
+    if end is None or not STATEMENT_END.match(raw_code, end.end()):
+        return None
+    text = raw_code[start.end() : end.start()]
+    if "\\" in text and start["prefix"] not in ("r", "R"):
+        text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
 # machines lack, and no thread, and it tells which file ended which worker.
 
@@ -2562,6 +2611,8 @@ SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look 
 DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
 STATEMENT_START = "^"
 ROUNDING_SLACK = 1e-9
+MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
+INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 Pair = tuple[int, int]
 Place = tuple[str, int, int]
 
@@ -2569,7 +2620,8 @@ Place = tuple[str, int, int]
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities run from 0 (nothing shared) to 1.
 
-    `exclude` holds the patterns that the search for source was given.
+    `exclude` holds the patterns that the search for source was given; `intents` is one of
+    INTENT_CHOICES.
     """
 
     kinds: tuple[str, ...] = ("function", "method", "class")
@@ -2577,6 +2629,7 @@ class DuplicateOptions(NamedTuple):
     code_similarity: float = 0.55
     intent_similarity: float = 0.46
     exclude: tuple[str, ...] = ()
+    intents: str = BOTH
 
 
 class Unit(NamedTuple):
@@ -2594,20 +2647,25 @@ class Member(NamedTuple):
     """A record in a clone group, and how it compares with the others.
 
     `qualified_name` is dotted, `Class.method`; `shared` is the part of its code, 0 to 1, that all
-    members have; `differs` holds the labels that no other member has.
+    members have; `differs` holds the labels that no other member has. `intent` says what the code
+    is for, and `intent_source`, MODEL or DOCSTRING, who said so.
     """
 
     record: Record
     qualified_name: str
     shared: float
     differs: tuple[str, ...]
+    intent: str | None = None
+    intent_source: str | None = None
 
 
 class CloneGroup(NamedTuple):
     """Records of which every pair is similar; `similarity` is that of the least similar pair.
 
     `evidence` is EXACT, NEAR or INTENT; `area` is one of AREAS; `hidden_by` is the rule that hides
-    the group, or None; `score` ranks the groups of one section and area, highest first.
+    the group, or None; `score` ranks the groups of one section and area, highest first. Members
+    that `are_siblings` have similar intents by design: they are overrides of one method, or their
+    intents begin alike within one file.
     """
 
     id: str
@@ -2619,6 +2677,7 @@ class CloneGroup(NamedTuple):
     hidden_by: str | None
     score: float
     members: tuple[Member, ...]
+    are_siblings: bool = False
 
 
 class FilePair(NamedTuple):
@@ -2637,7 +2696,8 @@ class Report(NamedTuple):
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
     lines of each file; `area_lines` those of the files of each area, and how many of them are in
     copies beyond the first; `file_pairs` the files that share most. `error_count` counts the files
-    that could not be analyzed, `stale` the groups that only a baseline has (None without one).
+    that could not be analyzed, `stale` the groups that only a baseline has (None without one),
+    `from_docstrings` the records whose docstring stands in for an intent.
     """
 
     run: Mapping[str, object] | None
@@ -2650,6 +2710,7 @@ class Report(NamedTuple):
     file_pairs: tuple[FilePair, ...]
     error_count: int
     stale: int | None = None
+    from_docstrings: int = 0
 
 
 def build_report(
@@ -2664,6 +2725,7 @@ def build_report(
     missing = collections.Counter(record.intent_status for record in compared if not record.intent)
     areas, file_lines = file_areas(records), _count_lines(records)
     groups = tuple(find_groups(records, options))
+    sentences = [record_sentence(record, options.intents) for record in compared]
     return Report(
         run=run,
         options=options,
@@ -2674,6 +2736,7 @@ def build_report(
         area_lines=count_area_lines(groups, file_lines, areas),
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
+        from_docstrings=sum(found is not None and found.source == DOCSTRING for found in sentences),
     )
 
 
@@ -2691,7 +2754,7 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
     least = options.min_statements
     large = [unit for unit in units if unit.statements >= least]
     near = alike_pairs([unit.grams for unit in large], options.code_similarity)
-    intents = similar_intents([_sentence(unit.records) for unit in large], options.intent_similarity)
+    intents = _intent_pairs(large, options)
     different = {pair: intents[pair] for pair in intents if pair not in near}
     copied = [unit for unit in units if len(unit.records) > 1]
     groups = [_group(EXACT, [unit], 1.0, SMALL if unit.statements < least else None) for unit in copied]
@@ -2699,7 +2762,7 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
     names = qualified_names(records)
     areas = file_areas(records)
     placed = [_placed(group, names, areas) for group in _hide_contained(groups)]
-    return sorted(placed, key=_rank)
+    return sorted((_with_intents(group, options.intents) for group in placed), key=_rank)
 
 
 def qualified_names(records: Sequence[Record]) -> dict[Place, str]:
@@ -2868,6 +2931,8 @@ def _is_constant(node: ast.stmt) -> bool:
 
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
+DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
+SIBLING_WORDS = 2  # members of one file whose intents begin with the same words are siblings
 GHOST_WORDS = 3  # the words more that each sentence counts as having
 WORDLESS_SENTENCES = 2_000  # added when words are counted, so that a small run weighs as a large one
 RARE = 1_000  # a word in one sentence out of so many, or fewer, has the weight 1
@@ -2961,12 +3026,73 @@ def _first_of_each_line(table: str) -> dict[str, str]:
 SAME_MEANING = _first_of_each_line(SYNONYMS)
 
 
-def _sentence(records: Sequence[Record]) -> str:
-    """Return the intent of equal code; of several the first in the order of the text.
+class Sentence(NamedTuple):
+    """What code is for, and who said so: MODEL or DOCSTRING, in the order of their worth."""
+
+    source: str
+    text: str
+
+
+def record_sentence(record: Record, intents: str) -> Sentence | None:
+    """Return the intent of a record, or where it has none the first sentence of its docstring.
+
+    `intents`, one of INTENT_CHOICES, says which of the two are taken.
+    """
+    if record.intent and intents != DOCSTRING:
+        return Sentence(MODEL, record.intent)
+    text = docstring_sentence(record.raw_code, record.signature) if intents != MODEL else None
+    return Sentence(DOCSTRING, text) if text else None
+
+
+def _shared_sentence(records: Sequence[Record], intents: str) -> Sentence | None:
+    """Return the sentence of equal code; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    return min((record.intent for record in records if record.intent), default="")
+    sentences = filter(None, (record_sentence(record, intents) for record in records))
+    return min(sentences, key=lambda found: (found.source != MODEL, found.text), default=None)
+
+
+def _intent_pairs(units: Sequence[Unit], options: DuplicateOptions) -> dict[Pair, float]:
+    """Return the pairs of units of similar sentences, lower index first.
+
+    Docstrings are formulas more often than a model's sentences, so they must be more similar.
+    """
+    sentences = [_shared_sentence(unit.records, options.intents) for unit in units]
+    pairs = similar_intents([found.text if found else "" for found in sentences], options.intent_similarity)
+    by_docstring = {index for index, found in enumerate(sentences) if found and found.source == DOCSTRING}
+    least = max(options.intent_similarity, DOCSTRING_SIMILARITY)
+    return {pair: score for pair, score in pairs.items() if score >= least or by_docstring.isdisjoint(pair)}
+
+
+def _with_intents(group: CloneGroup, intents: str) -> CloneGroup:
+    """Return the group with the sentence of each member, and with what follows for its rank."""
+    members = [_with_intent(member, intents) for member in group.members]
+    group = group._replace(members=tuple(members))
+    if group.evidence != INTENT:
+        return group
+    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
+    score = group.similarity * group.statements**0.25
+    return group._replace(score=round(score, 3), are_siblings=_are_siblings(members))
+
+
+def _with_intent(member: Member, intents: str) -> Member:
+    sentence = record_sentence(member.record, intents)
+    return member._replace(intent=sentence.text, intent_source=sentence.source) if sentence else member
+
+
+def _are_siblings(members: Sequence[Member]) -> bool:
+    """Return whether members are overrides of one method, or begin alike within one file."""
+    if all(member.record.kind == "method" for member in members):
+        names = {member.qualified_name.rpartition(".")[2] for member in members}
+        if len(names) == 1:
+            return True
+    beginnings = {tuple((member.intent or "").split()[:SIBLING_WORDS]) for member in members}
+    return _within_one_file(members) and len(beginnings) == 1
+
+
+def _within_one_file(members: Sequence[Member]) -> bool:
+    return len({member.record.file_path for member in members}) == 1
 
 
 def meaningful_words(sentence: str) -> frozenset[str]:
@@ -3220,11 +3346,14 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
     return areas
 
 
-def _rank(group: CloneGroup) -> tuple[int, int, float, float, Place, str]:
+def _rank(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, Place, str]:
     section = EVIDENCE.index(group.evidence)
     area = AREAS.index(group.area)
+    # Who reads one file knows what is in it: of like intents, those across files come first.
+    is_local = group.evidence == INTENT and _within_one_file(group.members)
     first = sort_key(group.members[0].record)
-    return section, area, -group.score, -group.similarity, first, group.id
+    by_worth = (-group.score, -group.similarity, first, group.id)
+    return (section, area, group.are_siblings, is_local, *by_worth)
 
 
 def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
@@ -3600,6 +3729,8 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "qualified_name": member.qualified_name,
         "shared": member.shared,
         "differs": member.differs,
+        "intent": member.intent,
+        "intent_source": member.intent_source,
     }
 
 
@@ -3687,10 +3818,14 @@ def _missing_intents(report: Report) -> list[str]:
     missing = report.without_intent
     counts = ", ".join(f"{missing[status]} {status}" for status in sorted(missing))
     if report.run is None:
-        return ["  needs intents: store a run with 'cds persist', then name it with --db-path"]
+        by_docstrings = f"by the docstrings of {counted(report.from_docstrings, 'record')}; for a model's"
+        what = by_docstrings if report.from_docstrings else "needs"
+        return [f"  {what} intents: store a run with 'cds persist', then name it with --db-path"]
     is_empty = sum(missing.values()) == report.record_count
+    is_empty = is_empty and not report.from_docstrings
     what = "empty: no record has an intent" if is_empty else "without intent"
-    return [f"  {what} ({counts})"] if missing else []
+    stand_ins = f"; for {report.from_docstrings} a docstring stands in" if report.from_docstrings else ""
+    return [f"  {what} ({counts}){stand_ins}"] if missing else []
 
 
 def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> Iterator[Line]:
@@ -3703,10 +3838,25 @@ def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> It
             title = f"  Only in {AREA_NAMES[area]} ({counted(len(ranked), 'group')})"
             yield from (Line(""), Line(title, BOLD))
         for group in ranked[:top]:
-            yield from _group_lines(group, exact_ids)
+            if not group.are_siblings:
+                yield from _group_lines(group, exact_ids)
+        yield from _sibling_lines(ranked, top)
         if len(ranked) > top:
             more = counted(len(ranked) - top, "more group")
             yield from (Line(""), Line(f"  {more}: --top {len(ranked)} shows them"))
+
+
+def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
+    """Yield a line for each group of siblings among the first `top`; siblings rank last."""
+    folded = [group for group in ranked[:top] if group.are_siblings]
+    if folded:
+        count = sum(group.are_siblings for group in ranked)
+        yield from (Line(""), Line(f"  Siblings, one line a group ({counted(count, 'group')})"), Line(""))
+    for group in folded:
+        first = group.members[0]
+        others = f"{first.qualified_name} and {group.copies - 1} more"
+        text = f"{group.id}  similarity {group.similarity:.2f}  {location(first.record)}  {others}"
+        yield Line(text, CYAN)
 
 
 def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
@@ -3721,8 +3871,10 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"  {location(member.record)}  {member.qualified_name}{signature}")
         if group.evidence == NEAR and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM)
-        if member.record.intent:
-            yield Line(f"    {member.record.intent}", DIM)
+        if member.intent_source == MODEL:
+            yield Line(f"    {member.intent}", DIM)
+        elif member.intent_source == DOCSTRING and group.evidence == INTENT:
+            yield Line(f"    docstring: {member.intent}", DIM)
     if group.copies > SHOWN_MEMBERS:
         yield Line(f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}")
 
@@ -3759,8 +3911,9 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     for number, member in enumerate(group.members, 1):
         title = f"{number}. {location(member.record)}  {member.qualified_name}"
         yield from (Line(""), Line(title, BOLD))
-        if member.record.intent:
-            yield Line(f"   {member.record.intent}", DIM)
+        if member.intent:
+            label = "docstring: " if member.intent_source == DOCSTRING else ""
+            yield Line(f"   {label}{member.intent}", DIM)
         yield from map(Line, ["", *_shown_code(member)])
     first, *others = group.members
     for member in others:
@@ -4206,6 +4359,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
         code_similarity=args.code_similarity,
         intent_similarity=args.intent_similarity,
         exclude=tuple(args.exclude),
+        intents=args.intents,
     )
 
 
@@ -4454,6 +4608,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     same += "has, so that short ones must share more of theirs"
     add("--code-similarity", type=similarity, default=default.code_similarity, metavar="X", help=near)
     add("--intent-similarity", type=similarity, default=default.intent_similarity, metavar="X", help=same)
+    text = "sentences to compare; both: the first of the docstring where there is none of a model "
+    text += "(default: %(default)s)"
+    add("--intents", choices=INTENT_CHOICES, default=default.intents, help=text)
     text = "groups a section, of code, tests and generated code each (default: %(default)s)"
     add("--top", type=positive_int, default=20, metavar="N", help=text)
     text = (

@@ -1519,6 +1519,59 @@ def test_workers_end_with_the_process_that_started_them(running):
     assert running.communicate(timeout=30)[1] == ""
 
 
+# Docstrings
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        pytest.param('"""Add it up."""', "Add it up.", id="one line"),
+        pytest.param("'Add it up'; x = 1", "Add it up", id="single quotes, statement after"),
+        pytest.param('r"""Match \\d."""  # so', r"Match \d.", id="raw"),
+        pytest.param(r'"""Say \"a\tb\"."""', 'Say "a b".', id="escapes"),
+        pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
+        pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
+        pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
+        pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
+        pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
+        pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
+        pytest.param('"""Add 1.5 of a.b, ca. it. Go"""', "Add 1.5 of a.b, ca. it.", id="points within"),
+        pytest.param('"""Call :meth:`a`."""', "Call `a`.", id="role"),
+        pytest.param('# why\n\n    # so\n    """Add it."""', "Add it.", id="comments before"),
+        pytest.param('""">>> add(1)\n    2\n    """', None, id="only an example"),
+        pytest.param('"""   """', None, id="blank"),
+        pytest.param('f"""Add {x}."""', None, id="formatted"),
+        pytest.param('b"""Add."""', None, id="bytes"),
+        pytest.param('"""Add {}.""".format(x)', None, id="an expression"),
+        pytest.param('x = """Add."""', None, id="an assignment"),
+        pytest.param("pass", None, id="none"),
+    ],
+)
+def test_docstring_sentence_is_the_first_of_the_docstring(body, sentence):
+    signature = "def f(a={'x': 1}) -> 'int':"
+    assert cds.docstring_sentence(f"@a('def')\n{signature}\n    {body}\n    return 1", signature) == sentence
+    crlf = f"{signature}\r\n    {body}".replace("\n", "\r\n").replace("\r\r", "\r")
+    assert cds.docstring_sentence(crlf, signature) == sentence
+
+
+def test_docstring_sentence_of_a_header_on_the_same_line_or_without_one():
+    assert cds.docstring_sentence("def f(): 'Add it.'", "def f():") == "Add it."
+    assert cds.docstring_sentence('"""A module."""', None) is None
+    assert cds.docstring_sentence("def f():", "def f():") is None
+    assert cds.docstring_sentence("def f():\n    " + "#" * 99_999, "def f():") is None
+    assert cds.docstring_sentence('def f():\n    """' + "\\" * 99_999, "def f():") is None
+
+
+def test_docstring_sentence_finds_what_the_parser_finds():
+    records = [one for one in built(os.path.dirname(json.__file__)) if one.kind != "file"]
+    found = [cds.docstring_sentence(one.raw_code, one.signature) for one in records]
+    definitions = [ast.parse(textwrap.dedent(one.raw_code)).body[0] for one in records]
+    docstrings = [" ".join((ast.get_docstring(node) or "").split()) for node in definitions]
+    assert list(map(bool, found)) == list(map(bool, docstrings))
+    assert all(text.startswith(one) for text, one in zip(docstrings, found) if one)
+    assert sum(map(bool, found)) > 10
+
+
 # ---- Enrichment -----------------------------------------------------------------------------
 
 
@@ -2903,6 +2956,89 @@ def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_t
     assert [entry[0] for entry in groups_of(*moved, other)] == ["exact", "intent"]
 
 
+PRICES = "Adds up the prices of all active rows that a customer ordered last month, with tax."
+
+
+def documented(code, text, path, **fields):
+    """Return a record of code with a docstring, which the normalized code does not have."""
+    made = record(code, path, **fields)
+    header, _, body = code.partition("\n")
+    return made._replace(raw_code=f'{header}\n    """{text}"""\n{body}')
+
+
+def sources(*records, **options):
+    """Return the source of each member's intent, of the groups of the third section."""
+    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    return [[m.intent_source for m in g.members] for g in groups if g.evidence == "intent"]
+
+
+def test_docstrings_stand_in_where_there_is_no_intent():
+    by_model = record(TOTAL, "a.py", intent=PRICES)
+    by_docstring = documented(OTHER, PRICES, "b.py")
+    assert sources(by_model, by_docstring) == [["model", "docstring"]]
+    assert sources(by_model, by_docstring, intents="model") == []
+    assert sources(by_model, by_docstring, intents="docstring") == []
+    two = documented(TOTAL, PRICES, "a.py", intent="Opens a socket."), by_docstring
+    assert sources(*two, intents="docstring") == [["docstring", "docstring"]]
+    assert sources(*two) == sources(*two, intents="model") == []
+
+
+def test_docstrings_must_be_more_similar_than_intents():
+    pair = record(TOTAL, intent="alpha beta gamma delta epsilon"), OTHER, "alpha beta gamma delta zeta eta"
+    score = cds.similar_intents([pair[0].intent, pair[2]], 0.1)[0, 1]
+    assert DUPLICATES.intent_similarity < score < 0.5
+    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
+    assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
+    pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
+    assert sources(*pair, intent_similarity=0.9) == []
+
+
+def third_section(*records):
+    groups = cds.find_groups(records, DUPLICATES)
+    return [(g.members[0].record.signature, g.are_siblings) for g in groups if g.evidence == "intent"]
+
+
+def different(number):
+    """Return code that is near no other number's."""
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
+    return f"def f{number}():\n{calls}"
+
+
+def intents_of_pairs(*pairs):
+    """Return records of different code, growing, two for each of (path, path, intent)."""
+    places = [(path, intent) for *paths, intent in pairs for path in paths]
+    return [
+        record(different(number), path, line=number * 100 + 1, intent=intent)
+        for number, (path, intent) in enumerate(places)
+    ]
+
+
+def test_intents_rank_by_similarity_and_size_and_across_files_first():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", short.format(1)), ("a.py", "b.py", long.format(2)), ("a.py", "b.py", long.format(3))
+    )
+    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
+    local = [one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}") for one in records[4:]]
+    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
+
+
+def test_siblings_come_last():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    records = intents_of_pairs(("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long))
+    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
+    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [("def f2():", False)]
+
+
+def test_overrides_of_one_method_are_siblings():
+    codes = [different(n).replace(f"def f{n}", "def load") for n in range(2)]
+    pair = [record(code, f"{number}.py", intent=PRICES, kind="method") for number, code in enumerate(codes)]
+    assert [siblings for _, siblings in third_section(*pair)] == [True]
+    functions = [one._replace(kind="function") for one in pair]
+    assert [siblings for _, siblings in third_section(*functions)] == [False]
+
+
 # Noise
 
 
@@ -3526,7 +3662,13 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
     assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
     of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
     member = {name: getattr(records[0], name) for name in of_record}
-    assert shown["members"][0] == {**member, "qualified_name": "total", "shared": 1.0, "differs": []}
+    assert shown["members"][0] == {
+        **member,
+        "qualified_name": "total",
+        "shared": 1.0,
+        "differs": [],
+        "intent_source": None,
+    }
 
 
 def test_the_table_says_what_it_compared_found_and_hid():
@@ -3632,6 +3774,25 @@ def test_the_table_shows_intents_and_how_many_are_missing():
     assert lines_of(records).count(f"    {SUM}") == 2
     records.append(record(ASSIGNED, "c.py", intent_status="failed"))
     assert "  without intent (1 failed)" in lines_of(records)
+
+
+def test_the_table_labels_docstrings_and_folds_siblings():
+    pair = [documented(OTHER, PRICES, "b.py"), documented(TOTAL, PRICES, "c.py")]
+    lines = lines_of(pair)
+    assert lines.count(f"    docstring: {PRICES}") == 2
+    assert "  without intent (2 skipped); for 2 a docstring stands in" in lines
+    group = cds.find_groups(pair, DUPLICATES)[0]
+    siblings = [one._replace(file_path="b.py", start_line=n, end_line=n) for n, one in enumerate(pair, 1)]
+    lines = lines_of(siblings)
+    header = lines.index("  Siblings, one line a group (1 group)")
+    folded = f"{group.id}  similarity {group.similarity:.2f}  b.py:1-1  load and 1 more"
+    assert lines[header + 1 : header + 4] == ["", folded, ""]
+    assert f"    docstring: {PRICES}" not in lines
+
+
+def test_docstrings_are_not_shown_beside_copies():
+    copies = [documented(TOTAL, PRICES, path) for path in ("a.py", "b.py")]
+    assert not any(PRICES in line for line in lines_of(copies))
 
 
 def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
@@ -4878,14 +5039,15 @@ CHANGES = {1: with_new_layout, 2: with_new_names, 3: with_new_statements}
 def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None:
     """Print, for each type, how many copies are found and how many groups join the unrelated."""
     records = [record for record in built(folder) if record.kind != "file"]
-    twins = _twins(cds.find_groups(records, cds.DuplicateOptions()))
+    options = cds.DuplicateOptions(intents=cds.MODEL)
+    twins = _twins(cds.find_groups(records, options))
     originals = random.Random(seed).sample(sorted(_large_functions(records)), count)
     for change, changed in CHANGES.items():
         rng = random.Random(seed)
         sources = [changed(_parsed(code), rng) for _, code in originals]
         copies = _analyzed_copies(sources)
         home = {copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies}
-        groups = cds.find_groups([*records, *copies], cds.DuplicateOptions())
+        groups = cds.find_groups([*records, *copies], options)
         shown = [g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)]
         found, unrelated = set(), 0
         for group in shown:
