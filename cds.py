@@ -62,6 +62,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -2606,11 +2607,7 @@ GENERATED_HEADER = re.compile(
 )
 PAIRED_FILES = 100  # at most; what stands in more files says nothing about two of them
 SCHEMA_VERSION = 1  # of the JSON of a report
-DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
-SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look alike
 DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
-STATEMENT_START = "^"
-ROUNDING_SLACK = 1e-9
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 Pair = tuple[int, int]
@@ -2632,15 +2629,21 @@ class DuplicateOptions(NamedTuple):
     intents: str = BOTH
 
 
-class Unit(NamedTuple):
-    """Records of one `md5sum`, sorted by place, and what the report needs of their code."""
+class Fragment(NamedTuple):
+    """Records of one `md5sum`, sorted by place, and what the report needs of their code.
+
+    `trigrams` holds the numbers of its trigrams, ascending; see `number_trigrams`.
+    """
 
     records: tuple[Record, ...]
     name: str
     statements: int
     is_stub: bool
-    grams: frozenset[int]
-    called: frozenset[str]
+    trigrams: tuple[int, ...]
+
+
+# Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
+Shape = Sequence[Fragment]
 
 
 class Member(NamedTuple):
@@ -2665,7 +2668,8 @@ class CloneGroup(NamedTuple):
     `evidence` is EXACT, NEAR or INTENT; `area` is one of AREAS; `hidden_by` is the rule that hides
     the group, or None; `score` ranks the groups of one section and area, highest first. Members
     that `are_siblings` have similar intents by design: they are overrides of one method, or their
-    intents begin alike within one file.
+    intents begin alike within one file. A group that `is_family` has too many members to compare
+    every pair: each is similar to one and the same, and `similarity` is the lowest with that.
     """
 
     id: str
@@ -2678,6 +2682,7 @@ class CloneGroup(NamedTuple):
     score: float
     members: tuple[Member, ...]
     are_siblings: bool = False
+    is_family: bool = False
 
 
 class FilePair(NamedTuple):
@@ -2750,38 +2755,31 @@ def _count_lines(records: Iterable[Record]) -> dict[str, int]:
 
 def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[CloneGroup]:
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
-    units = collect_units(records, options.kinds)
-    least = options.min_statements
-    large = [unit for unit in units if unit.statements >= least]
-    near = alike_pairs([unit.grams for unit in large], options.code_similarity)
-    intents = _intent_pairs(large, options)
-    different = {pair: intents[pair] for pair in intents if pair not in near}
-    copied = [unit for unit in units if len(unit.records) > 1]
-    groups = [_group(EXACT, [unit], 1.0, SMALL if unit.statements < least else None) for unit in copied]
-    groups += _linked_groups(NEAR, large, near) + _linked_groups(INTENT, large, different)
-    names = qualified_names(records)
+    definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
+    around = enclosing_places(definitions)
+    fragments = collect_fragments(definitions, options.kinds)
+    large = [fragment for fragment in fragments if fragment.statements >= options.min_statements]
+    groups = exact_groups(fragments, options.min_statements)
+    # A class is never merged with a function, so the two are never compared.
+    for of_classes in (False, True):
+        comparable = [fragment for fragment in large if is_class(fragment) is of_classes]
+        groups += near_groups(comparable, options.code_similarity, around)
+    groups += intent_groups(large, options, around)
+    names = qualified_names(definitions, around)
     areas = file_areas(records)
-    placed = [_placed(group, names, areas) for group in _hide_contained(groups)]
+    placed = [_placed(group, names, areas) for group in hide_contained(groups, around)]
     return sorted((_with_intents(group, options.intents) for group in placed), key=_rank)
 
 
-def qualified_names(records: Sequence[Record]) -> dict[Place, str]:
+def qualified_names(records: Sequence[Record], around: Mapping[Place, Sequence[Place]]) -> dict[Place, str]:
     """Return the dotted name of each definition, such as `Class.method`, by its `sort_key`."""
-    names: dict[Place, str] = {}
-    around: list[tuple[Record, str]] = []
-    for record in sorted(records, key=_outermost_first):
-        name = defined_name(record)
+    names = {sort_key(record): defined_name(record) for record in records}
+    qualified = {}
+    for place, name in names.items():
         if name:
-            while around and not _is_inside(record, around[-1][0]):
-                around.pop()
-            dotted = f"{around[-1][1]}.{name}" if around else name
-            names[sort_key(record)] = dotted
-            around.append((record, dotted))
-    return names
-
-
-def _outermost_first(record: Record) -> Place:
-    return record.file_path, record.start_line, -record.end_line
+            outer = [names[other] for other in around.get(place, ())]
+            qualified[place] = ".".join([*filter(None, outer), name])
+    return qualified
 
 
 def defined_name(record: Record) -> str:
@@ -2799,15 +2797,70 @@ def _placed(group: CloneGroup, names: Mapping[Place, str], areas: Mapping[str, s
     return group._replace(area=min(of_members, key=AREAS.index), members=tuple(members))
 
 
-def collect_units(records: Sequence[Record], kinds: Collection[str]) -> list[Unit]:
-    """Return the records of these kinds as units, sorted by the place of the first copy."""
+# -- Duplicates: fragments --------------------------------------------------------------------
+#
+# What is compared are trigrams: the label of each node of a syntax tree after the labels of the two
+# nodes before it in the same statement. A repeated trigram is a feature of its own each time, so
+# a fragment has as many features as its tree has nodes.
+
+STATEMENT_START = "^"
+LOCAL_NAME = "_"
+# Fields that never hold a node, left out of the traversal.
+LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
+LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
+NODE_TYPES = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.AST)]
+# The fields to visit, last one first, since a stack turns them round.
+CHILD_FIELDS = {
+    kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS) for kind in NODE_TYPES
+}
+# No name of a program looks like the label of a type.
+TYPE_LABELS = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
+NAMING_NODES = {kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)}
+NAMING_NODES |= {ast.Name, ast.arg, ast.Global}
+
+DEFINITIONS = {*FunctionNode, ast.ClassDef}
+
+Span = tuple[int, int]
+
+
+class SpanEnd(NamedTuple):
+    """Stands on the stack of a traversal below a definition: its nodes are all visited."""
+
+    number: int
+
+
+class Outline(NamedTuple):
+    """The tree of a definition laid out flat: nodes in the order of the source, and their labels.
+
+    `previous` and `last` hold the labels of the two nodes before each in the same statement. Each
+    of `spans` is the part that one definition takes, from and up to a node, the outermost first.
+    """
+
+    nodes: list[ast.AST]
+    previous: list[str]
+    last: list[str]
+    labels: list[str]
+    spans: list[Span]
+
+
+def collect_fragments(definitions: Sequence[Record], kinds: Collection[str]) -> list[Fragment]:
+    """Return those of these kinds as fragments; like the definitions, they are sorted by place."""
     copies: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in sorted(records, key=sort_key):
+    for record in definitions:
         if record.kind in kinds:
             copies[record.md5sum].append(record)
-    # Every gram of the run as a number: tuples of text take ten times the memory.
+    # A number takes a tenth of the memory of the trigram that it stands for.
     numbers: dict[Hashable, int] = collections.defaultdict(itertools.count().__next__)
-    return [_unit(tuple(same), numbers) for same in copies.values()]
+    fragments: dict[str, Fragment] = {}
+    for nest in nests(definitions):
+        # One copy of each code is looked at.
+        if all(record.md5sum in fragments or record.kind not in kinds for record in nest):
+            continue
+        for record, outline, span in outlined(nest):
+            if record.kind in kinds and record.md5sum not in fragments:
+                same = tuple(copies[record.md5sum])
+                fragments[record.md5sum] = describe_fragment(same, outline, span, numbers)
+    return [fragments[md5sum] for md5sum in copies]
 
 
 def sort_key(record: Record) -> Place:
@@ -2815,111 +2868,366 @@ def sort_key(record: Record) -> Place:
     return record.file_path, record.start_line, record.end_line
 
 
-def _unit(records: tuple[Record, ...], numbers: Mapping[Hashable, int]) -> Unit:
-    """Return the unit of equal records; `numbers` gives each gram its number."""
-    code = records[0].normalized_code
+def is_class(fragment: Fragment) -> bool:
+    """Return whether the fragment is a class."""
+    return fragment.records[0].kind == "class"
+
+
+def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield each outermost definition with those inside it; they come sorted by `sort_key`."""
+    nest: list[Record] = []
+    for record in definitions:
+        if nest and record.file_path == nest[0].file_path and record.start_line <= nest[0].end_line:
+            nest.append(record)
+        else:
+            if nest:
+                yield nest
+            nest = [record]
+    if nest:
+        yield nest
+
+
+def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, Span]]:
+    """Yield each record of a nest with the outline and the span in which it stands."""
+    # The outermost definition holds the code of all, in the order of their lines: one parse will do.
+    outline = parse_outline(nest[0].normalized_code)
+    if outline is not None and len(outline.spans) == len(nest):
+        for record, span in zip(nest, outline.spans):
+            yield record, outline, span
+        return
+    # Another Python wrote the outermost one, or the records are not all those of one file.
+    for record in nest:
+        outline = parse_outline(record.normalized_code)
+        yield record, outline, outline.spans[0] if outline else (0, 0)
+
+
+def parse_outline(code: str) -> Outline | None:
+    """Return the outline of a definition, or None where this Python cannot parse it."""
     try:
         definition = ast.parse(code).body[0]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
-        return Unit(records, "", code.count("\n"), False, frozenset(), frozenset())
-    nodes = _preorder(definition)
-    name = getattr(definition, "name", "")
-    statements = sum(isinstance(node, ast.stmt) for node in nodes) - 1
-    counts = collections.Counter(_code_grams(nodes))
-    grams = frozenset(numbers[gram, nth] for gram, count in counts.items() for nth in range(count))
-    return Unit(records, name, statements, _is_stub(definition), grams, _called_names(nodes, name))
+        return None
+    nodes, spans = preorder(definition)
+    labels = [node_label(node) for node in nodes]
+    last = [STATEMENT_START, *labels[:-1]]
+    previous = [STATEMENT_START, *last[:-1]]
+    # Where trigrams run on into the next statement, one added statement costs more of them.
+    for start in [position for position, node in enumerate(nodes) if isinstance(node, ast.stmt)]:
+        previous[start] = last[start] = STATEMENT_START
+        if start + 1 < len(nodes):
+            previous[start + 1] = STATEMENT_START
+    return Outline(nodes, previous, last, labels, spans)
 
 
-def _preorder(root: ast.AST) -> list[ast.AST]:
-    """Return the nodes in the order of the source; not recursive, since a tree can be deep."""
+def preorder(root: ast.AST) -> tuple[list[ast.AST], list[Span]]:
+    """Return the nodes in the order of the source, and the spans of the definitions."""
     nodes: list[ast.AST] = []
-    stack: list[object] = [root]
+    starts: list[int] = []
+    ends: list[int] = []
+    stack: list[Any] = [root]  # not recursive, since a tree can be deep
     while stack:
         node = stack.pop()
-        if isinstance(node, list):
-            stack += reversed(node)
-        elif isinstance(node, ast.AST):
-            nodes.append(node)
-            fields = reversed(node._fields)
-            stack += [getattr(node, field, None) for field in fields if field != "ctx"]
-    return nodes
+        kind = type(node)
+        fields = CHILD_FIELDS.get(kind)
+        # 1. What is no node: the end of a definition, or a gap such as the key of `**` in a dict.
+        if fields is None:
+            if kind is SpanEnd:
+                ends[node.number] = len(nodes)
+            continue
+        # 2. A definition: its end comes up when all below it is done.
+        if kind in DEFINITIONS:
+            stack.append(SpanEnd(len(starts)))
+            starts.append(len(nodes))
+            ends.append(0)
+        # 3. The node, and then its children from left to right.
+        nodes.append(node)
+        for field in fields:
+            child = getattr(node, field)
+            if type(child) is list:
+                stack += child[::-1]
+            elif child is not None:
+                stack.append(child)
+    return nodes, list(zip(starts, ends))
 
 
-def _code_grams(nodes: Sequence[ast.AST]) -> Iterator[tuple[str, str, str]]:
-    """Yield one gram for each node: its label after the two before it in the same statement."""
-    local = _local_names(nodes)
-    before = last = STATEMENT_START
-    for node in nodes:
-        if isinstance(node, ast.stmt):  # running on, one added statement would cost more
-            before = last = STATEMENT_START
-        label = _label(node, local)
-        yield before, last, label
-        before, last = last, label
-
-
-def _label(node: ast.AST, local: Collection[str]) -> str:
+def node_label(node: ast.AST) -> str:
+    """Return what trigrams are made of: the type of a node, or the name that it holds."""
     if isinstance(node, ast.Name):
-        return "_" if node.id in local else node.id
+        return node.id
     if isinstance(node, ast.Attribute):
         return f".{node.attr}"
     if isinstance(node, ast.keyword):
         return f"{node.arg}="
-    return f"import {node.name}" if isinstance(node, ast.alias) else type(node).__name__
+    if isinstance(node, ast.alias):
+        return f"import {node.name}"
+    return TYPE_LABELS[type(node)]
 
 
-def _local_names(nodes: Sequence[ast.AST]) -> set[str]:
+def describe_fragment(
+    records: tuple[Record, ...], outline: Outline | None, span: Span, numbers: Mapping[Hashable, int]
+) -> Fragment:
+    """Return the fragment of equal records; `numbers` gives each trigram its number."""
+    if outline is None:
+        # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
+        lines = records[0].normalized_code.count("\n")
+        return Fragment(records, "", lines, is_stub=False, trigrams=())
+    start, end = span
+    definition: Any = outline.nodes[start]
+    return Fragment(
+        records=records,
+        name=definition.name,
+        # A statement's own label is the only one with a start right before it.
+        statements=outline.last[start:end].count(STATEMENT_START) - 1,
+        is_stub=is_stub(definition),
+        trigrams=number_trigrams(outline, span, numbers),
+    )
+
+
+def number_trigrams(outline: Outline, span: Span, numbers: Mapping[Hashable, int]) -> tuple[int, ...]:
+    """Return the numbers of a definition's trigrams, ascending, names of locals made equal."""
+    start, end = span
+    local = dict.fromkeys(local_names(outline.nodes[start:end]), LOCAL_NAME)
+    columns = []
+    for labels in (outline.previous, outline.last, outline.labels):
+        part = labels[start:end]
+        columns.append(map(local.get, part, part))
+    trigrams = list(map(numbers.__getitem__, zip(*columns)))
+    counts = collections.Counter(trigrams)
+    repeated = [(trigram, count) for trigram, count in counts.items() if count > 1]
+    repetitions = [(trigram, nth) for trigram, count in repeated for nth in range(1, count)]
+    return tuple(sorted([*counts, *map(numbers.__getitem__, repetitions)]))
+
+
+def local_names(nodes: Sequence[ast.AST]) -> set[str]:
     """Return the names that the functions of a definition bind; one scope for all will do."""
-    local = set(filter(None, map(_bound_name, nodes)))
+    local = set()
+    foreign: set[str] = set()
     for node in nodes:
+        if type(node) not in NAMING_NODES:
+            continue
+        name = bound_name(node)
+        if name:
+            local.add(name)
         if isinstance(node, ast.Global):
-            local.difference_update(node.names)
-        elif isinstance(node, ast.ClassDef):  # what its body binds is an attribute to the program
-            for statement in node.body:
-                target = getattr(statement, "targets", [getattr(statement, "target", statement)])[0]
-                local.discard(_bound_name(target) or "")
-    return local
+            foreign.update(node.names)
+        elif isinstance(node, ast.ClassDef):
+            foreign.update(class_attributes(node))
+    return local - foreign
 
 
-def _bound_name(node: ast.AST) -> str | None:
+def bound_name(node: ast.AST) -> str | None:
+    """Return the name that a node binds, or None."""
     if isinstance(node, ast.Name):
         return node.id if isinstance(node.ctx, ast.Store) else None
     if isinstance(node, ast.arg):
         return node.arg
-    name: str | None = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
-    return name
+    name = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
+    return name if isinstance(name, str) else None
 
 
-def _called_names(nodes: Sequence[ast.AST], own: str) -> frozenset[str]:
-    """Return the last names of what a definition calls, extends or is decorated with."""
-    used = [node.func for node in nodes if isinstance(node, ast.Call)]
-    used += [*getattr(nodes[0], "bases", ()), *getattr(nodes[0], "decorator_list", ())]
+def class_attributes(node: ast.ClassDef) -> Iterator[str]:
+    """Yield the names that a class body binds: attributes to the program, no locals."""
+    for statement in node.body:
+        target = getattr(statement, "targets", [getattr(statement, "target", statement)])[0]
+        name = bound_name(target)
+        if name:
+            yield name
+
+
+def called_names(fragment: Fragment) -> frozenset[str]:
+    """Return the last names of what a fragment calls, extends or is decorated with."""
+    outline = parse_outline(fragment.records[0].normalized_code)
+    if outline is None:
+        return frozenset()
+    definition: Any = outline.nodes[0]
+    used: list[Any] = [node.func for node in outline.nodes if isinstance(node, ast.Call)]
+    used += [*getattr(definition, "bases", ()), *definition.decorator_list]
     names = set()
     for node in used:
         name = getattr(node, "attr", getattr(node, "id", ""))
         owner = getattr(getattr(node, "value", None), "id", "")
         # By its own name alone, or on itself, a function calls itself and no twin of that name.
-        if name != own or (isinstance(node, ast.Attribute) and owner not in ("self", "cls")):
+        if name != fragment.name or (isinstance(node, ast.Attribute) and owner not in ("self", "cls")):
             names.add(name)
     return frozenset(names - {""})
 
 
-def _is_stub(node: ast.stmt) -> bool:
-    """Say whether a statement only declares: there is nothing in it to merge."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+def is_stub(node: ast.stmt) -> bool:
+    """Return whether a statement only declares: there is nothing in it to merge."""
+    if isinstance(node, FunctionNode):
         names = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
-        return not names.isdisjoint(("overload", "abstractmethod")) or all(map(_is_stub, node.body))
+        return not names.isdisjoint(("overload", "abstractmethod")) or all(map(is_stub, node.body))
     if isinstance(node, ast.ClassDef):
-        return all(_is_stub(statement) or _is_constant(statement) for statement in node.body)
+        return all(is_stub(statement) or is_constant(statement) for statement in node.body)
     if isinstance(node, ast.Raise) and node.exc is not None:
         return ast.unparse(node.exc).startswith("NotImplementedError")
-    ellipsis = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return ellipsis or isinstance(node, ast.Pass)
+    is_literal = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_literal or isinstance(node, ast.Pass)
 
 
-def _is_constant(node: ast.stmt) -> bool:
-    calls = any(isinstance(child, ast.Call) for child in ast.walk(node))
-    return isinstance(node, (ast.Assign, ast.AnnAssign)) and not calls
+def is_constant(node: ast.stmt) -> bool:
+    """Return whether a statement gives a name a value and calls nothing for it."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return False
+    return not any(isinstance(child, ast.Call) for child in ast.walk(node))
+
+
+# -- Duplicates: similarity -------------------------------------------------------------------
+
+ROUNDING_SLACK = 1e-9
+SIGNATURE_SIZE = 2048  # bits
+bit_count: Callable[[int], int] = getattr(int, "bit_count", lambda number: bin(number).count("1"))  # 3.10
+PREFIX_MATCHES = 8  # features that the prefixes of similar sets have in common
+FAMILY_SIZE = 1000  # from so many on, not every pair is compared
+
+
+class Similar(NamedTuple):
+    """What a set of features is similar to, by index.
+
+    `pairs` holds the similarity of each pair, lower index first. `families` holds for each head the
+    members and their similarity to it; who is in a family is in no pair.
+    """
+
+    pairs: dict[Pair, float]
+    families: dict[int, dict[int, float]]
+
+
+def jaccard(one: Collection[int], other: Collection[int]) -> float:
+    """Return the Jaccard index of two sets: the features that both have among those of either."""
+    both = len(set(one).intersection(other))
+    either = len(one) + len(other) - both
+    return both / either if either else 0.0
+
+
+def similar_pairs(sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE) -> Similar:
+    """Return what sets of features have a Jaccard index of `threshold` or more.
+
+    Only sets that share PREFIX_MATCHES features of their prefixes, rarest feature first, are compared
+    (Bayardo et al., "Scaling up all pairs similarity search", WWW 2007; Xiao et al., "Efficient
+    similarity joins for near duplicate detection", WWW 2008; Wang et al., "Can we beat the prefix
+    filtering?", SIGMOD 2012). A set that is similar to `family_size` smaller ones is the head of a
+    family: they leave the comparison, and what comes later is compared with the head alone.
+    """
+    by_size = sorted(range(len(sets)), key=lambda index: len(sets[index]))
+    ordered = [sets[index] for index in by_size]
+    join = SimilarityJoin(ordered, threshold, family_size)
+    for number in range(len(ordered)):
+        join.add(number)
+    pairs = {}
+    for new, similar in join.found.items():
+        for old, similarity in similar.items():
+            if old in join.found:
+                one, other = by_size[old], by_size[new]
+                pairs[min(one, other), max(one, other)] = similarity
+    families = {
+        by_size[head]: {by_size[member]: similarity for member, similarity in members.items()}
+        for head, members in join.families.items()
+    }
+    return Similar(pairs, families)
+
+
+class SimilarityJoin:
+    """Compares sets one after the other, smallest first, with those before."""
+
+    # Two sets with a Jaccard index of t share at least t times the features of the larger one, and
+    # at least 2t / (1 + t) times those of the smaller. Let both be sorted the same way, and c be
+    # the k-th feature that they have in common: of n common ones, n - k come after it. So c stands
+    # in the part that begins each set and leaves out its last n - k features, and with it the
+    # k - 1 before it. This part is the prefix: similar sets have k features of it in common.
+
+    def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
+        self.threshold, self.family_size = threshold, family_size
+        self.sizes = [len(features) for features in sets]
+        self.sets = rarest_first(sets)
+        self.signatures = [signature_bits(features) for features in self.sets]
+        self.holders: dict[int, list[int]] = {}
+        self.found: dict[int, dict[int, float]] = {}
+        self.families: dict[int, dict[int, float]] = {}
+
+    def add(self, new: int) -> None:
+        """Compare a set with the smaller ones, and let the larger ones find it."""
+        similar = self.compare(new)
+        heads = [old for old in similar if old in self.families]
+        if heads:
+            head = max(heads, key=lambda old: (similar[old], -old))
+            self.families[head][new] = similar[head]
+            return
+        if len(similar) >= self.family_size:
+            self.families[new] = similar
+            self.forget(similar)
+        else:
+            self.found[new] = similar
+        share = 2 * self.threshold / (1 + self.threshold)
+        for feature in self.prefix(new, self.least_shared(new, share)):
+            self.holders.setdefault(feature, []).append(new)
+
+    def compare(self, new: int) -> dict[int, float]:
+        """Return the smaller sets that are similar to `new`, and how much."""
+        least = self.least_shared(new, self.threshold)
+        # 1. Sets too small to share as much are left out; the holders of a feature come by size.
+        first = bisect.bisect_left(self.sizes, least)
+        met: list[int] = []
+        for feature in self.prefix(new, least):
+            others = self.holders.get(feature, ())
+            met += others[bisect.bisect_left(others, first) :]
+        # 2. A set that shares less than k features in all has every one of them in its prefix.
+        enough = min(PREFIX_MATCHES, least)
+        candidates = [old for old, count in collections.Counter(met).items() if count >= enough]
+        # 3. Signatures tell most of those apart that are not similar.
+        apart = (1 - self.threshold) / (1 + self.threshold)
+        size, own = self.sizes[new], self.signatures[new]
+        close = [
+            old
+            for old in candidates
+            if bit_count(own ^ self.signatures[old]) <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
+        ]
+        # 4. What is left is compared.
+        similar = {}
+        features = set(self.sets[new])
+        for old in close:
+            both = len(features.intersection(self.sets[old]))
+            similarity = both / (size + self.sizes[old] - both)
+            if similarity >= self.threshold:
+                similar[old] = similarity
+        return similar
+
+    def least_shared(self, number: int, share: float) -> int:
+        """Return how many features a set has in common with one that is similar, at least."""
+        return math.ceil(share * self.sizes[number] - ROUNDING_SLACK)
+
+    def prefix(self, number: int, least: int) -> Sequence[int]:
+        """Return the features of a set among which similar ones have PREFIX_MATCHES in common."""
+        features = self.sets[number]
+        return features[: max(0, len(features) - least + PREFIX_MATCHES)]
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Take sets out of the comparison."""
+        features: set[int] = set()
+        for number in numbers:
+            features.update(self.sets[number])
+            del self.found[number]
+        for feature in features & self.holders.keys():
+            self.holders[feature] = [old for old in self.holders[feature] if old not in numbers]
+
+
+def signature_bits(features: Iterable[int]) -> int:
+    """Return a number whose bits say for each class of features whether their count is odd.
+
+    Two sets are apart in at least as many features as their signatures are in bits.
+    """
+    return functools.reduce(operator.xor, (1 << feature % SIGNATURE_SIZE for feature in features), 0)
+
+
+def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the sets with their features ranked by rarity, those that one set alone has left out."""
+    frequencies = collections.Counter(itertools.chain.from_iterable(sets))
+    shared = [feature for feature, count in frequencies.items() if count > 1]
+    shared.sort(key=lambda feature: (frequencies[feature], feature))
+    ranks = {feature: rank for rank, feature in enumerate(shared)}
+    ranked = []
+    for features in sets:
+        ranked.append(tuple(sorted(map(ranks.__getitem__, filter(ranks.__contains__, features)))))
+    return ranked
 
 
 # Intents: which sentences say the same
@@ -3053,12 +3361,12 @@ def _shared_sentence(records: Sequence[Record], intents: str) -> Sentence | None
     return min(sentences, key=lambda found: (found.source != MODEL, found.text), default=None)
 
 
-def _intent_pairs(units: Sequence[Unit], options: DuplicateOptions) -> dict[Pair, float]:
-    """Return the pairs of units of similar sentences, lower index first.
+def _intent_pairs(fragments: Sequence[Fragment], options: DuplicateOptions) -> dict[Pair, float]:
+    """Return the pairs of fragments of similar sentences, lower index first.
 
     Docstrings are formulas more often than a model's sentences, so they must be more similar.
     """
-    sentences = [_shared_sentence(unit.records, options.intents) for unit in units]
+    sentences = [_shared_sentence(fragment.records, options.intents) for fragment in fragments]
     pairs = similar_intents([found.text if found else "" for found in sentences], options.intent_similarity)
     by_docstring = {index for index, found in enumerate(sentences) if found and found.source == DOCSTRING}
     least = max(options.intent_similarity, DOCSTRING_SIMILARITY)
@@ -3178,140 +3486,105 @@ def _rarest_first(squares: Mapping[str, float]) -> dict[str, int]:
     return {word: place for place, word in enumerate(words)}
 
 
-def alike_pairs(
-    bags: Sequence[frozenset[Hashable]], threshold: float, *, rare_counts_more: bool = False
-) -> dict[Pair, float]:
-    """Return the pairs of bags, lower index first, with a similarity of `threshold` or more.
+# -- Duplicates: rules ------------------------------------------------------------------------
 
-    The similarity is the weighted Jaccard index: the weight of the features both have, divided by
-    that of the features either has. A feature weighs 1, or ln((bags + 1) / bags that have it).
-    Only bags that share a feature of their prefixes are compared, rarest feature first: what comes
-    after a prefix weighs too little to reach the threshold (Bayardo et al., "Scaling up all pairs
-    similarity search", WWW 2007; Xiao et al., "Efficient similarity joins for near duplicate
-    detection", WWW 2008).
-    """
-    frequencies = collections.Counter(itertools.chain.from_iterable(bags))
-    count = sum(map(bool, bags)) + 1
-    weight = {feature: math.log(count / n) if rare_counts_more else 1.0 for feature, n in frequencies.items()}
-    totals = [math.fsum(map(weight.__getitem__, bag)) for bag in bags]
-    # A feature that one bag alone has counts in its total and nowhere else.
-    shared = [feature for feature, n in frequencies.items() if n > 1]
-    shared.sort(key=frequencies.__getitem__)
-    ranks = {feature: rank for rank, feature in enumerate(shared)}
-    weights = [weight[feature] for feature in shared]
-    ranked = [frozenset(ranks[feature] for feature in bag if feature in ranks) for bag in bags]
-    pairs = {}
-    for new, candidates in _candidates(ranked, totals, weights, threshold):
-        for old in candidates:
-            both = math.fsum(map(weights.__getitem__, ranked[old] & ranked[new]))
-            similarity = both / (totals[old] + totals[new] - both)
-            if similarity >= threshold:
-                pairs[min(old, new), max(old, new)] = similarity
-    return pairs
+DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
+SHORT_STATEMENTS, SHORT_SIMILARITY = 4, 0.75  # below both, any two bodies look alike
+PAIR_RULES = (None, SHORT, INSIDE, CALLS)  # in the order in which pairs are linked
+
+Rule = Callable[[Pair, float], Union[str, None]]
 
 
-def _candidates(
-    bags: Sequence[frozenset[int]], totals: Sequence[float], weights: Sequence[float], threshold: float
-) -> Iterator[tuple[int, list[int]]]:
-    """Yield each bag, lightest first, with the lighter ones that may be alike."""
-    # A bag shares at least `threshold` of its weight with a lighter one that is alike, and at least
-    # 2 * threshold / (1 + threshold) with a heavier one, so it is indexed with a shorter prefix.
-    order = sorted(range(len(bags)), key=totals.__getitem__)
-    ascending = [totals[index] for index in order]
-    holders: dict[int, list[int]] = collections.defaultdict(list)
-    for position, new in enumerate(order):
-        least = threshold * totals[new] - ROUNDING_SLACK
-        first = bisect.bisect_left(ascending, least)
-        left = math.fsum(map(weights.__getitem__, bags[new]))
-        found: set[int] = set()
-        for feature in sorted(bags[new]):
-            if left < least:
-                break
-            others = holders[feature]
-            found.update(others[bisect.bisect_left(others, first) :])
-            if left * (1 + threshold) >= 2 * least:
-                others.append(position)
-            left -= weights[feature]
-        yield new, [order[other] for other in found]
+def enclosing_places(records: Iterable[Record]) -> dict[Place, list[Place]]:
+    """Return the places that enclose each place, for those that stand inside another."""
+    around: dict[Place, list[Place]] = {}
+    outer: list[Place] = []
+    # Outermost first, so what encloses a place was seen, and has not ended, when its turn comes.
+    for place in sorted(set(map(sort_key, records)), key=lambda place: (place[0], place[1], -place[2])):
+        file_path, start, end = place
+        outer = [other for other in outer if other[0] == file_path and other[2] >= start]
+        enclosing = [other for other in outer if other[2] >= end]
+        if enclosing:
+            around[place] = enclosing
+        outer.append(place)
+    return around
 
 
-def link_pairs(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float]]:
-    """Return groups in which every pair is in `pairs`, each with its lowest similarity.
-
-    Complete linkage: the most similar pair comes first, and two groups become one with the pair
-    that is the last between them; ties fall to the lower index.
-    """
-    members = {index: [index] for pair in pairs for index in pair}
-    home = {index: index for index in members}
-    seen = {index: collections.Counter[int]() for index in members}
-    lowest = {}
-    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
-        kept, gone = sorted(home[index] for index in pair)
-        seen[kept][gone] += 1
-        seen[gone][kept] += 1
-        if seen[kept][gone] == len(members[kept]) * len(members[gone]):
-            home.update(dict.fromkeys(members[gone], kept))
-            members[kept] += members.pop(gone)
-            lowest[kept] = pairs[pair]
-            for other, count in seen.pop(gone).items():
-                seen[kept][other] += count
-                seen[other][kept] += count
-                del seen[other][gone]
-            del seen[kept][kept]
-    return [(sorted(group), lowest[kept]) for kept, group in members.items() if len(group) > 1]
+def nested_pairs(shapes: Sequence[Shape], around: Mapping[Place, Sequence[Place]]) -> set[Pair]:
+    """Return the pairs of shapes, lower index first, of which one holds a record of the other."""
+    owners: dict[Place, int] = {}
+    for index, shape in enumerate(shapes):
+        for fragment in shape:
+            owners.update(dict.fromkeys(map(sort_key, fragment.records), index))
+    nested = set()
+    for place, index in owners.items():
+        for outer in around.get(place, ()):
+            other = owners.get(outer, index)
+            nested.add((min(index, other), max(index, other)))
+    return nested
 
 
-def _linked_groups(evidence: str, units: Sequence[Unit], pairs: Mapping[Pair, float]) -> list[CloneGroup]:
-    """Link the pairs that no rule hides, then those that one hides among the units left."""
-    ruled: dict[str | None, dict[Pair, float]] = {None: {}, SHORT: {}, INSIDE: {}, CALLS: {}}
-    for (one, other), similarity in pairs.items():
-        first, second = units[one], units[other]
-        if (first.records[0].kind == "class") == (second.records[0].kind == "class"):
-            ruled[_pair_rule(evidence, first, second, similarity)][one, other] = similarity
-    groups = []
-    grouped: set[int] = set()
-    for rule, alike in ruled.items():
-        left = {pair: alike[pair] for pair in alike if grouped.isdisjoint(pair)}
-        for indexes, similarity in link_pairs(left):
-            grouped.update(indexes)
-            groups.append(_group(evidence, [units[index] for index in indexes], similarity, rule))
-    return groups
+def near_rule(shapes: Sequence[Shape], nested: Collection[Pair]) -> Rule:
+    """Return the function that names the rule that hides a pair of near copies, or None."""
+
+    def rule(pair: Pair, similarity: float) -> str | None:
+        if pair in nested:
+            return INSIDE
+        one, other = pair
+        statements = min(shapes[one][0].statements, shapes[other][0].statements)
+        is_short = statements < SHORT_STATEMENTS and similarity < SHORT_SIMILARITY
+        return SHORT if is_short else None
+
+    return rule
 
 
-def _pair_rule(evidence: str, one: Unit, other: Unit, similarity: float) -> str | None:
-    places = itertools.product(one.records, other.records)
-    if any(_is_inside(a, b) or _is_inside(b, a) for a, b in places):
-        return INSIDE
-    if evidence == INTENT:
-        return CALLS if one.name in other.called or other.name in one.called else None
-    short = min(one.statements, other.statements) < SHORT_STATEMENTS
-    return SHORT if short and similarity < SHORT_SIMILARITY else None
+def intent_rule(fragments: Mapping[int, Fragment], nested: Collection[Pair]) -> Rule:
+    """Return the function that names the rule that hides a pair of equal intents, or None."""
+    called = {index: called_names(fragment) for index, fragment in fragments.items()}
+
+    def rule(pair: Pair, _similarity: float) -> str | None:
+        if pair in nested:
+            return INSIDE
+        one, other = pair
+        calls = fragments[one].name in called[other] or fragments[other].name in called[one]
+        return CALLS if calls else None
+
+    return rule
 
 
-def _is_inside(inner: Record, outer: Record) -> bool:
-    around = outer.start_line <= inner.start_line and inner.end_line <= outer.end_line
-    return inner.file_path == outer.file_path and around and sort_key(inner) != sort_key(outer)
+def group_rule(fragments: Sequence[Fragment], pair_rule: str | None) -> str | None:
+    """Return the rule that hides a group of which the pairs are hidden by `pair_rule`, or None."""
+    if all(fragment.is_stub for fragment in fragments):
+        return STUB
+    if pair_rule is None and all(fragment.name.endswith("__") for fragment in fragments):
+        statements = min(fragment.statements for fragment in fragments)
+        return DUNDER if statements < DUNDER_STATEMENTS else None
+    return pair_rule
 
 
-def _group(evidence: str, units: Sequence[Unit], similarity: float, rule: str | None) -> CloneGroup:
-    records = sorted((record for unit in units for record in unit.records), key=sort_key)
-    sums = "\n".join(sorted(unit.records[0].md5sum for unit in units))
-    statements = min(unit.statements for unit in units)
-    if all(unit.is_stub for unit in units):
-        rule = STUB
-    elif statements < DUNDER_STATEMENTS and all(unit.name.endswith("__") for unit in units):
-        rule = rule or DUNDER
-    return CloneGroup(
-        id=fingerprint(sums)[:10],
-        evidence=evidence,
-        similarity=round(similarity, 3),
-        copies=len(records),
-        statements=statements,
-        area=CODE,
-        hidden_by=rule,
-        score=float((len(records) - 1) * statements),
-        members=tuple(Member(record, "", shared=1.0, differs=()) for record in records),
-    )
+def hide_contained(groups: Sequence[CloneGroup], around: Mapping[Place, Sequence[Place]]) -> list[CloneGroup]:
+    """Hide groups whose members each lie inside another member of one group that is shown."""
+    shown_at: dict[Place, list[str]] = collections.defaultdict(list)
+    for group in groups:
+        if group.hidden_by is None and group.evidence != INTENT:
+            for member in group.members:
+                shown_at[sort_key(member.record)].append(group.id)
+    marked = []
+    for group in groups:
+        if group.hidden_by is None and _is_contained(group, shown_at, around):
+            group = group._replace(hidden_by=CONTAINED)
+        marked.append(group)
+    return marked
+
+
+def _is_contained(
+    group: CloneGroup, shown_at: Mapping[Place, Sequence[str]], around: Mapping[Place, Sequence[Place]]
+) -> bool:
+    holders: set[tuple[str, Place]] = set()
+    for member in group.members:
+        for outer in around.get(sort_key(member.record), ()):
+            holders.update((key, outer) for key in shown_at.get(outer, ()))
+    return group.copies in collections.Counter(key for key, _ in holders).values()
 
 
 def is_test(file_path: str) -> bool:
@@ -3346,6 +3619,173 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
     return areas
 
 
+# -- Duplicates: groups -----------------------------------------------------------------------
+
+
+def exact_groups(fragments: Sequence[Fragment], min_statements: int) -> list[CloneGroup]:
+    """Return the groups of the same code."""
+    groups = []
+    for fragment in fragments:
+        if len(fragment.records) > 1:
+            rule = SMALL if fragment.statements < min_statements else None
+            groups.append(make_group(EXACT, [fragment], 1.0, rule))
+    return groups
+
+
+def near_groups(
+    fragments: Sequence[Fragment], threshold: float, around: Mapping[Place, Sequence[Place]]
+) -> list[CloneGroup]:
+    """Return the groups of similar code."""
+    shapes = collect_shapes(fragments)
+    similar = similar_pairs([shape[0].trigrams for shape in shapes], threshold)
+    rule = near_rule(shapes, nested_pairs(shapes, around))
+    groups = []
+    in_family: set[int] = set()
+    for head, members in similar.families.items():
+        in_family.update((head, *members))
+        groups += family_groups(shapes, head, members, rule)
+    return groups + linked_groups(NEAR, shapes, similar.pairs, rule, in_family)
+
+
+def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
+    """Return fragments with the same trigrams as one shape, sorted by the last of each.
+
+    One shape is compared in place of all its fragments, and this changes no group. Its fragments are
+    never inside one another, since the outer one had more nodes: so the linkage, most similar first,
+    would have made them one group before any other pair. Of the pairs between two groups the
+    last in order counts, and that is the one between the last fragments.
+    """
+    shapes: dict[object, list[Fragment]] = {}
+    for number, fragment in enumerate(fragments):
+        # Without trigrams a fragment is similar to nothing.
+        key = fragment.trigrams or number
+        shape = shapes.pop(key, [])
+        shape.append(fragment)
+        shapes[key] = shape
+    return list(shapes.values())
+
+
+def intent_groups(
+    fragments: Sequence[Fragment], options: DuplicateOptions, around: Mapping[Place, Sequence[Place]]
+) -> list[CloneGroup]:
+    """Return the groups of the same purpose in code that is not near."""
+    pairs = {}
+    for pair, similarity in _intent_pairs(fragments, options).items():
+        one, other = fragments[pair[0]], fragments[pair[1]]
+        if is_class(one) != is_class(other):
+            continue
+        if jaccard(one.trigrams, other.trigrams) < options.code_similarity:
+            pairs[pair] = similarity
+    shapes = [[fragment] for fragment in fragments]
+    paired = {index: fragments[index] for pair in pairs for index in pair}
+    rule = intent_rule(paired, nested_pairs(shapes, around))
+    return linked_groups(INTENT, shapes, pairs, rule)
+
+
+def linked_groups(
+    evidence: str,
+    shapes: Sequence[Shape],
+    pairs: Mapping[Pair, float],
+    rule: Rule,
+    grouped: Collection[int] = (),
+) -> list[CloneGroup]:
+    """Link the pairs that no rule hides, then those that one hides among the shapes left."""
+    by_rule: dict[str | None, dict[Pair, float]] = {name: {} for name in PAIR_RULES}
+    for pair, similarity in pairs.items():
+        by_rule[rule(pair, similarity)][pair] = similarity
+    groups = []
+    done = set(grouped)
+    for pair_rule, alike in by_rule.items():
+        left = {pair: alike[pair] for pair in alike if done.isdisjoint(pair)}
+        linked = complete_linkage(left)
+        done.update(*(indexes for indexes, _ in linked))
+        if pair_rule is None:
+            alone = [index for index, shape in enumerate(shapes) if len(shape) > 1 and index not in done]
+            linked += [([index], 1.0) for index in alone]
+            done.update(alone)
+        for indexes, similarity in linked:
+            members = [fragment for index in indexes for fragment in shapes[index]]
+            groups.append(make_group(evidence, members, similarity, pair_rule))
+    return groups
+
+
+def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float]]:
+    """Return groups in which every pair is in `pairs`, each with its lowest similarity.
+
+    The most similar pair comes first, and two groups become one with the pair that is the last
+    between them; ties fall to the lower index.
+    """
+    members = {index: [index] for pair in pairs for index in pair}
+    group_of = {index: index for index in members}
+    # How many of the pairs between two groups were seen: every one, and the two are one group.
+    seen = {index: collections.Counter[int]() for index in members}
+    lowest = {}
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        # 1. Count the pair for both its groups; a group goes by the lowest of its indexes.
+        into, other = sorted(group_of[index] for index in pair)
+        seen[into][other] += 1
+        seen[other][into] += 1
+        if seen[into][other] < len(members[into]) * len(members[other]):
+            continue
+        # 2. It was the last between them: merge.
+        group_of.update(dict.fromkeys(members[other], into))
+        members[into] += members.pop(other)
+        lowest[into] = pairs[pair]
+        # 3. What third groups have seen of the two is added up.
+        for third, count in seen.pop(other).items():
+            seen[into][third] += count
+            seen[third][into] += count
+            del seen[third][other]
+        del seen[into][into]
+    return [(sorted(group), lowest[index]) for index, group in members.items() if len(group) > 1]
+
+
+def family_groups(
+    shapes: Sequence[Shape], head: int, members: Mapping[int, float], rule: Rule
+) -> list[CloneGroup]:
+    """Return the members of a family, parted by the rule that hides their pair with the head."""
+    by_rule: dict[str | None, list[int]] = {name: [] for name in PAIR_RULES}
+    for index, similarity in members.items():
+        by_rule[rule((min(head, index), max(head, index)), similarity)].append(index)
+    groups = []
+    remaining = [head]  # the head is in the first group alone
+    for pair_rule, indexes in by_rule.items():
+        if not indexes:
+            continue
+        fragments = [fragment for index in remaining + indexes for fragment in shapes[index]]
+        remaining = []
+        if len(fragments) > 1:
+            lowest = min(members[index] for index in indexes)
+            groups.append(make_group(NEAR, fragments, lowest, pair_rule, is_family=True))
+    return groups
+
+
+def make_group(
+    evidence: str,
+    fragments: Sequence[Fragment],
+    similarity: float,
+    pair_rule: str | None,
+    *,
+    is_family: bool = False,
+) -> CloneGroup:
+    """Return the group of all records of some fragments."""
+    records = sorted((record for fragment in fragments for record in fragment.records), key=sort_key)
+    sums = "\n".join(sorted(fragment.records[0].md5sum for fragment in fragments))
+    statements = min(fragment.statements for fragment in fragments)
+    return CloneGroup(
+        id=fingerprint(sums)[:10],
+        evidence=evidence,
+        similarity=round(similarity, 3),
+        copies=len(records),
+        statements=statements,
+        area=CODE,
+        hidden_by=group_rule(fragments, pair_rule),
+        score=float((len(records) - 1) * statements),
+        members=tuple(Member(record, "", shared=1.0, differs=()) for record in records),
+        is_family=is_family,
+    )
+
+
 def _rank(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, Place, str]:
     section = EVIDENCE.index(group.evidence)
     area = AREAS.index(group.area)
@@ -3354,23 +3794,6 @@ def _rank(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, Place,
     first = sort_key(group.members[0].record)
     by_worth = (-group.score, -group.similarity, first, group.id)
     return (section, area, group.are_siblings, is_local, *by_worth)
-
-
-def _hide_contained(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
-    """Hide groups whose members each lie inside another member of one group that is shown."""
-    outer: dict[str, list[tuple[str, Record]]] = collections.defaultdict(list)
-    for group in groups:
-        if group.hidden_by is None and group.evidence != INTENT:
-            for member in group.members:
-                outer[member.record.file_path].append((group.id, member.record))
-    marked = []
-    for group in groups:
-        records = [member.record for member in group.members]
-        pairs = ((record, *entry) for record in records for entry in outer[record.file_path])
-        around = {(key, sort_key(holder)) for inner, key, holder in pairs if _is_inside(inner, holder)}
-        is_contained = group.copies in collections.Counter(key for key, _ in around).values()
-        marked.append(group._replace(hidden_by=group.hidden_by or (CONTAINED if is_contained else None)))
-    return marked
 
 
 def count_area_lines(
@@ -3629,6 +4052,7 @@ def _group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
         area=fields["area"],
         hidden_by=None if fields["hidden_by"] is None else _text(fields, "hidden_by"),
         score=fields["score"],
+        is_family=fields.get("is_family", False),
         members=members,
     )
 

@@ -2725,29 +2725,123 @@ def twins(code, kind="function", path="{}.py"):
 # Similarity and linkage
 
 
-@pytest.mark.parametrize("rare_counts_more", [False, True], ids=["equal", "by rarity"])
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 1.0])
-def test_alike_pairs_finds_what_comparing_everything_finds(threshold, rare_counts_more):
-    rng = random.Random(1)
-    bags = [frozenset(rng.choices(range(30), k=rng.randrange(14))) for _ in range(60)]
-    bags += [bag | {rng.randrange(30)} for bag in bags]
-    everything = cds.alike_pairs(bags, 1e-9, rare_counts_more=rare_counts_more)
-    if not rare_counts_more:
-        assert everything == {
-            (i, j): len(bags[i] & bags[j]) / len(bags[i] | bags[j])
-            for i, j in itertools.combinations(range(120), 2)
-            if bags[i] & bags[j]
-        }
-    expected = {pair: alike for pair, alike in everything.items() if alike >= threshold}
-    assert cds.alike_pairs(bags, threshold, rare_counts_more=rare_counts_more) == expected
+def random_sets(seed=1):
+    """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
+    rng = random.Random(seed)
+    sets = [tuple({*rng.choices(range(40), k=rng.randrange(25))}) for _ in range(60)]
+    return [*sets, *(tuple({*features, rng.randrange(40)}) for features in sets), *sets[:5]]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
+def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
+    sets = random_sets()
+    expected = {}
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        both, either = {*sets[i]} & {*sets[j]}, {*sets[i]} | {*sets[j]}
+        if both and len(both) / len(either) >= threshold:
+            expected[i, j] = len(both) / len(either)
     assert expected
+    assert cds.similar_pairs(sets, threshold) == (expected, {})
 
 
-def test_rare_features_count_more_when_asked():
-    bags = [frozenset(words.split()) for words in ("a x", "a x", "a y", "a y z", "a", "a w")]
-    pairs = cds.alike_pairs(bags, 1e-9, rare_counts_more=True)
-    assert pairs[0, 1] == 1
-    assert pairs[2, 3] > 0.3 > pairs[0, 2]
+STATEMENTS = (
+    "a = {0}(b)",
+    "for {1} in rows:\n    {0}({1})",
+    "if a.{0}:\n    return {1}",
+    "{1} = a + {1}.{0}",
+)
+
+
+def random_definition(rng, depth=0):
+    """Return the code of a function or class, now and then with more of them inside."""
+    lines = [f"def f{rng.randrange(9)}(a, b):"]
+    if depth == 0 and rng.random() < 0.2:
+        lines = [f"class C{rng.randrange(9)}:"]
+    for _ in range(rng.randrange(2, 7)):
+        code = rng.choice(STATEMENTS).format(rng.choice("pqrstu"), rng.choice("ab"))
+        if "class" in lines[0] or (depth < 2 and rng.random() < 0.15):
+            code = random_definition(rng, depth + 1)
+        lines.append(textwrap.indent(code, "    "))
+    return "\n".join(lines)
+
+
+def every_pair_grouped(records, options):
+    """Return the members of the near groups, found by comparing every pair of fragments."""
+    fragments = [
+        one
+        for one in cds.collect_fragments(sorted(records, key=cds.sort_key), options.kinds)
+        if one.statements >= options.min_statements
+    ]
+    by_rule = {None: {}, "short": {}, "inside": {}}
+    for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
+        both, either = {*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams}
+        similarity = len(both) / len(either)
+        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
+            continue
+        nested = any(
+            a.file_path == b.file_path
+            and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
+            for a, b in itertools.product(one.records, other.records)
+        )
+        short = min(one.statements, other.statements) < 4 and similarity < 0.75
+        by_rule["inside" if nested else "short" if short else None][i, j] = similarity
+    groups, done = [], set()
+    for rule, pairs in by_rule.items():
+        left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
+        for indexes in linked_slowly(left):
+            done.update(indexes)
+            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
+            groups.append((rule, sorted(places)))
+    return sorted(groups, key=repr)
+
+
+def lines_in(one):
+    return range(one.start_line, one.end_line + 1)
+
+
+def linked_slowly(pairs):
+    """Return the groups of complete linkage: the most similar pair first, looking at every pair."""
+    groups, seen = {index: [index] for pair in pairs for index in pair}, set()
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        seen.add(pair)
+        one, other = groups[pair[0]], groups[pair[1]]
+        if one is not other and all((min(p), max(p)) in seen for p in itertools.product(one, other)):
+            one += other
+            groups.update(dict.fromkeys(other, one))
+    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
+    rng = random.Random(seed)
+    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
+    files["copy.py"] = files["1.py"]
+    records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
+    options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
+    expected = every_pair_grouped(records, options)
+    found = []
+    for group in cds.find_groups(records, options):
+        if group.evidence == "near":
+            found.append((group.hidden_by, [cds.sort_key(member.record) for member in group.members]))
+    assert expected
+    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
+    rules = {repr(places): rule for rule, places in expected}
+    for rule, places in found:
+        assert rule in (rules[repr(places)], "stub", "contained")
+
+
+def test_a_family_is_compared_with_its_head_alone():
+    rng = random.Random(3)
+    wrappers = [(*range(20), 100 + n) for n in range(50)]
+    others = [tuple(rng.sample(range(200, 400), 30)) for _ in range(20)]
+    others += [(*features[:25], 500) for features in others]
+    sets = [*others, *wrappers]
+    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    ((head, members),) = families.items()
+    assert {head, *members} == set(range(40, 90))
+    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
+    without = cds.similar_pairs(others, 0.55, family_size=10)
+    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
 
 
 @pytest.mark.parametrize(
@@ -2768,8 +2862,8 @@ def test_rare_features_count_more_when_asked():
     ],
 )
 def test_linkage_is_complete_and_most_similar_first(pairs, groups):
-    assert sorted(cds.link_pairs(pairs)) == groups
-    assert sorted(cds.link_pairs(dict(reversed(pairs.items())))) == groups
+    assert sorted(cds.complete_linkage(pairs)) == groups
+    assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
 
 
 # Sections
@@ -3081,7 +3175,8 @@ def test_short_bodies_must_be_more_alike():
 
 
 def test_a_record_inside_another_is_no_copy_of_it():
-    outer, inner = record(TOTAL, line=1, end_line=20), record(TOTAL_RENAMED, line=2, end_line=9)
+    code = f"def outer(rows, rate):\n{textwrap.indent(TOTAL, '    ')}\n    return total(rows, rate)"
+    outer, inner = record(code, line=1, end_line=20), record(TOTAL, line=2, end_line=9)
     other = record(TOTAL_RENAMED.replace("3)", "4)").replace("log", "lg"), "z.py")
     assert groups_of(outer, inner) == [("near", "inside", ["a.py", "a.py"])]
     assert groups_of(outer, inner, other)[0][1:] == (None, ["a.py", "z.py"])
@@ -3126,7 +3221,7 @@ class Outer(Base):
 def alone(): pass
 """
     records = records_of(tmp_path, code)
-    names = cds.qualified_names(records)
+    names = cds.qualified_names(records[1:], cds.enclosing_places(records[1:]))
     assert list(names.values()) == ["Outer", "Outer.method", "Outer.method.inner", "Outer.Inner", "alone"]
     assert list(names) == [cds.sort_key(record) for record in records[1:]]
 
@@ -3841,7 +3936,7 @@ def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
 
 
 def test_a_group_is_shown_whole_with_its_differences():
-    method = record("class A:\n    def total(self):\n        return 1\n", kind="class", end_line=40)
+    method = record("class A:\n    total = 1\n    other = 2\n", kind="class", end_line=40)
     inside = record(TOTAL, line=2, kind="method", raw_code=textwrap.indent(TOTAL, "    ").rstrip())
     other = record(TOTAL_RENAMED, "b.py", intent=SUM)
     (group,) = cds.find_groups([method, inside, other], DUPLICATES)
@@ -5119,7 +5214,7 @@ def bench_intents(pairs_path, background_path):
 
 def _found_intents(known, others, threshold):
     """Return what is found of the pairs in `known` as a text, and the count of groups of others."""
-    groups = cds.link_pairs(cds.similar_intents([*known, *others], threshold))
+    groups = cds.complete_linkage(cds.similar_intents([*known, *others], threshold))
     tasks_of = [{index // 2 for index in group if index < len(known)} for group, _ in groups]
     pairs = [{2 * task, 2 * task + 1} <= {*group} for (group, _), of in zip(groups, tasks_of) for task in of]
     joined = sum(len(of) > 1 for of in tasks_of)
