@@ -1167,6 +1167,7 @@ STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")  # as in "size (int): how many", no sentence
 ROLE = re.compile(r":[a-z:+-]+:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
 
@@ -1182,6 +1183,8 @@ def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
         return None
     prose = EXAMPLE.split(text, 1)[0].strip()
     paragraph = PARAGRAPH_END.split(prose, 1)[0]
+    if PARAMETER.match(paragraph):
+        return None
     line = " ".join(ROLE.sub("", paragraph).split())
     end = SENTENCE_END.search(line)
     return (line[: end.end()] if end else line) or None

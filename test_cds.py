@@ -1539,6 +1539,8 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param('"""Call :meth:`a`."""', "Call `a`.", id="role"),
         pytest.param('# why\n\n    # so\n    """Add it."""', "Add it.", id="comments before"),
         pytest.param('""">>> add(1)\n    2\n    """', None, id="only an example"),
+        pytest.param('"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"),
+        pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
         pytest.param('b"""Add."""', None, id="bytes"),
