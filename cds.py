@@ -4210,7 +4210,7 @@ def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
     return "gate: " + "; ".join(parts)
 
 
-def _head_lines(report: Report) -> Iterator[str]:
+def _scope_lines(report: Report) -> Iterator[str]:
     options, run = report.options, report.run
     if run:
         yield f"Run {run['id']} of {run['root_path']}, {run['finished_at']}"
@@ -4218,6 +4218,10 @@ def _head_lines(report: Report) -> Iterator[str]:
     yield f"{compared} in {counted(len(report.file_lines), 'file')}"
     similar = f"Similar code from {options.code_similarity}, intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
+
+
+def _head_lines(report: Report) -> Iterator[str]:
+    yield from _scope_lines(report)
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             share = f"{100 * beyond / lines:.1f} % of {counted(lines, 'line')} of {AREA_NAMES[area]}"
@@ -4367,6 +4371,991 @@ def _shown_code(member: Member) -> list[str]:
 
     code = textwrap.dedent(member.record.raw_code.expandtabs())
     return re.split(r"\r\n|[\r\n]", code)
+
+
+# Page: the report as one HTML file, which asks nothing of any network
+
+PAGE_BYTES = 10_000_000
+FRAME_BYTES = 4_000  # kept free for the headings of sections and the note on what is left out
+COMPARED_MEMBERS = 8  # of one group, beside its first
+LISTED_MEMBERS = 100
+CODE_LINES = 300  # of one member
+LINE_CHARACTERS = 400
+EQUAL_CELLS = 20_000  # pairs of equal items; the time that difflib takes grows with them
+LEAST_ALIKE = 0.3  # of two lines; below, marks on single words are noise
+CONTEXT_LINES = 3
+LEAST_FOLD = 6  # equal lines beyond the context that are worth folding away
+LINE_END = re.compile(r"\r\n?|\n")
+LINE_START_END = re.compile(r"[=(:]")
+WORD_OR_SIGN = re.compile(r"\w+|\s+|.")
+NAME_OR_NUMBER = re.compile(r"\w+")
+
+PAGE_HEAD = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src '{style_hash}'; script-src '{script_hash}';
+    base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Duplicates in {title}</title>
+<style>{style}</style>
+<header>
+<h1>Duplicates in <em>{title}</em></h1>
+"""
+
+PAGE_FOOT = """\
+<footer>Made by CDS. What it finds are candidates for a person to review, not proof.</footer>
+<script>{script}</script>
+</html>
+"""
+
+PAGE_STYLE = r"""
+:root {
+  color-scheme: light dark;
+  --paper: #f6f7f9; --card: #fff; --ink: #1b1f27; --faint: #59616e; --line: #dfe3e9;
+  --accent: #2f55c8; --hover: #eef2fc; --changed: #f4f1e6;
+  --first: #cfe2ff; --first-edge: #1f5fc4; --other: #ffe0b5; --other-edge: #9a5200;
+  --keyword: #7a2fa8; --string: #1d6b3a; --comment: #646b76;
+  --mono: ui-monospace, "SF Mono", "Cascadia Code", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15181d; --card: #1c2027; --ink: #e3e6eb; --faint: #9ba4b2; --line: #303640;
+    --accent: #8fb0ff; --hover: #242b3a; --changed: #2a2820;
+    --first: #1e4273; --first-edge: #7db2ff; --other: #5f3d0d; --other-edge: #ffb95e;
+    --keyword: #d2a2f5; --string: #8ed3a0; --comment: #98a1ae;
+  }
+}
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+html { scroll-padding: 5rem 0 2rem; }
+body {
+  margin: 0 auto; padding: 0 1.5rem; max-width: 100rem;
+  background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+}
+h1 { margin: 1.6rem 0 .3rem; font-size: 1.7rem; line-height: 1.2; letter-spacing: -.015em; }
+h1 em { font-style: normal; color: var(--accent); overflow-wrap: anywhere; }
+h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
+h3 { margin: 1.2rem 0 .4rem; font-size: .9rem; color: var(--faint); }
+small { font-size: .85em; font-weight: 400; color: var(--faint); }
+p { margin: .3rem 0; }
+header p, footer, .none { color: var(--faint); }
+footer { margin: 2.5rem 0; font-size: .85rem; }
+.note { padding: .7rem 1rem; border: 1px solid var(--other-edge); border-radius: 8px; }
+
+.figures { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.2rem 0; }
+.figures div {
+  min-width: 8.5rem; padding: .6rem 1rem .7rem;
+  background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+}
+.figures dt { font-size: .82rem; color: var(--faint); }
+.figures a { color: inherit; text-decoration: none; }
+.figures a:hover { color: var(--accent); }
+.figures dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.25; }
+.pairs { border-collapse: collapse; margin: .5rem 0; }
+.pairs td, .pairs th { padding: .15rem 1.5rem .15rem 0; text-align: left; }
+.pairs td:first-child, .pairs th:first-child { text-align: right; }
+
+form {
+  position: sticky; top: 0; z-index: 2; display: none; flex-wrap: wrap; gap: .5rem; align-items: center;
+  margin: 0 -1.5rem; padding: .6rem 1.5rem;
+  background: var(--paper); border-bottom: 1px solid var(--line);
+}
+.live form { display: flex; }
+input, select {
+  padding: .35rem .6rem; min-width: 0; color: inherit; font: inherit; font-size: .88rem;
+  background: var(--card); border: 1px solid var(--line); border-radius: 7px;
+}
+input { flex: 1 1 11rem; }
+output { font-size: .88rem; font-weight: 600; color: var(--ink); }
+kbd {
+  padding: 0 .35em; font: .78rem var(--mono);
+  border: 1px solid var(--line); border-bottom-width: 2px; border-radius: 4px; background: var(--card);
+}
+.keys {
+  display: flex; flex-wrap: wrap; flex-basis: 100%; gap: .2rem 1.2rem; align-items: baseline;
+  margin: 0; font-size: .78rem; color: var(--faint);
+}
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+
+.group {
+  margin: .4rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  content-visibility: auto; contain-intrinsic-size: auto 4.2rem;
+}
+summary { cursor: pointer; }
+.group > summary {
+  display: grid; grid-template-columns: 3.2rem 1fr auto; column-gap: .8rem; align-items: baseline;
+  padding: .55rem 1rem .6rem .6rem; border-radius: 7px; list-style: none;
+}
+.group > summary::-webkit-details-marker { display: none; }
+.group > summary:hover { background: var(--hover); }
+.group[open] > summary { border-bottom: 1px solid var(--line); border-radius: 7px 7px 0 0; }
+.group i { font-style: normal; text-align: right; color: var(--faint); font-variant-numeric: tabular-nums; }
+.group i::before { content: "\25B8"; float: left; font-size: .8em; }
+.group[open] i::before { content: "\25BE"; }
+.group strong { font-weight: 600; overflow-wrap: anywhere; }
+.facts { font-size: .86rem; color: var(--faint); text-align: right; }
+.facts b, .tag {
+  padding: .05rem .5rem; font-size: .78rem; font-weight: 500; color: var(--ink);
+  border: 1px solid var(--line); border-radius: 1rem; background: var(--paper);
+}
+meter { width: 3.5rem; height: .55rem; }
+.files {
+  grid-column: 2 / -1; font: .8rem/1.45 var(--mono); color: var(--faint); overflow-wrap: anywhere;
+}
+.inside { padding: .6rem 1rem 1rem; }
+.link { margin-top: .8rem; font-size: .8rem; color: var(--faint); }
+.link a { font-family: var(--mono); color: inherit; }
+
+.pair { margin-top: .6rem; }
+.pair > summary { padding: .3rem 0; font-size: .9rem; }
+.place, .differs code { font: .82rem var(--mono); overflow-wrap: anywhere; unicode-bidi: isolate; }
+.place + small { font: .82rem var(--mono); }
+.place { user-select: all; cursor: copy; color: var(--accent); }
+.place.copied::after { content: " copied"; color: var(--faint); }
+.upto, .shared, .differs { font-size: .82rem; color: var(--faint); }
+.differs code { padding: 0 .3em; color: var(--ink); background: var(--paper); border-radius: 4px; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1px; }
+.side { padding: .5rem .6rem; font-size: .9rem; }
+.intent { font-size: .92rem; }
+.intent small { text-transform: uppercase; font-size: .7rem; letter-spacing: .04em; }
+
+.code { width: 100%; table-layout: fixed; border-collapse: collapse; font: 12.5px/1.5 var(--mono); }
+.diff { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
+.code td { padding: 0 .6rem; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
+.code td:nth-child(odd) {
+  width: 3.9rem; padding: 0 .5rem 0 0; text-align: right; white-space: nowrap;
+  color: var(--faint); user-select: none; font-variant-numeric: tabular-nums;
+}
+.code td:nth-child(3) { border-left: 1px solid var(--line); }
+.code .d td { background: var(--changed); }
+.code .d :nth-child(odd):empty, .code .d :nth-child(odd):empty + td { background: var(--paper); }
+.code .d td:nth-child(odd):not(:empty)::before {
+  content: "\2260"; float: left; padding-left: .4rem; color: var(--ink);
+}
+.code .at td { box-shadow: inset 0 2px var(--accent); }
+mark { color: inherit; background: var(--first); border-bottom: 2px solid var(--first-edge); }
+td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(--other-edge); }
+.fold > summary {
+  padding: .1rem 1rem; font-size: .8rem; color: var(--faint); background: var(--hover);
+  border-block: 1px solid var(--line);
+}
+.apart { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; }
+.others { margin: .4rem 0; padding-left: 2.2rem; font-size: .9rem; }
+::highlight(keyword) { color: var(--keyword); }
+::highlight(string) { color: var(--string); }
+::highlight(comment) { color: var(--comment); }
+
+@media (max-width: 55rem) {
+  body { padding: 0 .8rem; }
+  form { margin: 0 -.8rem; padding: .5rem .8rem; position: static; }
+  html { scroll-padding: 1rem 0; }
+  .group > summary { grid-template-columns: 2.6rem 1fr; padding-right: .6rem; }
+  .facts, .files { grid-column: 2; text-align: left; }
+  .inside { padding: .5rem; }
+  .sides, .apart { grid-template-columns: 1fr; }
+  .diff, .diff tbody, .diff table { display: block; }
+  .diff tr { display: grid; grid-template-columns: 3.4rem 1fr; }
+  .diff tr:not(.d) td:nth-child(n+3) { display: none; }
+  .diff .d :nth-child(odd):empty, .diff .d :nth-child(odd):empty + td { display: none; }
+  .code td:nth-child(odd) { width: auto; border-left: 3px solid transparent; }
+  .diff .d td:nth-child(1) { border-left: 3px solid var(--first-edge); }
+  .diff .d td:nth-child(3) { border-left: 3px dashed var(--other-edge); }
+}
+@media print {
+  :root { --paper: #fff; --card: #fff; --ink: #000; --faint: #444; --line: #bbb; --accent: #000; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  form, .live form { display: none; }
+  .group { content-visibility: visible; border-radius: 0; }
+  .group > summary { break-after: avoid; }
+  .code { font-size: 7.5pt; }
+  .code tr { break-inside: avoid; }
+  mark, .d td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""
+
+PAGE_SCRIPT = r"""
+"use strict";
+const form = document.querySelector("form");
+const fields = ["text", "section", "kind", "path", "area", "rule"];
+const groups = Array.from(document.querySelectorAll(".group"));
+const boxes = Array.from(document.querySelectorAll(".area, section"));
+const lowered = new Map();
+let current = null;
+
+// Filter: the form holds it, the address repeats it.
+
+function textOf(group, selector) {
+  const key = selector + group.id;
+  if (!lowered.has(key)) {
+    const parts = Array.from(group.querySelectorAll(selector), part => part.textContent);
+    lowered.set(key, parts.join("\n").toLowerCase());
+  }
+  return lowered.get(key);
+}
+
+function isWanted(group, filter) {
+  const { kind, area, rule } = group.dataset;
+  return (!filter.section || group.closest("section").id === filter.section)
+    && (!filter.kind || kind.split(" ").includes(filter.kind))
+    && (!filter.area || area === filter.area)
+    && (filter.rule === "any" || rule === filter.rule)
+    && (!filter.path || textOf(group, ".files, .place").includes(filter.path.toLowerCase()))
+    && (!filter.text || textOf(group, "summary, .inside").includes(filter.text.toLowerCase()));
+}
+
+function visible() {
+  return groups.filter(group => !group.hidden);
+}
+
+function applyFilter() {
+  const filter = Object.fromEntries(new FormData(form));
+  for (const group of groups) group.hidden = !isWanted(group, filter);
+  const isFiltered = fields.some(name => filter[name]);
+  for (const box of boxes) {
+    const isEmpty = !box.querySelector(".group:not([hidden])");
+    box.hidden = isEmpty && (isFiltered || box.matches(".area"));
+    if (filter.rule && box.matches("details")) box.open = true;
+  }
+  form.querySelector("output").value = `${visible().length} of ${groups.length} groups`;
+}
+
+function writeAddress() {
+  const words = new URLSearchParams();
+  for (const name of fields) if (form[name].value) words.set(name, form[name].value);
+  if (!words.toString()) return history.replaceState(null, "", "#" + (current ? current.id : ""));
+  if (current) words.set("group", current.id);
+  history.replaceState(null, "", "#" + words);
+}
+
+function readAddress() {
+  const hash = location.hash.slice(1);
+  const words = new URLSearchParams(hash.startsWith("group-") ? { group: hash } : hash);
+  const group = document.getElementById(words.get("group"));
+  for (const name of fields) form[name].value = words.get(name) || "";
+  if (group && group.dataset.rule && !form.rule.value) form.rule.value = group.dataset.rule;
+  applyFilter();
+  if (group) show(group);
+}
+
+// Movement: one group is current; n and p go on into its neighbours.
+
+function unfold(node) {
+  for (let box = node; box; box = box.parentElement.closest("details")) {
+    if (box.matches("details")) box.open = true;
+  }
+}
+
+function show(group) {
+  if (current && current !== group) current.open = false;
+  current = group;
+  unfold(group);
+  group.querySelector("summary").focus({ preventScroll: true });
+  group.scrollIntoView();
+}
+
+function neighbour(list, item, step) {
+  const at = list.indexOf(item);
+  return at < 0 ? list.at(step > 0 ? 0 : -1) : list[at + step];
+}
+
+function moveToGroup(step) {
+  const next = neighbour(visible(), current, step);
+  if (next) {
+    show(next);
+    writeAddress();
+  }
+  return next;
+}
+
+function differences() {
+  const rows = Array.from(current ? current.querySelectorAll(".d") : []);
+  return rows.filter(row => !row.previousElementSibling?.matches(".d"));
+}
+
+function moveToDifference(step) {
+  const last = current?.querySelector(".at");
+  const next = neighbour(differences(), last, step);
+  last?.classList.remove("at");
+  if (!next) return moveToGroup(step) && differences().length && moveToDifference(step);
+  next.classList.add("at");
+  unfold(next);
+  next.scrollIntoView({ block: "center" });
+}
+
+function leave() {
+  if (document.activeElement.closest("form")) {
+    document.activeElement.blur();
+  } else if (current?.open) {
+    current.open = false;
+  } else {
+    form.reset();
+    applyFilter();
+    writeAddress();
+  }
+}
+
+function copyPlaces(places) {
+  navigator.clipboard?.writeText(Array.from(places, place => place.textContent).join("\n"));
+  for (const place of places) {
+    place.classList.add("copied");
+    setTimeout(() => place.classList.remove("copied"), 1500);
+  }
+}
+
+const actions = {
+  j: () => moveToGroup(1),
+  k: () => moveToGroup(-1),
+  n: () => moveToDifference(1),
+  p: () => moveToDifference(-1),
+  c: () => current && copyPlaces(current.querySelectorAll(".place")),
+  "/": () => form.elements.text.select(),
+  Escape: leave,
+};
+
+// Colour: ranges of text get a name, so that no element is needed for them.
+
+const words = "and as assert async await break class continue def del elif else except finally for from"
+  + " global if import in is lambda nonlocal not or pass raise return try while with yield";
+const token = new RegExp([
+  /(?<string>[rbfu]{0,2}(?:"{3}[^]*?"{3}|'{3}[^]*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))/.source,
+  /(?<comment>#.*)/.source,
+  `\\b(?<keyword>${words.replaceAll(" ", "|")})\\b`,
+].join("|"), "g");
+
+function colour(cells) {
+  const pieces = [];
+  let text = "";
+  for (const cell of cells) {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      pieces.push({ start: text.length, node: walker.currentNode });
+      text += walker.currentNode.data;
+    }
+    text += "\n";
+  }
+  let at = 0;
+  for (const match of text.matchAll(token)) {
+    const name = Object.keys(match.groups).find(key => match.groups[key]);
+    const end = match.index + match[0].length;
+    while (pieces[at + 1]?.start <= match.index) at += 1;
+    for (let next = at; pieces[next]?.start < end; next += 1) {
+      const { start, node } = pieces[next];
+      const range = new Range();
+      range.setStart(node, Math.max(0, match.index - start));
+      range.setEnd(node, Math.min(node.length, end - start));
+      CSS.highlights.get(name).add(range);
+    }
+  }
+}
+
+function colourGroup(group) {
+  if (!CSS.highlights || coloured.has(group)) return;
+  coloured.add(group);
+  for (const code of group.querySelectorAll(".diff")) {
+    colour(code.querySelectorAll("td:nth-child(2)"));
+    colour(code.querySelectorAll("td:nth-child(4)"));
+  }
+}
+
+const coloured = new Set();
+for (const name of ["string", "comment", "keyword"]) CSS.highlights?.set(name, new Highlight());
+
+// Events
+
+document.addEventListener("keydown", event => {
+  const isTyping = event.target.matches("input, select");
+  if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (isTyping && event.key !== "Escape") return;
+  event.preventDefault();
+  actions[event.key]();
+});
+document.addEventListener("click", event => {
+  const place = event.target.closest(".place");
+  if (!place) return;
+  event.preventDefault();
+  copyPlaces([place]);
+});
+document.addEventListener("toggle", event => {
+  if (!event.target.open || !event.target.matches(".group")) return;
+  current = event.target;
+  colourGroup(current);
+}, true);
+form.addEventListener("input", () => {
+  applyFilter();
+  writeAddress();
+});
+form.addEventListener("submit", event => {
+  event.preventDefault();
+  moveToGroup(1);
+});
+addEventListener("hashchange", readAddress);
+document.documentElement.classList.add("live");
+readAddress();
+"""
+
+
+class Row(NamedTuple):
+    """A line of one code beside its like of another, as HTML; a number is None where there is none."""
+
+    differs: bool
+    first_number: int | None
+    first: str
+    other_number: int | None
+    other: str
+
+
+class FittedGroups(NamedTuple):
+    """The HTML of the groups that fit on a page, by their position in the report."""
+
+    texts: Mapping[int, str]
+    with_code: int
+
+
+def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]:
+    """Yield a report as one HTML file of at most `max_bytes` in UTF-8.
+
+    Where there is too little room, the groups of the lowest rank are shown without their code or
+    left out, hidden ones first; a note counts both.
+    """
+    head = PAGE_HEAD.format(
+        title=escaped(report_name(report)),
+        style=PAGE_STYLE,
+        style_hash=content_hash(PAGE_STYLE),
+        script_hash=content_hash(PAGE_SCRIPT),
+    )
+    head += "".join((*page_figures(report), *page_form(report.groups)))
+    foot = PAGE_FOOT.format(script=PAGE_SCRIPT)
+    frame = byte_count(head) + byte_count(foot) + FRAME_BYTES
+    fitted = fit_groups(report.groups, max_bytes - frame)
+    yield head
+    yield from omission_note(fitted, len(report.groups))
+    yield "<main>\n"
+    for evidence in SECTION_TITLES:
+        yield from page_section(report, evidence, fitted.texts)
+    yield "</main>\n"
+    yield foot
+
+
+def report_name(report: Report) -> str:
+    """Return what a report calls the source tree: its folder's name, where that is known."""
+    root_path = str(report.run["root_path"]) if report.run else ""
+    return re.split(r"[/\\]", root_path.rstrip("/\\"))[-1] or "a source tree"
+
+
+def content_hash(text: str) -> str:
+    """Return how a Content-Security-Policy names a style or script of this text."""
+    import base64
+    import hashlib
+
+    digest = hashlib.sha256(text.encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode()
+
+
+def byte_count(text: str) -> int:
+    """Return the length of text in UTF-8."""
+    return len(text.encode())
+
+
+def escaped(text: str) -> str:
+    """Return text as HTML, with escapes for what is not printable."""
+    import html
+
+    return html.escape(printable(text))
+
+
+def page_figures(report: Report) -> Iterator[str]:
+    """Yield what was compared, and what came of it in figures."""
+    yield from (f"<p>{escaped(line)}</p>\n" for line in _scope_lines(report))
+    figures = [
+        (f"lines of {AREA_NAMES[area]} in copies", f"{100 * beyond / lines:.1f} %")
+        for area, (lines, beyond) in report.area_lines.items()
+        if lines
+    ]
+    for evidence, title in SECTION_TITLES.items():
+        count = len(shown_groups(report.groups, evidence))
+        figures.append((escaped(title), f'<a href="#{evidence}">{count}</a>'))
+    boxes = (f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n" for name, figure in figures)
+    yield f'<dl class="figures">\n{"".join(boxes)}</dl>\n'
+    yield from page_file_pairs(report.file_pairs)
+
+
+def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
+    """Yield the table of the files that share most, where there are any."""
+    if not pairs:
+        return
+    yield "<details open><summary>Files that share most</summary>\n"
+    yield '<table class="pairs">\n<tr><th>Lines<th>File<th>Other file\n'
+    for pair in pairs[:TOP_FILE_PAIRS]:
+        yield f"<tr><td>{pair.lines}<td>{escaped(pair.one)}<td>{escaped(pair.other)}\n"
+    yield "</table>\n</details>\n"
+
+
+def shown_groups(groups: Sequence[CloneGroup], evidence: str) -> list[CloneGroup]:
+    """Return the groups of a section that no rule hides."""
+    return [group for group in groups if (group.evidence, group.hidden_by) == (evidence, None)]
+
+
+def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
+    """Yield the filter; it is shown only where the script can obey it."""
+    sections = {evidence: escaped(title) for evidence, title in SECTION_TITLES.items()}
+    rules = {"": "what no rule hides", "any": "all, hidden ones too"}
+    for rule, count in count_hidden(groups).items():
+        if count:
+            rules[rule] = f"hidden by {rule} ({count})"
+    yield '<form role="search">\n'
+    yield '<input name="text" type="search" placeholder="Find text" aria-label="Text">\n'
+    yield '<input name="path" type="search" placeholder="Path" aria-label="Path">\n'
+    yield choice("section", {"": "all sections", **sections})
+    yield choice("kind", {"": "all kinds", **{kind: kind for kind in KINDS}})
+    yield choice("area", {"": "code, tests and generated", **AREA_NAMES})
+    yield choice("rule", rules)
+    keys = {
+        "j k": "groups",
+        "n p": "differences",
+        "/": "find",
+        "c": "copy places",
+        "Esc": "leave, close, reset",
+    }
+    hints = (
+        f"<span><kbd>{'</kbd> <kbd>'.join(key.split())}</kbd> {what}</span>" for key, what in keys.items()
+    )
+    yield '<p class="keys"><output aria-live="polite"></output>'
+    yield f"{''.join(hints)}</p>\n</form>\n"
+
+
+def choice(name: str, options: Mapping[str, str]) -> str:
+    """Return a list to choose from; `options` are values and the HTML that tells of them."""
+    items = (f'<option value="{value}">{text}</option>' for value, text in options.items())
+    return f'<select name="{name}" aria-label="{name.capitalize()}">{"".join(items)}</select>\n'
+
+
+def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
+    """Return the HTML of as many groups as fit into `room` bytes, shown and high-ranked ones first."""
+    ranking = sorted(ranked_positions(groups))
+    # 1. Half of the room tells of groups without their code, so that few are missing.
+    texts: dict[int, str] = {}
+    listing_room = room // 2
+    for _, rank, position in ranking:
+        text = page_group(groups[position], rank, with_code=False)
+        listing_room -= byte_count(text)
+        if listing_room < 0:
+            break
+        texts[position] = text
+    # 2. What is left goes to the code, until it is used up.
+    room -= sum(map(byte_count, texts.values()))
+    with_code = 0
+    for _, rank, position in ranking[: len(texts)]:
+        text = page_group(groups[position], rank, with_code=True)
+        room -= byte_count(text) - byte_count(texts[position])
+        if room < 0:
+            break
+        texts[position] = text
+        with_code += 1
+    return FittedGroups(texts, with_code)
+
+
+def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, int]]:
+    """Yield for each group whether it is hidden, its rank in its section, and its position."""
+    ranks: collections.Counter[tuple[str, bool]] = collections.Counter()
+    for position, group in enumerate(groups):
+        is_hidden = group.hidden_by is not None
+        ranks[group.evidence, is_hidden] += 1
+        yield is_hidden, ranks[group.evidence, is_hidden], position
+
+
+def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
+    """Yield how many groups lack their code, or are left out, where any are."""
+    without_code = len(fitted.texts) - fitted.with_code
+    left_out = total - len(fitted.texts)
+    if without_code or left_out:
+        yield '<p class="note">To keep this page small, '
+        yield f"{counted(without_code, 'group')} of low rank stand here without their code and "
+        yield f"{counted(left_out, 'group')} not at all: --format json has them.</p>\n"
+
+
+def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Iterator[str]:
+    """Yield the groups of a section that are shown, by area, then those that a rule hides."""
+    shown: dict[str, list[str]] = {area: [] for area in AREAS}
+    hidden: list[str] = []
+    for position, group in enumerate(report.groups):
+        if group.evidence == evidence:
+            same = shown[group.area] if group.hidden_by is None else hidden
+            same.append(texts.get(position, ""))
+    count = sum(map(len, shown.values()))
+    title = escaped(SECTION_TITLES[evidence])
+    yield f'<section id="{evidence}">\n<h2>{title} <small>{counted(count, "group")}</small></h2>\n'
+    if evidence == INTENT:
+        yield from (f"<p>{escaped(line.strip())}</p>\n" for line in _missing_intents(report))
+    for area, same in shown.items():
+        if same:
+            yield f'<div class="area">\n<h3>In {AREA_NAMES[area]} <small>{len(same)}</small></h3>\n'
+            yield from (*same, "</div>\n")
+    if hidden:
+        yield '<details class="area">\n'
+        yield f"<summary>Hidden by a rule <small>{counted(len(hidden), 'group')}</small></summary>\n"
+        yield from (*hidden, "</details>\n")
+    yield "</section>\n"
+
+
+def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
+    """Return a group: one line to find it by and, folded below, its members."""
+    kinds = " ".join(sorted({member.record.kind for member in group.members}))
+    names = list(dict.fromkeys(member.qualified_name for member in group.members))
+    files = list(dict.fromkeys(member.record.file_path for member in group.members))
+    body = group_code(group) if with_code else member_list(dict(enumerate(group.members, 1)), {})
+    parts = [
+        f'<details class="group" id="group-{group.id}" data-kind="{kinds}"',
+        f' data-area="{group.area}" data-rule="{escaped(group.hidden_by or "")}">',
+        f"\n<summary><i>{rank}</i>",
+        f" <strong>{escaped(some_of(names))}</strong>",
+        f' <span class="facts">{" ".join(group_facts(group))}</span>',
+        f' <span class="files">{escaped(some_of(files))}</span></summary>',
+        f'\n<div class="inside">\n{body}',
+        f'<p class="link">Group <a href="#group-{group.id}">{group.id}</a></p></div></details>\n',
+    ]
+    return "".join(parts)
+
+
+def some_of(texts: Sequence[str], most: int = 3) -> str:
+    """Return the first few of some texts, and how many more there are."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
+
+
+def group_facts(group: CloneGroup) -> Iterator[str]:
+    """Yield in HTML what is to be known of a group before it is opened."""
+    tags = (group.hidden_by, "siblings" if group.are_siblings else "")
+    yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
+    if group.evidence != EXACT:
+        yield f'<meter value="{group.similarity:.2f}"></meter>'
+    yield _group_headline(group)
+
+
+def group_code(group: CloneGroup) -> str:
+    """Return the members of a group side by side with its first, each other text once."""
+    first, *others = group.members
+    numbers = {shown_text(first.record): 1}
+    compared: dict[int, Member] = {}
+    rest: dict[int, Member] = {}
+    for number, member in enumerate(others, 2):
+        text = shown_text(member.record)
+        if text in numbers or len(compared) == COMPARED_MEMBERS:
+            rest[number] = member
+        else:
+            numbers[text] = number
+            compared[number] = member
+    parts = [beside(group.evidence, first, *entry) for entry in compared.items()]
+    if len(parts) > 1:
+        parts = [foldable(*entry, part) for entry, part in zip(compared.items(), parts)]
+    if not parts:
+        parts = [side_head(1, first), f'<div class="diff">{code_alone(first.record)}</div>\n']
+    return "".join((*parts, member_list(rest, numbers)))
+
+
+def shown_text(record: Record) -> tuple[str, ...]:
+    """Return what two records have in common if showing the code of both tells no more."""
+    return record.md5sum, *code_lines(record)
+
+
+def foldable(number: int, member: Member, html: str) -> str:
+    """Return one of several comparisons, open only where it is the first of them."""
+    is_open = " open" if number == 2 else ""
+    where = escaped(location(member.record))
+    title = f"1 | {number} {escaped(member.qualified_name)} <small>{where}</small>"
+    return f'<details class="pair"{is_open}>\n<summary>{title}</summary>\n{html}</details>\n'
+
+
+def beside(evidence: str, first: Member, number: int, other: Member) -> str:
+    """Return the code of two members in two columns, with marks where it is alike."""
+    heads = side_head(1, first) + side_head(number, other)
+    if evidence == INTENT:
+        codes = [code_alone(member.record) for member in (first, other)]
+        boxes = "".join(f'<div class="diff">{code}</div>' for code in codes)
+        return f'<div class="sides">{heads}{boxes}</div>\n'
+    tables = "".join(folded_tables(compared_rows(first.record, other.record)))
+    return f'<div class="sides">{heads}</div>\n<div class="diff">{tables}</div>\n'
+
+
+def side_head(number: int, member: Member) -> str:
+    """Return what stands above a member's code: place, name, how it compares, and intent."""
+    record = member.record
+    parts = [f'<div class="side"><b>{number}</b> {place(record)} {escaped(member.qualified_name)}']
+    if member.shared < 1:
+        parts.append(f"<p>{' '.join(comparison(member))}</p>")
+    if member.intent:
+        label = "<small>docstring</small> " if member.intent_source == DOCSTRING else ""
+        parts.append(f'<p class="intent">{label}{escaped(member.intent)}</p>')
+    return "".join((*parts, "</div>"))
+
+
+def place(record: Record) -> str:
+    """Return where a record stands, so that a click selects what an editor takes."""
+    start = f"{record.file_path}:{record.start_line}"
+    return f'<code class="place">{escaped(start)}</code><small>-{record.end_line}</small>'
+
+
+def comparison(member: Member) -> Iterator[str]:
+    """Yield in HTML how much of a member's code all members have, and what it alone has."""
+    yield f"<small>{100 * member.shared:.0f} % shared</small>"
+    if member.differs:
+        labels = [f"<code>{escaped(label)}</code>" for label in member.differs]
+        yield f'<small class="differs">differs in {some_of(labels, SHOWN_LABELS)}</small>'
+
+
+def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]) -> str:
+    """Return members whose code is not shown: only where they stand, and whose text they have."""
+    parts = []
+    for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
+        same = numbers.get(shown_text(member.record)) if numbers else None
+        verbatim = f" <small>the same text as {same}</small>" if same else ""
+        where, name = place(member.record), escaped(member.qualified_name)
+        parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
+    if len(members) > LISTED_MEMBERS:
+        parts.append(f"<li>and {len(members) - LISTED_MEMBERS} more: --format json has them</li>\n")
+    return f'<ol class="others">\n{"".join(parts)}</ol>\n' if parts else ""
+
+
+def code_alone(record: Record) -> str:
+    """Return the code of one record as a table of its lines."""
+    rows = (
+        f"<tr><td>{number}<td>{escaped(line)}"
+        for number, line in enumerate(code_lines(record), record.start_line)
+    )
+    return "\n".join(('<table class="code">', *rows, "</table>"))
+
+
+def code_lines(record: Record) -> list[str]:
+    """Return the lines of a record as they are shown: printable, cut, with its own indentation off."""
+    lines = LINE_END.split(record.raw_code, CODE_LINES)
+    left_out = lines[CODE_LINES:] and record.end_line - record.start_line + 1 - CODE_LINES
+    lines = [cut_line(line) for line in lines[:CODE_LINES]]
+    indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
+    shown = [printable(line[len(indent) :] if line.startswith(indent) else line) for line in lines]
+    return [*shown, f"{ELLIPSIS} {counted(left_out, 'more line')}"] if left_out else shown
+
+
+def cut_line(line: str) -> str:
+    """Return a line of code with spaces for tabs, without what is too long to show."""
+    left_out = len(line) - LINE_CHARACTERS
+    shown = line[:LINE_CHARACTERS].expandtabs()
+    return f"{shown}{ELLIPSIS} {counted(left_out, 'more character')}" if left_out > 0 else shown
+
+
+def compared_rows(first: Record, other: Record) -> Iterator[Row]:
+    """Yield the lines of two codes, those that belong together side by side."""
+    lines, other_lines = code_lines(first), code_lines(other)
+    for i, j in aligned(lines, other_lines, (str, line_start, line_shape)):
+        text = "" if i is None else lines[i]
+        other_text = "" if j is None else other_lines[j]
+        marked, other_marked = marked_words(text, other_text)
+        yield Row(
+            text != other_text or i is None or j is None,
+            None if i is None else first.start_line + i,
+            marked,
+            None if j is None else other.start_line + j,
+            other_marked,
+        )
+
+
+def line_start(line: str) -> str:
+    """Return what a line of code defines, assigns or calls."""
+    return LINE_START_END.split(line, 1)[0]
+
+
+def line_shape(line: str) -> str:
+    """Return a line of code with one word for every name and number."""
+    import keyword
+
+    return NAME_OR_NUMBER.sub(lambda match: match[0] if keyword.iskeyword(match[0]) else "_", line)
+
+
+def aligned(
+    first: Sequence[str], other: Sequence[str], keys: Sequence[Callable[[str], str]]
+) -> Iterator[tuple[int | None, int | None]]:
+    """Yield the positions of lines that belong together; None where one has no like.
+
+    Lines are matched by the first key, those in between by the next, and at last by their order.
+    """
+    if not keys:
+        yield from itertools.zip_longest(range(len(first)), range(len(other)))
+        return
+    key, *rest = keys
+    for tag, i, i_end, j, j_end in edits([key(line) for line in first], [key(line) for line in other]):
+        is_equal = tag == "equal"
+        pairs = aligned(first[i:i_end], other[j:j_end], () if is_equal else rest)
+        for near, far in pairs:
+            yield None if near is None else i + near, None if far is None else j + far
+
+
+def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
+    """Return the steps from one sequence to another, as difflib's `get_opcodes` does.
+
+    Where much recurs, it would take minutes: then everything counts as replaced.
+    """
+    import difflib
+
+    counts = collections.Counter(other)
+    cells = sum(counts[item] for item in first if not item.isspace())
+    if cells > EQUAL_CELLS:
+        return [("replace", 0, len(first), 0, len(other))]
+    matcher = difflib.SequenceMatcher(_is_blank, first, other, autojunk=False)
+    return matcher.get_opcodes()
+
+
+def _is_blank(text: str) -> bool:
+    # Blank lines and spaces are everywhere, and hold nothing together.
+    return not text.strip()
+
+
+def marked_words(first: str, other: str) -> tuple[str, str]:
+    """Return two lines as HTML, with marks on the words that only one has, if they share enough."""
+    if first == other:
+        return escaped(first), escaped(other)
+    words, other_words = WORD_OR_SIGN.findall(first), WORD_OR_SIGN.findall(other)
+    steps = edits(words, other_words)
+    equal = sum(end - start for tag, start, end, _, _ in steps if tag == "equal")
+    if 2 * equal < LEAST_ALIKE * (len(words) + len(other_words)):
+        return escaped(first), escaped(other)
+    sides: tuple[list[str], list[str]] = [], []
+    for tag, i, i_end, j, j_end in steps:
+        for side, piece in zip(sides, ("".join(words[i:i_end]), "".join(other_words[j:j_end]))):
+            side.append(escaped(piece) if tag == "equal" or not piece else f"<mark>{escaped(piece)}</mark>")
+    return "".join(sides[0]), "".join(sides[1])
+
+
+def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
+    """Yield rows as tables, the middle of long equal stretches folded away."""
+    for differs, same in itertools.groupby(rows, lambda row: row.differs):
+        run = list(same)
+        if differs or len(run) < LEAST_FOLD + 2 * CONTEXT_LINES:
+            yield row_table(run)
+            continue
+        middle = run[CONTEXT_LINES:-CONTEXT_LINES]
+        yield row_table(run[:CONTEXT_LINES])
+        yield f'<details class="fold"><summary>{len(middle)} equal lines</summary>\n'
+        yield row_table(middle) + "</details>\n"
+        yield row_table(run[-CONTEXT_LINES:])
+
+
+def row_table(rows: Iterable[Row]) -> str:
+    """Return rows as a table of two codes."""
+    parts = ['<table class="code">']
+    for row in rows:
+        start = '<tr class="d">' if row.differs else "<tr>"
+        cells = (row.first_number or "", row.first, row.other_number or "", row.other)
+        parts.append(start + "".join(f"<td>{cell}" for cell in cells))
+    return "\n".join((*parts, "</table>\n"))
+
+
+# SARIF: the report as code scanning services read it (OASIS SARIF 2.1.0)
+
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+SARIF_RESULTS = 5_000  # GitHub refuses more than 25,000, and of fewer it keeps so many
+SARIF_LOCATIONS = 1_000  # of one result
+SARIF_RULES = {
+    EXACT: ("exact-clone", "The same code stands in several places."),
+    NEAR: ("near-clone", "Similar code stands in several places."),
+    INTENT: ("same-intent", "Different code seems to serve the same purpose."),
+}
+SARIF_HELP = (
+    "A candidate for a person to review, not proof: see what differs, then merge the code or leave it."
+)
+
+
+def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
+    """Return the SARIF log of the groups that are shown or known, new ones first.
+
+    `directory` is where the file paths of the report start, relative to the current directory.
+    """
+    listed = sarif_groups(report)
+    results = [sarif_result(report, group, directory) for group in listed[:SARIF_RESULTS]]
+    notes = [{"level": "warning", "message": {"text": text}} for text in sarif_omissions(listed)]
+    run = {
+        "tool": {"driver": sarif_driver()},
+        "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notes}],
+        "results": results,
+    }
+    return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def sarif_groups(report: Report) -> list[CloneGroup]:
+    """Return the groups that are shown, then those that the baseline has."""
+    listed = [group for group in report.groups if group.hidden_by in (None, KNOWN)]
+    return sorted(listed, key=lambda group: group.hidden_by == KNOWN)
+
+
+def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
+    """Return in words what the limits leave out: groups, and members of groups."""
+    groups = len(listed) - SARIF_RESULTS
+    members = sum(max(0, group.copies - SARIF_LOCATIONS) for group in listed[:SARIF_RESULTS])
+    texts = [f"{counted(groups, 'group')} of low rank left out: a log holds {SARIF_RESULTS}"]
+    texts += [f"{counted(members, 'place')} left out: a result holds {SARIF_LOCATIONS}"]
+    return [text for text, count in zip(texts, (groups, members)) if count > 0]
+
+
+def sarif_driver() -> dict[str, object]:
+    """Return what made the log, and its rules: one for each kind of evidence."""
+    rules = [
+        {
+            "id": name,
+            "shortDescription": {"text": text},
+            "fullDescription": {"text": text},
+            "help": {"text": SARIF_HELP},
+            "defaultConfiguration": {"level": "warning"},
+        }
+        for name, text in SARIF_RULES.values()
+    ]
+    return {"name": "cds", "version": __version__, "rules": rules}
+
+
+def sarif_result(report: Report, group: CloneGroup, directory: str) -> dict[str, object]:
+    """Return a group as a result at its first member, with links to the others."""
+    name, text = SARIF_RULES[group.evidence]
+    first, *others = group.members[:SARIF_LOCATIONS]
+    links = ", ".join(sarif_link(member, number) for number, member in enumerate(others, 1))
+    size = f"{group.copies} copies, {counted(group.statements, 'statement')}"
+    places = [sarif_location(member, directory) for member in others]
+    return {
+        "ruleId": name,
+        "ruleIndex": list(SARIF_RULES).index(group.evidence),
+        "level": sarif_level(report, group),
+        "message": {"text": f"{text} {size}, similarity {group.similarity:.2f}: also {links}"},
+        "locations": [sarif_location(first, directory)],
+        "relatedLocations": [{"id": number, **place} for number, place in enumerate(places, 1)],
+        # The first is the only name that GitHub follows a result by.
+        "partialFingerprints": {"primaryLocationLineHash": f"{group.id}:1", "cloneGroup/v1": group.id},
+    }
+
+
+def sarif_level(report: Report, group: CloneGroup) -> str:
+    """Return how much a group matters: against a baseline, only new ones are errors."""
+    if group.hidden_by == KNOWN:
+        return "note"
+    return "warning" if report.stale is None else "error"
+
+
+def sarif_link(member: Member, number: int) -> str:
+    """Return a link to a related location, as text in a SARIF message."""
+    text = one_line(f"{member.qualified_name} in {location(member.record)}")
+    text = re.sub(r"([\\\[\]])", r"\\\1", text)
+    text = text.replace("{", "{{").replace("}", "}}")
+    return f"[{text}]({number})"
+
+
+def sarif_location(member: Member, directory: str) -> dict[str, object]:
+    """Return where a member stands, by a percent-encoded path."""
+    from urllib.parse import quote
+
+    record = member.record
+    path = os.path.normpath(os.path.join(directory, record.file_path)).replace(os.sep, "/")
+    region = {"startLine": record.start_line, "endLine": record.end_line}
+    return {
+        "physicalLocation": {"artifactLocation": {"uri": quote(path)}, "region": region},
+        "message": {"text": one_line(member.qualified_name) or record.kind},
+    }
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> Iterator[str]:
@@ -4844,6 +5833,15 @@ def deliver_report(report: Report, verdict: str, args: argparse.Namespace) -> No
     if args.format == "json":
         write_output(report_json(report), args.output)
         return
+    if args.format == "html":
+        write_output(report_as_page(report), args.output)
+        return
+    if args.format == "sarif":
+        log_sarif = report_as_sarif(report, source_directory(report, args))
+        write_output((json.dumps(log_sarif), "\n"), args.output)
+        for omission in sarif_omissions(sarif_groups(report)):
+            log(f"sarif: {omission}")
+        return
     width = None if args.output or args.show is not None else terminal_width(sys.stdout)
     is_coloured = args.output is None and wants_colour(sys.stdout)
     if args.show is not None:
@@ -4852,6 +5850,16 @@ def deliver_report(report: Report, verdict: str, args: argparse.Namespace) -> No
         lines = list(report_as_lines(report, args.top))
     lines += [Line(verdict, BOLD)] if verdict else []
     write_output((line + "\n" for line in styled_lines(lines, width, is_coloured)), args.output)
+
+
+def source_directory(report: Report, args: argparse.Namespace) -> str:
+    """Return the directory in which a report's file paths start, relative to the current one."""
+    root = str(report.run["root_path"]) if report.run else args.path
+    directory = os.path.dirname(root) or os.curdir if os.path.isfile(root) else root
+    try:
+        return os.path.relpath(directory)
+    except ValueError:  # on another drive of Windows
+        return str(directory)
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
@@ -4983,9 +5991,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that prints records takes."""
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
+def add_output_options(parser: argparse.ArgumentParser, formats: Sequence[str] = ("table", "json")) -> None:
+    """Add what every command that prints takes."""
+    parser.add_argument("--format", choices=formats, default="table", help="default: %(default)s")
     parser.add_argument("--output", metavar="FILE", help="write to FILE instead of stdout")
 
 
@@ -5047,6 +6055,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--show", metavar="ID", help=text)
 
 
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says in which form `duplicates` reports."""
+    add_output_options(parser, ("table", "json", "html", "sarif"))
+
+
 def add_gate_options(parser: argparse.ArgumentParser) -> None:
     """Add what makes `duplicates` fail."""
     add = parser.add_argument
@@ -5078,7 +6091,7 @@ COMMANDS = {
     ),
     "duplicates": (
         run_duplicates,
-        (add_run_options, add_output_options, add_gate_options),
+        (add_run_options, add_report_options, add_gate_options),
         "Report what a source tree or a stored run holds twice: the same code, similar code, same purpose.",
         "cds duplicates --path src --top 5",
     ),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import encodings.aliases
 import errno
 import fcntl
 import hashlib
+import html
 import http.server
 import itertools
 import json
@@ -33,6 +35,7 @@ import textwrap
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -3958,6 +3961,499 @@ def test_a_group_is_shown_whole_with_its_differences():
 def test_a_group_of_the_same_text_says_so():
     (group,) = cds.find_groups([*twins(TOTAL)], DUPLICATES)
     assert list(cds.group_as_lines(group))[-1].text == "b.py:1-7 is the same text as a.py:1-7"
+
+
+# Page
+
+STUB = "def stub(): pass"
+
+
+def page_of(records, max_bytes=cds.PAGE_BYTES, **changes):
+    """Return the page of the report on some records."""
+    report = cds.build_report(records, DUPLICATES, run=RUN)._replace(**changes)
+    return "".join(cds.report_as_page(report, max_bytes))
+
+
+def rows_of(first, other):
+    """Return how the codes of two records stand side by side: numbers, and marked words in brackets."""
+    pair = record(TOTAL, raw_code=first, line=10), record(TOTAL, raw_code=other, line=20)
+    shown = []
+    for row in cds.compared_rows(*pair):
+        codes = (re.sub("</?mark>", "|", code) for code in (row.first, row.other))
+        shown.append(("≠" if row.differs else "=", row.first_number, row.other_number, *codes))
+    return shown
+
+
+def many_groups(count):
+    """Return a report that holds one group so many times."""
+    report = cds.build_report(twins(TOTAL + "    rate += 1\n" * 40), DUPLICATES, run=RUN)
+    groups = [report.groups[0]._replace(id=f"{number:010}") for number in range(count)]
+    return report._replace(groups=tuple(groups))
+
+
+def test_page_allows_its_own_style_and_script_and_nothing_else():
+    page = page_of(twins(TOTAL))
+    policy = re.search(r'Content-Security-Policy"\s+content="([^"]*)"', page)[1].split(";")
+    rules = dict(rule.split(maxsplit=1) for rule in policy)
+    for element in ("style", "script"):
+        (text,) = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules.pop(f"{element}-src") == f"'sha256-{digest}'"
+    assert rules == dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
+    assert " style=" not in page and " on" not in re.sub("<script>.*</script>|>[^<]*<", "", page, flags=re.S)
+
+
+def test_page_asks_nothing_of_any_network():
+    page = page_of([*twins(TOTAL), record(TOTAL_RENAMED, "c.py")])
+    links = re.findall(r'\b(?:src|href|action)\s*=\s*"?([^">]*)', page)
+    assert links and all(link.startswith("#") for link in links)
+    assert not re.search(r"://|url\(|@import|fetch\(|XMLHttp|import\(", page)
+
+
+HOSTILE = """</script></style><script>alert('&')</script><img src="x"> \x00 \u202e \u2028 \x1b[31m"""
+
+
+def test_page_shows_hostile_text_and_obeys_none_of_it():
+    pair = [
+        member._replace(file_path=f"{HOSTILE}/{number}.py", intent=HOSTILE, raw_code=f"{HOSTILE}\n{number}")
+        for number, member in enumerate(twins(TOTAL))
+    ]
+    page = page_of(pair, run={**RUN, "root_path": f"/{HOSTILE}"})
+    assert (page.count("<script"), page.count("<style"), page.count("<img")) == (1, 1, 0)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028\u202a-\u202e]", page)
+    shown = HOSTILE.encode("unicode_escape").decode()
+    # Code, intent, place and files of both.
+    assert html.unescape(page).count(shown) >= 8
+
+
+def test_page_cuts_what_is_too_long_and_tells_how_much():
+    long_line = f"x = '{'y' * (10 << 20)}'"
+    pair = [copy._replace(raw_code=f"{long_line}\n" * 2, end_line=9) for copy in twins(TOTAL)]
+    page = page_of([pair[0], pair[1]._replace(raw_code=long_line)])
+    assert len(page) < 60_000
+    assert f"... {len(long_line) - cds.LINE_CHARACTERS} more characters" in page
+    tall = [copy._replace(raw_code="x\n" * 5000, end_line=5000) for copy in twins(TOTAL)]
+    assert f"... {5000 - cds.CODE_LINES} more lines" in page_of(tall)
+
+
+def test_page_of_a_group_of_thousands_lists_some_and_counts_the_others():
+    copies = [record(TOTAL, f"{number:04}.py") for number in range(5000)]
+    page = page_of(copies)
+    assert len(page) < 60_000
+    shown = page.count('class="place"')
+    assert shown == 1 + cds.LISTED_MEMBERS
+    assert f"and {5000 - shown} more" in page
+    assert page.count("the same text as 1") == cds.LISTED_MEMBERS
+
+
+def test_page_within_its_limit_leaves_nothing_out():
+    page = "".join(cds.report_as_page(many_groups(30)))
+    assert page.count('class="group"') == page.count("log.info") == 30
+    assert 'class="note"' not in page
+
+
+@pytest.mark.parametrize("room", [2_000, 20_000, 100_000])
+def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
+    limit = len(page_of([]).encode()) + cds.FRAME_BYTES + room
+    page = "".join(cds.report_as_page(many_groups(60), limit))
+    assert len(page.encode()) <= limit
+    note = re.search(r"(\d+) groups? of low rank stand here without their code and (\d+) groups?", page)
+    without_code, missing = map(int, note.groups())
+    assert missing == 60 - page.count('class="group"')
+    assert without_code == 60 - missing - page.count("log.info")
+    assert without_code + missing > 0
+
+
+def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
+    report = many_groups(40)
+    groups = [
+        group._replace(hidden_by="stub" if group.id[-1] in "02468" else None) for group in report.groups
+    ]
+    report = report._replace(groups=tuple(groups))
+    frame, whole = (len("".join(cds.report_as_page(one))) for one in (report._replace(groups=()), report))
+    limit = frame + cds.FRAME_BYTES + (whole - frame) * 7 // 10
+    _, *parts = "".join(cds.report_as_page(report, limit)).split('<details class="group"')
+    assert len(parts) == 40
+    has_code = ["log.info" in part for part in parts]
+    shown = [has for has, part in zip(has_code, parts) if 'data-rule=""' in part]
+    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="stub"' in part]
+    assert shown == sorted(shown, reverse=True) and hidden == sorted(hidden, reverse=True)
+    assert any(shown) and not all(hidden)
+    assert all(shown) or not any(hidden)
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "rows"),
+    [
+        pytest.param("a\nb", "a\nb", [("=", 10, 20, "a", "a"), ("=", 11, 21, "b", "b")], id="equal"),
+        pytest.param(
+            "x = old(1)", "x = new(1)", [("≠", 10, 20, "x = |old|(1)", "x = |new|(1)")], id="a word"
+        ),
+        pytest.param("a\nb\nc", "a\nc", [
+            ("=", 10, 20, "a", "a"), ("≠", 11, None, "b", ""), ("=", 12, 21, "c", "c"),
+        ], id="a line less"),
+        pytest.param("f()\nreturn one", "g(2)\nf()\nreturn two", [
+            ("≠", None, 20, "", "g(2)"),
+            ("=", 10, 21, "f()", "f()"),
+            ("≠", 11, 22, "return |one|", "return |two|"),
+        ], id="a line more"),
+        pytest.param("p = 1\nq = f(p)", "log(3)\nr = 1\ns = f(r)", [
+            ("≠", None, 20, "", "log(3)"),
+            ("≠", 10, 21, "|p| = 1", "|r| = 1"),
+            ("≠", 11, 22, "|q| = f(|p|)", "|s| = f(|r|)"),
+        ], id="renamed"),
+        pytest.param("a.b = f(1, 2)\nc", "x\na.b = []\nc", [
+            ("≠", None, 20, "", "x"),
+            ("≠", 10, 21, "a.b = |f(1, 2)|", "a.b = |[]|"),
+            ("=", 11, 22, "c", "c"),
+        ], id="the same target"),
+        pytest.param("alpha(1)", "while beta:", [("≠", 10, 20, "alpha(1)", "while beta:")], id="nothing alike"),
+        pytest.param("    a\n      b", "\ta\n\t  b", [
+            ("=", 10, 20, "a", "a"), ("=", 11, 21, "  b", "  b"),
+        ], id="indented otherwise"),
+    ],
+)  # fmt: skip
+def test_page_puts_lines_that_belong_together_side_by_side(first, other, rows):
+    assert rows_of(first, other) == rows
+
+
+def test_comparing_lines_that_recur_takes_no_longer_than_others():
+    steps = cds.edits(["x", "y"] * 5000, ["x", "z"] * 5000)
+    assert steps == [("replace", 0, 10_000, 0, 10_000)]
+    assert len(cds.edits(["", "a"] * 5000, ["", "b"] * 5000)) >= 1  # blanks hold nothing together
+
+
+def test_page_folds_long_equal_stretches_away():
+    lines = [f"line_{number}()" for number in range(40)]
+    pair = [copy._replace(raw_code="\n".join([*lines, f"{n}"])) for n, copy in enumerate(twins(TOTAL))]
+    page = page_of(pair)
+    assert f"{40 - 2 * cds.CONTEXT_LINES} equal lines</summary>" in page
+    assert page.count("<td>line_20()") == 2
+
+
+def test_page_shows_each_text_of_a_group_once():
+    changed = record(TOTAL + "    # comment\n", "c.py")
+    page = page_of([*twins(TOTAL), changed, changed._replace(file_path="d.py")])
+    assert page.count("# comment") == 1
+    assert "the same text as 1" in page and "the same text as 3" in page
+
+
+def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
+    page = page_of([record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)])
+    assert page.count(f'<p class="intent">{SUM}</p>') == 2
+    assert "<mark>" not in page and '<tr class="d">' not in page
+    assert page.index(SUM) < page.index("<td>def total(rows, rate):") < page.index("<td>def load(path):")
+
+
+def test_page_lays_out_three_sections_with_tests_and_hidden_groups_last():
+    tests = [copy._replace(file_path=f"tests/{copy.file_path}") for copy in twins(OTHER)]
+    page = page_of([*twins(TOTAL), *tests, record(STUB, "c.py"), record(STUB, "d.py")])
+    titles = re.findall("<h[23]>(.*?)</h[23]>|<summary>(Hidden.*?)</summary>", page)
+    assert [re.sub("<.*?>", "", "".join(title)) for title in titles] == [
+        "1. Exact: the same code 2 groups",
+        "In code 1",
+        "In tests 1",
+        "Hidden by a rule 1 group",
+        "2. Near: similar code 0 groups",
+        "3. Same intent, different code 0 groups",
+    ]
+
+
+def test_duplicates_command_writes_a_page(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    output = tmp_path / "report.html"
+    assert run("duplicates", "--path", source, "--format", "html", "--output", output) == 0
+    page = output.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and page.count('class="group"') == 1
+    assert run("duplicates", "--path", source, "--format", "html") == 0
+    assert capsys.readouterr().out == page
+
+
+# Page in a browser
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HEADLESS = ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", "--disable-dev-shm-usage")
+NO_NETWORK = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+NO_NETWORK += ("--disable-quic", "--no-first-run")
+
+
+def chromium(*words):
+    """Run Chromium without a window, with a profile of its own; return what it writes to stdout."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    profile = tempfile.mkdtemp()
+    try:
+        command = [CHROMIUM, *HEADLESS, *NO_NETWORK, f"--user-data-dir={profile}", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, timeout=120)
+    finally:
+        shutil.rmtree(profile, ignore_errors=True)
+    if done.returncode:
+        pytest.skip(f"Chromium does not run here: {done.stderr.decode(errors='replace')[-300:]}")
+    return done.stdout.decode()
+
+
+def shown_in_browser(folder, page, address=""):
+    """Open a page at an address within it; return the document as it then is."""
+    path = folder / "page.html"
+    path.write_text(page, encoding="utf-8")
+    return chromium("--dump-dom", f"{path.as_uri()}#{address}")
+
+
+def groups_in(document):
+    """Return the state of each group in a document: name -> open, closed or hidden."""
+    states = {}
+    for attributes, name in re.findall(
+        r'(<details class="group"[^>]*>).*?<strong>(.*?)<', document, re.DOTALL
+    ):
+        is_open = "open" if " open=" in attributes else "closed"
+        states[name] = "hidden" if " hidden=" in attributes else is_open
+    return states
+
+
+GROUPED = [
+    *twins(OTHER),
+    *[record(ASSIGNED, f"tests/{name}.py", kind="method") for name in "cd"],
+    record(TOTAL, "e.py", kind="class"),
+    record(TOTAL_RENAMED, "f.py", line=21, kind="class"),
+    record(STUB, "g.py"),
+    record(STUB, "h.py"),
+]
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [
+        pytest.param("", ["load", "set_up", "total"], id="none"),
+        pytest.param("text=LOG.info", ["total"], id="text"),
+        pytest.param("section=near", ["total"], id="section"),
+        pytest.param("kind=method", ["set_up"], id="kind"),
+        pytest.param("path=tests/", ["set_up"], id="path"),
+        pytest.param("area=code", ["load", "total"], id="area"),
+        pytest.param("rule=stub", ["stub"], id="rule"),
+        pytest.param("rule=any&section=exact", ["load", "set_up", "stub"], id="two-at-once"),
+        pytest.param("text=nowhere", [], id="nothing-found"),
+    ],
+)
+def test_page_is_filtered_by_its_address(tmp_path, address, names):
+    document = shown_in_browser(tmp_path, page_of(GROUPED), address)
+    states = groups_in(document)
+    assert sorted(states) == ["load", "set_up", "stub", "total"]
+    assert sorted(name for name in states if states[name] != "hidden") == sorted(names)
+    assert f"{len(names)} of 4 groups</output>" in document
+
+
+def test_page_opens_the_group_that_its_address_names(tmp_path):
+    page = page_of(GROUPED)
+    for name in ("set_up", "stub"):
+        (anchor,) = re.findall(rf'id="(group-\w+)"[^>]*>\s*<summary><i>\d+</i> <strong>{name}<', page)
+        assert groups_in(shown_in_browser(tmp_path, page, anchor))[name] == "open"
+
+
+KEYS_SCRIPT = """
+const states = [];
+function press(key) {
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const open = Array.from(document.querySelectorAll(".group[open] strong"), name => name.textContent);
+  const at = document.querySelector(".at td")?.textContent ?? "";
+  states.push([key, document.activeElement.localName, open.join(), at].join(" "));
+}
+for (const key of ["j", "j", "k", "j", "j", "n", "n", "p", "/", "j", "Escape", "Escape"]) press(key);
+document.body.innerHTML = "<pre>" + states.join(";") + "</pre>";
+"""
+
+
+def test_page_is_used_by_keys_alone(tmp_path):
+    page = re.sub(
+        "<meta http-equiv.*?>", "", page_of(GROUPED), flags=re.DOTALL
+    )  # else no script of ours runs
+    document = shown_in_browser(tmp_path, f"{page}<script>{KEYS_SCRIPT}</script>")
+    assert re.search("<pre>(.*)</pre>", document)[1].split(";") == [
+        "j summary load ",
+        "j summary set_up ",
+        "k summary load ",
+        "j summary set_up ",
+        "j summary total ",
+        "n summary total 1",
+        "n summary total 5",
+        "p summary total 1",
+        "/ input total 1",
+        "j input total 1",
+        "Escape body total 1",
+        "Escape body  1",
+    ]
+
+
+def test_page_runs_no_script_but_its_own(tmp_path):
+    intruder = "<script>document.title = 'intruded'</script>"
+    document = shown_in_browser(tmp_path, page_of(GROUPED) + intruder)
+    assert 'class="live"' in document
+    assert "<title>intruded" not in document
+
+
+def first_pixel(picture):
+    """Return red, green and blue of the first pixel of a PNG: no filter changes it."""
+    chunk = picture.index(b"IDAT") + 4
+    return tuple(zlib.decompressobj().decompress(picture[chunk:], 8)[1:4])
+
+
+@pytest.mark.parametrize(("scheme", "paper"), [(0, "#15181d"), (1, "#f6f7f9")], ids=["dark", "light"])
+def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, paper):
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(page_of(GROUPED), encoding="utf-8")
+    chromium(f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}", page.as_uri())
+    assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
+
+
+# SARIF
+
+
+def sarif_of(records, baseline=None, directory="."):
+    """Return the results of the SARIF log of some records, and the log."""
+    report = cds.build_report(records, DUPLICATES)
+    if baseline is not None:
+        report = cds.compare_with_baseline(report, cds.build_report(baseline, DUPLICATES))
+    log = json.loads(json.dumps(cds.report_as_sarif(report, directory)))
+    return log["runs"][0]["results"], log
+
+
+def check_sarif(log):
+    """Check what the schema of SARIF 2.1.0 requires of the objects in a log."""
+    assert log["version"] == "2.1.0" and log["$schema"].endswith("sarif-2.1.0.json")
+    for sarif_run in log["runs"]:
+        driver = sarif_run["tool"]["driver"]
+        assert isinstance(driver["name"], str)
+        for rule in driver["rules"]:
+            assert isinstance(rule["id"], str)
+            assert all(rule[key]["text"] for key in ("shortDescription", "fullDescription", "help"))
+        for invocation in sarif_run["invocations"]:
+            assert isinstance(invocation["executionSuccessful"], bool)
+            assert all(note["message"]["text"] for note in invocation["toolExecutionNotifications"])
+        for result in sarif_run["results"]:
+            check_sarif_result(result, driver["rules"])
+
+
+def check_sarif_result(result, rules):
+    """Check what the schema requires of a result, and what GitHub does."""
+    assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+    assert result["level"] in ("none", "note", "warning", "error")
+    assert all(isinstance(value, str) for value in result["partialFingerprints"].values())
+    linked = re.findall(r"(?<!\\)\]\((\d+)\)", result["message"]["text"])
+    assert [int(number) for number in linked] == [place["id"] for place in result["relatedLocations"]]
+    assert len(result["locations"]) == 1
+    for place in (*result["locations"], *result["relatedLocations"]):
+        region = place["physicalLocation"]["region"]
+        assert 1 <= region["startLine"] <= region["endLine"]
+        uri = place["physicalLocation"]["artifactLocation"]["uri"]
+        assert re.fullmatch(r"(?:[\w.~/-]|%[0-9A-F]{2})+", uri, re.ASCII) and not uri.startswith("/")
+        assert place["message"]["text"]
+
+
+def uris_of(result):
+    places = (*result["locations"], *result["relatedLocations"])
+    return [place["physicalLocation"]["artifactLocation"]["uri"] for place in places]
+
+
+def test_sarif_log_has_what_the_schema_and_github_require():
+    near = [record(TOTAL, "x.py", intent=SUM), record(TOTAL_RENAMED, "y.py", line=7)]
+    results, log = sarif_of([*twins(ASSIGNED), *near, record(OTHER, "z.py", intent=SUM)])
+    check_sarif(log)
+    assert [result["ruleId"] for result in results] == ["exact-clone", "near-clone", "same-intent"]
+    check_sarif(sarif_of([])[1])
+
+
+def test_sarif_result_stands_at_the_first_member_and_links_the_others():
+    copies = [record(TOTAL, f"{name}.py", line) for line, name in enumerate("abc", 5)]
+    (result,), _ = sarif_of(copies)
+    assert uris_of(result) == ["a.py", "b.py", "c.py"]
+    assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 5, "endLine": 11}
+    text = result["message"]["text"]
+    assert "3 copies, 6 statements" in text
+    assert text.endswith("also [total in b.py:6-12](1), [total in c.py:7-13](2)")
+
+
+def test_sarif_level_says_what_is_new_against_a_baseline():
+    levels = {}
+    for name, baseline in {"without": None, "known": twins(TOTAL), "new": []}.items():
+        results, log = sarif_of([*twins(TOTAL), *twins("def f(): pass")], baseline)
+        check_sarif(log)
+        levels[name] = [result["level"] for result in results]
+    assert levels == {"without": ["warning"], "known": ["note"], "new": ["error"]}
+
+
+def test_sarif_puts_new_groups_before_known_ones():
+    others = [record(OTHER, "c.py"), record(OTHER, "d.py")]
+    results, _ = sarif_of([*twins(TOTAL), *others], twins(TOTAL))
+    assert [result["level"] for result in results] == ["error", "note"]
+
+
+def test_sarif_fingerprints_follow_from_the_code_alone():
+    (result,), _ = sarif_of(twins(TOTAL))
+    (moved,), _ = sarif_of([record(TOTAL, "z.py", 30), record(TOTAL, "y.py", 4)])
+    (other,), _ = sarif_of(twins(OTHER))
+    assert result["partialFingerprints"] == moved["partialFingerprints"] != other["partialFingerprints"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        pytest.param("a b.py", "a%20b.py", id="blank"),
+        pytest.param("ü/#?.py", "%C3%BC/%23%3F.py", id="reserved"),
+        pytest.param("c:d.py", "c%3Ad.py", id="no-scheme"),
+        pytest.param("[x](1){0}\n.py", "%5Bx%5D%281%29%7B0%7D%0A.py", id="link-in-a-name"),
+    ],
+)
+def test_sarif_paths_are_percent_encoded_and_end_no_link(path, text):
+    (result,), log = sarif_of([record(TOTAL, path), record(TOTAL, path, line=50)])
+    check_sarif(log)
+    assert uris_of(result) == [text, text]
+
+
+def test_sarif_keeps_to_the_limits_of_github_and_counts_what_it_leaves_out():
+    report = many_groups(5002)
+    first, second = report.groups[0].members
+    large = report.groups[0]._replace(copies=1003, members=(first, *[second] * 1002))
+    log = cds.report_as_sarif(report._replace(groups=(large, *report.groups[1:])), ".")
+    check_sarif(log)
+    results = log["runs"][0]["results"]
+    assert len(results) == 5000
+    assert [len(uris_of(result)) for result in results[:2]] == [1000, 2]
+    notes = log["runs"][0]["invocations"][0]["toolExecutionNotifications"]
+    assert [note["message"]["text"] for note in notes] == [
+        "2 groups of low rank left out: a log holds 5000",
+        "3 places left out: a result holds 1000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("current", "path", "uri"),
+    [
+        pytest.param(".", "src", "src/a%20b.py", id="folder"),
+        pytest.param(".", "src/a b.py", "src/a%20b.py", id="file"),
+        pytest.param("src", ".", "a%20b.py", id="the-current-folder"),
+        pytest.param("docs", "../src", "../src/a%20b.py", id="beside"),
+    ],
+)
+def test_sarif_paths_are_relative_to_the_current_folder(tmp_path, capsys, monkeypatch, current, path, uri):
+    tree(tmp_path, {"src/a b.py": f"{TOTAL}\n{TOTAL}", "docs/x": ""})
+    monkeypatch.chdir(tmp_path / current)
+    assert run("duplicates", "--path", path, "--format", "sarif") == 0
+    log = json.loads(capsys.readouterr().out)
+    check_sarif(log)
+    assert uris_of(log["runs"][0]["results"][0]) == [uri, uri]
+
+
+def test_sarif_of_a_stored_run_names_the_files_of_its_root(tmp_path, capsys, monkeypatch):
+    tree(tmp_path, {"src/a.py": f"{TOTAL}\n{TOTAL}"})
+    store(
+        tmp_path / "db",
+        cds.ModelBuilder().build(analyzed(tmp_path / "src").symbols),
+        root_path=str(tmp_path / "src"),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run("duplicates", "--db-path", "db", "--format", "sarif", "--output", "x.sarif") == 0
+    log = json.loads(Path("x.sarif").read_text(encoding="utf-8"))
+    assert uris_of(log["runs"][0]["results"][0]) == ["src/a.py", "src/a.py"]
 
 
 # Files and streams
