@@ -2721,6 +2721,7 @@ class Report(NamedTuple):
     from_docstrings: int = 0
 
 
+@parsing_quietly()
 def build_report(
     records: Sequence[Record],
     options: DuplicateOptions,
@@ -3080,8 +3081,8 @@ def is_constant(node: ast.stmt) -> bool:
 ROUNDING_SLACK = 1e-9
 SIGNATURE_SIZE = 2048  # bits
 bit_count: Callable[[int], int] = getattr(int, "bit_count", lambda number: bin(number).count("1"))  # 3.10
-PREFIX_MATCHES = 8  # features that the prefixes of similar sets have in common
-FAMILY_SIZE = 1000  # from so many on, not every pair is compared
+PREFIX_MATCHES = 4  # features that the prefixes of similar sets have in common
+FAMILY_SIZE = 500  # from so many on, not every pair is compared
 
 
 class Similar(NamedTuple):
@@ -4117,6 +4118,7 @@ PLAIN, BOLD, DIM, CYAN, GREEN, RED = "", "1", "2", "1;36", "32", "31"
 AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
 MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
+FAMILY_NOTE = "a family: each compared with one member alone"
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
 COLUMN_GAP = "  "
@@ -4318,6 +4320,8 @@ def _group_headline(group: CloneGroup) -> str:
         parts.append("only names and literals differ")
     if len({member.record.file_path for member in group.members}) == 1:
         parts.append("within one file")
+    if group.is_family:
+        parts.append(FAMILY_NOTE)
     return ", ".join(parts)
 
 
@@ -5317,6 +5321,8 @@ def sarif_result(report: Report, group: CloneGroup, directory: str) -> dict[str,
     first, *others = group.members[:SARIF_LOCATIONS]
     links = ", ".join(sarif_link(member, number) for number, member in enumerate(others, 1))
     size = f"{group.copies} copies, {counted(group.statements, 'statement')}"
+    if group.is_family:
+        size += f", {FAMILY_NOTE}"
     places = [sarif_location(member, directory) for member in others]
     return {
         "ruleId": name,

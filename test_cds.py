@@ -3876,6 +3876,21 @@ def test_the_table_shows_intents_and_how_many_are_missing():
     assert "  without intent (1 failed)" in lines_of(records)
 
 
+def test_a_family_carries_its_mark_wherever_it_is_shown():
+    code = "def f(a):\n    b = a.get()\n    log.info(b)\n    c = call_{}(b)\n    return c"
+    records = [record(code.format(n), "a.py", 9 * n + 1) for n in range(502)]
+    mark = "a family: each compared with one member alone"
+    assert sum(line.endswith(mark) for line in lines_of(records)) == 1
+    report = cds.build_report(records, DUPLICATES, run=RUN)
+    (group,) = json.loads("".join(cds.report_json(report)))["groups"]
+    assert (group["copies"], group["is_family"]) == (502, True)
+    assert mark in json.dumps(cds.report_as_sarif(report, "")) and mark in "".join(
+        cds.group_facts(report.groups[0])
+    )
+    few = json.loads("".join(cds.report_json(cds.build_report(records[:400], DUPLICATES, run=RUN))))
+    assert [(group["copies"], group["is_family"]) for group in few["groups"]] == [(400, False)]
+
+
 def test_the_table_labels_docstrings_and_folds_siblings():
     pair = [documented(OTHER, PRICES, "b.py"), documented(TOTAL, PRICES, "c.py")]
     lines = lines_of(pair)
@@ -5685,6 +5700,53 @@ def _analyzed_copies(sources: Sequence[str]) -> list[cds.Record]:
         return [r for r in built(folder) if r.kind != "file" and r.start_line == 1]
 
 
+def stored_run(folder, db_path):
+    """Store a run of a folder without a model; return the bytes of its source."""
+    sources = cds.find_sources(str(folder), ".py").sources
+    analysis = cds.PythonAnalyzer().analyze(sources)
+    context = cds.RunContext("a", "b", "/src", "http://localhost:11434", "m", "all", 10)
+    cds.SQLitePersistence(str(db_path)).persist(context, [], cds.ModelBuilder().build(analysis.symbols))
+    return sum(os.path.getsize(source.path) for source in sources)
+
+
+def used(db_path):
+    """Return the CPU seconds and the peak memory in MB of `duplicates` on a database."""
+    words = [sys.executable, CDS, "duplicates", "--db-path", str(db_path), "--format", "json"]
+    process_id = subprocess.Popen(words, stdout=subprocess.DEVNULL).pid
+    _, _, usage = os.wait4(process_id, 0)
+    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / scale
+
+
+def bench_duplicates(folder, temporary):
+    """Compare `duplicates` with the bare parser; print its memory and how its time grows."""
+    size = stored_run(folder, temporary / "all.db")
+    report = process(CDS, "duplicates", "--db-path", temporary / "all.db", "--format", "json")
+    ratio("duplicates --db-path vs ast.parse in one process", report, process("-c", PARSE, folder))
+    taken, memory = used(temporary / "all.db")
+    print(f"{'peak memory of duplicates for bytes of source':<58} {memory:6.0f} MB / {size >> 20:6} MB")
+    paths = sorted(Path(folder).rglob("*.py"))[::10]
+    tenth = tree(temporary / "tenth", {f"{n}.py": path.read_bytes() for n, path in enumerate(paths)})
+    part = stored_run(tenth, temporary / "tenth.db")
+    growth = math.log(taken / used(temporary / "tenth.db")[0]) / math.log(size / part)
+    print(f"{'growth of duplicates from a tenth of the files to all':<58} n^{growth:.2f}")
+    wrapper = "def f{0}(self, value):\n    checked = self.check(value)\n    result = api_{0}(checked)\n"
+    wrapper += "    log.info(result)\n    return result\n"
+    pair = "def f{0}(value):\n" + "".join(f"    x{n} = step_{{0}}_{n}(value, {n})\n" for n in range(5))
+    wrappers = "\n".join(wrapper.format(n) for n in range(200))
+    families = {
+        "20,000 alike wrappers in one file": {"m.py": "\n".join(map(wrapper.format, range(20_000)))},
+        "200 alike functions in 40 copies of a file": {f"{n}/m.py": wrappers for n in range(40)},
+        "8,000 pairs in two files": {
+            "a.py": "\n".join(map(pair.format, range(8000))),
+            "b.py": "\n".join(map((pair + "    done(value)\n").format, range(8000))),
+        },
+    }
+    for number, (name, files) in enumerate(families.items()):
+        stored_run(tree(temporary / f"family{number}", files), temporary / f"family{number}.db")
+        print(f"{name:<58} {{:8.3f}} s, {{:6.0f}} MB".format(*used(temporary / f"family{number}.db")))
+
+
 def built(folder):
     """Return the records of a folder."""
     return cds.ModelBuilder().build(analyzed(folder).symbols)
@@ -5729,6 +5791,7 @@ def bench(folder):
         bench_memory(folder, Path(temporary, "out.json"))
         bench_writing(Path(temporary))
         bench_jobs(Path(temporary))
+        bench_duplicates(folder, Path(temporary))
     mutation_benchmark(Path(folder))
 
 
