@@ -43,7 +43,8 @@ Caveats: nothing that it finds is proof, only a candidate for a person to review
 piece of code agree between Python 3.11 and 3.14; 3.9 and 3.10 write some code otherwise.
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
-Building, Enrichment, Transport, Ollama, Persistence, Duplicates, Output, Commands, Command line.
+Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Duplicates, Output, Commands,
+Command line.
 A call goes to a room above or within its own.
 """
 
@@ -100,6 +101,7 @@ __all__ = [
     "Member",
     "ModelBuilder",
     "OllamaClient",
+    "OpenAIClient",
     "Persistence",
     "PersistenceError",
     "ProviderError",
@@ -1495,11 +1497,10 @@ class Stop(NamedTuple):
 
     reason: str
 
-    def record_error(self) -> str:
-        """Return the error of a record whose call was not made, or was abandoned."""
-        if self.reason == INTERRUPTED:
-            return INTERRUPTED
-        return f"not attempted: {self.reason}"
+    def outcome(self) -> Outcome:
+        """Return the outcome of a call that was not made, or was abandoned."""
+        text = self.reason if self.reason == INTERRUPTED else f"not attempted: {self.reason}"
+        return Outcome(error=IntentGenerationError(text))
 
 
 class IntentEnricher:
@@ -1518,10 +1519,13 @@ class IntentEnricher:
         known: Mapping[str, str] | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         on_intent: Callable[[str, str], object] | None = None,
+        limit: int | None = None,
+        limit_name: str = "limit",
     ) -> None:
         """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
 
-        `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds.
+        `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds. At
+        most `limit` calls are made; the error of the records beyond names it by `limit_name`.
         """
         self.client = client
         self.scope = scope
@@ -1530,6 +1534,8 @@ class IntentEnricher:
         self.known = known or {}
         self.interrupted = interrupted
         self.on_intent = on_intent
+        self.limit = limit
+        self.limit_name = limit_name
         self.stop: Stop | None = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
@@ -1537,14 +1543,20 @@ class IntentEnricher:
         in_scope = [record for record in records if self.wants(record)]
         codes = {record.md5sum: record.normalized_code for record in in_scope}
         reused = {md5sum: Outcome(intent=self.known[md5sum]) for md5sum in codes if md5sum in self.known}
-        calls = {md5sum: code for md5sum, code in codes.items() if md5sum not in reused}
+        missing = {md5sum: code for md5sum, code in codes.items() if md5sum not in reused}
+        calls = dict(itertools.islice(missing.items(), self.limit))
+        beyond = len(missing) - len(calls)
 
         files = len({record.file_path for record in records})
         log(
             f"enrich files={files} records={len(records)} in_scope={len(in_scope)}"
-            f" calls={len(calls)} reused={len(reused)}"
+            f" calls={len(calls)} reused={len(reused)}" + (f" beyond_limit={beyond}" if beyond else "")
         )
         outcomes = {**reused, **self._call_all(calls)}
+        if beyond:
+            limit = Stop(self.limit_name)
+            self.stop = self.stop or limit
+            outcomes = {**dict.fromkeys(missing, limit.outcome()), **outcomes}
         return [
             with_outcome(record, outcomes[record.md5sum]) if self.wants(record) else record
             for record in records
@@ -1588,8 +1600,7 @@ class IntentEnricher:
             return outcomes
         self.client.close()
         log(f"no further calls are made: {self.stop.reason}")
-        missing = Outcome(error=IntentGenerationError(self.stop.record_error()))
-        return {md5sum: outcomes.get(md5sum, missing) for md5sum in codes}
+        return {**dict.fromkeys(codes, self.stop.outcome()), **outcomes}
 
     def _call(self, code: str) -> Outcome:
         try:
@@ -1716,7 +1727,7 @@ RESTART_SECONDS = 60.0  # how long a server that has answered before may be sile
 LONGEST_RETRY_AFTER = 60.0  # seconds
 QUOTED_CHARACTERS = 300  # of a server's own words
 SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
-ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix]"
+ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 
 Reply = Union[dict[str, Any], None]  # the JSON object in a body, if there is one
 Read = Callable[["Response"], str]  # makes an answer, or an IntentGenerationError, of a response
@@ -1938,8 +1949,33 @@ class Attempt:
 
 def make_opener(address: Address) -> Any:
     """Return a urllib opener for requests to one server, each with an `attempt`."""
-    import http.client
     import urllib.request
+
+    connection = connection_class(address)
+
+    class Handler(urllib.request.AbstractHTTPHandler):
+        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(functools.partial(connection, request.attempt), request)
+
+        https_open = http_open
+
+    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
+    # Its address is only looked up where a proxy is set.
+    proxies = urllib.request.getproxies()
+    if proxies and is_this_machine(address.host):
+        proxies = {}
+    # No handler for redirects, which could carry the key to another server, nor for statuses.
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler(proxies))
+    opener.add_handler(Handler())
+    return opener
+
+
+def connection_class(address: Address) -> Any:
+    """Return the class of the connections to a server, over TLS where its address says so."""
+    import http.client
 
     context: Any = None
     if address.url.startswith("https:"):
@@ -1957,30 +1993,14 @@ def make_opener(address: Address) -> Any:
             self.attempt = attempt
 
         def connect(self) -> None:
+            # The base class goes through a proxy's tunnel too, so TLS comes after it.
             super().connect()
             self.attempt.take(self.sock)
             if context:
                 self.sock = context.wrap_socket(self.sock, server_hostname=address.host)
             self.attempt.is_established = True
 
-    class Handler(urllib.request.AbstractHTTPHandler):
-        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-        def http_open(self, request: Any) -> Any:
-            return self.do_open(functools.partial(Connection, request.attempt), request)
-
-        https_open = http_open
-
-    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
-    # Its address is only looked up where a proxy is set.
-    proxies = urllib.request.getproxies()
-    if proxies and is_this_machine(address.host):
-        proxies = {}
-    # No handler for redirects, which could carry the key to another server, nor for statuses.
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler(proxies))
-    opener.add_handler(Handler())
-    return opener
+    return Connection
 
 
 # Tries
@@ -2054,32 +2074,34 @@ class Transport:
             self._headers["Authorization"] = header
         self._opener = make_opener(self.address)
         self._wait = wait
-        self._closed = threading.Event()  # set for the calls in flight, then replaced
+        self.abandoned = threading.Event()  # set by `close` for the calls in flight, then replaced
         self._attempts: set[Attempt] = set()  # in flight
         self._has_connected = False
         self._has_answered = False
 
-    def call(self, path: str, payload: Mapping[str, object], read: Read) -> str:
-        """Return what `read` makes of the response to a POST, trying again after TransientErrors."""
-        closed = self._closed
+    def call(self, path: str, payload: Mapping[str, object], read: Read, abandoned: threading.Event) -> str:
+        """Return what `read` makes of the response to a POST, trying again after TransientErrors.
+
+        `abandoned` is this transport's, as it was when the call began: what `close` ends for good.
+        """
         patience = Patience()
         while True:
             try:
-                return read(self._exchange(path, payload, self.timeout, closed))
+                return read(self._exchange(path, payload, self.timeout, abandoned))
             except TransientError as error:
                 pause = patience.pause_after(error, self._has_answered)
                 if pause is None:
                     raise self._given_up(error) from error
-            (self._wait or closed.wait)(pause)
+            (self._wait or abandoned.wait)(pause)
 
     def ask(self, path: str, payload: Mapping[str, object] | None, seconds: float) -> Response:
         """Return the response to a POST, or to a GET where there is no payload, at the first try."""
-        return self._exchange(path, payload, min(seconds, self.timeout), self._closed)
+        return self._exchange(path, payload, min(seconds, self.timeout), self.abandoned)
 
     def close(self) -> None:
         """Abandon the calls in flight, those that wait between tries too."""
-        closed, self._closed = self._closed, threading.Event()
-        closed.set()
+        abandoned, self.abandoned = self.abandoned, threading.Event()
+        abandoned.set()
         for attempt in list(self._attempts):
             attempt.end()
 
@@ -2092,7 +2114,7 @@ class Transport:
         return ServerError(f"{error} (tried again in vain)")
 
     def _exchange(
-        self, path: str, payload: Mapping[str, object] | None, seconds: float, closed: threading.Event
+        self, path: str, payload: Mapping[str, object] | None, seconds: float, abandoned: threading.Event
     ) -> Response:
         """Return the response to one request; raise for anything less than a complete one."""
         import http.client
@@ -2105,14 +2127,14 @@ class Transport:
         with attempt:
             self._attempts.add(attempt)
             try:
-                if closed.is_set():
+                if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED)
                 with self._opener.open(request) as response:
                     complete = self._complete(response, attempt)
                 self._has_answered = True
                 return complete
             except (OSError, http.client.HTTPException) as error:
-                if closed.is_set():
+                if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED) from error
                 raise self._failure(error, attempt, has_begun=response is not None) from error
             except (ValueError, TypeError, AttributeError):
@@ -2157,8 +2179,9 @@ class Transport:
             return TransientError(f"{url} cannot be reached ({describe_error(error)})", restarting=True)
         if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
             return ServerError(f"timed out after {attempt.seconds:g} seconds: raise the timeout")
-        is_handshake = not attempt.is_established
-        if is_handshake and isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        # A connection that ends in the handshake is one that ends; nonsense is of a server without TLS.
+        is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        if isinstance(error, ssl.SSLError) and not is_end and not attempt.is_established:
             return ProviderError(f"{url} does not speak TLS ({describe_error(error)}): name it with http://")
         if has_begun:
             return TransientError(f"the answer was cut off ({describe_error(error)})")
@@ -2186,25 +2209,77 @@ def parse_retry_after(value: str) -> float:
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-# ---- Ollama ---------------------------------------------------------------------------------
+# ---- Chat -----------------------------------------------------------------------------------
 
 DEFAULT_NUM_CTX = 8192  # tokens
-NUM_PREDICT = 256  # tokens; a sentence needs some 40
+ANSWER_TOKENS = 256  # a sentence needs some 40
+THINKING_TOKENS = (2048, 8192)  # for models that think before they answer, whatever they are told
+VAIN_RAISES = 3  # in a row, after which no call gets more tokens: the model comes to no end
+BYTES_PER_TOKEN = 3  # an estimate; most code has more bytes in a token, which leaves room
 CHECK_SECONDS = 5.0
-# What a server says whose every further answer would be the same.
-PERMANENT = re.compile(
-    "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size|model is required"
-)
-NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
-# What it says when the model does not load.
-NOT_LOADED = re.compile("llama-server process has terminated|timed out waiting for llama-server to start")
-NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
 
 
-class OllamaClient(LLMClient):
-    """Asks an Ollama server (`POST /api/chat`), one HTTP request a try, up to three tries a call."""
+class Question(NamedTuple):
+    """What a request is made of: `tokens` bounds the answer, `fields` are those a server may refuse."""
 
-    key_name = "OLLAMA_API_KEY"  # the environment variable in which Ollama's own client looks, too
+    code: str
+    tokens: int
+    fields: Mapping[str, object]
+
+
+class FieldError(IntentGenerationError):
+    """The server refuses a field of the request; `fields` are to be sent instead."""
+
+    def __init__(self, message: str, fields: Mapping[str, object]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class ThinkingError(IntentGenerationError):
+    """The model spent all the tokens of its answer on thinking."""
+
+
+class AnswerBudget:
+    """How many tokens an answer may take, for all calls of a client.
+
+    A model that thinks, whatever it is told, can spend them all before it comes to its answer. Such
+    a call is made again with more, and what helped one call is given to those that follow. A model
+    that does not think is never given more.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = ANSWER_TOKENS
+        self._vain = 0
+        self._is_told = False
+        self._lock = threading.Lock()
+
+    def raised(self, tokens: int, room: int) -> int | None:
+        """Return more tokens for a call to which `tokens` were too few, or None; at most `room`."""
+        with self._lock:
+            larger = [step for step in THINKING_TOKENS if min(step, room) > tokens]
+            if not larger or self._vain >= VAIN_RAISES:
+                self._vain += tokens > ANSWER_TOKENS
+                return None
+            if not self._is_told:
+                log("the model thinks before it answers, though told not to: calls take longer from now on")
+                self._is_told = True
+            return min(larger[0], room)
+
+    def keep(self, tokens: int) -> None:
+        """Give the calls that follow as many tokens as helped this one."""
+        with self._lock:
+            self.tokens = max(self.tokens, tokens)
+            self._vain = 0
+
+
+class ChatClient(LLMClient):
+    """What the clients of chat APIs share; a subclass knows the requests and answers of its API."""
+
+    key_name: str  # the environment variable that holds the key, by custom
+    path: str  # where the requests go
+    absent: str  # what to do where nobody listens
+    fields: Mapping[str, object]  # what a request holds besides, until a server refuses it
+    low_effort: Mapping[str, object]  # the fields for a model that cannot be kept from thinking
 
     def __init__(
         self,
@@ -2227,71 +2302,162 @@ class OllamaClient(LLMClient):
             timeout=timeout,
             api_key=api_key,
             key_name=self.key_name,
-            absent="start it with 'ollama serve', or check the provider URL",
+            absent=self.absent,
             wait=wait,
         )
+        self._budget = AnswerBudget()
+        self._fields = self.fields  # replaced, never changed: calls in flight hold on to theirs
+        self._has_low_effort = False
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
-        text = self._transport.call("/api/chat", self._request(code), self._answer_text)
-        return clean_answer(text)
+        abandoned = self._transport.abandoned
+        room = self.num_ctx - prompt_tokens(code)
+        tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
+        while True:
+            question = Question(code, tokens, self._fields)
+            try:
+                intent = self._ask(question, abandoned)
+            except FieldError as error:
+                self._replace_fields(question.fields, error.fields)
+            except ThinkingError as error:
+                raised = self._budget.raised(tokens, room)
+                if raised is None:
+                    text = f"the model was still thinking after {tokens} tokens"
+                    raise IntentGenerationError(text) from error
+                tokens = raised
+                self._lower_effort()
+            else:
+                self._budget.keep(tokens)
+                return intent
+
+    def close(self) -> None:
+        """Abandon the calls in flight; see LLMClient."""
+        self._transport.close()
+
+    @abstractmethod
+    def _request(self, question: Question) -> dict[str, object]:
+        """Return the body of a request."""
+
+    @abstractmethod
+    def _answer_text(self, response: Response, question: Question) -> str:
+        """Return the text of a complete answer; raise for anything else that a server may send."""
+
+    def _ask(self, question: Question, abandoned: threading.Event) -> str:
+        def read(response: Response) -> str:
+            return clean_answer(self._answer_text(response, question))
+
+        return self._transport.call(self.path, self._request(question), read, abandoned)
+
+    def _replace_fields(self, refused: Mapping[str, object], fields: Mapping[str, object]) -> None:
+        # Where another call did so meanwhile, the refusal is of fields that are no longer sent.
+        if self._fields is refused:
+            self._fields = fields
+
+    def _lower_effort(self) -> None:
+        # Once: a server that refuses it gets back what it takes.
+        if not self._has_low_effort:
+            self._has_low_effort = True
+            self._fields = {**self._fields, **self.low_effort}
+
+
+def prompt_tokens(code: str) -> int:
+    """Return an estimate, rather too high, of the tokens that a prompt takes."""
+    return len((INTENT_PROMPT + code).encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
+
+
+def chat_messages(code: str) -> list[dict[str, str]]:
+    """Return the conversation that asks for the intent of `code`."""
+    return [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}]
+
+
+def length_error(content: object, thought: object, tokens: int) -> IntentGenerationError:
+    """Return the error of an answer that took all its tokens, be it for thinking or for the answer."""
+    text = content if isinstance(content, str) else ""
+    is_unclosed = text.lstrip().startswith("<think>") and "</think>" not in text
+    if thought or is_unclosed:
+        return ThinkingError(f"the model was still thinking after {tokens} tokens")
+    return IntentGenerationError(f"the answer is longer than {tokens} tokens")
+
+
+# ---- Ollama ---------------------------------------------------------------------------------
+
+# What a server says whose every further answer would be the same.
+PERMANENT = re.compile(
+    "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size|model is required"
+)
+NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
+# What it says when the model does not load.
+NOT_LOADED = re.compile("llama-server process has terminated|timed out waiting for llama-server to start")
+NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
+NO_OLLAMA_REMEDY = "check the provider URL, which ends in /v1 for a server of OpenAI's API"
+
+
+class OllamaClient(ChatClient):
+    """Asks an Ollama server (`POST /api/chat`), one HTTP request a try, up to three tries a call."""
+
+    key_name = "OLLAMA_API_KEY"
+    path = "/api/chat"
+    absent = "start it with 'ollama serve', or check the provider URL"
+    fields: Mapping[str, object] = {"think": False}
+    low_effort: Mapping[str, object] = {"think": "low"}
 
     def check(self) -> None:
         """Ask for the model's description; see LLMClient."""
         response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
         if response.status == 200:
             return
-        error = refusal(response, self.model)
-        is_wrong_model = NO_SUCH_MODEL.search(server_text(response))
+        error = ollama_refusal(response, self.model)
+        is_wrong_model = NO_SUCH_MODEL.search(ollama_error(response))
         if response.status in (401, 403) or is_wrong_model:
             raise error
         raise IntentGenerationError(str(error))
 
-    def close(self) -> None:
-        """Abandon the calls in flight; see LLMClient."""
-        self._transport.close()
-
-    def _request(self, code: str) -> dict[str, object]:
+    def _request(self, question: Question) -> dict[str, object]:
         return {
             "model": self.model,
             "stream": False,
-            "think": False,
             "truncate": False,  # an error is better than a prompt cut in silence
             "keep_alive": "30m",
-            "messages": [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}],
-            "options": {"temperature": 0, "seed": 0, "num_ctx": self.num_ctx, "num_predict": NUM_PREDICT},
+            **question.fields,
+            "messages": chat_messages(question.code),
+            "options": {
+                "temperature": 0,
+                "seed": 0,
+                "num_ctx": self.num_ctx,  # the same in all requests: another one reloads the model
+                "num_predict": question.tokens,
+            },
         }
 
-    def _answer_text(self, response: Response) -> str:
-        return answer_text(response, self.model)
+    def _answer_text(self, response: Response, question: Question) -> str:
+        reply = response.reply
+        if response.status != 200:
+            if question.fields != self.fields and "think" in ollama_error(response):
+                raise FieldError("low effort is refused", self.fields)
+            raise ollama_refusal(response, self.model)
+        if reply is None:
+            raise IntentGenerationError("the answer is not a JSON object")
+        if reply.get("done") is not True:
+            raise IntentGenerationError("the model was stopped because it repeated itself")
+        message = reply.get("message")
+        if not isinstance(message, dict):
+            message = {}
+        text = message.get("content")
+        reason = reply.get("done_reason")
+        if reason == "length":
+            raise length_error(text, message.get("thinking"), question.tokens)
+        if reason != "stop":
+            shown = response.quote(repr(reason), instead="that is withheld")
+            raise IntentGenerationError(f"the answer ended for the reason {shown}")
+        if not isinstance(text, str):
+            raise IntentGenerationError("the answer holds no text")
+        return text
 
 
-def answer_text(response: Response, model: str) -> str:
-    """Return the text of a complete answer; raise for anything else that a server may send."""
-    reply = response.reply
-    if response.status != 200:
-        raise refusal(response, model)
-    if reply is None:
-        raise IntentGenerationError("the answer is not a JSON object")
-    if reply.get("done") is not True:
-        raise IntentGenerationError("the model was stopped because it repeated itself")
-    reason = reply.get("done_reason")
-    if reason == "length":
-        raise IntentGenerationError(f"the answer is longer than {NUM_PREDICT} tokens")
-    if reason != "stop":
-        shown = response.quote(repr(reason), instead="that is withheld")
-        raise IntentGenerationError(f"the answer ended for the reason {shown}")
-    message = reply.get("message")
-    text = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(text, str):
-        raise IntentGenerationError("the answer holds no text")
-    return text
-
-
-def refusal(response: Response, model: str) -> IntentGenerationError:
+def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
     """Return the error that a status other than 200 stands for."""
     status = response.status
-    whole = server_text(response)
+    whole = ollama_error(response)
     said = response.quote(whole)
     sizes = oversized_prompt(response)
     if sizes:
@@ -2300,8 +2466,8 @@ def refusal(response: Response, model: str) -> IntentGenerationError:
         return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
     if status in (401, 403):
         return ProviderError(f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL")
-    if status in (404, 405) and response.reply is None:
-        return ProviderError(f"no Ollama answers there (HTTP status {status}): check the provider URL")
+    if status in (404, 405) and not whole:
+        return ProviderError(f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}")
     if status == 404:
         return ProviderError(f"{said}: run 'ollama pull {model}' on the server")
     if status == 501 or PERMANENT.search(whole):
@@ -2315,13 +2481,12 @@ def refusal(response: Response, model: str) -> IntentGenerationError:
     return IntentGenerationError(said)
 
 
-def server_text(response: Response) -> str:
-    """Return what the server says is wrong, in its own words and not yet fit to be shown."""
+def ollama_error(response: Response) -> str:
+    """Return what the server says is wrong, in its own words and not yet fit to be shown, or ""."""
     text = (response.reply or {}).get("error")
     if not isinstance(text, str):
         return ""
-    message = inner_error(text).get("message", text)
-    return str(message)
+    return str(inner_error(text).get("message", text))
 
 
 def inner_error(text: str) -> dict[str, Any]:
@@ -2340,6 +2505,212 @@ def oversized_prompt(response: Response) -> str:
     if not isinstance(tokens, int) or not isinstance(context, int):
         return "the prompt has more tokens than the context"
     return f"the prompt has {tokens} tokens, the context {context}"
+
+
+# ---- OpenAI ---------------------------------------------------------------------------------
+
+# The same prompt, sent again, would be refused again; others need not be.
+TOO_LONG = re.compile(
+    "context_length_exceeded|exceed_context_size|context (?:length|size|window)"
+    "|context the overflows|reduce the length",
+    re.IGNORECASE,
+)
+MODERATED = re.compile("moderation|flagged", re.IGNORECASE)
+# No request with this model, on this account or of this shape will ever be answered.
+WRONG_MODEL = re.compile(
+    r"\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
+    "|no models loaded|failed to load model",
+    re.IGNORECASE,
+)
+NO_CREDIT = re.compile("insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit")
+WRONG_SHAPE = re.compile("cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE)
+
+
+class OpenAIClient(ChatClient):
+    """Asks a server that speaks OpenAI's chat API (`POST /v1/chat/completions`).
+
+    `num_ctx` is no part of that API: it only bounds what is sent, by an estimate of its tokens.
+    """
+
+    key_name = "OPENAI_API_KEY"
+    path = "/v1/chat/completions"
+    absent = "start it, or check the provider URL"
+    # Thinking is told off in both ways that servers know. `max_tokens` stands here for its name alone.
+    fields: Mapping[str, object] = {
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0,
+        "seed": 0,
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    low_effort: Mapping[str, object] = {"reasoning_effort": "low"}
+
+    def __init__(self, provider_url: str, model: str, *, api_key: str = "", **options: Any) -> None:
+        """Take the address with or without its /v1; see ChatClient."""
+        address = parse_provider_url(provider_url)
+        is_readable = address.url.startswith("http:") and not is_this_machine(address.host)
+        if api_key.strip() and is_readable:
+            log(f"{self.key_name} is withheld: anybody could read it on the way, so give an https address")
+            api_key = ""
+        base = re.sub("/v1/*$", "", provider_url)
+        super().__init__(base, model, api_key=api_key, **options)
+
+    def generate_intent(self, code: str) -> str:
+        """Return the intent of `code`; see LLMClient."""
+        # A server may cut a longer prompt in silence.
+        tokens = prompt_tokens(code)
+        if tokens > self.num_ctx:
+            raise IntentGenerationError(
+                f"the prompt has about {tokens} tokens, the context {self.num_ctx}: raise num_ctx"
+            )
+        return super().generate_intent(code)
+
+    def check(self) -> None:
+        """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
+        # The list is not read: many servers answer by any name.
+        response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
+        if response.status != 200:
+            error = openai_refusal(response, Problem.of(response))
+            raise error if response.status in (401, 403) else IntentGenerationError(str(error))
+        with contextlib.suppress(IntentGenerationError):
+            version = self._transport.ask("/api/version", None, CHECK_SECONDS)
+            if version.status == 200 and "version" in (version.reply or {}):
+                log(
+                    "this is an Ollama server, which cuts long prompts in silence when asked by /v1:"
+                    " give its address without /v1"
+                )
+
+    def _request(self, question: Question) -> dict[str, object]:
+        fields = dict(question.fields)
+        cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
+        fields[cap] = question.tokens
+        return {"model": self.model, "stream": False, **fields, "messages": chat_messages(question.code)}
+
+    def _answer_text(self, response: Response, question: Question) -> str:
+        reply = response.reply
+        problem = Problem.of(response)
+        if problem.is_one or response.status != 200:
+            fields = without_refused(question.fields, problem) if response.status in (400, 422) else None
+            if fields is not None:
+                raise FieldError(response.quote(problem.text), fields)
+            raise openai_refusal(response, problem)
+        if reply is None:
+            raise IntentGenerationError("the answer is not a JSON object")
+        choice = first_choice(reply)
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            raise IntentGenerationError("the answer holds no text")
+        text = message.get("content")
+        reason = choice.get("finish_reason")
+        if reason == "length":
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            raise length_error(text, thought, question.tokens)
+        if reason is None:
+            raise IntentGenerationError("the model was stopped because it repeated itself")
+        if reason != "stop":
+            shown = response.quote(repr(reason), instead="that is withheld")
+            raise IntentGenerationError(f"the answer ended for the reason {shown}")
+        if text is not None and not isinstance(text, str):
+            raise IntentGenerationError("the answer holds no text")
+        return text or ""
+
+
+class Problem(NamedTuple):
+    """What a server says is wrong, in whatever shape it says it; all of it the server's own words."""
+
+    text: str = ""
+    kind: str = ""
+    code: str = ""
+    param: str = ""
+    is_one: bool = False
+
+    @classmethod
+    def of(cls, response: Response) -> Problem:
+        """Return the problem in a response; without one, all its fields are empty."""
+        reply = response.reply or {}
+        error = reply.get("error") or first_choice(reply).get("error")
+        if reply.get("object") == "error":
+            error = reply
+        if not error and response.status != 200:
+            error = reply.get("detail") or reply.get("message")
+        if not error:
+            return cls()
+        if not isinstance(error, dict):
+            return cls(text=text_of(error), is_one=True)
+        text, kind, code, param = (text_of(error.get(key)) for key in ("message", "type", "code", "param"))
+        return cls(text, kind, code, param, is_one=True)
+
+    @property
+    def whole(self) -> str:
+        """All that is said, to be searched."""
+        return f"{self.kind} {self.code} {self.text}"
+
+
+def text_of(value: object) -> str:
+    """Return a JSON value as text, "" for null."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first of the choices in a reply, or an empty one."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else {}
+
+
+def without_refused(fields: Mapping[str, object], problem: Problem) -> dict[str, object] | None:
+    """Return the fields to send once a server has refused one of them, or None where it names none."""
+    if TOO_LONG.search(problem.whole):  # such a text names the tokens asked for
+        return None
+    if "max_completion_tokens" in problem.text:
+        kept = {name: value for name, value in fields.items() if name != "max_tokens"}
+        return kept if kept != fields else None
+    for name in fields:
+        if name == "max_tokens":  # a request without a cap could be answered for ever
+            continue
+        is_named = name == problem.param or re.search(rf"\b{name}\b", problem.text)
+        is_meant = name == "reasoning_effort" and re.search("thinking|reasoning", problem.text)
+        if not is_named and not is_meant:
+            continue
+        changed = dict(fields)
+        # Some servers know no "none"; where they know no effort at all, "low" is refused in its turn.
+        if changed.pop(name) == "none":
+            changed[name] = "low"
+        return changed
+    return None
+
+
+def openai_refusal(response: Response, problem: Problem) -> IntentGenerationError:
+    """Return the error that a status other than 200, or an error in the reply, stands for."""
+    # Some put the error of a model that had begun to answer into a 200, with the status as its code.
+    status = response.status
+    if status == 200 and re.fullmatch("[45][0-9][0-9]", problem.code):
+        status = int(problem.code)
+    whole = problem.whole
+    said = response.quote(problem.text)
+    if status in range(300, 400):
+        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
+    if TOO_LONG.search(whole) and status < 500:
+        return IntentGenerationError(f"the prompt is too long for the server's context: {said}")
+    if status == 403 and MODERATED.search(whole):
+        return IntentGenerationError(said)
+    if status in (401, 403):
+        return ProviderError(f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL")
+    if status == 402 or NO_CREDIT.search(whole):
+        return ProviderError(f"{said}: wait, add credit, or use another server")
+    if WRONG_MODEL.search(whole) and status < 500:
+        return ProviderError(f"{said}: name another model")
+    if status in (404, 405, 501):
+        return ProviderError(f"no OpenAI API answers there (HTTP status {status}): check the provider URL")
+    if WRONG_SHAPE.search(whole):
+        return ProviderError(f"the server refuses the request: {said}")
+    if status in (408, 429) or status >= 500:
+        # A server that still loads its model does so for minutes.
+        is_loading = "loading" in problem.text.lower()
+        return TransientError(said, restarting=is_loading, retry_after=response.retry_after())
+    return IntentGenerationError(said)
 
 
 # ---- Persistence ----------------------------------------------------------------------------
@@ -5694,10 +6065,12 @@ def run_persist(args: argparse.Namespace, outside: Outside) -> int:
     return EXIT_DONE
 
 
-def make_ollama_client(provider_url: str, model: str, **options: Any) -> LLMClient:
-    """Return the client for a provider, with the key that the environment holds for it."""
-    api_key = os.environ.get(OllamaClient.key_name, "")
-    return OllamaClient(provider_url, model, api_key=api_key, **options)
+def make_client(provider_url: str, model: str, **options: Any) -> LLMClient:
+    """Return the client for the API that an address names, with the key that the environment holds."""
+    url = parse_provider_url(provider_url).url
+    client_class = OpenAIClient if re.search("[^/]/v1$", url) else OllamaClient
+    api_key = os.environ.get(client_class.key_name, "")
+    return client_class(provider_url, model, api_key=api_key, **options)
 
 
 def enricher_for(args: argparse.Namespace, outside: Outside, known: Mapping[str, str]) -> IntentEnricher:
@@ -5714,6 +6087,8 @@ def enricher_for(args: argparse.Namespace, outside: Outside, known: Mapping[str,
         jobs=args.jobs,
         known=known,
         interrupted=lambda: outside.interrupted,
+        limit=args.limit,
+        limit_name="--limit",
     )
 
 
@@ -6016,6 +6391,8 @@ def add_intent_options(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=positive_int, default=1, metavar="N", help=text)
     text = "limit of one try, queueing and model loading included (default: %(default)g)"
     add("--timeout", type=positive_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS", help=text)
+    text = "at most N calls, so as to try a model; the rest of the records fail as not attempted"
+    add("--limit", type=positive_int, metavar="N", help=text)
     text = "tokens of context; longer code gets no intent (default: %(default)s)"
     add("--num-ctx", type=positive_int, default=DEFAULT_NUM_CTX, metavar="N", help=text)
 
@@ -6104,7 +6481,7 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make_ollama_client) -> int:
+def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make_client) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.

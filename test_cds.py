@@ -287,20 +287,26 @@ def error(status, text, **headers):
 
 
 @contextlib.contextmanager
-def serving(*answers, show=(200, {}), context=None):
+def serving(*answers, show=(200, {}), gets=None, context=None):
     """Serve scripted answers on loopback, the last one again and again; yield (address, requests).
 
     An answer is (status, body[, headers]), or a function that takes the request's handler. `show`
-    answers what is asked about the model, which is no request; `context` is that of TLS.
+    answers what is asked about the model, `gets` (path -> answer) every GET; these are no requests.
+    `context` is that of TLS.
     """
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            scripted = (gets or {}).get(self.path, (404, b"404 page not found"))
+            return scripted(self) if callable(scripted) else respond(self, *scripted)
+
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             scripted = show
-            if self.path != "/api/show":
-                requests.append((self.path, dict(self.headers), json.loads(body)))
+            if not self.path.endswith("/api/show"):
+                self.request_body = json.loads(body)
+                requests.append((self.path, dict(self.headers), self.request_body))
                 scripted = answers[min(len(requests), len(answers)) - 1]
             if callable(scripted):
                 return scripted(self)
@@ -343,6 +349,25 @@ def silence(handler):
     with contextlib.suppress(OSError):
         handler.connection.settimeout(20)
         handler.connection.recv(1)
+
+
+def openai_answer(text="Adds numbers.", reason="stop", **message):
+    """Make what a server of OpenAI's API answers: status and body."""
+    message = {"role": "assistant", "content": text, **message}
+    return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+
+
+def openai_error(status, text, **fields):
+    """Make an error of a server of OpenAI's API: status and body."""
+    return status, {"error": {"message": text, **fields}}
+
+
+def openai_client_of(address, **options):
+    """Make a client of OpenAI's API that notes the seconds it would wait between tries in `waits`."""
+    waits = []
+    client = cds.OpenAIClient(f"{address}/v1", "m", wait=waits.append, **{"timeout": 5, **options})
+    client.waits = waits
+    return client
 
 
 def client_of(address, **options):
@@ -1713,6 +1738,22 @@ def test_enricher_hands_over_each_intent_as_its_call_ends():
     assert threads == {threading.current_thread()}
 
 
+def test_enricher_makes_no_more_calls_than_its_limit(capsys):
+    records = [*codes(5), *codes(1)]
+    known = {records[1].md5sum: "Known."}
+    client = FakeClient()
+    enricher = cds.IntentEnricher(client, known=known, limit=2, limit_name="--limit")
+    enriched = enricher.enrich(records)
+    assert client.asked == [records[0].normalized_code, records[2].normalized_code]
+    assert [r.intent_status for r in enriched] == [*["success"] * 3, *["failed"] * 2, "success"]
+    assert [r.intent_error for r in enriched[3:5]] == ["not attempted: --limit"] * 2
+    assert enricher.stop == cds.Stop("--limit")
+    line = "enrich files=1 records=6 in_scope=6 calls=2 reused=1 beyond_limit=2"
+    assert capsys.readouterr().err.splitlines()[0] == line
+    cds.IntentEnricher(client, known=known, limit=4).enrich(records)
+    assert "beyond" not in capsys.readouterr().err
+
+
 def test_enricher_begins_no_call_that_nobody_waits_for():
     asked = []
 
@@ -2106,6 +2147,7 @@ def accepting(behaviour):
 
         threading.Thread(target=work, daemon=True).start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)  # wakes who accepts
 
 
 def test_ollama_client_is_answered_over_tls(tls):
@@ -2203,6 +2245,85 @@ def test_ollama_client_that_is_closed_abandons_its_calls(tls, scheme):
         thread.join(10)
         assert ended == ["interrupted"] and gone.wait(5)
         assert client.waits == []
+
+
+# ---- Chat -----------------------------------------------------------------------------------
+
+
+def thinking_server(needed=1000, **refused):
+    """Return a scripted answer of a model that always thinks first, for `needed` tokens."""
+    budgets = []
+
+    def serve(handler):
+        request = handler.request_body
+        tokens = request["options"]["num_predict"]
+        if refused and request["think"] == "low":
+            return respond(handler, *error(400, 'think value "low" is not supported for this model'))
+        budgets.append((request["think"], tokens))
+        message = {"content": "Adds numbers.", "thinking": "hm"}
+        reason = "stop"
+        if tokens < needed:
+            message, reason = {"content": "", "thinking": "hm"}, "length"
+        return respond(handler, *answer(message=message, done_reason=reason))
+
+    serve.budgets = budgets
+    return serve
+
+
+def test_client_gives_a_model_that_thinks_anyway_more_tokens_and_keeps_what_helped(capsys):
+    server = thinking_server()
+    with serving(server) as (address, _):
+        client = client_of(address)
+        assert [client.generate_intent(code) for code in "xyz"] == ["Adds numbers."] * 3
+    assert server.budgets == [(False, 256), ("low", 2048), ("low", 2048), ("low", 2048)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["the model thinks before it answers, though told not to: calls take longer from now on"]
+
+
+def test_client_sends_no_effort_that_the_server_refuses():
+    server = thinking_server(low=False)
+    with serving(server) as (address, requests):
+        client = client_of(address)
+        assert [client.generate_intent(code) for code in "xy"] == ["Adds numbers."] * 2
+    assert server.budgets == [(False, 256), (False, 2048), (False, 2048)]
+    assert len(requests) == 4
+
+
+def test_client_gives_no_more_tokens_than_the_context_has_room_for():
+    server = thinking_server(needed=10_000)
+    room = 4096 - cds.prompt_tokens("x")
+    with serving(server) as (address, _):
+        client = client_of(address, num_ctx=4096)
+        with pytest.raises(cds.IntentGenerationError, match=f"still thinking after {room} tokens"):
+            client.generate_intent("x")
+    assert [tokens for _, tokens in server.budgets] == [256, 2048, room]
+
+
+def test_client_leaves_a_model_that_comes_to_no_end_with_few_tokens():
+    server = thinking_server(needed=10_000)
+    with serving(server) as (address, _):
+        client = client_of(address, num_ctx=20_000)
+        for code in "abcde":
+            with pytest.raises(cds.IntentGenerationError, match="still thinking after"):
+                client.generate_intent(code)
+    assert [tokens for _, tokens in server.budgets] == [256, 2048, 8192] * 3 + [256] * 2
+
+
+@pytest.mark.parametrize(
+    ("message", "budgets"),
+    [
+        pytest.param({"content": "<think> names, then"}, [256, 2048, 8192], id="unclosed-tag"),
+        pytest.param({"content": "Adds", "thinking": "hm"}, [256, 2048, 8192], id="cut-in-the-answer"),
+        pytest.param({"content": "Adds and adds and"}, [256], id="no-thought"),
+        pytest.param({"content": "<think></think> Adds and"}, [256], id="closed-tag"),
+    ],
+)
+def test_client_pays_for_thoughts_alone(message, budgets):
+    with serving(answer(message=message, done_reason="length")) as (address, requests):
+        client = client_of(address, num_ctx=20_000)
+        with pytest.raises(cds.IntentGenerationError):
+            client.generate_intent("x")
+    assert [body["options"]["num_predict"] for _, _, body in requests] == budgets
 
 
 # ---- Ollama ---------------------------------------------------------------------------------
@@ -2379,6 +2500,412 @@ def test_clean_answer_leaves_one_plain_line(text, clean):
 def test_clean_answer_refuses_what_is_no_answer(text):
     with pytest.raises(cds.IntentGenerationError):
         cds.clean_answer(text)
+
+
+# ---- OpenAI ---------------------------------------------------------------------------------
+
+
+def test_openai_client_sends_the_request_that_servers_are_known_to_take():
+    with serving(openai_answer(" Adds numbers.")) as (address, requests):
+        client = openai_client_of(f"http://{address}", api_key="k3y-long")
+        assert client.generate_intent("x = 1") == "Adds numbers."
+    [(path, headers, body)] = requests
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer k3y-long")
+    assert body == {
+        "model": "m",
+        "stream": False,
+        "max_tokens": 256,
+        "temperature": 0,
+        "seed": 0,
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "messages": [{"role": "system", "content": cds.INTENT_PROMPT}, {"role": "user", "content": "x = 1"}],
+    }
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1//"])
+def test_openai_client_takes_its_address_with_and_without_v1(path):
+    with serving(openai_answer()) as (address, requests):
+        cds.OpenAIClient(f"http://{address}{path}", "m").generate_intent("x")
+    assert requests[0][0] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        pytest.param(openai_answer("<think> value list</think> Adds."), "Adds.", id="inline-thought"),
+        pytest.param(openai_answer("<think>\n\n</think>\n\n Adds."), "Adds.", id="empty-thought"),
+        pytest.param(openai_answer(" Adds.", reasoning_content="hm"), "Adds.", id="llama-server"),
+        pytest.param(openai_answer(" Adds.", reasoning="hm"), "Adds.", id="ollama"),
+        pytest.param(openai_answer(" Adds.", refusal=None), "Adds.", id="other-fields"),
+    ],
+)
+def test_openai_client_takes_the_content_alone(response, text):
+    with serving(response) as (address, _):
+        assert openai_client_of(address).generate_intent("x") == text
+
+
+LLAMA_TOO_LONG = "request (15254 tokens) exceeds the available context size (1024 tokens), try increasing it"
+LLAMA_CPP_TOO_LONG = (
+    "This model's maximum context length is 1024 tokens. However, you requested 15430 tokens"
+    " (15366 in the messages, 64 in the completion). Please reduce the length of the messages or completion."
+)
+VLLM_TOO_LONG = (
+    "You passed 5000 input tokens and requested 256 output tokens. However, the model's context length"
+    " is only 4096 tokens"
+)
+CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list value")
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "calls", "message"),
+    [
+        # no answer in a 200
+        pytest.param(openai_answer(""), "one", 1, "empty", id="empty"),
+        pytest.param(openai_answer(None), "one", 1, "empty", id="null"),
+        pytest.param(openai_answer("", reasoning_content="Adds."), "one", 1, "empty", id="misread-template"),
+        pytest.param(openai_answer("<think></think>"), "one", 1, "empty", id="thought-alone"),
+        pytest.param(openai_answer(" the" * 31, None), "one", 1, "repeated itself", id="null-reason"),
+        pytest.param(openai_answer("the a", "length"), "one", 1, "longer than 256 tokens", id="runaway"),
+        pytest.param(CUT_IN_THOUGHT, "one", 3, "still thinking after", id="endless-thought"),
+        pytest.param(openai_answer("x", "content_filter"), "one", 1, "content_filter", id="filter"),
+        pytest.param(openai_answer(["x"]), "one", 1, "no text", id="content-is-list"),
+        pytest.param((200, {"choices": []}), "one", 1, "no text", id="no-choice"),
+        pytest.param(answer(), "one", 1, "no text", id="ollamas-own-api"),
+        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
+        # an error in a 200
+        pytest.param(openai_error(200, "upstream", code=502), "server", 3, "upstream", id="200-code-502"),
+        pytest.param(
+            (200, {"error": "Context size has been exceeded"}), "one", 1, "Context size", id="200-text"
+        ),
+        pytest.param(
+            (200, {"choices": [{"error": {"code": 429, "message": "slow"}, "finish_reason": "error"}]}),
+            "server",
+            3,
+            "slow",
+            id="200-in-the-choice",
+        ),
+        # this prompt
+        pytest.param(
+            openai_error(400, LLAMA_TOO_LONG, type="exceed_context_size_error", n_prompt_tokens=15254),
+            "one",
+            1,
+            "15254 tokens",
+            id="too-long-llama-server",
+        ),
+        pytest.param(
+            openai_error(400, LLAMA_CPP_TOO_LONG, code="context_length_exceeded", param="messages"),
+            "one",
+            1,
+            "1024 tokens",
+            id="too-long-llama-cpp-python",
+        ),
+        pytest.param(
+            openai_error(400, VLLM_TOO_LONG, code=400, param="input_tokens"),
+            "one",
+            1,
+            "4096",
+            id="too-long-vllm",
+        ),
+        pytest.param(
+            (400, {"object": "error", "message": VLLM_TOO_LONG, "code": 400}),
+            "one",
+            1,
+            "4096",
+            id="too-long-flat",
+        ),
+        pytest.param(
+            (400, {"error": "Trying to keep 5000 tokens when context the overflows"}),
+            "one",
+            1,
+            "overflows",
+            id="too-long-lm-studio",
+        ),
+        pytest.param(
+            openai_error(403, "your input was flagged by moderation"), "one", 1, "flagged", id="moderation"
+        ),
+        pytest.param(openai_error(400, "something else"), "one", 1, "something else", id="unknown-400"),
+        # permanent
+        pytest.param(
+            openai_error(404, "model 'm' not found"), "run", 1, "another model", id="missing-ollama"
+        ),
+        pytest.param(
+            openai_error(400, "model 'm' not found"), "run", 1, "another model", id="missing-router"
+        ),
+        pytest.param(
+            openai_error(404, "The model `m` does not exist.", type="NotFoundError"),
+            "run",
+            1,
+            "another model",
+            id="missing-vllm",
+        ),
+        pytest.param(
+            openai_error(404, "no such thing", code="model_not_found"),
+            "run",
+            1,
+            "another",
+            id="missing-openai",
+        ),
+        pytest.param(
+            openai_error(400, "No models loaded. Please load a model", param="model"),
+            "run",
+            1,
+            "another model",
+            id="missing-lm-studio",
+        ),
+        pytest.param(
+            openai_error(400, 'Failed to load model "m"'), "run", 1, "another model", id="load-lm-studio"
+        ),
+        pytest.param(openai_error(400, "model is required"), "run", 1, "another model", id="no-model"),
+        pytest.param(openai_error(400, "invalid model name"), "run", 1, "another model", id="bad-name"),
+        pytest.param(
+            openai_error(400, "json: cannot unmarshal string into Go struct field"),
+            "run",
+            1,
+            "refuses",
+            id="type",
+        ),
+        pytest.param(
+            openai_error(500, "[json.exception.parse_error.101] parse error"),
+            "run",
+            1,
+            "refuses",
+            id="bad-json",
+        ),
+        pytest.param(openai_error(500, "1 validation error:\n  {}"), "run", 1, "refuses", id="validation"),
+        pytest.param(
+            openai_error(401, "Invalid API Key", type="authentication_error"),
+            "run",
+            1,
+            "Invalid API Key.*OPENAI_API_KEY",
+            id="key-llama-server",
+        ),
+        pytest.param(
+            (401, {"detail": "Invalid API key"}),
+            "run",
+            1,
+            "Invalid API key.*OPENAI",
+            id="key-llama-cpp-python",
+        ),
+        pytest.param((401, {"error": "Unauthorized"}), "run", 1, "Unauthorized.*OPENAI", id="key-vllm"),
+        pytest.param((403, b""), "run", 1, "status 403.*OPENAI_API_KEY", id="forbidden"),
+        pytest.param(openai_error(402, "Insufficient credits"), "run", 1, "add credit", id="credit"),
+        pytest.param(
+            openai_error(429, "exceeded", type="insufficient_quota"), "run", 1, "add credit", id="quota"
+        ),
+        pytest.param(
+            openai_error(429, "exceeded", code="project_spend_limit_exceeded"),
+            "run",
+            1,
+            "credit",
+            id="spend-limit",
+        ),
+        pytest.param(
+            openai_error(404, "File Not Found", type="not_found_error"),
+            "run",
+            1,
+            "no OpenAI API",
+            id="path-llama",
+        ),
+        pytest.param((404, {"detail": "Not Found"}), "run", 1, "no OpenAI API", id="path-llama-cpp-python"),
+        pytest.param((404, b"404 page not found"), "run", 1, "no OpenAI API", id="path-ollama"),
+        pytest.param((405, {"detail": "Method Not Allowed"}), "run", 1, "no OpenAI API", id="method"),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
+        # transient
+        pytest.param(openai_error(429, "slow", type="rate_limit_exceeded"), "server", 3, "slow", id="rate"),
+        pytest.param(
+            openai_error(503, "server busy, please try again."), "server", 3, "busy", id="queue-full"
+        ),
+        pytest.param(openai_error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
+        pytest.param((500, b"Internal Server Error"), "server", 3, "HTTP status 500", id="plain-text"),
+        pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
+        pytest.param((408, b""), "server", 3, "HTTP status 408", id="request-timeout"),
+        pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
+    ],
+)
+def test_openai_client_accepts_only_a_true_answer(response, kind, calls, message):
+    with serving(response) as (address, requests):
+        client = openai_client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.generate_intent("x")
+    assert "\n" not in str(raised.value)
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
+    assert isinstance(raised.value, family[kind])
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
+    assert len(requests) == calls
+
+
+def test_openai_client_waits_a_minute_for_a_model_that_is_loading():
+    loading = openai_error(503, "Loading model", type="unavailable_error")
+    with serving(*[loading] * 6, openai_answer()) as (address, requests):
+        client = openai_client_of(address)
+        assert client.generate_intent("x") == "Adds numbers."
+    assert len(requests) == 7
+
+
+def test_openai_client_waits_as_long_as_retry_after_asks():
+    status, body = openai_error(429, "slow")
+    with serving((status, body, {"Retry_After": "7"}), openai_answer()) as (address, _):
+        client = openai_client_of(address)
+        client.generate_intent("x")
+    assert client.waits == [7]
+
+
+def picky(refusals):
+    """Return a scripted answer of a server that refuses fields: field -> (value or None, error text, param)."""
+
+    def serve(handler):
+        for field, (value, text, param) in refusals.items():
+            if handler.request_body.get(field) is not None and value in (None, handler.request_body[field]):
+                return respond(handler, *openai_error(400, text, param=param))
+        return respond(handler, *openai_answer())
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("refusals", "changed", "requests_made"),
+    [
+        pytest.param(
+            {"max_tokens": (None, "Use 'max_completion_tokens' instead.", "max_tokens")},
+            {"max_tokens": None, "max_completion_tokens": 256},
+            3,
+            id="openai-cap",
+        ),
+        pytest.param(
+            {"temperature": (None, "Only the default (1) value is supported.", "temperature")},
+            {"temperature": None},
+            3,
+            id="openai-temperature",
+        ),
+        pytest.param(
+            {"reasoning_effort": ("none", "Supported values are: 'low', 'high'.", "reasoning_effort")},
+            {"reasoning_effort": "low"},
+            3,
+            id="openai-effort",
+        ),
+        pytest.param(
+            {"chat_template_kwargs": (None, "Unrecognized request argument: chat_template_kwargs", None)},
+            {"chat_template_kwargs": None},
+            3,
+            id="openai-unknown-field",
+        ),
+        pytest.param(
+            {"reasoning_effort": (None, '"m" does not support thinking', None)},
+            {"reasoning_effort": None},
+            4,
+            id="ollama-cannot-think",
+        ),
+        pytest.param(
+            {
+                "max_tokens": (None, "Use 'max_completion_tokens' instead.", "max_tokens"),
+                "temperature": (None, "Only the default (1) value is supported.", "temperature"),
+                "seed": (None, "unknown field seed", None),
+            },
+            {"max_tokens": None, "max_completion_tokens": 256, "temperature": None, "seed": None},
+            5,
+            id="several",
+        ),
+    ],
+)
+def test_openai_client_changes_a_refused_field_once_for_the_whole_run(refusals, changed, requests_made):
+    with serving(picky(refusals)) as (address, requests):
+        client = openai_client_of(address)
+        assert [client.generate_intent(code) for code in "xy"] == ["Adds numbers."] * 2
+    last = requests[-1][2]
+    assert {field: last.get(field) for field in changed} == changed
+    assert len(requests) == requests_made and client.waits == []
+    full = {"max_tokens": 256, "temperature": 0, "seed": 0, "reasoning_effort": "none"}
+    assert all(last[field] == value for field, value in full.items() if field not in changed)
+
+
+def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
+    text = "Unsupported parameter: use 'max_completion_tokens' instead of max_tokens"
+    with serving(openai_error(400, text, param="max_tokens")) as (address, requests):
+        client = openai_client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match="Unsupported"):
+            client.generate_intent("x")
+    assert len(requests) == 2
+
+
+def test_openai_client_changes_a_field_once_for_calls_in_flight_together():
+    refusals = {"reasoning_effort": ("none", "not 'none'", "reasoning_effort")}
+    with serving(picky(refusals)) as (address, requests):
+        client = openai_client_of(address)
+        enriched = cds.IntentEnricher(client, jobs=8).enrich(codes(40))
+    assert {r.intent for r in enriched} == {"Adds numbers."}
+    efforts = [body.get("reasoning_effort") for _, _, body in requests]
+    assert efforts.count("low") == 40 and efforts.count("none") == len(efforts) - 40 <= 8
+
+
+def test_openai_client_gives_a_model_that_thinks_anyway_more_tokens():
+    with serving(CUT_IN_THOUGHT, openai_answer(reasoning_content="hm")) as (address, requests):
+        client = openai_client_of(address)
+        assert [client.generate_intent(code) for code in "xy"] == ["Adds numbers."] * 2
+    sent = [(body["max_tokens"], body["reasoning_effort"]) for _, _, body in requests]
+    assert sent == [(256, "none"), (2048, "low"), (2048, "low")]
+
+
+def test_openai_client_sends_no_prompt_beyond_the_context():
+    with serving(openai_answer()) as (address, requests):
+        client = openai_client_of(address, num_ctx=1000)
+        with pytest.raises(
+            cds.IntentGenerationError, match=r"about 10\d\d\d tokens, the context 1000: raise"
+        ):
+            client.generate_intent("x" * 30_000)
+        assert requests == []
+        client.generate_intent("x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("models", "family", "message"),
+    [
+        pytest.param(openai_error(401, "Invalid API Key"), "no", "OPENAI_API_KEY", id="unauthorized"),
+        pytest.param((403, b""), "no", "OPENAI_API_KEY", id="forbidden"),
+        pytest.param((404, b"404 page not found"), "odd", "no OpenAI API answers there", id="no-list"),
+        pytest.param(openai_error(503, "Loading model"), "odd", "Loading model", id="loading"),
+        pytest.param(silence, "odd", r"timed out after 0\.3 seconds", id="slow"),
+    ],
+)
+def test_openai_client_check_tells_a_no_from_no_answer(models, family, message):
+    with serving(gets={"/v1/models": models}) as (address, _):
+        client = openai_client_of(address, timeout=0.3)
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.check()
+    assert isinstance(raised.value, cds.ProviderError) is (family == "no")
+
+
+@pytest.mark.parametrize("version", [None, (200, {"version": "0.33.0"}), (200, b"<html>"), hang_up])
+def test_openai_client_recommends_ollamas_own_api_where_it_is_there(capsys, version):
+    gets = {"/v1/models": (200, {"data": []})}
+    if version:
+        gets["/api/version"] = version
+    with serving(gets=gets) as (address, _):
+        openai_client_of(address).check()
+    is_told = "give its address without /v1" in capsys.readouterr().err
+    assert is_told is (version == (200, {"version": "0.33.0"}))
+
+
+@pytest.mark.parametrize(
+    ("url", "is_sent"),
+    [
+        pytest.param("http://localhost:1/v1", True, id="this-machine"),
+        pytest.param("https://model.invalid/v1", True, id="encrypted"),
+        pytest.param("http://model.invalid/v1", False, id="readable-by-anybody"),
+    ],
+)
+def test_openai_client_sends_its_key_where_nobody_else_reads_it(capsys, url, is_sent):
+    client = cds.OpenAIClient(url, "m", api_key="k3y-long")
+    assert ("Authorization" in client._transport._headers) is is_sent
+    err = capsys.readouterr().err
+    assert ("OPENAI_API_KEY is withheld" in err) is not is_sent and "k3y" not in err
+
+
+def test_openai_client_never_shows_its_key():
+    with serving((401, rb'{"detail": "wrong: k\u0026y-long"}')) as (address, _):
+        client = openai_client_of(address, api_key="k&y-long")
+        with pytest.raises(cds.ProviderError, match=r"wrong: \*\*\*"):
+            client.generate_intent("x")
 
 
 # ---- Persistence ----------------------------------------------------------------------------
@@ -4703,6 +5230,42 @@ def test_model_that_cannot_be_used_is_found_before_any_work(tmp_path, command, s
     assert requests == [] and not (tmp_path / "db").exists()
 
 
+def test_provider_url_chooses_the_api_and_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OLLAMA_API_KEY", "k3y-ollama")
+    monkeypatch.setenv("OPENAI_API_KEY", "k3y-openai")
+    source = tree(tmp_path / "src", {"a.py": "def f(): return 1"})
+    gets = {"/v1/models": (200, {"data": []})}
+    for path, response, called, key in (
+        ("/v1", openai_answer(), "/v1/chat/completions", "k3y-openai"),
+        ("/v1/", openai_answer(), "/v1/chat/completions", "k3y-openai"),
+        ("", answer(), "/api/chat", "k3y-ollama"),
+        ("/v1/x", answer(), "/v1/x/api/chat", "k3y-ollama"),
+    ):
+        with serving(response, gets=gets) as (address, requests):
+            argv = ["enrich-intent", "--path", str(source), *provider(f"http://{address}{path}")]
+            assert cds.main(argv) == 0
+        assert [(path, headers["Authorization"]) for path, headers, _ in requests] == [
+            (called, f"Bearer {key}")
+        ]
+
+
+def test_a_host_that_is_named_v1_is_no_path():
+    assert isinstance(cds.make_client("http://v1", "m"), cds.OllamaClient)
+    assert isinstance(cds.make_client("v1/v1", "m"), cds.OpenAIClient)
+
+
+def test_limit_leaves_the_rest_for_a_run_that_reuses_intents(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": many_functions(9)})
+    client, db = FakeClient(), tmp_path / "db"
+    assert persist(source, db, "--limit", 4, client=client) == 0
+    query = "SELECT count(*) FROM records WHERE intent_error = 'not attempted: --limit'"
+    assert len(client.asked) == 4 and rows(db, query) == [(5,)]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("run again with --reuse-intents")
+    assert persist(source, db, "--reuse-intents", client=client) == 0
+    assert len(client.asked) == 9
+    assert rows(db, "SELECT status FROM runs") == [("completed_with_errors",), ("completed",)]
+
+
 def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
     source = tree(tmp_path / "src", SOURCE)
     with serving(answer(), show=(404, b"404 page not found")) as (address, requests):
@@ -5324,7 +5887,7 @@ def test_help_of_a_command_lists_every_option(capsys, command):
     options = (
         options
         | {"--exclude"}
-        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx"})
+        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx", "--limit"})
     )
     assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
 
