@@ -256,7 +256,6 @@ def has_terminals():
 
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 needs_terminal = pytest.mark.skipif(not has_terminals(), reason="no pseudo-terminals here")
-needs_shell = pytest.mark.skipif(not shutil.which("sh"), reason="no shell to set limits with")
 needs_full_device = pytest.mark.skipif(
     not os.path.exists("/dev/full"), reason="no device that is always full"
 )
@@ -1447,23 +1446,32 @@ def test_file_that_kills_the_parser_is_one_error_of_a_small_tree(tmp_path):
     assert [one["file_path"] for one in result["errors"]] in (["deep.py"], [])  # 3.14 takes it
 
 
-@needs_shell
-@pytest.mark.parametrize("limit", [7, 8, 10, 14, 20])
-def test_files_are_analyzed_where_only_few_can_be_open(tmp_path, limit):
-    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
-    command = ["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh"]
-    done = finish([*command, *command_of("model-build", "--path", root, "--format", "json")])
-    assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
-    assert len(json.loads(done.stdout)["records"]) == 300
+def limited(resource, number, command):
+    """Return a command that runs another within a limit of the system."""
+    program = f"""if True:
+        import os, resource, sys
+        resource.setrlimit(resource.RLIMIT_{resource}, ({number}, {number}))
+        os.execv(sys.argv[1], sys.argv[1:])"""
+    return [sys.executable, "-c", program, *command]
 
 
-@needs_shell
-@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may start any number of processes")
-@pytest.mark.parametrize("limit", [1, 2, 4])
-def test_files_are_analyzed_where_only_few_processes_can_be_started(tmp_path, limit):
+not_for_root = pytest.mark.skipif(
+    getattr(os, "geteuid", int)() == 0, reason="root may start any number of processes"
+)
+
+
+@pytest.mark.parametrize(
+    ("resource", "number"),
+    [
+        *[("NOFILE", number) for number in (7, 8, 9, 10, 12, 14, 20)],
+        *[pytest.param("NPROC", number, marks=not_for_root) for number in (1, 2, 4, 8)],
+    ],
+)
+def test_files_are_analyzed_where_the_system_allows_little(tmp_path, resource, number):
+    pytest.importorskip("resource")
     root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
-    command = ["sh", "-c", f'ulimit -u {limit} && exec "$@"', "sh"]
-    done = finish([*command, *command_of("model-build", "--path", root, "--format", "json")])
+    command = command_of("model-build", "--path", root, "--format", "json")
+    done = finish(limited(resource, number, command))
     assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
     assert len(json.loads(done.stdout)["records"]) == 300
 
