@@ -528,19 +528,11 @@ class Progress:
 
 GIT_SECONDS = 60.0  # for all questions of one search together
 GIT_MESSAGE_CHARACTERS = 300
-GIT_COMMAND = (
-    "--no-pager",
-    "-c",
-    "core.fsmonitor=false",
-    "-c",
-    f"core.hooksPath={os.devnull}",
-    "-c",
-    "safe.bareRepository=explicit",
-)
-# git fetches an object that it misses, with whatever program the configuration of the analyzed
-# tree names. So every transport is forbidden. The list that is allowed must not be empty: that
-# allows the transport without a name, which the tree can define as an alias. No URL can ask for
-# one that is called "_".
+GIT_SETTINGS = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "safe.bareRepository": "explicit"}
+# git fetches an object that it misses with whatever program the configuration of the analyzed
+# tree names. So every transport is forbidden. The list of those allowed must not be empty: that
+# allows the one without a name, which the tree can define as an alias. No URL can ask for one
+# that is called "_".
 GIT_ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "_",
     "GIT_NO_LAZY_FETCH": "1",
@@ -549,7 +541,9 @@ GIT_ENVIRONMENT = {
     "LC_ALL": "C",
 }
 BARE_LAYOUT = ("HEAD", "objects", "refs")
-DEPENDENCIES = ("__pycache__", "node_modules", "site-packages")
+PROJECT_FILES = ("pyproject.toml", "setup.py")
+BUILD_DIRECTORIES = ("build", "dist")
+FOREIGN_DIRECTORIES = ("__pycache__", "node_modules", "site-packages")
 
 
 class Source(NamedTuple):
@@ -562,8 +556,8 @@ class Source(NamedTuple):
 class Search(NamedTuple):
     """What a search found.
 
-    `skipped` counts files and directories by the reason why they were skipped, `errors` names the
-    directories that could not be read. `warnings` are lines for the user; `unmatched` holds the
+    `skipped` counts files and directories by the reason why they were skipped; `errors` names the
+    directories that could not be read. `warnings` are lines for the user. `unmatched` holds the
     exclude patterns that matched nothing.
     """
 
@@ -588,7 +582,7 @@ def find_sources(root: str, suffix: str, exclude: Sequence[str] = ()) -> Search:
 
 
 class Entry(NamedTuple):
-    """A file or directory below the root, by its path there with `/`, and the work tree it is in."""
+    """A file or directory below the root: its path there, with `/`, and the work tree it is in."""
 
     path: str
     is_directory: bool
@@ -607,43 +601,43 @@ class Finder:
         self.found = Search([], collections.Counter(), [], [], [])
 
     def find(self) -> Search:
-        """Search level by level, so that git is asked about all paths of a level at once."""
+        """Search the directory and those below it."""
+        found = self.found
+        # Level by level, so that git is asked once about all paths of a level.
         level = [Entry("", True, enclosing_work_tree(self.git, self.root))]
         while level:
-            entries = [entry for directory in level for entry in self._list(directory)]
-            kept = self._without_ignored(entries)
+            listed = [entry for directory in level for entry in self._list(directory)]
+            kept = self._without_ignored(listed)
             level = [entry for entry in kept if entry.is_directory]
-            self.found.sources.extend(self._source(entry) for entry in kept if not entry.is_directory)
-        self.found.sources.sort(key=lambda source: source.file_path)
-        self.found.warnings.extend(self.git.warnings())
-        self.found.unmatched.extend(pattern for pattern in self.patterns if pattern not in self.matched)
-        return self.found
+            found.sources.extend(self._source(entry) for entry in kept if not entry.is_directory)
+        found.sources.sort(key=lambda source: source.file_path)
+        found.warnings.extend(self.git.warnings())
+        found.unmatched.extend(pattern for pattern in self.patterns if pattern not in self.matched)
+        return found
 
     def _source(self, entry: Entry) -> Source:
         return Source(os.path.join(self.root, entry.path), stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
-        """Return what a directory holds that no rule but git's may skip."""
+        """Return what a directory holds, without what is skipped by any rule but git's."""
         try:
             with os.scandir(os.path.join(self.root, directory.path)) as listing:
-                return self._judge(directory, list(listing))
+                return self._without_skipped(directory, list(listing))
         except OSError as error:
             path = stored_path(directory.path) or "."
             self.found.errors.append(AnalyzerError(path, None, describe_error(error)))
             return []
 
-    def _judge(self, directory: Entry, listed: Sequence[os.DirEntry[str]]) -> list[Entry]:
-        names = {item.name for item in listed}
-        is_project = not names.isdisjoint(("pyproject.toml", "setup.py"))
-        work_tree = directory.work_tree
-        if directory.path and ".git" in names:
-            work_tree = WorkTree(self.git, os.path.join(self.root, directory.path), below=directory.path)
+    def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
+        names = {item.name for item in items}
+        is_project = not names.isdisjoint(PROJECT_FILES)
+        work_tree = self._work_tree(directory, names)
         entries = []
-        for item in listed:
+        for item in items:
             is_directory = item.is_dir(follow_symlinks=False)
             if not is_directory and not item.name.endswith(self.suffix):
                 continue
-            path = f"{directory.path}/{item.name}" if directory.path else item.name
+            path = f"{directory.path}/{item.name}".lstrip("/")
             reason = "excluded" if self._is_excluded(path) else skip_reason(item, is_project)
             if reason:
                 self.found.skipped[reason] += 1
@@ -651,22 +645,29 @@ class Finder:
                 entries.append(Entry(path, is_directory, work_tree))
         return entries
 
+    def _work_tree(self, directory: Entry, names: Collection[str]) -> WorkTree | None:
+        """Return the work tree that a directory with such names in it belongs to."""
+        if ".git" not in names or not directory.path:
+            return directory.work_tree
+        top = os.path.join(self.root, directory.path)
+        return WorkTree(self.git, top, below=f"{directory.path}/")
+
     def _is_excluded(self, path: str) -> bool:
         names = path.split("/")
-        # Every pattern is tried: each is to be known that matches nothing.
-        matching = {pattern for pattern, globs in self.patterns.items() if glob_matches(names, globs)}
-        self.matched |= matching
+        # Every pattern is tried, so that those that match nothing are known.
+        matching = [pattern for pattern, globs in self.patterns.items() if glob_matches(names, globs)]
+        self.matched.update(matching)
         return bool(matching)
 
     def _without_ignored(self, entries: Sequence[Entry]) -> list[Entry]:
         """Return the entries that git does not ignore, and count the others."""
-        by_tree = collections.defaultdict(list)
+        paths = collections.defaultdict(list)
         for entry in entries:
-            by_tree[entry.work_tree].append(entry.path)
+            paths[entry.work_tree].append(entry.path)
         ignored: set[str] = set()
-        for work_tree, paths in by_tree.items():
+        for work_tree in paths:
             if work_tree is not None:
-                ignored |= work_tree.ignored(paths)
+                ignored |= work_tree.ignored(paths[work_tree])
         if ignored:
             self.found.skipped["ignored by git"] += len(ignored)
         return [entry for entry in entries if entry.path not in ignored]
@@ -676,41 +677,47 @@ def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
     """Return why a file or directory is skipped for what it is, or the empty text."""
     if item.is_symlink():
         return "symbolic link"
+    if item.is_file(follow_symlinks=False):
+        return ""
     if not item.is_dir(follow_symlinks=False):
-        return "" if item.is_file(follow_symlinks=False) else "not a regular file"
-    if item.name in DEPENDENCIES:
+        return "not a regular file"
+    if item.name in FOREIGN_DIRECTORIES:
         return item.name
     if item.name.startswith("."):
         return "hidden directory"
     if os.path.lexists(os.path.join(item.path, "pyvenv.cfg")):
         return "virtual environment"
-    return "build output" if is_project and item.name in ("build", "dist") else ""
+    if is_project and item.name in BUILD_DIRECTORIES:
+        return "build output"
+    return ""
 
 
 def pattern_names(pattern: str) -> list[str]:
     """Return the names that a glob pattern consists of, from the root on."""
     path = pattern.replace(os.sep, "/").rstrip("/")
-    return path.strip("/").split("/") if "/" in path else ["**", path]
+    if "/" not in path:
+        return ["**", path]
+    return path.lstrip("/").split("/")
 
 
 def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     """Return whether the names of a path match those of a pattern, `**` any number of them."""
-    # `reached` holds each position in the pattern that the names so far lead to. There are never
-    # more of them than the pattern is long, however many `**` it has.
-    reached = past_stars(pattern, {0})
+    # `reached` holds the positions in the pattern that the names so far can lead to. There are
+    # never more than the pattern is long, however many `**` it has: no search tree grows.
+    reached = behind_stars(pattern, {0})
     for name in names:
-        after = {position for position in reached if pattern[position : position + 1] == ["**"]}
-        after |= {
-            position + 1
-            for position in reached
-            if position < len(pattern) and fnmatch.fnmatchcase(name, pattern[position])
-        }
-        reached = past_stars(pattern, after)
+        after = set()
+        for position in reached - {len(pattern)}:
+            if pattern[position] == "**":
+                after.add(position)
+            elif fnmatch.fnmatchcase(name, pattern[position]):
+                after.add(position + 1)
+        reached = behind_stars(pattern, after)
     return len(pattern) in reached
 
 
-def past_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
-    """Return positions in a pattern, with those behind each `**` that matches nothing."""
+def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return positions in a pattern and those that follow where a `**` matches no name."""
     reached = set(positions)
     for position, name in enumerate(pattern):
         if name == "**" and position in reached:
@@ -739,18 +746,14 @@ class Git:
         """Return the answers, each ended by NUL, of a git command; raise GitRefusalError."""
         import subprocess
 
-        if self.program is None:
-            raise GitRefusalError("there is no git on PATH")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        # The search for the repository must end at the work tree, not in what lies around it.
-        environment.update(GIT_ENVIRONMENT, GIT_CEILING_DIRECTORIES=os.path.dirname(work_tree))
+        # `./` keeps git from taking a name that begins with a colon for more than a name.
+        lines = "".join(f"./{path}\0" for path in paths)
         try:
             done = subprocess.run(
-                [self.program, *GIT_COMMAND, *words],
+                self._command(words),
                 cwd=work_tree,
-                env=environment,
-                # `./` keeps git from reading a name that begins with a colon as magic.
-                input=os.fsencode("".join(f"./{path}\0" for path in paths)),
+                env=self._environment(work_tree),
+                input=os.fsencode(lines),
                 capture_output=True,
                 timeout=max(self.deadline - time.monotonic(), 0),
             )
@@ -760,29 +763,47 @@ class Git:
             raise GitRefusalError(describe_error(error)) from error
         if done.returncode not in (0, 1):  # 1: none of the paths is ignored
             message = one_line(done.stderr.decode("utf-8", "replace"))
-            raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS] or f"exit code {done.returncode}")
+            message = message or f"exit code {done.returncode}"
+            raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS])
         return [os.fsdecode(answer) for answer in done.stdout.split(b"\0")[:-1]]
 
+    def _command(self, words: Sequence[str]) -> list[str]:
+        if self.program is None:
+            raise GitRefusalError("there is no git on PATH")
+        command = [self.program, "--no-pager"]
+        for name, value in GIT_SETTINGS.items():
+            command += ["-c", f"{name}={value}"]
+        return [*command, *words]
+
+    def _environment(self, work_tree: str) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment.update(GIT_ENVIRONMENT)
+        # The search for a repository must end at the work tree, not in what lies around it.
+        environment["GIT_CEILING_DIRECTORIES"] = os.path.dirname(work_tree)
+        return environment
+
     def warnings(self) -> list[str]:
-        """Return the line that tells of the refusals, if there were any."""
+        """Return one line that tells of all refusals, if there were any."""
         if not self.refusals:
             return []
         work_tree, reason = self.refusals[0]
-        others = f" and {len(self.refusals) - 1} more" if self.refusals[1:] else ""
-        return [f"files that git ignores in {work_tree}{others} are not left out: git: {reason}"]
+        others = len(self.refusals) - 1
+        places = f"{work_tree} and {others} more" if others else work_tree
+        return [f"files that git ignores in {places} are not skipped: git: {reason}"]
 
 
 class WorkTree:
     """A git work tree, and which paths in it git ignores.
 
-    It stands below the searched root, at `below`; or around it, and the root is at `inside`.
+    It stands at `below`, below the searched root, or around the root, which is at `inside` in it.
+    Either is empty or ends in a slash; all paths given and returned are those below the root.
     """
 
     def __init__(self, git: Git, top: str, *, below: str = "", inside: str = "") -> None:
         self.git = git
         self.top = os.path.realpath(top)
-        self.below = f"{below}/" if below else ""
-        self.inside = f"{inside}/" if inside else ""
+        self.below = below
+        self.inside = inside
         self.has_refused = False
         self.tracked: set[str] = set()
         for path in self._ask("ls-files", "-z", "--cached", "--", f":(literal){inside or '.'}"):
@@ -793,60 +814,63 @@ class WorkTree:
 
     def ignored(self, paths: Iterable[str]) -> set[str]:
         """Return those paths below the searched root that git ignores."""
-        inner = {self.inside + path[len(self.below) :]: path for path in paths}
-        asked = [path for path in inner if path not in self.tracked]
-        if not asked:
+        start = len(self.below)
+        inner = {self.inside + path[start:]: path for path in paths}
+        unknown = [path for path in inner if path not in self.tracked]
+        if not unknown:
             return set()
-        # Without the index, or git would compare every path with every tracked one. In verbose
-        # form, since git before 2.26 lists without a sign what a `!` pattern takes back.
-        answers = iter(self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=asked))
-        ignored = set()
-        for _source, _line, pattern, path in zip(answers, answers, answers, answers):
-            if not pattern.startswith("!"):
-                ignored.add(inner[path[len("./") :]])
-        return ignored
+        # `--no-index`, or git compares every path with every tracked one. `-v`, since git before
+        # 2.26 lists, without saying so, what a pattern with `!` takes back.
+        answers = self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=unknown)
+        # An answer is four fields: the file of the pattern, its line, the pattern, and the path.
+        matches = zip(answers[2::4], answers[3::4])
+        return {inner[path.removeprefix("./")] for pattern, path in matches if not pattern.startswith("!")}
 
     def ignores_root(self) -> bool:
-        """Return whether the whole root is ignored: then its owner means it all the same."""
+        """Return whether all of the root is ignored."""
         return bool(self.inside) and not self.tracked and bool(self.ignored([""]))
 
     def _ask(self, *words: str, paths: Iterable[str] = ()) -> list[str]:
         """Return git's answers, or none from the first refusal on."""
+        if self.has_refused:
+            return []
         try:
-            if not self.has_refused:
-                refuse_bare_layout(self.top)
-                return self.git.ask(self.top, *words, paths=paths)
+            refuse_bare_layout(self.top)
+            return self.git.ask(self.top, *words, paths=paths)
         except GitRefusalError as error:
             self.has_refused = True
             self.git.refusals.append((self.top, str(error)))
-        return []
+            return []
 
 
 def refuse_bare_layout(directory: str) -> None:
-    """Raise GitRefusalError where git might take a directory itself for a repository."""
-    # Any clone can hold such a directory, with a configuration of its own, as ordinary files.
+    """Raise GitRefusalError where git might take the directory itself for a repository."""
+    # Any clone can hold such a directory as ordinary files, with a configuration in it.
     if all(os.path.lexists(os.path.join(directory, name)) for name in BARE_LAYOUT):
         raise GitRefusalError("it looks like a bare repository")
 
 
 def enclosing_work_tree(git: Git, root: str) -> WorkTree | None:
-    """Return the work tree that a directory is, or is in, unless that ignores it as a whole."""
+    """Return the work tree that a directory is, or is in."""
     top = real_root = os.path.realpath(root)
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
             return None
         top = parent
-    inside = "" if top == real_root else os.path.relpath(real_root, top).replace(os.sep, "/")
+    inside = ""
+    if top != real_root:
+        inside = os.path.relpath(real_root, top).replace(os.sep, "/") + "/"
     work_tree = WorkTree(git, top, inside=inside)
+    # What is ignored as a whole was named by its owner all the same.
     return None if work_tree.ignores_root() else work_tree
 
 
 def find_program(name: str) -> str | None:
     """Return the path of a program on PATH, or None.
 
-    Neither the current directory nor another relative one counts, not even on Windows: the analyzed
-    tree may hold a program of that name.
+    No relative directory counts, nor the current one, which Windows would search first: the
+    analyzed tree may hold a program of that name.
     """
     file_name = f"{name}.exe" if os.name == "nt" else name
     for directory in os.get_exec_path():
@@ -858,27 +882,10 @@ def find_program(name: str) -> str | None:
 
 # ---- Analysis -------------------------------------------------------------------------------
 
-SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
-FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-FILES_AHEAD = 4  # a worker has the next file at hand while the results of the last are read
-STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
-MOST_WORKERS = 61  # Windows waits for no more processes at once
-HARMLESS_BYTES = 1 << 20
-HARMLESS_DEPTH = 5_000
-DEEP_STACK_BYTES = 1 << 29
-DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 DefinitionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 FileAnalysis = Union[list[Symbol], AnalyzerError]
 FileAnalyzer = Callable[[Source], FileAnalysis]
-BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
-FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
-# All of ASCII that can be seen, and what some codecs would resolve.
-ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
-# Every level of a syntax tree takes one of these, or the `not` or `else` of an expression.
-NESTING_CHARACTERS = b"-+~*/%@&|^<>.([{:"
-OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTERS)
-PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 
 
 class Analyzer(ABC):
@@ -894,9 +901,9 @@ class Analyzer(ABC):
 class PythonAnalyzer(Analyzer):
     """Finds the files, classes, functions and methods of Python source.
 
-    `workers` is the number of processes that may be started. By default there are none, and a
-    file that crashes the parser of this Python, as some nested ten thousands deep do, crashes the
-    caller.
+    `workers` is the number of processes that may be started. By default there are none; then a
+    file that crashes the parser of this Python, as some do that nest very deeply, crashes the
+    caller too.
     """
 
     suffix = ".py"
@@ -934,11 +941,18 @@ def parsing_quietly() -> Iterator[None]:
 
 # Reading.
 
+SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
+# All of ASCII that can be seen, and what some codecs would resolve.
+ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
+
 
 def analyze_file(source: Source) -> FileAnalysis:
     """Return the symbols of one file, its own first, or the reason why it gives none."""
     try:
-        return python_symbols(decode_source(read_bytes(source.path)), source.file_path)
+        text = decode_source(read_bytes(source.path))
+        return python_symbols(text, source.file_path)
     except Exception as error:  # foreign code finds every weakness of the parser and the unparser
         line = getattr(error, "lineno", None) or None
         return AnalyzerError(source.file_path, line, describe_error(error))
@@ -947,7 +961,9 @@ def analyze_file(source: Source) -> FileAnalysis:
 def read_bytes(path: str) -> bytes:
     """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
     # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_BINARY", 0)
     with open(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("not a regular file")
@@ -957,21 +973,19 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-# From here on all is pure: source in, symbols out.
-
-
 def decode_source(data: bytes) -> str:
     """Return source as text, decoded as it declares (PEP 263), without the byte order mark."""
     import tokenize
 
-    head = FIRST_TWO_LINES.match(data)
+    has_mark = data.startswith(BYTE_ORDER_MARK)
+    head = FIRST_TWO_LINES.match(data.removeprefix(BYTE_ORDER_MARK))
     assert head is not None  # the pattern matches everything, if only the empty text
-    bom = data.startswith(b"\xef\xbb\xbf")
-    # The parser accepts other bytes beside the declaration; `detect_encoding` would want UTF-8.
-    lines = re.sub(rb"[\x80-\xff]", b"?", head[0][3 * bom :]).splitlines(keepends=True)
-    if bom:
-        lines = [b"\xef\xbb\xbf" + b"".join(lines[:1]), *lines[1:]]
-    encoding, _ = tokenize.detect_encoding(iter(lines).__next__)
+    # The parser takes any bytes beside the declaration; `detect_encoding` would want UTF-8.
+    declaration = re.sub(rb"[\x80-\xff]", b"?", head[0])
+    if has_mark:
+        declaration = BYTE_ORDER_MARK + declaration
+    lines = iter(declaration.splitlines(keepends=True))
+    encoding, _ = tokenize.detect_encoding(lines.__next__)
     if not keeps_ascii(encoding):
         raise SyntaxError(f"encoding not supported: {encoding}")
     return data.decode(encoding)
@@ -979,17 +993,27 @@ def decode_source(data: bytes) -> str:
 
 def keeps_ascii(encoding: str) -> bool:
     """Return whether an encoding decodes ASCII as ASCII, as all do that source is written in."""
-    # Those that do not, such as `punycode`, can take quadratic time, and can hide operators from
-    # whoever counts bytes.
+    # Others can take quadratic time, as `punycode` does, or hide operators from `nesting_bound`.
     try:
         return ASCII_SAMPLE.decode(encoding) == ASCII_SAMPLE.decode("ascii")
     except ValueError:
         return False
 
 
+# Symbols of a module: pure, source in and symbols out.
+
+BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
+# A placeholder is a statement that stands for one taken out of a tree: a name between two NUL,
+# which no source can hold, unparsed on a line of its own.
+PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
+DEEP_STACK_BYTES = 1 << 29
+DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
+
+
 def python_symbols(source: str, file_path: str) -> list[Symbol]:
     """Return the symbols of a module's source, ordered by line; raise what parser and unparser raise."""
-    lines = io.StringIO(source, newline="").readlines()  # ends a line where the parser does
+    # A text stream ends lines where the parser does, and `splitlines` in other places too.
+    lines = io.StringIO(source, newline="").readlines()
     definitions = find_definitions(ast.parse(source))
     try:
         texts = normalized_texts(definitions)
@@ -1002,7 +1026,7 @@ def python_symbols(source: str, file_path: str) -> list[Symbol]:
         symbol = Symbol(
             kind=definition.kind,
             file_path=file_path,
-            signature=signature(definition.node, lines),
+            signature=source_header(definition.node, lines),
             start_line=start_line,
             end_line=end_line,
             raw_code=raw_code.removesuffix("\n").removesuffix("\r"),
@@ -1053,14 +1077,19 @@ def block_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
 
 def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
     """Remove the strings that stand as statements from a block; `keep_one` leaves it a `pass`."""
-    kept = [node for node in block if not (isinstance(node, ast.Expr) and is_string(node.value))]
-    if len(kept) < len(block):
-        block[:] = kept or ([ast.Pass()] if keep_one else [])
+    kept = [node for node in block if not is_string_statement(node)]
+    if len(kept) == len(block):
+        return
+    if not kept and keep_one:
+        kept = [ast.Pass()]
+    block[:] = kept
 
 
-def is_string(node: ast.expr) -> bool:
-    """Return whether an expression is a plain string, such as a docstring, or code put in quotes."""
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def is_string_statement(node: ast.AST) -> bool:
+    """Return whether a statement is a plain string, such as a docstring, or code put in quotes."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
+        return False
+    return isinstance(node.value.value, str)
 
 
 def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
@@ -1068,8 +1097,9 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
     texts = [""] * len(definitions)
 
     def fill(hole: re.Match[str]) -> str:
-        indent, number = hole[1], int(hole[2])
-        indented = texts[number].replace("\n", f"\n{indent}").replace(f"\n{indent}\n", "\n\n")
+        indent = hole[1]
+        indented = texts[int(hole[2])].replace("\n", f"\n{indent}")
+        indented = indented.replace(f"\n{indent}\n", "\n\n")
         # `ast.unparse` sets a definition off by a blank line, but no name.
         return ("\n" if hole.start() else "") + indent + indented
 
@@ -1085,7 +1115,8 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
         #    f-string) must not be indented: such a definition stays, to be unparsed once more
         #    with what is around it.
         if definition.kind != "file" and '"""' not in text and "'''" not in text:
-            definition.block[definition.position] = ast.Expr(ast.Name(f"\0{number}\0", ast.Load()))
+            name = ast.Name(f"\0{number}\0", ast.Load())
+            definition.block[definition.position] = ast.Expr(name)
     return texts
 
 
@@ -1126,7 +1157,7 @@ def line_span(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> tuple[
     return first, node.end_lineno or node.lineno
 
 
-def signature(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> str | None:
+def source_header(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> str | None:
     """Return the header of a definition, verbatim, from its line's start through its colon."""
     if isinstance(node, ast.Module):
         return None
@@ -1212,6 +1243,19 @@ def _docstring(raw_code: str, signature: str) -> str | None:
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
 # machines lack, and no thread, and it tells which file ended which worker.
 
+FILES_A_WORKER = 50  # fewer do not pay for the start of a process
+FILES_AHEAD = 4  # a worker has the next file at hand while the results of the last are read
+MOST_WORKERS = 61  # Windows waits for no more processes at once
+STOP_SIGNALS = [
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+]
+HARMLESS_BYTES = 1 << 20
+# So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
+HARMLESS_DEPTH = 5_000
+# Every level of a syntax tree takes one of these, or the `not` or `else` of an expression.
+NESTING_CHARACTERS = b"-+~*/%@&|^<>.([{:"
+OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTERS)
+
 
 def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from up to so many worker processes."""
@@ -1223,21 +1267,24 @@ def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnaly
 
 def processors() -> int:
     """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def analyze_guarded(
     sources: Sequence[Source], analyze: FileAnalyzer = analyze_file
 ) -> Iterator[FileAnalysis]:
     """Yield what each file gives: of the harmless ones here, of the others from a worker."""
-    risky = {source for source in sources if may_crash_parser(source)}
-    isolated = analyze_in_workers([source for source in sources if source in risky], 1, analyze)
-    for source in sources:
-        yield next(isolated) if source in risky else analyze(source)
+    is_risky = [may_crash_parser(source) for source in sources]
+    risky = list(itertools.compress(sources, is_risky))
+    isolated = analyze_in_workers(risky, 1, analyze)
+    for source, is_isolated in zip(sources, is_risky):
+        yield next(isolated) if is_isolated else analyze(source)
 
 
 def may_crash_parser(source: Source) -> bool:
-    """Return whether a file could be too much for the parser, by its size or by how deep it may nest."""
+    """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
         data = read_bytes(source.path)
     except OSError:
@@ -1246,11 +1293,11 @@ def may_crash_parser(source: Source) -> bool:
 
 
 def nesting_bound(data: bytes) -> int:
-    """Return a number of levels that no syntax tree of the source has."""
-    # Text in strings and comments counts too, and code that is not nested, but most files are far
-    # below any limit even so, and this takes no time.
-    keywords = data.count(b"not") + data.count(b"else")
-    return len(data.translate(None, OTHER_BYTES)) + keywords
+    """Return a number that the levels of the source's syntax tree cannot exceed."""
+    # All that could make a level counts, strings, comments and code side by side included. Even
+    # so 98 % of the files in a library stay below HARMLESS_DEPTH, and to count takes no time.
+    operators = data.translate(None, OTHER_BYTES)
+    return len(operators) + data.count(b"not") + data.count(b"else")
 
 
 def analyze_in_workers(
@@ -1269,19 +1316,23 @@ class WorkerPool:
     """Worker processes and the files that they share, by their numbers in `sources`."""
 
     def __init__(self, sources: Sequence[Source], size: int, analyze: FileAnalyzer) -> None:
-        self.sources, self.size, self.analyze = sources, size, analyze
+        self.sources = sources
+        self.size = size
+        self.analyze = analyze
         self.workers: list[Worker] = []
         self.can_start = True
+        # Each file is to do, assigned to a worker, or done. A suspect was under way when its
+        # worker ended.
         self.todo = collections.deque(range(len(sources)))
-        self.suspects: set[int] = set()  # each was under way when a worker ended
         self.done: dict[int, FileAnalysis] = {}
+        self.suspects: set[int] = set()
 
     def result(self, number: int) -> FileAnalysis:
         """Return what one file gives."""
         while number not in self.done:
             self._start_workers()
             if not self.workers:
-                return self.analyze(self.sources[number])
+                return self._analyze_here(number)
             self._hand_out()
             self._receive()
         return self.done.pop(number)
@@ -1291,14 +1342,24 @@ class WorkerPool:
         for worker in self.workers:
             worker.stop()
 
+    def _analyze_here(self, number: int) -> FileAnalysis:
+        if number in self.suspects:
+            return self._crash(number)
+        return self.analyze(self.sources[number])
+
+    def _crash(self, number: int) -> AnalyzerError:
+        path = self.sources[number].file_path
+        return AnalyzerError(path, None, "crashes the parser of this Python")
+
     def _start_workers(self) -> None:
-        missing = min(self.size, len(self.todo)) - len(self.workers)
-        for _ in range(missing if self.can_start else 0):
+        """Start the workers that are missing, as far as the system lets them."""
+        wanted = min(self.size, len(self.todo))
+        while self.can_start and len(self.workers) < wanted:
             try:
-                self.workers.append(Worker(self.analyze))
-            except (OSError, ImportError, RuntimeError):  # too many processes or files, or no such thing
+                self.workers.append(Worker(self.sources, self.analyze))
+            except (OSError, ImportError, RuntimeError):
+                # Too many processes or open files, or a Python without multiprocessing.
                 self.can_start = False
-                return
 
     def _hand_out(self) -> None:
         for worker in self.workers:
@@ -1307,23 +1368,27 @@ class WorkerPool:
                 worker.assigned.append(number)
                 # A worker that is gone is noticed where its results are read.
                 with contextlib.suppress(OSError):
-                    worker.connection.send(self.sources[number])
+                    worker.connection.send(number)
 
     def _receive(self) -> None:
         """Wait for at least one worker, and take one message of each that has some."""
         from multiprocessing.connection import wait
 
         ready = wait([worker.connection for worker in self.workers])
-        for worker in [worker for worker in self.workers if worker.connection in ready]:
-            try:
-                found = worker.connection.recv()
-            except (EOFError, OSError):
-                self._lose(worker)
-                continue
-            if found is None:
-                worker.has_started = True
-            else:
-                self.done[worker.assigned.popleft()] = found
+        for worker in list(self.workers):
+            if worker.connection in ready:
+                self._receive_from(worker)
+
+    def _receive_from(self, worker: Worker) -> None:
+        try:
+            found = worker.connection.recv()
+        except (EOFError, OSError):
+            self._lose(worker)
+            return
+        if found is None:
+            worker.has_started = True
+        else:
+            self.done[worker.assigned.popleft()] = found
 
     def _lose(self, worker: Worker) -> None:
         """Take back the files of a worker that ended, and find the one that ended it."""
@@ -1336,8 +1401,7 @@ class WorkerPool:
             # it, for want of memory: the file gets another try.
             number = worker.assigned.popleft()
             if number in self.suspects:
-                path = self.sources[number].file_path
-                self.done[number] = AnalyzerError(path, None, "crashes the parser of this Python")
+                self.done[number] = self._crash(number)
             else:
                 self.suspects.add(number)
                 self.todo.appendleft(number)
@@ -1345,16 +1409,18 @@ class WorkerPool:
 
 
 class Worker:
-    """A worker process, the pipe to it, and the numbers of the files that it was given."""
+    """A worker process, the pipe to it, and the numbers of the files assigned to it.
 
-    def __init__(self, analyze: FileAnalyzer) -> None:
+    Its first message is None; then comes one for each file, in the order in which they were sent.
+    """
+
+    def __init__(self, sources: Sequence[Source], analyze: FileAnalyzer) -> None:
         context = process_context()
         self.connection, other_end = context.Pipe()
         self.assigned: collections.deque[int] = collections.deque()
         self.has_started = False
-        self.process = context.Process(
-            target=serve_analyses, args=(other_end, self.connection, analyze), daemon=True
-        )
+        given = (other_end, self.connection, sources, analyze)
+        self.process = context.Process(target=serve_analyses, args=given, daemon=True)
         try:
             with signals_blocked(), caller_hidden():
                 self.process.start()
@@ -1410,8 +1476,8 @@ def caller_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main_module
 
 
-def serve_analyses(connection: Any, other_end: Any, analyze: FileAnalyzer) -> None:
-    """In a worker: answer each file with what it gives, until the other end is closed."""
+def serve_analyses(connection: Any, other_end: Any, sources: Sequence[Source], analyze: FileAnalyzer) -> None:
+    """In a worker: answer the number of each file with what it gives, until the other end is closed."""
     # A fork inherits it, and would never see it closed.
     other_end.close()
     # The parent handles Ctrl-C and a lost terminal, and ends its workers.
@@ -1422,7 +1488,7 @@ def serve_analyses(connection: Any, other_end: Any, analyze: FileAnalyzer) -> No
     with parsing_quietly(), contextlib.suppress(EOFError, OSError):
         connection.send(None)
         while True:
-            connection.send(analyze(connection.recv()))
+            connection.send(analyze(sources[connection.recv()]))
 
 
 # ---- Building -------------------------------------------------------------------------------

@@ -697,7 +697,7 @@ def test_git_that_refuses_is_told_in_one_line(ignoring, capsys):
     search, warning = capsys.readouterr().err.splitlines()
     assert search == "search files=2 skipped=1 (hidden directory 1)"
     assert warning.startswith(
-        f"warning: files that git ignores in {ignoring.resolve()} are not left out: git: "
+        f"warning: files that git ignores in {ignoring.resolve()} are not skipped: git: "
     )
 
 
