@@ -4818,14 +4818,14 @@ def _shown_code(member: Member) -> list[str]:
 
 PAGE_BYTES = 10_000_000
 FRAME_BYTES = 4_000  # kept free for the headings of sections and the note on what is left out
-COMPARED_MEMBERS = 8  # of one group, beside its first
+COMPARED_MEMBERS = 5  # of one group, beside its first
 LISTED_MEMBERS = 100
 CODE_LINES = 300  # of one member
 LINE_CHARACTERS = 400
-EQUAL_CELLS = 20_000  # pairs of equal items; the time that difflib takes grows with them
+EQUAL_CELLS = 10_000  # pairs of equal items; the time that difflib takes grows with them
 LEAST_ALIKE = 0.3  # of two lines; below, marks on single words are noise
 CONTEXT_LINES = 3
-LEAST_FOLD = 6  # equal lines beyond the context that are worth folding away
+LEAST_FOLD = 4  # equal lines beyond the context that are worth folding away
 LINE_END = re.compile(r"\r\n?|\n")
 LINE_START_END = re.compile(r"[=(:]")
 WORD_OR_SIGN = re.compile(r"\w+|\s+|.")
@@ -4857,7 +4857,7 @@ PAGE_STYLE = r"""
   --paper: #f6f7f9; --card: #fff; --ink: #1b1f27; --faint: #59616e; --line: #dfe3e9;
   --accent: #2f55c8; --hover: #eef2fc; --changed: #f4f1e6;
   --first: #cfe2ff; --first-edge: #1f5fc4; --other: #ffe0b5; --other-edge: #9a5200;
-  --keyword: #7a2fa8; --string: #1d6b3a; --comment: #646b76;
+  --keyword: #7a2fa8; --string: #1d6b3a; --comment: #545b66;
   --mono: ui-monospace, "SF Mono", "Cascadia Code", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
 @media screen and (prefers-color-scheme: dark) {
@@ -4865,12 +4865,12 @@ PAGE_STYLE = r"""
     --paper: #15181d; --card: #1c2027; --ink: #e3e6eb; --faint: #9ba4b2; --line: #303640;
     --accent: #8fb0ff; --hover: #242b3a; --changed: #2a2820;
     --first: #1e4273; --first-edge: #7db2ff; --other: #5f3d0d; --other-edge: #ffb95e;
-    --keyword: #d2a2f5; --string: #8ed3a0; --comment: #98a1ae;
+    --keyword: #d2a2f5; --string: #8ed3a0; --comment: #aeb7c4;
   }
 }
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
-html { scroll-padding: 5rem 0 2rem; }
+html { scroll-padding: 6rem 0 2rem; }
 body {
   margin: 0 auto; padding: 0 1.5rem; max-width: 100rem;
   background: var(--paper); color: var(--ink);
@@ -4882,9 +4882,9 @@ h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
 h3 { margin: 1.2rem 0 .4rem; font-size: .9rem; color: var(--faint); }
 small { font-size: .85em; font-weight: 400; color: var(--faint); }
 p { margin: .3rem 0; }
-header p, footer, .none { color: var(--faint); }
+header p, footer { color: var(--faint); }
 footer { margin: 2.5rem 0; font-size: .85rem; }
-.note { padding: .7rem 1rem; border: 1px solid var(--other-edge); border-radius: 8px; }
+.note { margin-top: 1rem; padding: .7rem 1rem; border: 1px solid var(--other-edge); border-radius: 8px; }
 
 .figures { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.2rem 0; }
 .figures div {
@@ -4896,7 +4896,10 @@ footer { margin: 2.5rem 0; font-size: .85rem; }
 .figures a:hover { color: var(--accent); }
 .figures dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.25; }
 .pairs { border-collapse: collapse; margin: .5rem 0; }
-.pairs td, .pairs th { padding: .15rem 1.5rem .15rem 0; text-align: left; }
+.pairs td { padding: .1rem 1.5rem .1rem 0; font: .85rem/1.5 var(--mono); overflow-wrap: anywhere; }
+.pairs th {
+  padding-right: 1.5rem; text-align: left; font-size: .82rem; font-weight: 400; color: var(--faint);
+}
 .pairs td:first-child, .pairs th:first-child { text-align: right; }
 
 form {
@@ -4938,7 +4941,7 @@ summary { cursor: pointer; }
 .group[open] i::before { content: "\25BE"; }
 .group strong { font-weight: 600; overflow-wrap: anywhere; }
 .facts { font-size: .86rem; color: var(--faint); text-align: right; }
-.facts b, .tag {
+.facts b {
   padding: .05rem .5rem; font-size: .78rem; font-weight: 500; color: var(--ink);
   border: 1px solid var(--line); border-radius: 1rem; background: var(--paper);
 }
@@ -4952,11 +4955,12 @@ meter { width: 3.5rem; height: .55rem; }
 
 .pair { margin-top: .6rem; }
 .pair > summary { padding: .3rem 0; font-size: .9rem; }
-.place, .differs code { font: .82rem var(--mono); overflow-wrap: anywhere; unicode-bidi: isolate; }
+.place, .differs code, .note code {
+  font: .82rem var(--mono); overflow-wrap: anywhere; unicode-bidi: isolate;
+}
 .place + small { font: .82rem var(--mono); }
 .place { user-select: all; cursor: copy; color: var(--accent); }
 .place.copied::after { content: " copied"; color: var(--faint); }
-.upto, .shared, .differs { font-size: .82rem; color: var(--faint); }
 .differs code { padding: 0 .3em; color: var(--ink); background: var(--paper); border-radius: 4px; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1px; }
 .side { padding: .5rem .6rem; font-size: .9rem; }
@@ -4983,7 +4987,6 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   padding: .1rem 1rem; font-size: .8rem; color: var(--faint); background: var(--hover);
   border-block: 1px solid var(--line);
 }
-.apart { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; }
 .others { margin: .4rem 0; padding-left: 2.2rem; font-size: .9rem; }
 ::highlight(keyword) { color: var(--keyword); }
 ::highlight(string) { color: var(--string); }
@@ -4996,7 +4999,7 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   .group > summary { grid-template-columns: 2.6rem 1fr; padding-right: .6rem; }
   .facts, .files { grid-column: 2; text-align: left; }
   .inside { padding: .5rem; }
-  .sides, .apart { grid-template-columns: 1fr; }
+  .sides { grid-template-columns: 1fr; }
   .diff, .diff tbody, .diff table { display: block; }
   .diff tr { display: grid; grid-template-columns: 3.4rem 1fr; }
   .diff tr:not(.d) td:nth-child(n+3) { display: none; }
@@ -5267,7 +5270,7 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
         style_hash=content_hash(PAGE_STYLE),
         script_hash=content_hash(PAGE_SCRIPT),
     )
-    head += "".join((*page_figures(report), *page_form(report.groups)))
+    head += "".join((*page_figures(report), "</header>\n", *page_form(report.groups)))
     foot = PAGE_FOOT.format(script=PAGE_SCRIPT)
     frame = byte_count(head) + byte_count(foot) + FRAME_BYTES
     fitted = fit_groups(report.groups, max_bytes - frame)
@@ -5311,7 +5314,7 @@ def page_figures(report: Report) -> Iterator[str]:
     """Yield what was compared, and what came of it in figures."""
     yield from (f"<p>{escaped(line)}</p>\n" for line in _scope_lines(report))
     figures = [
-        (f"lines of {AREA_NAMES[area]} in copies", f"{100 * beyond / lines:.1f} %")
+        (f"Repeated lines of {AREA_NAMES[area]}", f"{100 * beyond / lines:.1f} %")
         for area, (lines, beyond) in report.area_lines.items()
         if lines
     ]
@@ -5412,9 +5415,9 @@ def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
     without_code = len(fitted.texts) - fitted.with_code
     left_out = total - len(fitted.texts)
     if without_code or left_out:
-        yield '<p class="note">To keep this page small, '
-        yield f"{counted(without_code, 'group')} of low rank stand here without their code and "
-        yield f"{counted(left_out, 'group')} not at all: --format json has them.</p>\n"
+        yield '<p class="note">To keep this page small, the groups of the lowest rank stand here without '
+        yield f"their code ({without_code}) or not at all ({left_out}). <code>--format json</code> "
+        yield "names all of them, <code>--show</code> prints one.</p>\n"
 
 
 def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Iterator[str]:
@@ -5488,7 +5491,7 @@ def group_code(group: CloneGroup) -> str:
         else:
             numbers[text] = number
             compared[number] = member
-    parts = [beside(group.evidence, first, *entry) for entry in compared.items()]
+    parts = [compared_members(group.evidence, first, *entry) for entry in compared.items()]
     if len(parts) > 1:
         parts = [foldable(*entry, part) for entry, part in zip(compared.items(), parts)]
     if not parts:
@@ -5509,7 +5512,7 @@ def foldable(number: int, member: Member, html: str) -> str:
     return f'<details class="pair"{is_open}>\n<summary>{title}</summary>\n{html}</details>\n'
 
 
-def beside(evidence: str, first: Member, number: int, other: Member) -> str:
+def compared_members(evidence: str, first: Member, number: int, other: Member) -> str:
     """Return the code of two members in two columns, with marks where it is alike."""
     heads = side_head(1, first) + side_head(number, other)
     if evidence == INTENT:
@@ -5523,7 +5526,7 @@ def beside(evidence: str, first: Member, number: int, other: Member) -> str:
 def side_head(number: int, member: Member) -> str:
     """Return what stands above a member's code: place, name, how it compares, and intent."""
     record = member.record
-    parts = [f'<div class="side"><b>{number}</b> {place(record)} {escaped(member.qualified_name)}']
+    parts = [f'<div class="side"><b>{number}</b> {marked_place(record)} {escaped(member.qualified_name)}']
     if member.shared < 1:
         parts.append(f"<p>{' '.join(comparison(member))}</p>")
     if member.intent:
@@ -5532,7 +5535,7 @@ def side_head(number: int, member: Member) -> str:
     return "".join((*parts, "</div>"))
 
 
-def place(record: Record) -> str:
+def marked_place(record: Record) -> str:
     """Return where a record stands, so that a click selects what an editor takes."""
     start = f"{record.file_path}:{record.start_line}"
     return f'<code class="place">{escaped(start)}</code><small>-{record.end_line}</small>'
@@ -5552,7 +5555,7 @@ def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...],
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
-        where, name = place(member.record), escaped(member.qualified_name)
+        where, name = marked_place(member.record), escaped(member.qualified_name)
         parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
     if len(members) > LISTED_MEMBERS:
         parts.append(f"<li>and {len(members) - LISTED_MEMBERS} more: --format json has them</li>\n")
@@ -5668,17 +5671,20 @@ def marked_words(first: str, other: str) -> tuple[str, str]:
 
 
 def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield rows as tables, the middle of long equal stretches folded away."""
+    """Yield rows as tables, the middle of long equal stretches folded away and shown once."""
+    open_rows: list[Row] = []
     for differs, same in itertools.groupby(rows, lambda row: row.differs):
-        run = list(same)
-        if differs or len(run) < LEAST_FOLD + 2 * CONTEXT_LINES:
-            yield row_table(run)
+        stretch = list(same)
+        middle = [] if differs else stretch[CONTEXT_LINES:-CONTEXT_LINES]
+        if len(middle) < LEAST_FOLD:
+            open_rows += stretch
             continue
-        middle = run[CONTEXT_LINES:-CONTEXT_LINES]
-        yield row_table(run[:CONTEXT_LINES])
+        yield row_table(open_rows + stretch[:CONTEXT_LINES])
+        lines = "\n".join(f"<tr><td>{row.first_number}<td>{row.first}" for row in middle)
         yield f'<details class="fold"><summary>{len(middle)} equal lines</summary>\n'
-        yield row_table(middle) + "</details>\n"
-        yield row_table(run[-CONTEXT_LINES:])
+        yield f'<table class="code">\n{lines}</table>\n</details>\n'
+        open_rows = stretch[-CONTEXT_LINES:]
+    yield row_table(open_rows)
 
 
 def row_table(rows: Iterable[Row]) -> str:

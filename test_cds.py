@@ -4607,7 +4607,7 @@ def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
     limit = len(page_of([]).encode()) + cds.FRAME_BYTES + room
     page = "".join(cds.report_as_page(many_groups(60), limit))
     assert len(page.encode()) <= limit
-    note = re.search(r"(\d+) groups? of low rank stand here without their code and (\d+) groups?", page)
+    note = re.search(r"without their code \((\d+)\) or not at all \((\d+)\)", page)
     without_code, missing = map(int, note.groups())
     assert missing == 60 - page.count('class="group"')
     assert without_code == 60 - missing - page.count("log.info")
@@ -4678,7 +4678,8 @@ def test_page_folds_long_equal_stretches_away():
     pair = [copy._replace(raw_code="\n".join([*lines, f"{n}"])) for n, copy in enumerate(twins(TOTAL))]
     page = page_of(pair)
     assert f"{40 - 2 * cds.CONTEXT_LINES} equal lines</summary>" in page
-    assert page.count("<td>line_20()") == 2
+    assert page.count("<td>line_20()") == 1  # folded away, and the same on both sides
+    assert page.count("<td>line_2()") == page.count("<td>line_37()") == 2
 
 
 def test_page_shows_each_text_of_a_group_once():
@@ -4693,6 +4694,32 @@ def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
     assert page.count(f'<p class="intent">{SUM}</p>') == 2
     assert "<mark>" not in page and '<tr class="d">' not in page
     assert page.index(SUM) < page.index("<td>def total(rows, rate):") < page.index("<td>def load(path):")
+
+
+def test_page_tells_how_members_compare_and_who_said_what_they_are_for():
+    report = cds.build_report([record(TOTAL), record(TOTAL_RENAMED, "b.py")], DUPLICATES)
+    (group,) = report.groups
+    first, other = group.members
+    first = first._replace(shared=0.8, differs=(".T", "<b>"), intent=SUM, intent_source="docstring")
+    other = other._replace(intent="Adds.", intent_source="model")
+    group = group._replace(are_siblings=True, members=(first, other))
+    page = "".join(cds.report_as_page(report._replace(groups=(group,))))
+    assert page.count("80 % shared") == 1
+    assert "differs in <code>.T</code>, <code>&lt;b&gt;</code>" in page
+    assert f'<p class="intent"><small>docstring</small> {SUM}</p>' in page
+    assert '<p class="intent">Adds.</p>' in page
+    assert "<b>siblings</b>" in page
+
+
+def test_page_head_has_figures_and_the_files_that_share_most():
+    page = page_of([*twins(TOTAL), record(OTHER, "c.py")])
+    head = page[page.index("<header>") : page.index("</header>")]
+    assert "Duplicates in <em>src</em>" in head
+    assert "Run 1 of /src, 2026-01-01" in head
+    lines = 7 + 7 + 6
+    assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
+    assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
+    assert "<tr><td>7<td>a.py<td>b.py" in head
 
 
 def test_page_lays_out_three_sections_with_tests_and_hidden_groups_last():
@@ -4839,6 +4866,26 @@ def test_page_runs_no_script_but_its_own(tmp_path):
     document = shown_in_browser(tmp_path, page_of(GROUPED) + intruder)
     assert 'class="live"' in document
     assert "<title>intruded" not in document
+
+
+def luminance(colour):
+    """Return the relative luminance of a colour such as #fff or #1b1f27, as WCAG 2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    levels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_page_text_has_the_contrast_that_wcag_asks_for(scheme):
+    blocks = re.findall(r":root \{(.*?)\}", cds.PAGE_STYLE, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", blocks[scheme]))
+    grounds = ["paper", "card", "hover", "changed", "first", "other"]
+    for text in ("ink", "faint", "accent", "keyword", "string", "comment"):
+        # Only code stands on marks, and it has no faint words or links.
+        for ground in grounds[:3] if text in ("faint", "accent") else grounds:
+            dark, light = sorted(luminance(colours[name]) for name in (text, ground))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 
 def first_pixel(picture):
