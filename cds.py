@@ -4539,7 +4539,7 @@ def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
 def path_matches(file_path: str, pattern: str) -> bool:
     """Return whether a glob pattern matches a path or a directory that it is in."""
     names = file_path.split("/")
-    wanted = pattern.strip("/").split("/")
+    wanted = pattern_names(pattern)
     return any(glob_matches(names[:depth], wanted) for depth in range(1, len(names) + 1))
 
 

@@ -4116,6 +4116,8 @@ def test_a_report_survives_its_json(tmp_path):
         pytest.param("pkg", ["exact", "exact", "near"], id="directory"),
         pytest.param("pkg/[de].py", ["exact"], id="pattern"),
         pytest.param("**/c.py", ["near"], id="any depth"),
+        pytest.param("c.py", ["near"], id="name at any depth"),
+        pytest.param("/c.py", [], id="name at the top"),
         pytest.param("a", [], id="nothing"),
     ],
 )
