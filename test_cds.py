@@ -3307,9 +3307,10 @@ def random_definition(rng, depth=0):
 
 def every_pair_grouped(records, options):
     """Return the members of the near groups, found by comparing every pair of fragments."""
+    numbers = cds.feature_numbers()
     fragments = [
         one
-        for one in cds.collect_fragments(sorted(records, key=cds.sort_key), options.kinds)
+        for one in cds.collect_fragments(sorted(records, key=cds.sort_key), options.kinds, numbers)
         if one.statements >= options.min_statements
     ]
     by_rule = {None: {}, "short": {}, "inside": {}}
@@ -3323,7 +3324,8 @@ def every_pair_grouped(records, options):
             and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
             for a, b in itertools.product(one.records, other.records)
         )
-        short = min(one.statements, other.statements) < 4 and similarity < 0.75
+        distinct = both - {number for key, number in numbers.items() if len(key) == 2}
+        short = len(distinct) < 25 and similarity < 0.7 and min(one.statements, other.statements) < 5
         by_rule["inside" if nested else "short" if short else None][i, j] = similarity
     groups, done = [], set()
     for rule, pairs in by_rule.items():
@@ -3706,12 +3708,68 @@ def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
     ]
 
 
-def test_short_bodies_must_be_more_alike():
-    pair = (
-        record("def f(a):\n    b = a.get(1)\n    return b.c"),
-        record("def f(a):\n    b = a.get(1)\n    return b.d()", "b.py"),
-    )
-    assert groups_of(*pair) == [("near", "short", ["a.py", "b.py"])]
+SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rule"),
+    [
+        pytest.param(SHORT, SHORT.replace("b.c", "b.d()"), "short", id="short"),
+        pytest.param(SHORT, SHORT.replace("b.c", "b.d"), None, id="more similar"),
+        pytest.param(
+            SHORT.replace("b.c", "sum(b.c, b.d, x=b.e, y=b.f, z=a.g, t=b.h, u=b.i)"),
+            SHORT.replace(
+                "b.c", "sum(b.c, b.d, x=b.e, y=b.f, z=a.g, t=b.h, u=b.i)[b.k.l.m, a.x.y.z.w, b.s.t]"
+            ),
+            None,
+            id="more trigrams",
+        ),
+        pytest.param(
+            SHORT.replace("b.c", "b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c"),
+            SHORT.replace("b.c", "g(b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c, b.x.y.z.v.w)"),
+            "short",
+            id="repeated trigrams",
+        ),
+        pytest.param(
+            SHORT.replace("return", "c = b\n    d = c\n    return"),
+            SHORT.replace("return", "x(b)\n    c = b\n    return"),
+            "short",
+            id="four statements",
+        ),
+        pytest.param(
+            SHORT.replace("return", "c = b\n    d = c\n    e = d\n    return"),
+            SHORT.replace("return", "x(b)\n    c = b\n    d = c\n    return"),
+            None,
+            id="five statements",
+        ),
+    ],
+)
+def test_short_bodies_that_share_little_are_hidden(one, other, rule):
+    pair = [record(one), record(other, "b.py")]
+    groups = cds.find_groups(pair, DUPLICATES._replace(code_similarity=0.4))
+    assert [(group.evidence, group.hidden_by) for group in groups] == [("near", rule)]
+    assert all(group.similarity < 0.7 for group in groups) or rule is None
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        pytest.param(
+            "super().__init__(a, **k)\nself.a = a\nself.b = b\nself.c = c\nself.k: dict = k", "dunder"
+        ),
+        pytest.param("super(A, self).__init__()\nself.a = a\nself.b = b\nself.c = c\nself.d = k", "dunder"),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = f(b)", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = other", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nregister(self)", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nsuper().setup()", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nx = b", None),
+    ],
+)
+def test_constructors_that_only_keep_their_parameters_are_hidden(body, rule):
+    code = f"def __init__(self, a, /, b, *c, **k):\n{textwrap.indent(body, '    ')}"
+    assert groups_of(*twins(code, "method")) == [("exact", rule, ["a.py", "b.py"])]
+    renamed = record(code.replace("b", "x"), "c.py", kind="method")
+    assert groups_of(record(code, kind="method"), renamed)[0][:2] == ("near", rule)
 
 
 def test_a_record_inside_another_is_no_copy_of_it():
@@ -3894,7 +3952,7 @@ def test_code_in_a_hundred_files_pairs_none():
 # Order and gate
 
 
-def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
+def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)]
     groups = cds.find_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
@@ -3903,11 +3961,118 @@ def test_groups_rank_by_statements_that_could_go_and_tests_come_last():
     assert mixed[0].area == "code"
 
 
-def test_rank_counts_all_copies_but_one():
+def test_a_trigram_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
+    sets = [(1, 2, 3, 4), (1, 2), (1,), ()]
+    fragments = [cds.Fragment((), "f", 2, is_stub=False, trigrams=numbers) for numbers in sets]
+    bits = cds.trigram_bits([{1, 2}, {3, 4}], fragments, {3: 1, 4: 2})
+    assert bits == {1: math.log2(4 / 3), 2: 1.0, 3: 2 / 2, 4: 2 / 3}
+    assert cds.trigram_bits([{1}], fragments, {}) == {1: math.log2(4 / 3)}
+
+
+def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
+    scores = []
+    for count in (2, 5):
+        copies = [record(TOTAL, f"{n}.py") for n in range(count)]
+        scores.append(cds.find_groups([*copies, record(OTHER, "z.py")], DUPLICATES)[0].score)
+    assert scores[1] == pytest.approx(2 * scores[0], abs=0.2)
+    assert scores[0] > 10
+
+
+def test_rank_prefers_rare_code_to_many_small_bodies():
     two = [record(TOTAL, f"{n}.py") for n in "ab"]
     four = [record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
     groups = cds.find_groups([*four, *two], DUPLICATES)
-    assert [group.members[0].record.file_path for group in groups] == ["c.py", "a.py"]
+    assert [group.members[0].record.file_path for group in groups] == ["a.py", "c.py"]
+    assert groups[0].score > groups[1].score
+
+
+def test_ties_are_broken_by_content():
+    """Whatever the files are called, the report is the same but for the paths."""
+    rng = random.Random(5)
+    codes = [OTHER.replace("path", f"p{n}").replace("';'", f"'{n}'") for n in range(6)]
+    codes += [TOTAL.replace("log", name) for name in ("log", "lag", "leg")] * 2
+    codes += [EDITED, EDITED.replace("check", "audit"), EDITED.replace("log", "leg")]
+    outcomes = set()
+    for _ in range(20):
+        names = rng.sample(range(100, 200), len(codes))
+        records = [record(code, f"{name}.py") for code, name in zip(codes, names)]
+        groups = cds.find_groups(records, DUPLICATES._replace(code_similarity=0.8))
+        found = [(g.id, g.score, g.similarity, sorted(one.md5sum for one in records_in(g))) for g in groups]
+        outcomes.add(repr(found))
+    assert len(outcomes) == 1
+
+
+# Members
+
+
+def members_of(*codes, **options):
+    records = [record(code, f"{n}.py") for n, code in enumerate(codes)]
+    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    return next(group for group in groups if group.evidence == "near").members
+
+
+def test_members_tell_what_they_share_and_what_only_they_have():
+    added = TOTAL.replace("    return", "    check(rate)\n    return")
+    one, other = members_of(TOTAL, added)
+    assert (one.shared, one.differs) == (1.0, ())
+    assert 0.8 < other.shared < 1
+    assert other.differs == ("check",)
+    renamed = members_of(TOTAL, TOTAL_RENAMED)
+    assert [(member.shared, member.differs) for member in renamed] == [(1.0, ())] * 2
+
+
+def test_exact_copies_in_a_near_group_have_labels_of_their_own():
+    third = TOTAL.replace("log.info", "log.warning")
+    members = members_of(TOTAL, TOTAL, third)
+    assert [member.differs for member in members] == [("log.info",), ("log.info",), ("log.warning",)]
+
+
+def test_what_two_of_three_members_have_is_no_difference():
+    codes = [
+        TOTAL,
+        TOTAL.replace("log.info", "log.debug"),
+        TOTAL.replace("log.info", "log.debug('x')\n    a"),
+    ]
+    assert [member.differs for member in members_of(*codes)][:2] == [("log.info",), ()]
+
+
+def test_a_difference_that_rounds_to_nothing_is_one():
+    body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
+    one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
+    assert one.shared == 1.0 and other.shared == 0.999
+    records = [record(f"def f(a):\n{body}"), record(f"def f(a):\n{body}\n    x()", "b.py")]
+    assert cds.find_groups(records, DUPLICATES)[0].similarity == 0.999
+
+
+@pytest.mark.parametrize(
+    ("body", "labels"),
+    [
+        pytest.param("return np.sum(a.T)", ["return", "np.sum", ".T"], id="names"),
+        pytest.param("return np.linalg.norm(np.pi)", ["return", "np.linalg.norm", "np.pi"], id="dotted"),
+        pytest.param("b = a.x.y\nb.z = 1", [".y", ".x", ".z"], id="of locals"),
+        pytest.param("g(a).h = 1", [".h", "g"], id="of a call"),
+        pytest.param("g(x=1, **a)", ["g", "x=", "**"], id="keywords"),
+        pytest.param(
+            "import os.path as p\nfrom x import y\np(y)", ["import os.path", "import y", "y"], id="import"
+        ),
+        pytest.param(
+            "if not a and a != 1:\n    raise E\nfor b in a: pass",
+            ["if", "and", "not", "!=", "raise", "E", "for"],
+            id="keyword",
+        ),
+        pytest.param(
+            "return [b + 1 for b in a] or 'x'", ["return", "or", "list comprehension", "+"], id="operators"
+        ),
+        pytest.param("'text', 1, None", [], id="literals"),
+    ],
+)
+def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
+    code = ast.unparse(ast.parse(f"def f(a):\n{textwrap.indent(body, '    ')}"))
+    assert cds.code_labels(code) == ["def", *labels]
+
+
+def test_labels_of_code_that_cannot_be_parsed_are_none():
+    assert cds.code_labels("def f(:") == []
 
 
 def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
