@@ -126,7 +126,11 @@ __all__ = [
 
 # ---- Errors ---------------------------------------------------------------------------------
 
-EXIT_DONE, EXIT_FATAL, EXIT_USAGE, EXIT_GATE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_DONE = 0
+EXIT_FATAL = 1
+EXIT_USAGE = 2
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 
 class CdsError(Exception):
@@ -146,21 +150,29 @@ class IntentGenerationError(CdsError):
 
 
 class ServerError(IntentGenerationError):
-    """The call failed for the server's sake: it timed out, or several tries came to nothing."""
+    """The server is at fault, not the code: it timed out, or failed every try."""
 
 
 class TransientError(ServerError):
-    """One try failed in a way that the next may not.
+    """A transient failure of one try.
 
-    `restarting`: nothing of an answer came; `retry_after`: the seconds the server asks for, or 0;
-    `remedy`: what to do where further tries come to nothing and no other call can succeed either.
+    `restarting`: no response bytes arrived, as while a server restarts; `retry_after`: the seconds
+    that the server asks to wait, or 0; `remedy`: what to do if the other tries fail too, where no
+    other call could succeed either.
     """
 
     def __init__(
-        self, message: str, *, restarting: bool = False, retry_after: float = 0.0, remedy: str = ""
+        self,
+        message: str,
+        *,
+        restarting: bool = False,
+        retry_after: float = 0.0,
+        remedy: str = "",
     ) -> None:
         super().__init__(message)
-        self.restarting, self.retry_after, self.remedy = restarting, retry_after, remedy
+        self.restarting = restarting
+        self.retry_after = retry_after
+        self.remedy = remedy
 
 
 class ProviderError(IntentGenerationError):
@@ -168,16 +180,18 @@ class ProviderError(IntentGenerationError):
 
 
 class PersistenceError(CdsError):
-    """A run could not be stored; what was stored before is as it was."""
+    """A database could not be written or read; what it held before is unchanged."""
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what an exception has to say as one line."""
+    """Return the message of an exception on one line, or its type where it has none."""
     if isinstance(error, (RecursionError, MemoryError)):
         return f"nested too deeply for this Python ({type(error).__name__})"
     if isinstance(error, SyntaxError):
+        # `str` would add the file and line, which an analyzer error has in fields of their own.
         text = error.msg
     elif isinstance(error, OSError):
+        # `str` would add the number and the path, which the caller names in its own words.
         text = error.strerror or str(error)
     else:
         text = f"{type(error).__name__}: {error}"
@@ -279,30 +293,49 @@ def timestamp() -> str:
 # ---- Text -----------------------------------------------------------------------------------
 
 ELLIPSIS = "..."
-DEFINED_NAME = re.compile(r"\b(?:def|class)[\s\\]+(\w+)")
+# A byte that is no UTF-8 is a surrogate in a path (PEP 383), and an escape such as \udcff in what
+# is stored. The pattern finds both, since a path may also hold the six characters themselves.
+ESCAPED_BYTE = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
-    """Return text on one line: white space folded, control, format and unassigned characters dropped."""
+    """Return text on one line: white space folded, other control and format characters dropped."""
     if not text.isprintable():
-        text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+        text = "".join(character for character in text if is_shown(character))
     return " ".join(text.split())
 
 
+def is_shown(character: str) -> bool:
+    """Return whether a character is white space, or in none of Unicode's categories "other"."""
+    return character.isspace() or not unicodedata.category(character).startswith("C")
+
+
 def printable(text: str) -> str:
-    """Return text with escapes for all that is not printable: controls, bidi overrides, line ends."""
+    """Return text with escapes for whatever is not printable: controls, bidi overrides, line ends."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(map(printable_character, text))
+
+
+def printable_character(character: str) -> str:
+    """Return a character, or its escape where it is not printable."""
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def display_width(text: str) -> int:
     """Return how many terminal columns printable text takes."""
     if text.isascii():
         return len(text)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    marks = sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
-    return len(text) + wide - marks
+    return sum(map(character_width, text))
+
+
+def character_width(character: str) -> int:
+    """Return how many terminal columns a printable character takes: 0, 1 or 2."""
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def fit(text: str, width: int | None) -> str:
@@ -314,20 +347,21 @@ def fit(text: str, width: int | None) -> str:
 
 
 def fit_end(text: str, width: int | None) -> str:
-    """Return text as `fit` does, but with its beginning cut off: the end of a location tells most."""
+    """Return text as `fit` does, but with its beginning cut off."""
     return fit(text[::-1], width)[::-1]
 
 
 def cut(text: str, width: int) -> str:
     """Return as much of the beginning of a text as `width` columns hold."""
     # Each character is measured once: measuring what is left after each cut would be quadratic.
-    # Marks take no column, and nobody needs four on each character.
+    # Marks take no column, but nobody needs four on each character.
+    text = text[: 4 * width]
     columns = 0
-    for index, character in enumerate(text[: 4 * width]):
-        columns += display_width(character)
+    for index, character in enumerate(text):
+        columns += character_width(character)
         if columns > width:
             return text[:index]
-    return text[: 4 * width]
+    return text
 
 
 def wrap(text: str, width: int) -> list[str]:
@@ -337,12 +371,19 @@ def wrap(text: str, width: int) -> list[str]:
         longer = f"{lines[-1]} {word}".lstrip()
         if display_width(longer) <= width:
             lines[-1] = longer
-            continue
-        lines.append(word)
-        while display_width(lines[-1]) > width:
-            part = cut(lines[-1], width) or lines[-1][0]
-            lines[-1:] = [part, lines[-1][len(part) :]]
-    return list(filter(None, lines))
+        else:
+            lines += divide(word, width)
+    return [line for line in lines if line]
+
+
+def divide(word: str, width: int) -> list[str]:
+    """Return a word in pieces of at most `width` columns, or of one character."""
+    pieces = []
+    while display_width(word) > width:
+        piece = cut(word, width) or word[0]
+        pieces.append(piece)
+        word = word[len(piece) :]
+    return [*pieces, word]
 
 
 def counted(count: int, noun: str) -> str:
@@ -351,10 +392,13 @@ def counted(count: int, noun: str) -> str:
 
 
 def stored_path(path: str) -> str:
-    """Return a path as text that UTF-8 can hold, another text for every other path."""
+    """Return a path as text that UTF-8 can hold, with `/` between its names.
+
+    Injective: no two paths give the same text.
+    """
     if os.sep != "/":
         path = path.replace(os.sep, "/")
-    if re.search(r"\\ud[89a-f]|[\ud800-\udfff]", path):  # holds, or looks like, an escaped byte
+    if ESCAPED_BYTE.search(path):
         path = path.replace("\\", "\\\\")
     return path.encode("utf-8", "backslashreplace").decode()
 
@@ -362,12 +406,6 @@ def stored_path(path: str) -> str:
 def location(record: Record) -> str:
     """Return where a record stands, as `file_path:start-end`."""
     return f"{record.file_path}:{record.start_line}-{record.end_line}"
-
-
-def name_of(record: Record) -> str:
-    """Return the name that a record's code is defined by, or the empty text for a file."""
-    found = DEFINED_NAME.search(record.signature or "")
-    return found[1] if found else ""
 
 
 def header_line(record: Record) -> str:
@@ -2782,6 +2820,9 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
 # ---- Persistence ----------------------------------------------------------------------------
 
 LOCK_SECONDS = 60.0
+LOCK_TICK_SECONDS = 0.2  # how long SQLite itself waits for a lock, and Ctrl-C with it
+
+# The schema is the design's, to the letter.
 CREATE_RUNS = """
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY,
@@ -2815,25 +2856,29 @@ CREATE TABLE IF NOT EXISTS records (
 )"""
 INDEXED = ("run_id", "file_path", "md5sum", "intent_status")
 CREATE_INDEX = "CREATE INDEX IF NOT EXISTS records_{0} ON records({0})"
-SCHEMA = (CREATE_RUNS, CREATE_RECORDS, *map(CREATE_INDEX.format, INDEXED))
-INSERT_RUN = f"""
-INSERT INTO runs ({", ".join(RunContext._fields)},
-    status, analyzer_error_count, intent_failed_count, record_count
-) VALUES ({", ".join("?" * 11)})"""
-RECORD_COLUMNS = ", ".join(Record._fields)
-INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES ({', '.join('?' * 12)})"
-SELECT_INTENTS = """
-SELECT records.md5sum, records.intent FROM records JOIN runs ON runs.id = records.run_id
-WHERE runs.model = ? AND records.intent_status = 'success' ORDER BY runs.id"""
-FOREIGN_INDEXES = f"""
-SELECT name FROM sqlite_master WHERE (type <> 'index' OR tbl_name <> 'records')
-AND name IN ({", ".join(repr(f"records_{column}") for column in INDEXED)})"""
-# How the file format is told: https://www.sqlite.org/fileformat.html, bytes 18 and 19.
-WAL_REMEDY = (
-    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
-    " if there is one, to such a directory"
+SCHEMA = (
+    CREATE_RUNS,
+    CREATE_RECORDS,
+    *(CREATE_INDEX.format(column) for column in INDEXED),
 )
-TABLE_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+TABLE_NAMES = ("runs", "records")
+INSERT_RUN = """
+INSERT INTO runs (
+    started_at, finished_at, root_path, provider_url, model, scope, progress_batch_size,
+    status, analyzer_error_count, intent_failed_count, record_count
+) VALUES (
+    :started_at, :finished_at, :root_path, :provider_url, :model, :scope, :progress_batch_size,
+    :status, :analyzer_error_count, :intent_failed_count, :record_count
+)"""
+# The columns, the placeholders and the values of a row all follow from the fields of a record.
+RECORD_COLUMNS = ", ".join(Record._fields)
+RECORD_PLACEHOLDERS = ", ".join("?" for _ in Record._fields)
+INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+SELECT_INTENTS = """
+SELECT records.md5sum, records.intent
+FROM records JOIN runs ON runs.id = records.run_id
+WHERE runs.model = ? AND records.intent_status = 'success'
+ORDER BY runs.id"""
 SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
 # The code of a file is that of its definitions once more, so only its header is read.
 SELECT_RECORDS = """
@@ -2842,6 +2887,19 @@ SELECT kind, file_path, signature, start_line, end_line,
     CASE kind WHEN 'file' THEN '' ELSE normalized_code END,
     md5sum, intent, intent_status, intent_error
 FROM records WHERE run_id = ? ORDER BY id"""
+SELECT_TAKEN_NAMES = f"""
+SELECT name FROM sqlite_master
+WHERE (type <> 'index' OR tbl_name <> 'records')
+AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
+SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+
+# Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
+SQLITE_MAGIC = b"SQLite format 3\0"
+WAL_VERSIONS = b"\2\2"
+WAL_REMEDY = (
+    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
+    " if there is one, to such a directory"
+)
 
 
 class Persistence(ABC):
@@ -2857,58 +2915,76 @@ class SQLitePersistence(Persistence):
 
     def __init__(self, db_path: str, *, lock_seconds: float = LOCK_SECONDS) -> None:
         """Take the path of the file, and how long to wait for another process's lock on it."""
-        self.db_path, self.lock_seconds = db_path, lock_seconds
+        self.db_path = db_path
+        self.lock_seconds = lock_seconds
 
     def check(self) -> None:
         """Raise PersistenceError where `persist` would fail for a reason that can be seen now.
 
-        Only reads (though SQLite itself puts a file in order that a killed process left behind).
+        Only reads (though SQLite itself repairs a file that a killed process left behind).
         """
-        if not os.path.basename(self.db_path):
-            raise PersistenceError(f"{self.db_path!r} names no file: name one")
-        folder = os.path.dirname(os.path.abspath(self.db_path))
-        if not os.path.isdir(folder):
-            raise PersistenceError(f"folder {folder} does not exist: create it first")
-        if not is_writable(folder):
-            raise PersistenceError(f"folder {folder} is not writable: name a file in another one")
+        self._check_directory()
         if not os.path.lexists(self.db_path):
             return
         if not os.path.isfile(self.db_path):
             raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
-        try:
-            with open_database(self.db_path, "rw") as connection:
-                execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
-                refuse_other_tables(connection, self.db_path)
-        except PersistenceError as problem:
-            if problem.__cause__ is None:
-                raise
-            raise PersistenceError(f"{problem}: name another file, or set this one right") from problem
+        with open_database(self.db_path, "rw") as connection:
+            execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+            refuse_other_tables(connection, self.db_path)
+
+    def _check_directory(self) -> None:
+        if not os.path.basename(self.db_path):
+            raise PersistenceError(f"{self.db_path!r} names no file: name one")
+        directory = os.path.dirname(os.path.abspath(self.db_path))
+        if not os.path.isdir(directory):
+            raise PersistenceError(f"directory {directory} does not exist: create it first")
+        if not is_writable(directory):
+            raise PersistenceError(f"directory {directory} is not writable: name a file in another one")
 
     def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
         """Write tables, run and records in one transaction; see Persistence."""
-        failed = sum(record.intent_status == FAILED for record in records)
-        status = "completed_with_errors" if errors or failed else "completed"
+        failed_count = sum(record.intent_status == FAILED for record in records)
+        result = RunResult(
+            run_id=0,  # not known before the row is there
+            record_count=len(records),
+            intent_failed_count=failed_count,
+            analyzer_error_count=len(errors),
+            status="completed_with_errors" if errors or failed_count else "completed",
+        )
+        run_values = {**context._asdict(), **result._asdict()}
         with open_database(self.db_path, "rwc") as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             execute_waiting(connection, "BEGIN IMMEDIATE", self.lock_seconds)
             for statement in SCHEMA:
                 connection.execute(statement)
-            counts = (len(errors), failed, len(records))
-            run_id = connection.execute(INSERT_RUN, (*context, status, *counts)).lastrowid
+            run_id = connection.execute(INSERT_RUN, run_values).lastrowid
             assert run_id is not None  # an INSERT has one
             connection.executemany(INSERT_RECORD, ((run_id, *record) for record in records))
             execute_waiting(connection, "COMMIT", self.lock_seconds)
-        return RunResult(run_id, len(records), failed, len(errors), status)
+        return result._replace(run_id=run_id)
+
+
+def is_writable(directory: str) -> bool:
+    """Return whether files can be created in a directory, as far as the system tells."""
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+# Connections
 
 
 @contextlib.contextmanager
 def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
-    """Open an SQLite file, and close it without what was not committed; wrap whatever goes wrong."""
+    """Open an SQLite file, and close it without what was not committed.
+
+    Whatever goes wrong meanwhile is raised as PersistenceError. `mode` is that of SQLite's URIs:
+    `rw` never creates a file, `rwc` does.
+    """
     try:
         uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=TICK_SECONDS, isolation_level=None)
+        # No isolation level: transactions begin and end where this program says so.
+        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
@@ -2923,15 +2999,16 @@ def database_uri(path: str, separator: str = os.sep) -> str:
     """Return the URI of an absolute path as SQLite reads it."""
     from urllib.parse import quote
 
-    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite refuses.
-    below = path.replace(separator, "/").removeprefix("/")
-    return "file:///" + quote(os.fsencode(below), safe="/:")
+    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite
+    # refuses.
+    below_root = path.replace(separator, "/").removeprefix("/")
+    return "file:///" + quote(os.fsencode(below_root), safe="/:")
 
 
 def needs_writable_directory(db_path: str) -> bool:
     """Return whether a file is a database in WAL mode in a directory that cannot be written.
 
-    Even readers of such a database write: they put the files `-wal` and `-shm` beside it.
+    Even readers of such a database write: they create the files `-wal` and `-shm` beside it.
     """
     directory = os.path.dirname(os.path.abspath(db_path))
     try:
@@ -2939,37 +3016,60 @@ def needs_writable_directory(db_path: str) -> bool:
             header = file.read(20)
     except OSError:
         return False
-    is_wal = header[:16] == b"SQLite format 3\0" and header[18:] == b"\2\2"
+    is_wal = header.startswith(SQLITE_MAGIC) and header.endswith(WAL_VERSIONS)
     return is_wal and not is_writable(directory)
 
 
-def is_writable(directory: str) -> bool:
-    """Return whether a file can be made in a directory, as far as the system tells."""
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
 def execute_waiting(
-    connection: sqlite3.Connection, sql: str, seconds: float, *values: object
+    connection: sqlite3.Connection,
+    sql: str,
+    seconds: float,
+    *values: object,
 ) -> sqlite3.Cursor:
-    """Execute a statement, waiting for the locks of others; SQLite's own wait would hear no Ctrl-C."""
+    """Execute a statement, waiting so many seconds for the locks of other processes."""
+    # SQLite's busy timeout blocks signal handling, so it is short, and the waiting is done here.
     deadline = time.monotonic() + seconds
     while True:
         try:
             return connection.execute(sql, values)
-        except sqlite3.OperationalError as problem:
-            if "locked" not in str(problem) or time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
+
+
+def begin_reading(connection: sqlite3.Connection) -> None:
+    """Begin a transaction in which every statement reads the same state of the database."""
+    execute_waiting(connection, "BEGIN", LOCK_SECONDS)
+    # BEGIN alone takes no lock: the first SELECT does, and it alone may have to wait.
+    execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
 
 
 def refuse_other_tables(connection: sqlite3.Connection, db_path: str) -> None:
     """Raise PersistenceError where a file uses the names of the schema for something else."""
-    for table in ("runs", "records"):
-        columns = connection.execute(TABLE_COLUMNS, (table,)).fetchall()
-        if columns and columns != expected_columns(table):
-            differs = f"has a table {table!r} with other columns"
+    for name in TABLE_NAMES:
+        columns = table_columns(connection, name)
+        if columns and columns != expected_columns(name):
+            differs = f"has a table {name!r} with other columns"
             raise PersistenceError(f"{db_path} {differs}: name another file")
-    for (name,) in connection.execute(FOREIGN_INDEXES):
+    for (name,) in connection.execute(SELECT_TAKEN_NAMES):
         raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
+
+
+def table_columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:
+    """Return name, type, NOT NULL and key of each column of a table; none where there is no table."""
+    return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
+
+
+@functools.cache
+def expected_columns(name: str) -> list[tuple[Any, ...]]:
+    """Return what `table_columns` gives for a table that SCHEMA has made."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in SCHEMA:
+            connection.execute(statement)
+        return table_columns(connection, name)
+
+
+# Reading
 
 
 def read_intents(db_path: str, model: str) -> dict[str, str]:
@@ -2977,57 +3077,62 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
     if not os.path.exists(db_path):
         return {}
     with open_database(db_path, "rw") as connection:
-        execute_waiting(connection, "BEGIN", LOCK_SECONDS)
-        execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
-        if not all(connection.execute(TABLE_COLUMNS, (table,)).fetchall() for table in ("runs", "records")):
+        begin_reading(connection)
+        if not all(table_columns(connection, name) for name in TABLE_NAMES):
             return {}
+        # In the order of the runs: a later intent of the same code replaces an earlier one.
         return dict(connection.execute(SELECT_INTENTS, (model,)))
 
 
-@functools.cache
-def expected_columns(table: str) -> list[tuple[Any, ...]]:
-    """Return name, type, NOT NULL and key of each column that SCHEMA gives a table."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in SCHEMA:
-            connection.execute(statement)
-        return connection.execute(TABLE_COLUMNS, (table,)).fetchall()
-
-
 def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object], list[Record]]:
-    """Return the row of a run (the newest without `run_id`) and its records; of files the header only."""
-    try:
-        with open_database(db_path, "rw") as connection:  # never creates a file
-            execute_waiting(connection, "BEGIN", LOCK_SECONDS)
-            execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
-            refuse_other_tables(connection, db_path)
-            cursor = connection.execute(SELECT_RUN, (run_id,))
-            runs = [dict(zip([name for name, *_ in cursor.description], row)) for row in cursor]
-            rows = connection.execute(SELECT_RECORDS, (runs[0]["id"],)) if runs else ()
-            records = [Record(*row) for row in rows]
-    except PersistenceError as problem:
-        raise UsageError(f"--db-path: {problem}: name a file that 'cds persist' wrote") from problem
-    if not runs:
-        missing = "no runs: run 'cds persist' first" if run_id is None else f"no run {run_id}"
-        raise UsageError(f"--db-path: {db_path} has {missing}")
-    return runs[0], records
+    """Return the row of a run (the newest without `run_id`) and its records; of files the header only.
+
+    Raises PersistenceError where there is no such run.
+    """
+    with open_database(db_path, "rw") as connection:
+        begin_reading(connection)
+        refuse_other_tables(connection, db_path)
+        cursor = connection.execute(SELECT_RUN, (run_id,))
+        columns = [name for name, *_ in cursor.description]
+        row = cursor.fetchone()
+        if row is None:
+            missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
+            raise PersistenceError(f"{db_path} has {missing}")
+        run = dict(zip(columns, row))
+        records = map(Record._make, connection.execute(SELECT_RECORDS, (run["id"],)))
+        return run, list(records)
+
+
+# Rescue
 
 
 def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) -> str:
-    """Store a run in a new file, beside the database or in the temp folder; return what to tell."""
+    """Store a run in a new file, beside the database or in the temporary directory.
+
+    Return its path, or the empty text where no file could be written.
+    """
     import tempfile
 
-    folders: list[Callable[[], str]] = [lambda: os.path.dirname(db_path), tempfile.gettempdir]
-    for folder in folders:
-        with contextlib.suppress(OSError, PersistenceError):  # the last message tells of it
-            descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=folder())
-            os.close(descriptor)
-            try:
-                SQLitePersistence(path).persist(context, errors, records)
-            except BaseException:
-                os.unlink(path)
-                raise
-            return f"the run is rescued, whole, in {path}"
-    return "the run is lost: it could not be stored in a new file either"
+    # Called one by one: without a usable temporary directory, `gettempdir` raises.
+    directories: list[Callable[[], str]] = [lambda: os.path.dirname(db_path), tempfile.gettempdir]
+    for directory in directories:
+        with contextlib.suppress(OSError, PersistenceError):
+            return store_in_new_file(directory(), context, errors, records)
+    return ""
+
+
+def store_in_new_file(directory: str, context: RunContext, errors: Errors, records: Records) -> str:
+    """Store a run in a new file that only its owner may read; return the path, or leave no file."""
+    import tempfile
+
+    descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=directory)
+    os.close(descriptor)
+    try:
+        SQLitePersistence(path).persist(context, errors, records)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return path
 
 
 # ---- Duplicates -----------------------------------------------------------------------------
@@ -4763,7 +4868,8 @@ COLUMN_GAP = "  "
 PLACE = "PLACE"
 SEEN_WIDTH = 80  # columns; without a terminal, cells are padded no further than is usually seen
 READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
-INDENT = 4
+BELOW_INDENT = 4
+SHOWN_DIGITS = 8  # of an md5sum
 
 
 def report_json(report: Report) -> Iterator[str]:
@@ -6008,76 +6114,98 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
     }
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> Iterator[str]:
-    """Yield the lines of a table, fitted to `width` columns (None: nothing is cut).
+# Tables of records
 
-    A column headed PLACE keeps its end, where the line numbers are, the others their beginning.
-    """
+
+def table_lines(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int | None,
+) -> Iterator[str]:
+    """Yield the lines of a table, fitted to `width` columns (None: nothing is cut)."""
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(display_width, column)) for column in zip(*lines)]
-    rooms = shrunk(widths, width or SEEN_WIDTH)
+    rooms = shrink_widths(widths, width or SEEN_WIDTH)
     for cells in lines:
-        fits = (fit_end if name == PLACE else fit for name in header)
-        shown = [cell_fit(cell, width and room) for cell_fit, cell, room in zip(fits, cells, rooms)]
-        yield padded(shown, rooms) + "\n"
+        if width is not None:
+            cells = fit_cells(header, cells, rooms)
+        yield pad_cells(cells, rooms) + "\n"
 
 
-def padded(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return the cells of a row side by side, each as wide as its column at least, but for the last."""
-    columns = [cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)]
-    return COLUMN_GAP.join(columns).rstrip()
+def fit_cells(header: Sequence[str], cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Return the cells of a row, cut to the widths of their columns."""
+    # A place loses its beginning, since the line numbers are at its end.
+    return [
+        fit_end(cell, width) if name == PLACE else fit(cell, width)
+        for name, cell, width in zip(header, cells, widths)
+    ]
 
 
-def shrunk(widths: Sequence[int], width: int) -> list[int]:
+def pad_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the cells of a row side by side, each but the last at least as wide as its column."""
+    padded = [cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)]
+    return COLUMN_GAP.join(padded).rstrip()
+
+
+def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
     """Return column widths that fit into `width` together, taken from the widest columns first."""
-    fitted = [min(column, width) for column in widths]
-    excess = sum(fitted) + len(COLUMN_GAP) * (len(fitted) - 1) - width
-    while excess > 0 and max(fitted) > 1:
-        fitted[fitted.index(max(fitted))] -= 1
+    shrunk = [min(column, width) for column in widths]
+    excess = sum(shrunk) + len(COLUMN_GAP) * (len(shrunk) - 1) - width
+    while excess > 0 and max(shrunk) > 1:
+        widest = shrunk.index(max(shrunk))
+        shrunk[widest] -= 1
         excess -= 1
-    return fitted
+    return shrunk
 
 
 def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
     """Yield the lines of the table of records."""
-    rows = [(r.kind, location(r), header_line(r), r.md5sum[:8]) for r in records]
-    return table(("KIND", PLACE, "SIGNATURE", "MD5SUM"), rows, width)
+    header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
+    rows = [
+        (record.kind, location(record), header_line(record), record.md5sum[:SHOWN_DIGITS])
+        for record in records
+    ]
+    return table_lines(header, rows, width)
 
 
-def intent_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
+def intent_table(records: Sequence[Record], width: int | None) -> Iterator[str]:
     """Yield the lines of the table of intents, or of the reasons why there are none.
 
-    Records without status `success` or `failed` are only counted, in the last line.
+    Skipped records are only counted, in the last line.
     """
-    asked = []
-    skipped = 0
-    for record in records:
-        if record.intent_status == SKIPPED:
-            skipped += 1
-        else:
-            told = record.intent or record.intent_error or ""
-            asked.append((location(record), name_of(record), record.intent_status, told))
     header = (PLACE, "NAME", "STATUS", "INTENT")
+    asked = [record for record in records if record.intent_status != SKIPPED]
+    rows = [
+        (
+            location(record),
+            defined_name(record),
+            record.intent_status,
+            record.intent or record.intent_error or "",
+        )
+        for record in asked
+    ]
     if width is None:
-        yield from table(header, asked, None)
+        yield from table_lines(header, rows, None)
     else:
-        yield from wrapped_table(header, asked, width)
-    if skipped:
-        yield f"{counted(skipped, 'record')} skipped: out of scope, or without code\n"
+        yield from wrapped_table_lines(header, rows, width)
+    skipped_count = len(records) - len(asked)
+    if skipped_count:
+        yield f"{counted(skipped_count, 'record')} skipped: out of scope, or without code\n"
 
 
-def wrapped_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield the lines of a table whose last column is never cut, but runs over several lines.
-
-    It stands beside the others where they leave it room to be read, else below them, indented.
-    """
+def wrapped_table_lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+) -> Iterator[str]:
+    """Yield the lines of a table whose last column is never cut, but runs over several lines."""
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
-    heads = list(table(header[:-1], [row[:-1] for row in rows], width))
-    beside = max(display_width(line) for line in heads) - 1 + len(COLUMN_GAP)
+    heads = [line.rstrip("\n") for line in table_lines(header[:-1], [row[:-1] for row in rows], width)]
+    # It stands beside the other columns if they leave room for a sentence, else below them.
+    beside = max(map(display_width, heads)) + len(COLUMN_GAP)
     is_beside = width - beside >= READABLE_WIDTH
-    indent = " " * (beside if is_beside else INDENT)
+    indent = " " * (beside if is_beside else BELOW_INDENT)
     for head, cells in zip(heads, lines):
-        head = head.rstrip("\n")
         told = wrap(cells[-1], max(width - len(indent), 1))
         if is_beside and told:
             head += " " * (beside - display_width(head)) + told.pop(0)
@@ -6088,28 +6216,32 @@ def wrapped_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: i
 
 def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
     """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
-    parts: dict[str, Iterable[Any]] = {'{"records": [': records, '], "errors": [': errors}
-    for opening, entries in parts.items():
-        yield opening
-        for number, entry in enumerate(entries):
-            yield (",\n" if number else "\n") + json.dumps(entry._asdict())
+    yield '{"records": ['
+    yield from json_lines(records)
+    yield '], "errors": ['
+    yield from json_lines(errors)
     yield "]}\n"
 
 
-def write_output(pieces: Iterable[str], output: str | None) -> None:
-    """Write text to the file `output`, or to stdout where there is none."""
-    if output is None:
-        print_pieces(pieces)
-        return
-    try:
-        with open(output, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise CdsError(f"--output: {output} could not be written: {describe_error(error)}") from error
+def json_lines(entries: Iterable[Record] | Iterable[AnalyzerError]) -> Iterator[str]:
+    """Yield the members of a JSON array, each on a line of its own."""
+    separator = "\n"
+    for entry in entries:
+        yield separator + json.dumps(entry._asdict())
+        separator = ",\n"
+
+
+# Files and stdout
+
+
+def write_file(path: str, pieces: Iterable[str]) -> None:
+    """Write text to a file."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(pieces)
 
 
 def print_pieces(pieces: Iterable[str]) -> None:
-    """Write text to stdout at once; a reader who has gone away misses it, and that is no error.
+    """Write text to stdout at once; that its reader has gone away is no error.
 
     So a command goes on to its end, and its exit code does not depend on who reads its output.
     """
@@ -6124,67 +6256,90 @@ def print_pieces(pieces: Iterable[str]) -> None:
 
 
 def is_closed_pipe(error: OSError) -> bool:
-    """Return whether a write failed since nobody reads: Windows says only that it was invalid."""
+    """Return whether a write failed because nobody reads any more."""
+    # Windows says only that the write was invalid.
     return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
 
 
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
+# A database is one file or several: these follow its path.
+DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm", "-pending")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
 MAX_BASELINE_BYTES = 100 << 20
 
 
-class Outside:
-    """What a command needs of the world beyond its arguments: clients for the model, and signals.
+def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
+    """Return the client for the API that an address names, with the key that the environment holds."""
+    url = parse_provider_url(provider_url).url
+    client_class = OpenAIClient if re.search("[^/]/v1$", url) else OllamaClient
+    api_key = os.environ.get(client_class.key_name, "")
+    return client_class(provider_url, model, api_key=api_key, **options)
 
-    The first SIGINT, SIGTERM or SIGHUP can be held back; every other one stops the run at once.
+
+class Interrupts:
+    """The signals that ask a command to stop.
+
+    Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
+    sets `is_requested`.
     """
 
-    def __init__(self, make_client: ClientFactory) -> None:
-        self.make_client = make_client
-        self.interrupted = self.holding = False
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._is_deferring = False
 
     @contextlib.contextmanager
-    def signals_handled(self) -> Iterator[None]:
+    def handled(self) -> Iterator[None]:
         """Handle the signals; any that the process was started to ignore stays ignored."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may handle signals: here they are its business
+            # Python lets only the main thread set handlers: here the signals are its business.
+            yield
             return
-        numbers = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-        previous = [signal.signal(number, self._on_signal) for number in handled]
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        previous = [signal.signal(number, self._receive) for number in heard]
         try:
             yield
         finally:
-            for number, handler in zip(handled, previous):
+            for number, handler in zip(heard, previous):
+                # None is a handler that was not installed from Python.
                 signal.signal(number, handler or signal.SIG_DFL)
 
     @contextlib.contextmanager
-    def signal_held(self) -> Iterator[None]:
-        """Turn the first signal from here on into `interrupted`, since there is work to save."""
-        self.holding = True
+    def deferred(self) -> Iterator[None]:
+        """Have the first signal from here on wait, since there is work to save."""
+        self._is_deferring = True
         try:
             yield
         finally:
-            self.holding = False
+            self._is_deferring = False
 
-    def _on_signal(self, *_: object) -> None:
-        if self.interrupted or not self.holding:
+    def _receive(self, *_: object) -> None:
+        if self.is_requested or not self._is_deferring:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.is_requested = True
 
 
-DATABASE_FILES = ("", "-journal", "-wal", "-shm", "-pending")  # what follows the path of each
+# What the command line names
+
+
+@contextlib.contextmanager
+def named_errors(option: str, remedy: str = "") -> Iterator[None]:
+    """Raise what is wrong with the value of an option as UsageError, the option in front.
+
+    The remedy ends the message where it is that of another library, which suggests none.
+    """
+    try:
+        yield
+    except CdsError as error:
+        ending = f": {remedy}" if remedy and error.__cause__ is not None else ""
+        raise UsageError(f"{option}: {error}{ending}") from error
 
 
 def absolute_path(option: str, path: str) -> str:
-    """Return the path that an option names as an absolute one, its end unchanged.
-
-    The current directory may be gone: it matters to relative paths alone.
-    """
+    """Return the path that an option names as an absolute one, with its end unchanged."""
     if not path or os.path.isabs(path):
         return path
     try:
@@ -6194,13 +6349,28 @@ def absolute_path(option: str, path: str) -> str:
         raise UsageError(f"{option}: {gone}: give {path} as an absolute path") from error
 
 
-def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield each file that a command writes, behind the option that names it."""
-    if getattr(args, "output", None):
-        yield "--output", args.output
-    if args.command == "persist":
-        for ending in DATABASE_FILES:
-            yield "--db-path", args.db_path + ending
+def check_path(path: str) -> None:
+    """Raise UsageError unless `path` is a readable file or directory."""
+    absolute_path("--path", path)
+    if not os.path.exists(path):
+        raise UsageError(f"--path: {path} does not exist: name a source file or directory")
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise UsageError(f"--path: {path} is neither a file nor a directory")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"--path: {path} is not readable: check its permissions")
+
+
+def check_output(path: str | None) -> None:
+    """Raise UsageError unless `path` can be written to; touch nothing."""
+    if path is None:
+        return
+    directory = os.path.dirname(os.path.realpath(absolute_path("--output", path)))
+    if os.path.isdir(path) or not os.path.basename(path):
+        raise UsageError(f"--output: {path or repr(path)} is a directory: name a file")
+    if not os.path.exists(path) and not os.path.isdir(directory):
+        raise UsageError(f"--output: directory {directory} does not exist: create it first")
+    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+        raise UsageError(f"--output: {path} is not writable: name another file")
 
 
 def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
@@ -6211,155 +6381,109 @@ def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
             raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
 
 
+def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield each file that a command writes, after the option that names it."""
+    if getattr(args, "output", None):
+        yield "--output", args.output
+    if args.command == "persist":
+        for ending in DATABASE_ENDINGS:
+            yield "--db-path", args.db_path + ending
+
+
 def file_identity(path: str) -> object:
     """Return what two paths of one file have in common, whatever links lead there."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:  # nothing is there yet
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def check_path(path: str) -> None:
-    """Raise UsageError unless `path` is a readable file or folder."""
-    absolute_path("--path", path)
-    if not os.path.exists(path):
-        raise UsageError(f"--path: {path} does not exist: name a source file or folder")
-    if not os.path.isdir(path) and not os.path.isfile(path):
-        raise UsageError(f"--path: {path} is neither a file nor a folder")
-    if not os.access(path, os.R_OK):
-        raise UsageError(f"--path: {path} is not readable: check its permissions")
+# Source to records
 
 
-def check_output(path: str | None) -> None:
-    """Raise UsageError unless `path` can be written to; touch nothing."""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.realpath(absolute_path("--output", path)))
-    if os.path.isdir(path) or not os.path.basename(path):
-        raise UsageError(f"--output: {path or repr(path)} is a folder: name a file")
-    if not os.path.exists(path) and not os.path.isdir(folder):
-        raise UsageError(f"--output: folder {folder} does not exist: create it first")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--output: {path} is not writable: name another file")
-
-
-def analyzed(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; print what was found, and each error."""
+def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
+    """Search, analyze and build what `--path` names; log what was found, and each error."""
     analyzer = PythonAnalyzer(args.workers)
     search = find_sources(args.path, analyzer.suffix, args.exclude)
     refuse_overwriting(args, [source.path for source in search.sources])
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(search.skipped.items()))
-    skipped = f"{sum(search.skipped.values())} ({reasons})" if reasons else "0"
-    log(f"search files={len(search.sources)} skipped={skipped}")
-    for warning in search.warnings:
-        log(f"warning: {warning}")
-    for pattern in search.unmatched:
-        log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {args.path}")
+    log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
     errors = sorted([*search.errors, *analysis.errors], key=lambda error: error.file_path)
     for error in errors:
-        place = error.file_path if error.line is None else f"{error.file_path}:{error.line}"
-        log(f"analyzer_error: {place}: {error.message}")
+        line = "" if error.line is None else f":{error.line}"
+        log(f"analyzer_error: {error.file_path}{line}: {error.message}")
     if not search.sources:
-        raise UsageError(f"--path: no {analyzer.suffix} file below {args.path}: name another folder")
+        raise UsageError(f"--path: no {analyzer.suffix} file below {args.path}: name another directory")
     return ModelBuilder().build(analysis.symbols), errors
 
 
-def show_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
-    """Print records in the form, and to the place, that the command line asks for."""
+def log_search(search: Search, root: str) -> None:
+    """Log how many files were found, how many were skipped and why, and what to know of it."""
+    count = sum(search.skipped.values())
+    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(search.skipped.items()))
+    told = f"{count} ({reasons})" if reasons else "0"
+    log(f"search files={len(search.sources)} skipped={told}")
+    for warning in search.warnings:
+        log(f"warning: {warning}")
+    for pattern in search.unmatched:
+        log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}")
+
+
+def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
+    """Write records in the form that the command line asks for, to stdout or `--output`."""
     width = None if args.output else terminal_width(sys.stdout)
     if args.format == "json":
-        lines = record_json(records, errors)
+        pieces = record_json(records, errors)
     elif args.command == "enrich-intent":
-        lines = intent_table(records, width)
+        pieces = intent_table(records, width)
     else:
-        lines = record_table(records, width)
-    write_output(lines, args.output)
+        pieces = record_table(records, width)
+    write_pieces(args, pieces)
 
 
-def run_model_build(args: argparse.Namespace, _outside: Outside) -> int:
+def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
+    """Write text to the file that `--output` names, or to stdout where it is not given."""
+    if args.output is None:
+        print_pieces(pieces)
+        return
+    try:
+        write_file(args.output, pieces)
+    except OSError as error:
+        told = f"--output: {args.output} could not be written: {describe_error(error)}"
+        raise CdsError(told) from error
+
+
+def run_model_build(args: argparse.Namespace, *_: object) -> int:
     """Analyze and build, and print the records."""
     check_path(args.path)
     check_output(args.output)
-    show_records(args, *analyzed(args))
+    records, errors = build_records(args)
+    write_records(args, records, errors)
     return EXIT_DONE
 
 
-def run_enrich_intent(args: argparse.Namespace, outside: Outside) -> int:
-    """Analyze, build and enrich, and print the records."""
-    check_path(args.path)
-    check_output(args.output)
-    enricher = enricher_for(args, outside, known={})
-    check_provider(enricher.client)
-    records, errors = analyzed(args)
-    with outside.signal_held():
-        show_records(args, enricher.enrich(records), errors)
-    return EXIT_DONE
+# Records to intents
 
 
-def run_persist(args: argparse.Namespace, outside: Outside) -> int:
-    """Analyze, build, enrich and persist, and print the summary line."""
-    check_path(args.path)
-    # Absolute from the start: the current folder may be gone at the end.
-    root_path = stored_path(os.path.abspath(args.path))
-    db_path = absolute_path("--db-path", args.db_path)
-    persistence = SQLitePersistence(db_path)
-    try:
-        persistence.check()
-        known = read_intents(db_path, args.model) if args.reuse_intents else {}
-    except PersistenceError as problem:
-        raise UsageError(f"--db-path: {problem}") from problem
-    enricher = enricher_for(args, outside, known)
-    check_provider(enricher.client)
-    started_at = timestamp()
-    records, errors = analyzed(args)
-    with outside.signal_held():
-        records = enricher.enrich(records)
-        context = RunContext(
-            started_at=started_at,
-            finished_at=timestamp(),
-            root_path=root_path,
-            provider_url=parse_provider_url(args.provider_url).url,
-            model=args.model,
-            scope=",".join(args.scope),
-            progress_batch_size=args.progress_batch_size,
-        )
-        try:
-            result = persistence.persist(context, errors, records)
-        except PersistenceError as problem:
-            saved = rescue(db_path, context, errors, records)
-            raise PersistenceError(f"status=failed: {problem}; {saved}") from problem
-        summary = {"run_id": result.run_id, "db_path": args.db_path, **result._asdict()}
-        line = " ".join(["persisted", *(f"{name}={value}" for name, value in summary.items())])
-        print_pieces([printable(line) + "\n"])
-        if enricher.stop:
-            log("run again with --reuse-intents: it asks only for the intents that are missing")
-    return EXIT_DONE
-
-
-def make_client(provider_url: str, model: str, **options: Any) -> LLMClient:
-    """Return the client for the API that an address names, with the key that the environment holds."""
-    url = parse_provider_url(provider_url).url
-    client_class = OpenAIClient if re.search("[^/]/v1$", url) else OllamaClient
-    api_key = os.environ.get(client_class.key_name, "")
-    return client_class(provider_url, model, api_key=api_key, **options)
-
-
-def enricher_for(args: argparse.Namespace, outside: Outside, known: Mapping[str, str]) -> IntentEnricher:
-    """Return the enricher that the command line asks for."""
-    try:
+def make_enricher(
+    args: argparse.Namespace,
+    make_client: ClientFactory,
+    interrupts: Interrupts,
+    known: Mapping[str, str],
+) -> IntentEnricher:
+    """Return the enricher that the command line asks for, its client checked."""
+    with named_errors("--provider-url"):
         parse_provider_url(args.provider_url)
-    except UsageError as error:
-        raise UsageError(f"--provider-url: {error}") from error
-    client = outside.make_client(args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx)
+    client = make_client(args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx)
+    check_provider(client)
     return IntentEnricher(
         client,
         args.scope,
         args.progress_batch_size,
         jobs=args.jobs,
         known=known,
-        interrupted=lambda: outside.interrupted,
+        interrupted=lambda: interrupts.is_requested,
         limit=args.limit,
         limit_name="--limit",
     )
@@ -6375,50 +6499,145 @@ def check_provider(client: LLMClient) -> None:
         log(f"the model could not be checked: {error}")
 
 
-def run_duplicates(args: argparse.Namespace, _outside: Outside) -> int:
-    """Print the clone groups of a run or a source tree; return whether a gate was hit as exit code."""
+def run_enrich_intent(
+    args: argparse.Namespace,
+    make_client: ClientFactory,
+    interrupts: Interrupts,
+) -> int:
+    """Analyze, build and enrich, and print the records."""
+    check_path(args.path)
+    check_output(args.output)
+    enricher = make_enricher(args, make_client, interrupts, known={})
+    records, errors = build_records(args)
+    with interrupts.deferred():
+        enriched = enricher.enrich(records)
+        write_records(args, enriched, errors)
+    return EXIT_DONE
+
+
+# Intents to a run
+
+
+def run_persist(
+    args: argparse.Namespace,
+    make_client: ClientFactory,
+    interrupts: Interrupts,
+) -> int:
+    """Analyze, build, enrich and persist, and print the summary line."""
+    check_path(args.path)
+    # Absolute from the start: the current directory may be gone at the end.
+    root_path = os.path.abspath(args.path)
+    db_path = absolute_path("--db-path", args.db_path)
+    persistence = SQLitePersistence(db_path)
+    with named_errors("--db-path", "name another file, or repair this one"):
+        persistence.check()
+        known = read_intents(db_path, args.model) if args.reuse_intents else {}
+    enricher = make_enricher(args, make_client, interrupts, known)
+    started_at = timestamp()
+    records, errors = build_records(args)
+    with interrupts.deferred():
+        enriched = enricher.enrich(records)
+        context = run_context(args, root_path, started_at)
+        result = persist_or_rescue(persistence, context, errors, enriched)
+        print_pieces([summary_line(args.db_path, result)])
+        if enricher.stop:
+            log("run again with --reuse-intents: it asks only for the intents that are missing")
+    return EXIT_DONE
+
+
+def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
+    """Return what the run was asked to do, finished now."""
+    return RunContext(
+        started_at=started_at,
+        finished_at=timestamp(),
+        root_path=stored_path(root_path),
+        provider_url=parse_provider_url(args.provider_url).url,
+        model=args.model,
+        scope=",".join(args.scope),
+        progress_batch_size=args.progress_batch_size,
+    )
+
+
+def persist_or_rescue(
+    persistence: SQLitePersistence,
+    context: RunContext,
+    errors: Errors,
+    records: Records,
+) -> RunResult:
+    """Store a run; where that fails, store it in a new file and raise PersistenceError."""
+    try:
+        return persistence.persist(context, errors, records)
+    except PersistenceError as error:
+        path = rescue(persistence.db_path, context, errors, records)
+        told = "the run is lost: it could not be stored in a new file either"
+        if path:
+            told = f"the run is rescued, whole, in {path}"
+        raise PersistenceError(f"status=failed: {error}; {told}") from error
+
+
+def summary_line(db_path: str, result: RunResult) -> str:
+    """Return the one line that `persist` prints."""
+    fields = {"run_id": result.run_id, "db_path": db_path, **result._asdict()}
+    words = (f"{name}={value}" for name, value in fields.items())
+    return printable(" ".join(["persisted", *words])) + "\n"
+
+
+# Runs and source trees to reports
+
+
+def run_duplicates(args: argparse.Namespace, *_: object) -> int:
+    """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
     check_output(args.output)
     check_gate(args)
-    refuse_overwriting(args, duplicates_inputs(args))
-    baseline = read_baseline(args.against) if isinstance(args.against, str) else None
-    report = report_on_source(args) if args.path is not None else report_on_run(args, args.run_id)
-    if isinstance(args.against, int):
-        baseline = report_on_run(args, args.against)
+    refuse_overwriting(args, report_inputs(args))
+    report, baseline = read_reports(args)
     if baseline is not None:
-        tell_other_options(baseline.options, report.options)
+        log_other_options(baseline.options, report.options)
         report = compare_with_baseline(report, baseline)
     if args.touching:
-        tell_unmatched(args.touching, report.file_lines)
+        log_unmatched(args.touching, report.file_lines)
         report = hide_untouched(report, args.touching)
-    hits = gated_groups(report.groups, FAIL_ON_EVIDENCE.get(args.fail_on, args.fail_on or EVIDENCE))
+    gated = FAIL_ON_EVIDENCE.get(args.fail_on, args.fail_on or EVIDENCE)
+    hits = gated_groups(report.groups, gated)
     verdict = verdict_line(report, hits) if args.against or args.fail_on else ""
-    deliver_report(report, verdict, args)
+    write_report(args, report, verdict)
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
-def duplicates_inputs(args: argparse.Namespace) -> list[str]:
-    """Return the files that `duplicates` reads, but for those of a source tree."""
-    inputs = [args.against] if isinstance(args.against, str) else []
-    if args.db_path is not None:
-        db_path = absolute_path("--db-path", args.db_path)
-        inputs += [db_path + ending for ending in DATABASE_FILES]
-    return inputs
-
-
 def check_gate(args: argparse.Namespace) -> None:
     """Raise UsageError for options of `duplicates` that do not go together."""
-    if args.path is None and args.exclude:
+    is_source = args.path is not None
+    if not is_source and args.exclude:
         raise UsageError("--exclude: a stored run leaves nothing out any more: use it with --path")
-    if args.path is not None and args.run_id is not None:
+    if is_source and args.run_id is not None:
         raise UsageError("--run-id: needs --db-path: a source tree has no runs")
-    if args.path is not None and isinstance(args.against, int):
+    if is_source and isinstance(args.against, int):
         raise UsageError("--against: a run id needs --db-path: name a report written by --format json")
     if args.show is not None and args.format != "table":
         raise UsageError("--show: prints one group as text: leave out --format")
     if args.fail_on == NEW and args.against is None:
         raise UsageError(f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT")
+
+
+def report_inputs(args: argparse.Namespace) -> list[str]:
+    """Return the files that `duplicates` reads, but for those of a source tree."""
+    inputs = [args.against] if isinstance(args.against, str) else []
+    if args.db_path is not None:
+        db_path = absolute_path("--db-path", args.db_path)
+        inputs += [db_path + ending for ending in DATABASE_ENDINGS]
+    return inputs
+
+
+def read_reports(args: argparse.Namespace) -> tuple[Report, Report | None]:
+    """Return the report that the command line asks for, and the one to compare it with, if any."""
+    # A baseline that cannot be read must be told of before any work.
+    baseline = read_baseline(args.against) if isinstance(args.against, str) else None
+    report = report_on_run(args, args.run_id) if args.path is None else report_on_source(args)
+    if isinstance(args.against, int):
+        baseline = report_on_run(args, args.against)
+    return report, baseline
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
@@ -6436,13 +6655,14 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args.path)
-    records, errors = analyzed(args)
+    records, errors = build_records(args)
     return build_report(records, duplicate_options(args), error_count=len(errors))
 
 
 def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
-    row, records = read_run(args.db_path, run_id)
+    with named_errors("--db-path", "name a file that 'cds persist' wrote"):
+        row, records = read_run(args.db_path, run_id)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(records, duplicate_options(args), run=row, error_count=error_count)
 
@@ -6452,19 +6672,19 @@ def read_baseline(path: str) -> Report:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BASELINE_BYTES + 1)
-    except OSError as problem:
-        raise UsageError(f"--against: {path} cannot be read: {describe_error(problem)}") from problem
+    except OSError as error:
+        raise UsageError(f"--against: {path} cannot be read: {describe_error(error)}") from error
     remedy = "name a report written by --format json, or a run id"
     if len(content) > MAX_BASELINE_BYTES:
         raise UsageError(f"--against: {path} is larger than {MAX_BASELINE_BYTES >> 20} MiB: {remedy}")
     try:
         return report_from_json(content.decode("utf-8-sig"))
-    except ValueError as problem:
-        reason = "is no text" if isinstance(problem, UnicodeError) else problem
-        raise UsageError(f"--against: {path} {reason}: {remedy}") from problem
+    except ValueError as error:
+        reason = "is not text" if isinstance(error, UnicodeError) else error
+        raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def tell_other_options(before: DuplicateOptions, now: DuplicateOptions) -> None:
+def log_other_options(before: DuplicateOptions, now: DuplicateOptions) -> None:
     """Log which options a baseline was made with, where they are not those of this report."""
     others = [
         f"{name} {theirs} (now {ours})"
@@ -6475,45 +6695,58 @@ def tell_other_options(before: DuplicateOptions, now: DuplicateOptions) -> None:
         log(f"--against: the baseline was made with other options: {', '.join(others)}")
 
 
-def tell_unmatched(patterns: Sequence[str], paths: Collection[str]) -> None:
+def log_unmatched(patterns: Sequence[str], paths: Collection[str]) -> None:
     """Log the patterns of `--touching` that no file matches."""
     for pattern in patterns:
         if not any(path_matches(path, pattern) for path in paths):
             log(f"--touching: no file matches {pattern}")
 
 
-def deliver_report(report: Report, verdict: str, args: argparse.Namespace) -> None:
-    """Write a report as the command line asks: to stdout or `--output`, the verdict last."""
+def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None:
+    """Write a report in the form that the command line asks for, to stdout or `--output`."""
     if args.format == "json":
-        write_output(report_json(report), args.output)
-        return
-    if args.format == "html":
-        write_output(report_as_page(report), args.output)
-        return
-    if args.format == "sarif":
-        log_sarif = report_as_sarif(report, source_directory(report, args))
-        write_output((json.dumps(log_sarif), "\n"), args.output)
-        for omission in sarif_omissions(sarif_groups(report)):
-            log(f"sarif: {omission}")
-        return
-    width = None if args.output or args.show is not None else terminal_width(sys.stdout)
-    is_coloured = args.output is None and wants_colour(sys.stdout)
-    if args.show is not None:
-        lines = list(group_as_lines(named_group(report, args.show)))
+        write_pieces(args, report_json(report))
+    elif args.format == "html":
+        write_pieces(args, report_as_page(report))
+    elif args.format == "sarif":
+        write_sarif(args, report)
     else:
-        lines = list(report_as_lines(report, args.top))
-    lines += [Line(verdict, BOLD)] if verdict else []
-    write_output((line + "\n" for line in styled_lines(lines, width, is_coloured)), args.output)
+        write_report_table(args, report, verdict)
+
+
+def write_sarif(args: argparse.Namespace, report: Report) -> None:
+    """Write a report as SARIF; log what it leaves out."""
+    sarif = report_as_sarif(report, source_directory(report, args))
+    write_pieces(args, [json.dumps(sarif), "\n"])
+    for omission in sarif_omissions(sarif_groups(report)):
+        log(f"sarif: {omission}")
 
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
     root = str(report.run["root_path"]) if report.run else args.path
-    directory = os.path.dirname(root) or os.curdir if os.path.isfile(root) else root
+    directory = root
+    if os.path.isfile(root):
+        directory = os.path.dirname(root) or os.curdir
     try:
         return os.path.relpath(directory)
-    except ValueError:  # on another drive of Windows
+    except (OSError, ValueError):  # the current one is gone, or on another drive of Windows
         return str(directory)
+
+
+def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
+    """Write the groups of a report, or the one that `--show` names, as text; the verdict last."""
+    if args.show is None:
+        lines = list(report_as_lines(report, args.top))
+    else:
+        lines = list(group_as_lines(named_group(report, args.show)))
+    if verdict:
+        lines.append(Line(verdict, BOLD))
+    is_listed = args.output is None and args.show is None
+    width = terminal_width(sys.stdout) if is_listed else None
+    is_coloured = args.output is None and wants_colour(sys.stdout)
+    styled = styled_lines(lines, width, is_coloured)
+    write_pieces(args, (line + "\n" for line in styled))
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
@@ -6530,36 +6763,89 @@ def named_group(report: Report, prefix: str) -> CloneGroup:
 
 # ---- Command line ---------------------------------------------------------------------------
 
+DESCRIPTION = (
+    "Find code that was written twice, even in other words: read a Python source tree, have a local"
+    " language model say what each piece is for, store the lot in SQLite."
+)
+REPORT_FORMATS = ("table", "json", "html", "sarif")
+ONE_ROOT = "name the directory above both, since a run has one root"
+
+
+# Values
+
 
 def parse_scope(text: str) -> tuple[str, ...]:
     """Return the kinds named by a comma-separated list in their fixed order, or `("all",)`."""
-    tokens = named_tokens("--scope", (*KINDS, ALL), text)
-    return (ALL,) if ALL in tokens else tuple(kind for kind in KINDS if kind in tokens)
+    tokens = named_tokens((*KINDS, ALL), text)
+    if ALL in tokens:
+        return (ALL,)
+    return tuple(kind for kind in KINDS if kind in tokens)
 
 
-def named_tokens(option: str, known: Sequence[str], text: str) -> tuple[str, ...]:
-    """Return the tokens of an option's comma-separated list; raise UsageError for one not known."""
-    tokens = tuple(token.strip() for token in text.split(","))
-    for token in tokens:
-        if token not in known:
-            raise UsageError(f"{option}: {token!r} is not one of {', '.join(known)}")
-    return tokens
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Return the kinds named by a comma-separated list."""
+    return named_tokens(KINDS, text)
 
 
 def parse_fail_on(text: str) -> str | tuple[str, ...]:
     """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
     if text.strip() in FAIL_ON_EVIDENCE:
         return text.strip()
-    tokens = named_tokens("--fail-on", (*FAIL_ON_EVIDENCE, *EVIDENCE), text)
+    tokens = named_tokens((*FAIL_ON_EVIDENCE, *EVIDENCE), text)
     for word in FAIL_ON_EVIDENCE:
         if word in tokens:
-            raise UsageError(f"--fail-on: {word!r} stands alone")
+            raise argparse.ArgumentTypeError(f"{word!r} stands alone")
+    return tokens
+
+
+def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
+    """Return the tokens of a comma-separated list; raise ArgumentTypeError for one not known."""
+    tokens = tuple(token.strip() for token in text.split(","))
+    for token in tokens:
+        if token not in known:
+            raise argparse.ArgumentTypeError(f"{token!r} is not one of {', '.join(known)}")
     return tokens
 
 
 def run_id_or_file(text: str) -> int | str:
     """Return the id of a run, or the path of a report."""
     return positive_int(text) if re.fullmatch("[0-9]+", text) else text
+
+
+def positive_int(text: str) -> int:
+    """Return a whole number above 0 that SQLite can store; raise ArgumentTypeError for anything else."""
+    # At most 18 digits: SQLite stores 64 bits.
+    if re.fullmatch("[0-9]{1,18}", text) and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+
+
+def positive_seconds(text: str) -> float:
+    """Return a finite number of seconds above 0; raise ArgumentTypeError for anything else."""
+    return number_up_to(sys.float_info.max, text, "of seconds above 0")
+
+
+def similarity_bound(text: str) -> float:
+    """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
+    return number_up_to(1, text, "above 0 and up to 1")
+
+
+def number_up_to(most: float, text: str, what: str) -> float:
+    """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= most:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
+
+
+def storable_text(text: str) -> str:
+    """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
+    if text != text.encode("utf-8", "replace").decode():
+        raise argparse.ArgumentTypeError("not readable as UTF-8")
+    return text
+
+
+# Parsers
 
 
 class Parser(argparse.ArgumentParser):
@@ -6570,9 +6856,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class StoreOnce(argparse.Action):
-    """Stores the value of an option that seems to add up; argparse lets a second one replace the first."""
+    """Stores the value of an option, and refuses a second one.
 
-    def __init__(self, *words: Any, remedy: str = "give one comma-separated list", **options: Any) -> None:
+    For options that seem to add up: argparse itself would silently replace the first value.
+    """
+
+    def __init__(
+        self,
+        *words: Any,
+        remedy: str = "give one comma-separated list",
+        **options: Any,
+    ) -> None:
         super().__init__(*words, **options)
         self.remedy = remedy
 
@@ -6590,171 +6884,333 @@ class StoreOnce(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def positive_int(text: str) -> int:
-    """Return a whole number above 0 that SQLite can store; raise ArgumentTypeError for anything else."""
-    if re.fullmatch("[0-9]{1,18}", text) and int(text):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+class CommandSpec(NamedTuple):
+    """A command: what runs it, where its options come from, and how it is described."""
 
-
-def storable_text(text: str) -> str:
-    """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
-    if text != text.encode("utf-8", "replace").decode():
-        raise argparse.ArgumentTypeError("not readable as UTF-8")
-    return text
-
-
-def number(text: str, most: float, what: str) -> float:
-    """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= most:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
-
-
-positive_seconds = functools.partial(number, most=sys.float_info.max, what="of seconds above 0")
-kind_names = functools.partial(named_tokens, "--kind", KINDS)
-similarity = functools.partial(number, most=1, what="above 0 and up to 1")
+    run: Callable[..., int]
+    parents: Callable[[], list[Parser]]
+    description: str
+    example: str
 
 
 def command_line() -> Parser:
     """Return the parser of the whole command line."""
-    text = "Find code that was written twice, even in other words: read a Python source tree, have a local "
-    text += "language model say what each piece is for, store the lot in SQLite."
-    example = "example: cds model-build --path src"
-    parser = Parser(prog="cds", description=text, epilog=example, allow_abbrev=False)
+    parser = Parser(
+        prog="cds",
+        description=DESCRIPTION,
+        epilog="example: cds model-build --path src",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"cds {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for name, (run, options, text, example) in COMMANDS.items():
-        example = f"example: {example}"
-        command = commands.add_parser(name, help=text, description=text, epilog=example, allow_abbrev=False)
-        command.set_defaults(run=run)
-        for add_options in options:
-            add_options(command)
+    commands = parser.add_subparsers(
+        title="commands",
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+    )
+    for name, command in COMMANDS.items():
+        added = commands.add_parser(
+            name,
+            parents=command.parents(),
+            help=command.description,
+            description=command.description,
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=command.run)
     return parser
 
 
-ONE_ROOT = "name the folder above both, since a run has one root"
-EXCLUDE_HELP = "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable"
+def options_parser() -> Parser:
+    """Return an empty parser, for options that several commands have in common."""
+    return Parser(add_help=False)
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that reads source takes."""
-    text = "source file, or folder to search"
-    parser.add_argument("--path", action=StoreOnce, remedy=ONE_ROOT, required=True, metavar="SRC", help=text)
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
-
-
-def add_output_options(parser: argparse.ArgumentParser, formats: Sequence[str] = ("table", "json")) -> None:
-    """Add what every command that prints takes."""
-    parser.add_argument("--format", choices=formats, default="table", help="default: %(default)s")
-    parser.add_argument("--output", metavar="FILE", help="write to FILE instead of stdout")
-
-
-def add_intent_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that asks the model takes."""
-    add = parser.add_argument
-    add("--provider-url", required=True, metavar="URL", help=ADDRESS_HINT)
-    add("--model", type=storable_text, required=True, help="a model that the server has")
-    text = f"comma-separated: {', '.join(KINDS)}, or all, which takes files too (default: {','.join(KINDS)})"
-    add("--scope", action=StoreOnce, type=parse_scope, default=KINDS, metavar="KINDS", help=text)
-    text = "report after every N calls (default: %(default)s)"
-    add("--progress-batch-size", type=positive_int, default=DEFAULT_BATCH_SIZE, metavar="N", help=text)
-    text = "calls in flight at once (default: %(default)s); the server must be set to serve as many"
-    add("--jobs", type=positive_int, default=1, metavar="N", help=text)
-    text = "limit of one try, queueing and model loading included (default: %(default)g)"
-    add("--timeout", type=positive_seconds, default=DEFAULT_TIMEOUT, metavar="SECONDS", help=text)
-    text = "at most N calls, so as to try a model; the rest of the records fail as not attempted"
-    add("--limit", type=positive_int, metavar="N", help=text)
-    text = "tokens of context; longer code gets no intent (default: %(default)s)"
-    add("--num-ctx", type=positive_int, default=DEFAULT_NUM_CTX, metavar="N", help=text)
-
-
-def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Add what only `persist` takes."""
-    parser.add_argument("--db-path", required=True, metavar="FILE", help="SQLite file to add the run to")
-    text = "take intents of the same code and model from earlier runs in the file"
-    parser.add_argument("--reuse-intents", action="store_true", help=text)
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says which run `duplicates` reports on, and what it compares."""
-    add = parser.add_argument
-    default = DuplicateOptions()
-    source = parser.add_mutually_exclusive_group(required=True)
-    text = "source file or folder to read; nothing is stored"
-    source.add_argument("--path", action=StoreOnce, remedy=ONE_ROOT, metavar="SRC", help=text)
-    source.add_argument("--db-path", metavar="FILE", help="SQLite file that persist wrote")
-    add("--exclude", action="append", default=[], metavar="GLOB", help=EXCLUDE_HELP)
-    text = "show only groups with a member in a file that matches, compare everything; repeatable"
-    add("--touching", action="append", default=[], metavar="GLOB", help=text)
-    add("--run-id", type=positive_int, metavar="N", help="run to report on (default: the newest)")
-    text = "comma-separated: function, method, class (default: all three)"
-    add("--kind", action=StoreOnce, type=kind_names, default=default.kinds, metavar="KINDS", help=text)
-    text = "hide smaller bodies (default: %(default)s)"
-    add("--min-statements", type=positive_int, default=default.min_statements, metavar="N", help=text)
-    text = "how much {} share, above 0 to 1 (default: %(default)s)"
-    near, same = text.format("near copies"), text.format("intents of the same purpose")
-    same += "; rare words count more, and each intent counts as having three words more that no other "
-    same += "has, so that short ones must share more of theirs"
-    add("--code-similarity", type=similarity, default=default.code_similarity, metavar="X", help=near)
-    add("--intent-similarity", type=similarity, default=default.intent_similarity, metavar="X", help=same)
-    text = "sentences to compare; both: the first of the docstring where there is none of a model "
-    text += "(default: %(default)s)"
-    add("--intents", choices=INTENT_CHOICES, default=default.intents, help=text)
-    text = "groups a section, of code, tests and generated code each (default: %(default)s)"
-    add("--top", type=positive_int, default=20, metavar="N", help=text)
-    text = (
-        "print one group whole: the code of every member and its differences from the first; ID is what the "
+def source_options() -> Parser:
+    """Return the options of the commands that read a source tree."""
+    parser = options_parser()
+    parser.add_argument(
+        "--path",
+        action=StoreOnce,
+        remedy=ONE_ROOT,
+        required=True,
+        metavar="SRC",
+        help="source file, or directory to search",
     )
-    text += "list shows in front, or the start of it: it follows from the code of the members alone"
-    add("--show", metavar="ID", help=text)
+    add_exclude_option(parser)
+    return parser
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says in which form `duplicates` reports."""
-    add_output_options(parser, ("table", "json", "html", "sarif"))
+def add_exclude_option(parser: Parser) -> None:
+    """Add the option of every command that can search a directory."""
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
+    )
 
 
-def add_gate_options(parser: argparse.ArgumentParser) -> None:
-    """Add what makes `duplicates` fail."""
-    add = parser.add_argument
-    text = "hide what this run of the same file, or this report written by --format json, holds already"
-    add("--against", type=run_id_or_file, metavar="RUN_ID|REPORT", help=text)
-    text = "exit 3 where a group is shown: any; new (exact or near, not in --against); or evidence, "
-    text += f"comma-separated: {', '.join(EVIDENCE)}"
-    add("--fail-on", action=StoreOnce, type=parse_fail_on, metavar="WHAT", help=text)
+def output_options(formats: Sequence[str] = ("table", "json")) -> Parser:
+    """Return the options of the commands that print what they found, in one of these formats."""
+    parser = options_parser()
+    parser.add_argument(
+        "--format",
+        choices=formats,
+        default="table",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write to FILE instead of stdout",
+    )
+    return parser
+
+
+def intent_options() -> Parser:
+    """Return the options of the commands that ask a model."""
+    parser = options_parser()
+    parser.add_argument(
+        "--provider-url",
+        required=True,
+        metavar="URL",
+        help=ADDRESS_HINT,
+    )
+    parser.add_argument(
+        "--model",
+        type=storable_text,
+        required=True,
+        help="a model that the server has",
+    )
+    parser.add_argument(
+        "--scope",
+        action=StoreOnce,
+        type=parse_scope,
+        default=KINDS,
+        metavar="KINDS",
+        help="comma-separated: class, function, method, or all, which takes files too"
+        " (default: class,function,method)",
+    )
+    add_call_options(parser)
+    return parser
+
+
+def add_call_options(parser: Parser) -> None:
+    """Add the options that say how the calls are made."""
+    parser.add_argument(
+        "--progress-batch-size",
+        type=positive_int,
+        default=DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help="report after every N calls (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="calls in flight at once (default: %(default)s); the server must be set to serve as many",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="limit of one try, queueing and model loading included (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive_int,
+        metavar="N",
+        help="at most N calls, so as to try a model; the rest of the records fail as not attempted",
+    )
+    parser.add_argument(
+        "--num-ctx",
+        type=positive_int,
+        default=DEFAULT_NUM_CTX,
+        metavar="N",
+        help="tokens of context; longer code gets no intent (default: %(default)s)",
+    )
+
+
+def store_options() -> Parser:
+    """Return the options of `persist` alone."""
+    parser = options_parser()
+    parser.add_argument(
+        "--db-path",
+        required=True,
+        metavar="FILE",
+        help="SQLite file to add the run to",
+    )
+    parser.add_argument(
+        "--reuse-intents",
+        action="store_true",
+        help="take intents of the same code and model from earlier runs in the file",
+    )
+    return parser
+
+
+def report_options() -> Parser:
+    """Return the options that say what `duplicates` reports on, and how."""
+    parser = options_parser()
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--path",
+        action=StoreOnce,
+        remedy=ONE_ROOT,
+        metavar="SRC",
+        help="source file or directory to read; nothing is stored",
+    )
+    source.add_argument(
+        "--db-path",
+        metavar="FILE",
+        help="SQLite file that persist wrote",
+    )
+    add_exclude_option(parser)
+    parser.add_argument(
+        "--touching",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="show only groups with a member in a file that matches, compare everything; repeatable",
+    )
+    parser.add_argument(
+        "--run-id",
+        type=positive_int,
+        metavar="N",
+        help="run to report on (default: the newest)",
+    )
+    add_listing_options(parser)
+    return parser
+
+
+def add_listing_options(parser: Parser) -> None:
+    """Add the options that say how much of a report is shown."""
+    parser.add_argument(
+        "--top",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="groups a section, of code, tests and generated code each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--show",
+        metavar="ID",
+        help="print one group whole: the code of every member and its differences from the first;"
+        " ID is what the list shows in front, or the start of it: it follows from the code of the"
+        " members alone",
+    )
+
+
+def comparison_options() -> Parser:
+    """Return the options that say what `duplicates` compares."""
+    parser = options_parser()
+    default = DuplicateOptions()
+    parser.add_argument(
+        "--kind",
+        action=StoreOnce,
+        type=parse_kinds,
+        default=default.kinds,
+        metavar="KINDS",
+        help="comma-separated: function, method, class (default: all three)",
+    )
+    parser.add_argument(
+        "--min-statements",
+        type=positive_int,
+        default=default.min_statements,
+        metavar="N",
+        help="hide smaller bodies (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--code-similarity",
+        type=similarity_bound,
+        default=default.code_similarity,
+        metavar="X",
+        help="how much near copies share, above 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--intent-similarity",
+        type=similarity_bound,
+        default=default.intent_similarity,
+        metavar="X",
+        help="how much intents of the same purpose share, above 0 to 1 (default: %(default)s); rare"
+        " words count more, and each intent counts as having three words more that no other has, so"
+        " that short ones must share more of theirs",
+    )
+    parser.add_argument(
+        "--intents",
+        choices=INTENT_CHOICES,
+        default=default.intents,
+        help="sentences to compare; both: the first of the docstring where there is none of a model"
+        " (default: %(default)s)",
+    )
+    return parser
+
+
+def gate_options() -> Parser:
+    """Return the options that make `duplicates` fail."""
+    parser = options_parser()
+    parser.add_argument(
+        "--against",
+        type=run_id_or_file,
+        metavar="RUN_ID|REPORT",
+        help="hide what this run of the same file, or this report written by --format json, holds already",
+    )
+    parser.add_argument(
+        "--fail-on",
+        action=StoreOnce,
+        type=parse_fail_on,
+        metavar="WHAT",
+        help="exit 3 where a group is shown: any; new (exact or near, not in --against); or evidence,"
+        " comma-separated: exact, near, intent",
+    )
+    return parser
 
 
 COMMANDS = {
-    "model-build": (
-        run_model_build,
-        (add_source_options, add_output_options),
-        "Print every file, class, function and method with its fingerprint; asks no model.",
-        "cds model-build --path src --format json --output records.json",
+    "model-build": CommandSpec(
+        run=run_model_build,
+        parents=lambda: [source_options(), output_options()],
+        description="Print every file, class, function and method with its fingerprint; asks no model.",
+        example="cds model-build --path src --format json --output records.json",
     ),
-    "enrich-intent": (
-        run_enrich_intent,
-        (add_source_options, add_intent_options, add_output_options),
-        "Do as model-build, and have the model say what each piece of code is for.",
-        "cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
+    "enrich-intent": CommandSpec(
+        run=run_enrich_intent,
+        parents=lambda: [source_options(), intent_options(), output_options()],
+        description="Do as model-build, and have the model say what each piece of code is for.",
+        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
     ),
-    "persist": (
-        run_persist,
-        (add_source_options, add_intent_options, add_store_options),
-        "Do as enrich-intent, and store the result as a run in an SQLite file.",
-        "cds persist --path src --provider-url localhost:11434 --model llama3.2 --db-path cds.sqlite",
+    "persist": CommandSpec(
+        run=run_persist,
+        parents=lambda: [source_options(), intent_options(), store_options()],
+        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
+        example="cds persist --path src --provider-url localhost:11434 --model llama3.2 --db-path cds.sqlite",
     ),
-    "duplicates": (
-        run_duplicates,
-        (add_run_options, add_report_options, add_gate_options),
-        "Report what a source tree or a stored run holds twice: the same code, similar code, same purpose.",
-        "cds duplicates --path src --top 5",
+    "duplicates": CommandSpec(
+        run=run_duplicates,
+        parents=lambda: [
+            report_options(),
+            comparison_options(),
+            output_options(REPORT_FORMATS),
+            gate_options(),
+        ],
+        description="Report what a source tree or a stored run holds twice: the same code, similar"
+        " code, same purpose.",
+        example="cds duplicates --path src --top 5",
     ),
 }
 
 
-def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make_client) -> int:
+# The program
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    make_client: ClientFactory = make_provider_client,
+) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
@@ -6762,39 +7218,43 @@ def main(argv: Sequence[str] | None = None, *, make_client: ClientFactory = make
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
-        return run(argv, Outside(make_client))
+        return run_command_line(argv, make_client)
     except CdsError as error:
         log(f"cds: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         log("cds: interrupted")
         return EXIT_INTERRUPTED
-    except OSError as error:  # the system refuses what no command does without, such as one more open file
+    except OSError as error:
+        # The system refuses what no command can do without, such as one more open file.
         path = f"{error.filename}: " if error.filename else ""
         log(f"cds: the system refused: {path}{describe_error(error)}")
         return EXIT_FATAL
 
 
-def run(argv: Sequence[str] | None, outside: Outside) -> int:
-    """Read the command line, run its command and return its exit code."""
-    with outside.signals_handled():
+def run_command_line(argv: Sequence[str] | None, make_client: ClientFactory) -> int:
+    """Parse the command line, run its command and return its exit code."""
+    interrupts = Interrupts()
+    with interrupts.handled():
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
         # Who calls `main` with arguments may be any program, and gets no processes of its own.
         args.workers = processors() if argv is None else 0
-        code: int = args.run(args, outside)
-        return EXIT_INTERRUPTED if outside.interrupted else code  # interrupted, and the work saved
+        code: int = args.run(args, make_client, interrupts)
+    # Interrupted, and the work saved: the caller must not take it for the whole.
+    return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace | None:
-    """Return the options of a command line, or None once the help or version that it asks for is printed."""
-    shown = io.StringIO()
+    """Return the options of a command line, or None where it asked for help or version, now printed."""
+    # What argparse prints is collected, so that it meets the same care as every other output.
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown):
+        with contextlib.redirect_stdout(printed):
             return command_line().parse_args(argv)
     except SystemExit:
-        print_pieces([shown.getvalue()])
+        print_pieces([printed.getvalue()])
         return None
 
 

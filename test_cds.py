@@ -443,7 +443,7 @@ def test_wrap_keeps_every_word(text, width, lines):
     ],
 )
 def test_name_is_that_of_the_definition(signature, name):
-    assert cds.name_of(record(signature=signature)) == name
+    assert cds.defined_name(record(signature=signature)) == name
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, "0 groups"), (1, "1 group"), (2, "2 groups")])
@@ -3238,7 +3238,7 @@ def write_run(path: Path) -> None:
 def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
     db = tmp_path / "a.sqlite"
     write(db)
-    with pytest.raises(cds.UsageError, match=message) as error:
+    with pytest.raises(cds.PersistenceError, match=message) as error:
         cds.read_run(str(db), run_id)
     assert "\n" not in str(error.value)
     assert str(db) in str(error.value)
@@ -4315,21 +4315,21 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     ],
 )
 def test_table_is_fitted_to_the_width(cells, width, row):
-    assert list(cds.table(("A", "B"), [cells], width))[1] == row + "\n"
+    assert list(cds.table_lines(("A", "B"), [cells], width))[1] == row + "\n"
 
 
 def test_table_keeps_the_end_of_a_place():
-    lines = list(cds.table(("PLACE", "B"), [("some/path.py:10-20", "xyz")], 16))
+    lines = list(cds.table_lines(("PLACE", "B"), [("some/path.py:10-20", "xyz")], 16))
     assert lines[1] == "...py:10-20  xyz\n"
 
 
 def test_table_aligns_columns_by_their_width_on_screen():
-    lines = cds.table(("A", "B"), [("漢字", "x"), ("abcde", "y"), ("z", "")], 80)
+    lines = cds.table_lines(("A", "B"), [("漢字", "x"), ("abcde", "y"), ("z", "")], 80)
     assert "".join(lines) == "A      B\n漢字   x\nabcde  y\nz\n"
 
 
 def test_table_counts_vowel_signs_as_no_column():
-    assert list(cds.table(("A", "B"), [("กั", "x")], None)) == ["A  B\n", "กั  x\n"]
+    assert list(cds.table_lines(("A", "B"), [("กั", "x")], None)) == ["A  B\n", "กั  x\n"]
 
 
 @needs_terminal
@@ -5311,7 +5311,7 @@ REFUSED = [
     pytest.param("--progress-batch-size", "1.5", "above 0", id="batch-size-fraction"),
     pytest.param("--progress-batch-size", str(2**63), "", id="batch-size-sqlite-cannot-hold"),
     pytest.param("--path", "{}/none", "{}/none does not exist: name", id="path-missing"),
-    pytest.param("--path", "/dev/null", "neither a file nor a folder", id="path-is-a-device"),
+    pytest.param("--path", "/dev/null", "neither a file nor a directory", id="path-is-a-device"),
     *[
         pytest.param(option, value, "", id=f"{option[2:]}-{value or 'empty'}")
         for option in ("--jobs", "--timeout", "--num-ctx")
@@ -5362,8 +5362,10 @@ def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsy
     ("output", "says"),
     [
         pytest.param("", "", id="empty"),
-        pytest.param("{}", "is a folder: name a file", id="folder"),
-        pytest.param("{}/none/out", "folder {}/none does not exist: create it first", id="no-parent-folder"),
+        pytest.param("{}", "is a directory: name a file", id="folder"),
+        pytest.param(
+            "{}/none/out", "directory {}/none does not exist: create it first", id="no-parent-folder"
+        ),
         pytest.param("{}/new/", "", id="slash"),
         pytest.param("{}/dangling", "", id="dangling-link"),
     ],
@@ -5472,8 +5474,8 @@ def test_provider_url_chooses_the_api_and_the_key(tmp_path, monkeypatch):
 
 
 def test_a_host_that_is_named_v1_is_no_path():
-    assert isinstance(cds.make_client("http://v1", "m"), cds.OllamaClient)
-    assert isinstance(cds.make_client("v1/v1", "m"), cds.OpenAIClient)
+    assert isinstance(cds.make_provider_client("http://v1", "m"), cds.OllamaClient)
+    assert isinstance(cds.make_provider_client("v1/v1", "m"), cds.OpenAIClient)
 
 
 def test_limit_leaves_the_rest_for_a_run_that_reuses_intents(tmp_path, capsys):
@@ -5878,7 +5880,7 @@ def test_show_takes_the_start_of_an_id(tmp_path, capsys):
     ("content", "says"),
     [
         pytest.param(b"", "is no JSON", id="empty"),
-        pytest.param(b"\xff\xfe", "is no text", id="binary"),
+        pytest.param(b"\xff\xfe", "is not text", id="binary"),
         pytest.param(b"[" * 100_000, "is no JSON", id="deep"),
         pytest.param(b"[]", "is no report", id="list"),
         pytest.param(b'{"records": [], "errors": []}', "is no report", id="records"),
@@ -6153,7 +6155,7 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, g
 
 def test_second_path_is_refused_since_it_would_replace_the_first(tmp_path, capsys):
     err = refused(capsys, tmp_path, "model-build", "--path", tmp_path, "--path", tmp_path)
-    assert "--path: given twice: name the folder above both" in err
+    assert "--path: given twice: name the directory above both" in err
 
 
 @pytest.mark.parametrize(
