@@ -7213,6 +7213,8 @@ def main(
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
+    Only for the command line of the process are worker processes started: a caller with arguments
+    of its own may be any program.
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,7 @@ import contextlib
 import encodings.aliases
 import errno
 import fcntl
+import gc
 import hashlib
 import html
 import http.server
@@ -820,6 +821,10 @@ def test_search_runs_nothing_where_an_object_is_missing(tmp_path, trap, layout, 
     if not mark.exists():
         pytest.skip("this git is not to be led so")
     mark.unlink()
+    # All that git before 2.39 knows of the lock, which must do alone.
+    lock = {"GIT_ALLOW_PROTOCOL": cds.GIT_ENVIRONMENT["GIT_ALLOW_PROTOCOL"]}
+    subprocess.run(unlocked, capture_output=True, timeout=60, env={**os.environ, **lock})
+    assert not mark.exists()
     paths, _ = found(root)
     assert [path.rpartition("/")[2] for path in paths] == ["a.py"]
     assert not mark.exists()
@@ -1502,6 +1507,59 @@ def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, cou
     assert (done.returncode, body) == (0, "body")
     assert done.stderr.startswith(f"search files={count + 1} skipped=0\n")
     assert len(json.loads(result)["records"]) + len(json.loads(result)["errors"]) == count + 1
+
+
+# Tells on stderr how many processes were forked, whichever way `main` is called.
+COUNT_FORKS = """if True:
+    import sys, cds
+    forks = []
+    sys.addaudithook(lambda event, args: event == 'os.fork' and forks.append(event))
+    code = cds.main(*eval(sys.argv.pop(1)))
+    print('forks', len(forks), file=sys.stderr)
+    sys.exit(code)"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts its workers in another way")
+@pytest.mark.parametrize(
+    ("count", "deep", "forks"),
+    [
+        pytest.param(3, False, 0, id="small"),
+        pytest.param(3, True, 1, id="small-with-a-deep-file"),
+        pytest.param(230, False, min(cds.processors(), 4) if cds.processors() > 1 else 0, id="large"),
+    ],
+)
+def test_command_line_starts_as_many_workers_as_are_of_use(tmp_path, count, deep, forks):
+    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(count)})
+    tree(root, {"deep.py": "x = 1" + "+1" * 6000 * deep})
+    words = ("model-build", "--path", str(root))
+    # From code, with arguments of its own, it starts none.
+    for given, expected in ((), forks), ((words,), 0):
+        done = finish(python_command(COUNT_FORKS, given, *words))
+        assert done.stderr.splitlines()[-1] == f"forks {expected}"
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_analysis_leaves_the_garbage_collector_as_it_was(tmp_path, is_enabled):
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        analyzed(tree(tmp_path, {"a.py": "x = 1", "b.py": "def"}))
+        assert gc.isenabled() == is_enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+
+
+def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_started():
+    pool = cds.WorkerPool(numbered("a.py", "crash.py", "b.py"), 1, process_number)
+    first = pool.result(0)
+    while not pool.suspects:
+        pool._start_workers()
+        pool._hand_out()
+        pool._receive()
+    pool.can_start = False
+    assert first.line != os.getpid()
+    assert pool.result(1).message == "crashes the parser of this Python"
+    assert pool.result(2).line == os.getpid()
 
 
 def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
