@@ -592,6 +592,7 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
         ("a.*", ["t/u/b.py"]),
         ("t/**/b.py", ["a.py", "t/a.py", "t/u/a.py"]),
         ("**/**/u/**", ["a.py", "t/a.py"]),
+        ("**/**/**/a.py", ["t/u/b.py"]),
     ],
 )
 def test_search_leaves_out_what_an_exclude_pattern_matches(tmp_path, glob, left):
@@ -646,14 +647,33 @@ def test_many_stars_take_no_exponential_time():
 @needs_git
 def test_search_skips_what_git_ignores(tmp_path, monkeypatch):
     files = ["a.py", "gen.py", "out/x.py", "out/kept.py", "kept/gen.py", "nested/a.py", "sub/out/y.py"]
-    files += ["whole/z.py", ":(top)g.py", "g*.py", "kind.py", "kin.py", "q/w/e/out/r.py", "q/w/e/r.py"]
+    files += [
+        "whole/z.py",
+        ":(top)gen.py",
+        ":x.py",
+        "g*.py",
+        "kind.py",
+        "kin.py",
+        "q/w/e/out/r.py",
+        "q/w/e/r.py",
+    ]
     rules = "gen.py\nout/\nwhole/\nk*.py\n!kin.py\n"
     root = tree(tmp_path, {**dict.fromkeys(files, ""), ".gitignore": rules})
     git(root, "init", "-q")
     git(root, "add", "-f", "kept/gen.py", "out/kept.py")
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     assert found(root) == (
-        [":(top)g.py", "a.py", "g*.py", "kept/gen.py", "kin.py", "nested/a.py", "out/kept.py", "q/w/e/r.py"],
+        [
+            ":(top)gen.py",
+            ":x.py",
+            "a.py",
+            "g*.py",
+            "kept/gen.py",
+            "kin.py",
+            "nested/a.py",
+            "out/kept.py",
+            "q/w/e/r.py",
+        ],
         {"ignored by git": 6, "hidden directory": 1},
     )
     assert found(root / "whole")[0] == ["z.py"]
@@ -663,7 +683,7 @@ def test_search_skips_what_git_ignores(tmp_path, monkeypatch):
 
 @needs_git
 def test_search_skips_what_git_ignores_in_a_work_tree_inside(tmp_path):
-    inner = {"inner/.gitignore": "gen.py\nout/\n", "inner/gen.py": "", "inner/sub/out/x.py": ""}
+    inner = {"inner/.gitignore": "/gen.py\n/sub/out/\n", "inner/gen.py": "", "inner/sub/out/x.py": ""}
     outer = {".gitignore": "deps/\na.py\n", "gen.py": "", "deps/lib/b.py": "", "inner/a.py": ""}
     root = tree(tmp_path, {**inner, **outer})
     for work_tree in ("", "inner", "deps/lib"):
@@ -855,6 +875,17 @@ def test_search_asks_no_bare_repository(tmp_path, trap, place):
     tree(tmp_path, {"a.py": ""})
     [warning] = refusals(root if place else tmp_path)
     assert warning.endswith("it looks like a bare repository")
+    assert not mark.exists()
+
+
+@needs_git
+def test_search_asks_no_repository_around_a_work_tree_that_is_none(tmp_path, trap):
+    root, (program, mark) = tmp_path / "r", trap
+    git(tree(root, {"inner/ignored.py": "", "inner/.git/x": ""}), "init", "-q", "--bare")
+    for key, value in {"bare": "false", "worktree": str(root), "fsmonitor": str(program)}.items():
+        git(root, "config", f"core.{key}", value)
+    tree(root, {"info/exclude": "ignored.py"})
+    assert len(refusals(tmp_path)) == 1
     assert not mark.exists()
 
 
