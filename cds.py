@@ -1563,7 +1563,19 @@ THINKING = re.compile(r"(?:\s*<think>.*?</think>)+", re.DOTALL)
 FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
 STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*(\S|\S.*?\S)\*\*(?!\w)|`([^`]+)`")
-QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "*": "*", "_": "_"}  # noqa: RUF001
+# The mark that closes what another opens.
+QUOTES = {
+    '"': '"',
+    "'": "'",
+    "“": "”",
+    "‘": "’",  # noqa: RUF001
+    "«": "»",
+    "*": "*",
+    "_": "_",
+}
+
+
+# What is asked, and what came of it
 
 
 class LLMClient(ABC):
@@ -1605,6 +1617,9 @@ class Stop(NamedTuple):
         """Return the outcome of a call that was not made, or was abandoned."""
         text = self.reason if self.reason == INTERRUPTED else f"not attempted: {self.reason}"
         return Outcome(error=IntentGenerationError(text))
+
+
+# A run
 
 
 class IntentEnricher:
@@ -1652,10 +1667,10 @@ class IntentEnricher:
         beyond = len(missing) - len(calls)
 
         files = len({record.file_path for record in records})
-        log(
-            f"enrich files={files} records={len(records)} in_scope={len(in_scope)}"
-            f" calls={len(calls)} reused={len(reused)}" + (f" beyond_limit={beyond}" if beyond else "")
-        )
+        line = f"enrich files={files} records={len(records)} in_scope={len(in_scope)}"
+        line += f" calls={len(calls)} reused={len(reused)}"
+        log(f"{line} beyond_limit={beyond}" if beyond else line)
+
         outcomes = {**reused, **self._call_all(calls)}
         if beyond:
             limit = Stop(self.limit_name)
@@ -1733,6 +1748,9 @@ def with_outcome(record: Record, outcome: Outcome) -> Record:
     return record._replace(intent_status=FAILED, intent_error=text)
 
 
+# Calls in flight
+
+
 def calls_in_flight(
     call: Callable[[str], Outcome], codes: Mapping[str, str], jobs: int
 ) -> Iterator[tuple[str, Outcome] | None]:
@@ -1751,6 +1769,7 @@ def calls_in_flight(
             if not is_over.is_set():
                 ended.put((md5sum, call(code)))
 
+    # As many tasks are handed out as there are threads, and one more whenever an outcome is taken.
     workers = start_threads(work, min(jobs, len(codes)))
     waiting = iter(codes.items())
     for task in itertools.islice(waiting, workers):
@@ -1767,6 +1786,7 @@ def calls_in_flight(
             if task == NO_TASK:
                 workers -= 1
     finally:
+        # Who waits for a task gets the end; who was given one, and has not begun, leaves it.
         is_over.set()
         for _ in range(workers):
             tasks.put(NO_TASK)
@@ -1784,6 +1804,9 @@ def start_threads(work: Callable[[], None], count: int) -> int:
                 raise CdsError(f"no thread can be started: {error}") from error
             return started
     return count
+
+
+# The answer
 
 
 def clean_answer(text: str) -> str:
@@ -2146,6 +2169,9 @@ def back_off(tries: int) -> float:
     return min(2.0 ** (tries - 1), 8.0) * random.uniform(0.5, 1.5)
 
 
+# The whole
+
+
 class Transport:
     """Carries JSON to one server and back, with deadlines, tries and secrets; for any thread.
 
@@ -2178,7 +2204,8 @@ class Transport:
             self._headers["Authorization"] = header
         self._opener = make_opener(self.address)
         self._wait = wait
-        self.abandoned = threading.Event()  # set by `close` for the calls in flight, then replaced
+        # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
+        self.abandoned = threading.Event()
         self._attempts: set[Attempt] = set()  # in flight
         self._has_connected = False
         self._has_answered = False
@@ -2229,6 +2256,7 @@ class Transport:
         request.attempt = attempt = Attempt(seconds)
         response = None
         with attempt:
+            # In this order: `close` sets the event first, so one of the two ends this attempt.
             self._attempts.add(attempt)
             try:
                 if abandoned.is_set():
@@ -2251,7 +2279,8 @@ class Transport:
     def _complete(self, response: Any, attempt: Attempt) -> Response:
         """Read a response to its end."""
         body = response.read(ANSWER_BYTES + 1)
-        if attempt.is_timed_out:  # which ends a body of unknown length as if it were complete
+        # A body of unknown length ends where the connection does, and who ended that?
+        if attempt.is_ended:
             raise TimeoutError
         if len(body) > ANSWER_BYTES:
             raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
@@ -2282,8 +2311,9 @@ class Transport:
         if not attempt.is_connected:
             return TransientError(f"{url} cannot be reached ({describe_error(error)})", restarting=True)
         if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
-            return ServerError(f"timed out after {attempt.seconds:g} seconds: raise the timeout")
-        # A connection that ends in the handshake is one that ends; nonsense is of a server without TLS.
+            remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
+            return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
+        # A server that speaks no TLS answers nonsense; one that ends the handshake may just be ending.
         is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
         if isinstance(error, ssl.SSLError) and not is_end and not attempt.is_established:
             return ProviderError(f"{url} does not speak TLS ({describe_error(error)}): name it with http://")
@@ -2306,8 +2336,9 @@ def parse_retry_after(value: str) -> float:
     from email.utils import parsedate_to_datetime
 
     try:
-        is_date = not value.isdigit()
-        seconds = parsedate_to_datetime(value).timestamp() - time.time() if is_date else float(value)
+        if value.isdigit():
+            return min(float(value), LONGEST_RETRY_AFTER)
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
@@ -2362,6 +2393,7 @@ class AnswerBudget:
         with self._lock:
             larger = [step for step in THINKING_TOKENS if min(step, room) > tokens]
             if not larger or self._vain >= VAIN_RAISES:
+                # Only a call that was given more in vain tells that more does not help.
                 self._vain += tokens > ANSWER_TOKENS
                 return None
             if not self._is_told:
@@ -2700,12 +2732,12 @@ class OpenAIClient(ChatClient):
             raise openai_refusal(response, problem)
         if reply is None:
             raise IntentGenerationError("the answer is not a JSON object")
-        choice = first_choice(reply)
-        message = choice.get("message")
+        first = first_choice(reply)
+        message = first.get("message")
         if not isinstance(message, dict):
             raise IntentGenerationError("the answer holds no text")
         text = message.get("content")
-        reason = choice.get("finish_reason")
+        reason = first.get("finish_reason")
         if reason == "length":
             thought = message.get("reasoning_content") or message.get("reasoning")
             raise length_error(text, thought, question.tokens)
@@ -2760,8 +2792,8 @@ def text_of(value: object) -> str:
 def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first of the choices in a reply, or an empty one."""
     choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
 
 
 def without_refused(fields: Mapping[str, object], problem: Problem) -> dict[str, object] | None:
@@ -6976,7 +7008,7 @@ def intent_options() -> Parser:
         "--provider-url",
         required=True,
         metavar="URL",
-        help=ADDRESS_HINT,
+        help=f"{ADDRESS_HINT}; OPENAI_API_KEY goes to addresses in /v1, OLLAMA_API_KEY to the others",
     )
     parser.add_argument(
         "--model",
@@ -7031,7 +7063,8 @@ def add_call_options(parser: Parser) -> None:
         type=positive_int,
         default=DEFAULT_NUM_CTX,
         metavar="N",
-        help="tokens of context; longer code gets no intent (default: %(default)s)",
+        help="tokens of context; longer code gets no intent (default: %(default)s); over OpenAI's API it"
+        " only bounds what is sent",
     )
 
 

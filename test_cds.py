@@ -2115,6 +2115,16 @@ def test_ollama_client_cuts_off_a_call_at_its_timeout(behaviour):
     assert len(requests) == 1 and client.waits == []
 
 
+def test_transport_asks_once_and_within_seconds_of_its_own():
+    with serving(silence) as (address, requests):
+        transport = cds.Transport(address, timeout=60)
+        with pytest.raises(cds.ServerError) as raised:
+            transport.ask("/x", {}, 0.2)
+    # A remedy would name a setting that changes nothing here.
+    assert str(raised.value) == "timed out after 0.2 seconds"
+    assert len(requests) == 1
+
+
 def test_ollama_client_tries_again_until_it_is_answered():
     with serving(error(503, "busy"), hang_up, answer()) as (address, requests):
         assert client_of(address).generate_intent("x") == "Adds numbers."
@@ -2211,7 +2221,8 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     paths = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    names = "subjectAltName=DNS:localhost,DNS:model.invalid,IP:127.0.0.1"
+    command += ["-subj", "/CN=localhost", "-addext", names]
     command += ["-out", str(paths[0]), "-keyout", str(paths[1])]
     if subprocess.run(command, capture_output=True, timeout=60).returncode:
         pytest.skip("this openssl makes no certificate")
@@ -2251,6 +2262,35 @@ def test_ollama_client_is_answered_over_tls(tls):
     with serving(answer(), context=tls) as (address, requests):
         client = client_of(f"https://{address}", api_key="k3y-long")
         assert client.generate_intent("x") == "Adds numbers."
+    assert requests[0][1]["Authorization"] == "Bearer k3y-long"
+
+
+def pump(source, target):
+    """Carry bytes from one socket to another until the first ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_ollama_client_speaks_tls_through_the_tunnel_of_a_proxy(tls, monkeypatch):
+    tunnels = []
+
+    def proxy(connection):
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += connection.recv(1)
+        tunnels.append(request)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as target:
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            threading.Thread(target=pump, args=(target, connection), daemon=True).start()
+            pump(connection, target)
+
+    with serving(answer(), context=tls) as (address, requests), accepting(proxy) as proxy_address:
+        monkeypatch.setenv("https_proxy", f"http://{proxy_address}")
+        client = client_of("https://model.invalid", api_key="k3y-long")
+        assert client.generate_intent("x") == "Adds numbers."
+    assert tunnels[0].startswith(b"CONNECT model.invalid:443 ") and b"k3y" not in tunnels[0]
     assert requests[0][1]["Authorization"] == "Bearer k3y-long"
 
 
