@@ -1513,13 +1513,15 @@ def test_files_are_analyzed_where_the_system_allows_little(tmp_path, resource, n
 
 
 # Each runs the command line of its process, with or without what workers usually need.
+A_THREAD = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
 PROGRAMS = [
     pytest.param("cds.main()", id="plain"),
     pytest.param("import _multiprocessing; del _multiprocessing.SemLock; cds.main()", id="no-semaphores"),
     pytest.param("import sys; sys.modules['_multiprocessing'] = None; cds.main()", id="no-multiprocessing"),
+    pytest.param(f"{A_THREAD}; cds.main()", id="with-a-thread"),
     pytest.param(
-        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); cds.main()",
-        id="with-a-thread",
+        f"{A_THREAD}; import multiprocessing; multiprocessing.set_executable('/bin/false'); cds.main()",
+        id="workers-that-end-at-once",
     ),
 ]
 
@@ -1538,6 +1540,7 @@ def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, cou
     assert (done.returncode, body) == (0, "body")
     assert done.stderr.startswith(f"search files={count + 1} skipped=0\n")
     assert len(json.loads(result)["records"]) + len(json.loads(result)["errors"]) == count + 1
+    assert "crashes" not in result
 
 
 # Tells on stderr how many processes were forked, whichever way `main` is called.
