@@ -1453,13 +1453,13 @@ def test_only_what_may_crash_the_parser_goes_to_a_worker_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     "level",
     [
-        *["-{}", "~{}", "not {}", "({}).a", "{}+1", "2**{}", "{}()", "{}[0]", "1 if 1 else {}"],
+        *["-{}", "~{}", "not {}", "{}.a", "{}+1", "2**{}", "{}()", "{}[0]", "1 if 1 else {}"],
         *["lambda: {}", "({})", "{}@1", "{}|1", "{}<<1", "{}//1", "{}%1", "{}&1", "{}^1"],
         *["[{}]", "{{{}}}", "f(a={})", "a < ({})"],
     ],
 )
 def test_nesting_bound_is_never_below_the_depth_of_the_tree(level):
-    source = "1"
+    source = "a"
     for _ in range(40):
         source = level.format(source)
     depths = {}
@@ -1594,6 +1594,15 @@ def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_starte
     assert first.line != os.getpid()
     assert pool.result(1).message == "crashes the parser of this Python"
     assert pool.result(2).line == os.getpid()
+
+
+def test_workers_are_not_forked_where_another_thread_may_hold_a_lock():
+    done = threading.Event()
+    threading.Thread(target=done.wait, daemon=True).start()
+    try:
+        assert cds.process_context().get_start_method() == "spawn"
+    finally:
+        done.set()
 
 
 def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
