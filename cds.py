@@ -4895,6 +4895,7 @@ MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
 SHOWN_MEMBERS = 5
+FOLD_INDENT = 2
 SHOWN_LABELS = 6
 COLUMN_GAP = "  "
 PLACE = "PLACE"
@@ -4940,17 +4941,32 @@ def _member_as_json(member: Member) -> dict[str, object]:
 
 
 class Line(NamedTuple):
-    """A line of a report for a terminal, and how it is styled: the parameters of an SGR sequence."""
+    """A line of a report for a terminal.
+
+    `style` holds the parameters of an SGR sequence. A line that is too long for the terminal is
+    cut, unless it `folds` into several.
+    """
 
     text: str
     style: str = PLAIN
+    folds: bool = False
 
 
 def styled_lines(lines: Iterable[Line], width: int | None, is_coloured: bool) -> Iterator[str]:
-    """Yield lines cut to `width` columns, escaped, and in colour if that is asked for."""
+    """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
-        text = fit(printable(line.text), width)
-        yield f"\x1b[{line.style}m{text}\x1b[m" if is_coloured and line.style else text
+        for text in fitted_lines(line, width):
+            yield f"\x1b[{line.style}m{text}\x1b[m" if is_coloured and line.style else text
+
+
+def fitted_lines(line: Line, width: int | None) -> list[str]:
+    """Return the text of a line in `width` columns (None: as wide as it is)."""
+    text = printable(line.text)
+    if width is None or not line.folds or display_width(text) <= width:
+        return [fit(text, width)]
+    indent = " " * (len(text) - len(text.lstrip()))
+    first, *rest = wrap(text, max(width - len(indent) - FOLD_INDENT, 1))
+    return [indent + first, *(indent + " " * FOLD_INDENT + more for more in rest)]
 
 
 def wants_colour(stream: TextIO | None) -> bool:
@@ -4969,9 +4985,10 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     for evidence, title in SECTION_TITLES.items():
         shown = [group for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)]
         yield from (Line(""), Line(f"{title} ({counted(len(shown), 'group')})", BOLD))
-        yield from map(Line, _missing_intents(report) if evidence == INTENT else ())
+        if evidence == INTENT:
+            yield from (Line(note, folds=True) for note in _missing_intents(report))
         yield from _section_lines(report, shown, top)
-    yield from map(Line, _foot_lines(report))
+    yield from (Line(text, folds=True) for text in _foot_lines(report))
 
 
 def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
@@ -5079,11 +5096,11 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         signature = _parameters(member) if has_signatures else ""
         yield Line(f"  {location(member.record)}  {member.qualified_name}{signature}")
         if group.evidence == NEAR and group.similarity < 1:
-            yield Line(f"    {_difference(member)}", DIM)
+            yield Line(f"    {_difference(member)}", DIM, folds=True)
         if member.intent_source == MODEL:
-            yield Line(f"    {member.intent}", DIM)
+            yield Line(f"    {member.intent}", DIM, folds=True)
         elif member.intent_source == DOCSTRING and group.evidence == INTENT:
-            yield Line(f"    docstring: {member.intent}", DIM)
+            yield Line(f"    docstring: {member.intent}", DIM, folds=True)
     if group.copies > SHOWN_MEMBERS:
         yield Line(f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}")
 
@@ -6773,7 +6790,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     else:
         lines = list(group_as_lines(named_group(report, args.show)))
     if verdict:
-        lines.append(Line(verdict, BOLD))
+        lines.append(Line(verdict, BOLD, folds=True))
     is_listed = args.output is None and args.show is None
     width = terminal_width(sys.stdout) if is_listed else None
     is_coloured = args.output is None and wants_colour(sys.stdout)

@@ -4760,6 +4760,21 @@ def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
     assert "\x1b" not in "".join(lines_of(long))
 
 
+def test_the_table_folds_what_must_not_be_cut():
+    records = [record(TOTAL, intent="word " * 30), record(OTHER, "b.py", intent="word " * 30)]
+    lines = lines_of(records, width=40)
+    start = next(number for number, line in enumerate(lines) if line.startswith("    word"))
+    assert lines[start].split() + lines[start + 1].split() == ["word"] * 13
+    assert lines[start + 1].startswith("      word")
+    assert max(map(len, lines)) <= 40
+    assert sum(line.count("word") for line in lines) == 60
+    verdict = cds.Line("gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True)
+    assert cds.fitted_lines(verdict, 40) == [
+        "gate: 2 new groups: 0123456789,",
+        "  abcdef0123; 12 known; 0 stale",
+    ]
+
+
 def test_colour_changes_nothing_but_the_style():
     records = [*twins(TOTAL), record(TOTAL_RENAMED, "c.py")]
     coloured = lines_of(records, colour=True)
