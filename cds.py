@@ -5121,7 +5121,9 @@ def _group_headline(group: CloneGroup) -> str:
 def _parameters(member: Member) -> str:
     """Return what stands between the name and the colon of a definition's header."""
     after = DEFINED_NAME.sub("", header_line(member.record), count=1)
-    return after.removeprefix("async ").strip().removesuffix(":")
+    bare = after.removeprefix("async ").strip().removesuffix(":")
+    # What stood on several lines is written as on one.
+    return re.sub(r",? \)", ")", bare.replace("( ", "("))
 
 
 def _difference(member: Member) -> str:

@@ -4761,13 +4761,11 @@ def test_the_table_fits_its_width_and_escapes_what_moves_the_cursor():
 
 
 def test_the_table_folds_what_must_not_be_cut():
-    records = [record(TOTAL, intent="word " * 30), record(OTHER, "b.py", intent="word " * 30)]
+    records = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
     lines = lines_of(records, width=40)
-    start = next(number for number, line in enumerate(lines) if line.startswith("    word"))
-    assert lines[start].split() + lines[start + 1].split() == ["word"] * 13
-    assert lines[start + 1].startswith("      word")
+    start = lines.index("    Adds up the prices of all active")
+    assert lines[start + 1] == "      rows."
     assert max(map(len, lines)) <= 40
-    assert sum(line.count("word") for line in lines) == 60
     verdict = cds.Line("gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True)
     assert cds.fitted_lines(verdict, 40) == [
         "gate: 2 new groups: 0123456789,",
@@ -6365,6 +6363,38 @@ def readme_queries():
     """Return the SQL queries of the README by their comments."""
     sql = re.search(r"```sql\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
     return {query.partition("\n")[0]: query for query in map(str.strip, sql.split(";")) if query}
+
+
+def readme_commands(language):
+    """Return the words of each command in the README's blocks of a language."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.strip().removeprefix("- run: ") for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
+    return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
+
+
+@needs_readme
+def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tree(tmp_path, {"a.py": TWICE}))
+    assert run(*readme_commands("sh")[0]) == 0
+    assert "2. Near: similar code (1 group)" in capsys.readouterr().out
+
+
+@needs_readme
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [
+        pytest.param({"b/a.py": TWICE}, 0, id="folder renamed"),
+        pytest.param({"a.py": TWICE, "c.py": TOTAL}, 3, id="copy added"),
+    ],
+)
+def test_readme_workflow_fails_on_what_a_pull_request_adds(tmp_path, monkeypatch, capsys, after, code):
+    head = {f"src/{name}": text for name, text in after.items()}
+    monkeypatch.chdir(tree(tmp_path, {".base/src/a.py": TWICE, **head}))
+    base, gate = (
+        [word.replace("$RUNNER_TEMP", ".") for word in words] for words in readme_commands("yaml")[:2]
+    )
+    assert (run(*base), run(*gate)) == (0, code)
 
 
 @needs_readme
