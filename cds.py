@@ -2925,6 +2925,30 @@ WHERE (type <> 'index' OR tbl_name <> 'records')
 AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 
+PENDING_ENDING = "-pending"
+PENDING_ID = 0x43445350  # marks a side file as this program's, in the header of the file
+PENDING_LOCK_SECONDS = 5.0
+PENDING_LOSS = (
+    "if this run is killed, its calls are lost: move that file away, or make room and let it be written"
+)
+SYNC_SECONDS = 0.5
+CREATE_PENDING = """
+CREATE TABLE IF NOT EXISTS pending (
+    model TEXT NOT NULL,
+    md5sum TEXT NOT NULL,
+    intent TEXT NOT NULL,
+    PRIMARY KEY (model, md5sum)
+) WITHOUT ROWID"""
+INSERT_PENDING = "INSERT OR REPLACE INTO pending (model, md5sum, intent) VALUES (?, ?, ?)"
+SELECT_PENDING = "SELECT md5sum, intent FROM pending WHERE model = ?"
+SELECT_STORED_TABLES = "SELECT 1 FROM stored.sqlite_master WHERE name IN ('runs', 'records')"
+DELETE_STORED = """
+DELETE FROM pending WHERE EXISTS (
+    SELECT 1 FROM stored.records JOIN stored.runs ON runs.id = records.run_id
+    WHERE records.md5sum = pending.md5sum AND records.intent_status = 'success'
+    AND runs.model = pending.model
+)"""
+
 # Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
 SQLITE_MAGIC = b"SQLite format 3\0"
 WAL_VERSIONS = b"\2\2"
@@ -3165,6 +3189,194 @@ def store_in_new_file(directory: str, context: RunContext, errors: Errors, recor
         os.unlink(path)
         raise
     return path
+
+
+# Calls that are finished but not yet part of a stored run
+
+
+class PendingIntents:
+    """The intents of finished calls that no stored run holds yet, in a side file of the database.
+
+    An intent that is kept survives the process, and after a second a power cut too. The file is
+    worth less than the run: its first failure is logged, and everything goes on without it.
+    """
+
+    def __init__(self, db_path: str, model: str) -> None:
+        """Take the path of the database, and the model whose intents are kept and read."""
+        self.path = os.path.realpath(db_path) + PENDING_ENDING
+        self.db_path = db_path
+        self.model = model
+        self._connection: sqlite3.Connection | None = None
+        self._has_failed = False
+        self._is_closed = threading.Event()
+        self._has_unsynced = threading.Event()
+
+    def read(self) -> dict[str, str]:
+        """Return the intents that earlier runs left behind, by md5sum; create no file."""
+        with self._surviving_failure():
+            if os.path.lexists(self.path):
+                self._delete_stored(self._open())
+                return dict(self._open().execute(SELECT_PENDING, (self.model,)))
+        return {}
+
+    def keep(self, md5sum: str, intent: str) -> None:
+        """Keep the intent of a call that has just ended."""
+        with self._surviving_failure():
+            if not self._has_failed:
+                self._open().execute(INSERT_PENDING, (self.model, md5sum, intent))
+                self._has_unsynced.set()
+
+    def forget_stored(self) -> None:
+        """Delete the intents of every model that a stored run holds now."""
+        if self._connection is not None:
+            # Where this fails, the next run does it.
+            with contextlib.suppress(sqlite3.Error):
+                self._delete_stored(self._connection)
+
+    def close(self) -> None:
+        """Close the file; delete it where it is empty and no other run has it open."""
+        self._is_closed.set()
+        if self._connection is None:
+            return
+        with contextlib.closing(self._connection) as connection:
+            self._connection = None
+            # Where this fails, the next run does it.
+            with contextlib.suppress(OSError, sqlite3.Error):
+                delete_if_empty(connection, self.path)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = open_pending(self.path)
+            threading.Thread(target=self._sync_regularly, daemon=True).start()
+        return self._connection
+
+    def _sync_regularly(self) -> None:
+        # A commit to a write-ahead log is in the operating system's hands, and so survives the
+        # process; to survive a power cut it must be synced. SQLite would do so at each commit,
+        # which is slow; this thread does it for all the commits of half a second.
+        sync_directory(os.path.dirname(self.path))
+        while not self._is_closed.wait(SYNC_SECONDS):
+            if self._has_unsynced.is_set():
+                self._has_unsynced.clear()  # first, so that no later commit is missed
+                sync_file(self.path + "-wal")
+
+    def _delete_stored(self, connection: sqlite3.Connection) -> None:
+        if not os.path.exists(self.db_path):
+            return
+        uri = f"{database_uri(os.path.abspath(self.db_path))}?mode=rw"
+        connection.execute("ATTACH ? AS stored", (uri,))
+        try:
+            execute_waiting(connection, "SELECT 1 FROM stored.sqlite_master", LOCK_SECONDS)
+            if len(connection.execute(SELECT_STORED_TABLES).fetchall()) == len(TABLE_NAMES):
+                execute_waiting(connection, DELETE_STORED, LOCK_SECONDS)
+        finally:
+            connection.execute("DETACH stored")
+
+    @contextlib.contextmanager
+    def _surviving_failure(self) -> Iterator[None]:
+        """Log the first failure of the side file, and use it no more."""
+        try:
+            yield
+        except (OSError, sqlite3.Error, PersistenceError, ValueError) as error:
+            reason = describe_error(error) if isinstance(error, OSError) else error
+            if not self._has_failed:
+                log(f"warning: {self.path} cannot be used: {reason}; {PENDING_LOSS}")
+            self._has_failed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+def open_pending(path: str) -> sqlite3.Connection:
+    """Open a side file, created where there is none, for its owner alone.
+
+    Raises OSError, sqlite3.Error or PersistenceError where it cannot be used.
+    """
+    while True:
+        create_private_file(path)
+        identity = file_identity(path)
+        uri = f"{database_uri(path)}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None)
+        try:
+            prepare_pending(connection)
+            # Whoever deletes the file holds an exclusive lock, and in WAL mode this connection now
+            # holds a shared one until it is closed. So if the file is still there, it stays.
+            if file_identity(path) == identity:
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+
+
+def create_private_file(path: str) -> None:
+    """Create a file that only its owner may read and write, or check that there is one."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise PersistenceError("it is not a regular file")
+    # In a directory that others may write to, it could hold whatever they want to be stored.
+    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+        raise PersistenceError("it belongs to another user")
+
+
+def prepare_pending(connection: sqlite3.Connection) -> None:
+    """Create the table of a new side file; raise PersistenceError for a file of another kind."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != PENDING_ID:
+        if application_id or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise PersistenceError("it is a database of something else")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(CREATE_PENDING)
+        connection.execute(f"PRAGMA application_id = {PENDING_ID}")
+        connection.execute("COMMIT")
+    # Where the file system cannot have it, SQLite stays with its rollback journal: slower.
+    execute_waiting(connection, "PRAGMA journal_mode = WAL", PENDING_LOCK_SECONDS)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("SELECT 1 FROM pending").fetchone()
+
+
+def delete_if_empty(connection: sqlite3.Connection, path: str) -> None:
+    """Delete a side file that holds nothing, unless another run has it open."""
+    if connection.execute("SELECT 1 FROM pending").fetchone():
+        return
+    connection.execute("PRAGMA busy_timeout = 0")
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    # To leave WAL mode takes an exclusive lock, which no connection gets beside another.
+    (mode,) = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    connection.execute("BEGIN EXCLUSIVE")
+    if mode != "delete" or connection.execute("SELECT 1 FROM pending").fetchone():
+        return
+    if os.name == "nt":
+        # Windows deletes no open file, and so none that another run has open.
+        connection.close()
+    os.unlink(path)
+
+
+def sync_file(path: str) -> None:
+    """Have the operating system write a file to the disk, if there is one."""
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: str) -> None:
+    """Have the operating system write the names in a directory to the disk, where it can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_identity(path: str) -> object:
+    """Return what two paths of one file have in common, whatever links lead there."""
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing is there yet
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 # ---- Duplicates -----------------------------------------------------------------------------
@@ -4902,6 +5114,7 @@ PLACE = "PLACE"
 SEEN_WIDTH = 80  # columns; without a terminal, cells are padded no further than is usually seen
 READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
 BELOW_INDENT = 4
+FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
 SHOWN_DIGITS = 8  # of an md5sum
 
 
@@ -6286,9 +6499,51 @@ def json_lines(entries: Iterable[Record] | Iterable[AnalyzerError]) -> Iterator[
 
 
 def write_file(path: str, pieces: Iterable[str]) -> None:
-    """Write text to a file."""
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(pieces)
+    """Write text to a file whole, or leave the file as it was and raise OSError."""
+    target = os.path.realpath(path)
+    directory = os.path.dirname(target)
+    is_special = os.path.exists(path) and not os.path.isfile(path)
+    if is_special or not os.access(directory, os.W_OK | os.X_OK):
+        # A device or pipe is not to be replaced; and here it is the file alone that may be written.
+        with open(path, "w", **FILE_TEXT) as file:
+            file.writelines(pieces)
+        return
+    temporary = os.path.join(directory, f".cds-{os.urandom(8).hex()}.tmp")
+    try:
+        with open(temporary, "x", **FILE_TEXT) as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(target):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def rescue_text(pieces: Iterable[str]) -> str:
+    """Write text to a new file in the temporary or the current directory.
+
+    Return its path, or the empty text where no file could be written.
+    """
+    import tempfile
+
+    # Called one by one: without a usable temporary directory, `gettempdir` raises.
+    directories: list[Callable[[], str]] = [tempfile.gettempdir, os.getcwd]
+    whole = "".join(pieces)
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", dir=directory())
+            os.close(descriptor)
+            try:
+                write_file(path, [whole])
+            except BaseException:
+                os.unlink(path)
+                raise
+            return path
+    return ""
 
 
 def print_pieces(pieces: Iterable[str]) -> None:
@@ -6316,7 +6571,7 @@ def is_closed_pipe(error: OSError) -> bool:
 
 ClientFactory = Callable[..., LLMClient]
 # A database is one file or several: these follow its path.
-DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm", "-pending")
+DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm", PENDING_ENDING, f"{PENDING_ENDING}-wal")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
@@ -6441,15 +6696,6 @@ def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield "--db-path", args.db_path + ending
 
 
-def file_identity(path: str) -> object:
-    """Return what two paths of one file have in common, whatever links lead there."""
-    try:
-        status = os.stat(path)
-    except OSError:  # nothing is there yet
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
 # Source to records
 
 
@@ -6483,14 +6729,26 @@ def log_search(search: Search, root: str) -> None:
 
 def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
     """Write records in the form that the command line asks for, to stdout or `--output`."""
+    try:
+        write_pieces(args, record_pieces(args, records, errors))
+    except CdsError as error:
+        if args.command == "model-build":  # nothing was paid for
+            raise
+        path = rescue_text(record_pieces(args, records, errors))
+        told = "the result is lost: it could not be written to a new file either"
+        if path:
+            told = f"the result is rescued, whole, in {path}"
+        raise CdsError(f"{error}; {told}") from error
+
+
+def record_pieces(args: argparse.Namespace, records: Records, errors: Errors) -> Iterator[str]:
+    """Return records in the form that the command line asks for, in pieces."""
     width = None if args.output else terminal_width(sys.stdout)
     if args.format == "json":
-        pieces = record_json(records, errors)
-    elif args.command == "enrich-intent":
-        pieces = intent_table(records, width)
-    else:
-        pieces = record_table(records, width)
-    write_pieces(args, pieces)
+        return record_json(records, errors)
+    if args.command == "enrich-intent":
+        return intent_table(records, width)
+    return record_table(records, width)
 
 
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
@@ -6522,6 +6780,7 @@ def make_enricher(
     make_client: ClientFactory,
     interrupts: Interrupts,
     known: Mapping[str, str],
+    on_intent: Callable[[str, str], object] | None = None,
 ) -> IntentEnricher:
     """Return the enricher that the command line asks for, its client checked."""
     with named_errors("--provider-url"):
@@ -6534,6 +6793,7 @@ def make_enricher(
         args.progress_batch_size,
         jobs=args.jobs,
         known=known,
+        on_intent=on_intent,
         interrupted=lambda: interrupts.is_requested,
         limit=args.limit,
         limit_name="--limit",
@@ -6583,17 +6843,37 @@ def run_persist(
     with named_errors("--db-path", "name another file, or repair this one"):
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
-    enricher = make_enricher(args, make_client, interrupts, known)
-    started_at = timestamp()
-    records, errors = build_records(args)
-    with interrupts.deferred():
-        enriched = enricher.enrich(records)
-        context = run_context(args, root_path, started_at)
-        result = persist_or_rescue(persistence, context, errors, enriched)
-        print_pieces([summary_line(args.db_path, result)])
-        if enricher.stop:
-            log("run again with --reuse-intents: it asks only for the intents that are missing")
+    with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
+        left_behind = pending.read()
+        if args.reuse_intents:
+            known.update(left_behind)
+        enricher = make_enricher(args, make_client, interrupts, known, on_intent=pending.keep)
+        started_at = timestamp()
+        records, errors = build_records(args)
+        log_left_behind(args, left_behind, filter(enricher.wants, records))
+        with interrupts.deferred():
+            enriched = enricher.enrich(records)
+            context = run_context(args, root_path, started_at)
+            result = persist_or_rescue(persistence, context, errors, enriched)
+            pending.forget_stored()
+            print_pieces([summary_line(args.db_path, result)])
+            if enricher.stop:
+                log("run again with --reuse-intents: it asks only for the intents that are missing")
     return EXIT_DONE
+
+
+def log_left_behind(
+    args: argparse.Namespace,
+    left_behind: Mapping[str, str],
+    wanted: Iterable[Record],
+) -> None:
+    """Log how many calls of runs that were killed need not be made again, if there are any."""
+    if not left_behind:
+        return
+    codes = {record.md5sum for record in wanted}
+    usable = counted(len(codes & left_behind.keys()), "call")
+    saved = f"{usable} saved" if args.reuse_intents else f"--reuse-intents would save {usable}"
+    log(f"runs that were never stored left {counted(len(left_behind), 'finished call')}: {saved}")
 
 
 def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:

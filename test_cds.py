@@ -3278,6 +3278,221 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
+# Finished calls
+
+PENDING = "SELECT model, md5sum, intent FROM pending ORDER BY 1, 2"
+
+
+def keep(db, *md5sums, model="m"):
+    """Leave finished calls behind, as a run that is killed does."""
+    pending = cds.PendingIntents(str(db), model)
+    for md5sum in md5sums:
+        pending.keep(md5sum, f"Intent of {md5sum}.")
+    pending.close()
+    return Path(f"{db}-pending")
+
+
+def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
+    db, pending = tmp_path / "db", tmp_path / "db-pending"
+    answers = [answer(f"Returns {number}.") for number in range(3)]
+    with serving(*answers, silence) as (address, requests), persisting(tmp_path, address, count=5) as process:
+        wait_for(lambda: len(requests) == 4)
+        process.kill()
+        process.wait()
+    assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
+    kept = sorted(intent for _, _, intent in rows(pending, PENDING))
+    assert kept == ["Returns 0.", "Returns 1.", "Returns 2."]
+    assert persist(tmp_path / "s", tmp_path / "other") == 0
+    client = FakeClient()
+    capsys.readouterr()
+    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
+    left = "runs that were never stored left 3 finished calls: --reuse-intents would save 0 calls\n"
+    assert left in capsys.readouterr().err
+    assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
+    assert ": 3 calls saved\n" in capsys.readouterr().err
+    assert len(client.asked) == 2 and not pending.exists()
+    intents = rows(db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id")
+    told = ["Returns 0.", "Returns 1.", "Returns 2.", "Does something.", "Does something."]
+    assert [intent for (intent,) in intents] == told
+
+
+def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    [code] = [one for one in built(source) if one.kind == "function"]
+    pending = keep(db, code.md5sum, "gone")
+    assert persist(source, db) == 0
+    line = "runs that were never stored left 2 finished calls: --reuse-intents would save 1 call\n"
+    assert line in capsys.readouterr().err
+    assert [md5sum for _, md5sum, _ in rows(pending, PENDING)] == ["gone"]
+
+
+def test_finished_call_goes_only_with_a_stored_success_of_its_model(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    sums = [one.md5sum for one in built(source) if one.kind == "function"]
+    pending = keep(db, *sums)
+    keep(db, *sums, model="other")
+    refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
+    assert persist(source, db, "--limit", "2", client=refused) == 0
+    assert persist(source, db, "--model", "third") == 0
+    kept = [("m", md5sum) for md5sum in sums[1:]] + [("other", md5sum) for md5sum in sums]
+    assert sorted(row[:2] for row in rows(pending, PENDING)) == sorted(kept)
+    assert persist(source, db, "--model", "other") == 0
+    assert persist(source, db) == 0
+    assert not pending.exists()
+
+
+def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    store(db)
+    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
+    assert persist(source, db, client=client) == 1
+    assert [intent for _, _, intent in rows(f"{db}-pending", PENDING)] == ["Works."]
+
+
+def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
+    db = tmp_path / "db"
+    first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
+    first.keep("1", "One.")
+    second.keep("2", "Two.")
+    store(db, [record(md5sum="1", intent="One.")])
+    first.forget_stored()
+    first.close()
+    assert second.read() == {"2": "Two."}
+    second.keep("3", "Three.")
+    store(db, [record(md5sum="2", intent="Two."), record(md5sum="3", intent="Three.")])
+    third = cds.PendingIntents(str(db), "m")
+    assert third.read() == {}
+    second.close()
+    assert Path(f"{db}-pending").exists()  # the third still has it open
+    third.keep("4", "Four.")
+    third.close()
+    assert [row[1] for row in rows(f"{db}-pending", PENDING)] == ["4"]
+
+
+def test_side_file_that_is_deleted_while_others_open_it_loses_nothing(tmp_path):
+    store(tmp_path / "db", [record(md5sum="same", intent="Same.")])
+    program = """if True:
+        import cds
+        _, db, name = sys.argv
+        for number in range(60):
+            pending = cds.PendingIntents(db, "m")
+            pending.read()
+            pending.keep("same", "goes at once, and the file with it")
+            if number % 20 == 0:
+                pending.keep(f"{name}-{number}", "stays")
+            pending.forget_stored()
+            pending.close()"""
+    command = python_command(program, tmp_path / "db")
+    runs = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in "ab"]
+    told = [process.communicate(timeout=60)[1] for process in runs]
+    assert told == ["", ""]
+    expected = sorted(f"{name}-{number}" for name in "ab" for number in (0, 20, 40))
+    assert [md5sum for _, md5sum, _ in rows(tmp_path / "db-pending", PENDING)] == expected
+
+
+def write_directory(path):
+    path.mkdir()
+
+
+def write_foreign_database(path):
+    execute(path, "CREATE TABLE pending (model, md5sum, intent)")
+
+
+def write_torn_database(path):
+    keep(str(path).removesuffix("-pending"), *map(str, range(200)))
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"torn" * 5000)
+
+
+def write_file_of_another_user(path):
+    path.touch()
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        pytest.param(lambda path: path.write_text("no database\n" * 500), "not a database", id="text"),
+        pytest.param(write_torn_database, "malformed", id="torn"),
+        pytest.param(write_foreign_database, "a database of something else", id="foreign"),
+        pytest.param(write_directory, "not a regular file", id="directory"),
+        pytest.param(lambda path: path.symlink_to(path.with_name("s")), "not a regular file", id="link"),
+        pytest.param(
+            write_file_of_another_user,
+            "belongs to another user",
+            id="another-user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
+def test_side_file_that_is_of_no_use_costs_one_warning(tmp_path, capsys, write, says, options):
+    source, db, path = (
+        tree(tmp_path / "s", {"a.py": many_functions(3)}),
+        tmp_path / "db",
+        tmp_path / "db-pending",
+    )
+    write(path)
+    before = path.lstat()
+    assert persist(source, db, *options) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"{path} cannot be used: " in warnings[0] and says in warnings[0]
+    assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
+    assert (path.lstat().st_size, path.lstat().st_mode) == (before.st_size, before.st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here")
+def test_side_file_that_cannot_be_written_costs_one_warning(tmp_path, good_server):
+    path = keep(tmp_path / "db", "1")
+    path.chmod(0o400)
+    words = ("--path", tree(tmp_path / "s", {"a.py": TOTAL}), *good_server, "--db-path", tmp_path / "db")
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
+    assert f"warning: {path} cannot be used: " in done.stderr
+
+
+def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
+    program = """if True:
+        import resource, signal, cds
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        pending = cds.PendingIntents(sys.argv[1], "m")
+        for number in range(500):
+            pending.keep(str(number), "Works." * 100)
+        pending.forget_stored()
+        pending.close()"""
+    done = finish(python_command(program, tmp_path / "db"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
+    assert f"warning: {tmp_path}/db-pending cannot be used: " in done.stderr
+    assert rows(tmp_path / "db-pending", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
+    def slow(handler):
+        time.sleep(0.01)
+        respond(handler, *answer())
+
+    count, kills, jobs = 120, 5, 4
+    with serving(slow) as (address, requests):
+        for kill in range(kills):
+            options = ("--jobs", jobs, "--reuse-intents")
+            with persisting(tmp_path, address, *options, count=count) as process:
+                wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
+                process.kill()
+                process.wait()
+        assert rows(tmp_path / "db-pending", "PRAGMA integrity_check") == [("ok",)]
+        with persisting(tmp_path, address, *options, count=count) as process:
+            process.communicate(timeout=30)
+    assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
+    assert rows(tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''") == [
+        (count,)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
 # Rescue
 
 
@@ -5395,6 +5610,61 @@ def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
     assert "\ncds: --output: /dev/full could not be written: " in capsys.readouterr().err
 
 
+@needs_full_device
+@pytest.mark.parametrize("is_option", [True, False], ids=["output", "stdout"])
+def test_intents_that_cannot_be_written_are_rescued(tmp_path, good_server, is_option):
+    source = tree(tmp_path / "s", {"a.py": TOTAL})
+    words = ("enrich-intent", "--path", source, *good_server, "--format", "json")
+    expected = shell(*words).stdout
+    (tmp_path / "t").mkdir()
+    options = {"env": {**os.environ, "TMPDIR": str(tmp_path / "t")}}
+    with open("/dev/full", "w") as full:
+        done = shell(*words, *(["--output", "/dev/full"] if is_option else []), stdout=full, **options)
+    [path] = (tmp_path / "t").iterdir()
+    assert done.returncode == 1 and f"; the result is rescued, whole, in {path}\n" in done.stderr
+    assert path.read_text(encoding="utf-8") == expected
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+LIMITED = """if True:
+    import resource, signal, cds
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    sys.exit(cds.main())"""
+
+
+def test_output_that_cannot_be_written_whole_is_left_as_it_was(tmp_path, good_server):
+    out = tmp_path / "out"
+    out.write_text("before")
+    source = tree(tmp_path / "s", {"a.py": many_functions(50)})
+    words = ("enrich-intent", "--path", source, *good_server, "--output", out)
+    done = finish(python_command(LIMITED, *words))
+    assert done.returncode == 1 and "could not be written" in done.stderr and "is lost" in done.stderr
+    assert out.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s"]
+
+
+def test_output_keeps_mode_and_link_of_what_it_replaces(tmp_path, capsys):
+    tree(tmp_path, {"a.py": "x = 1", "d/out": "before"})
+    (tmp_path / "link").symlink_to("d/out")
+    (tmp_path / "d/out").chmod(0o640)
+    assert run("model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and "a.py:1-1" in (tmp_path / "d/out").read_text()
+    assert stat.S_IMODE((tmp_path / "d/out").stat().st_mode) == 0o640
+    umask = os.umask(0o027)
+    try:
+        assert run("model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "new") == 0
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_output_may_be_a_pipe(tmp_path):
+    tree(tmp_path, {"a.py": "x = 1"})
+    done = shell("model-build", "--path", tmp_path, "--output", "/dev/stdout")
+    assert done.returncode == 0 and "a.py:1-1" in done.stdout
+
+
 @needs_unicode_names
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")]
@@ -5908,11 +6178,14 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     host, port = address.split(":")
     events = [ast.literal_eval(line) for line in done.stderr.splitlines() if line.startswith("('")]
     files = [name for event, name in events if event == "sqlite3.connect" and name != ":memory:"]
-    assert {event for event, _ in events} <= {"socket.connect", "subprocess.Popen", "sqlite3.connect", "open"}
+    allowed = {"socket.connect", "subprocess.Popen", "sqlite3.connect", "open", "os.remove"}
+    assert {event for event, _ in events} <= allowed
     assert [name for event, name in events if event == "socket.connect"] == [f"('{host}', {port})"]
     assert {name for event, name in events if event == "subprocess.Popen"} == programs
-    assert files and all(db.as_uri() + "?" in name for name in files)
-    assert [name for event, name in events if event == "open" and name != os.devnull] == []
+    named = {str(db), f"{db}-pending", f"{db}-pending-wal", os.devnull}
+    assert {name.removeprefix("file://").partition("?")[0] for name in files} == {str(db), f"{db}-pending"}
+    assert {name for event, name in events if event in ("open", "os.remove")} <= named
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
 
 
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
