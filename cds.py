@@ -423,7 +423,9 @@ RATE_CALLS = 100  # how many of the newest calls foretell the time that is left
 
 def log(message: str) -> None:
     """Write one line to stderr, with escapes for whatever could steer a terminal."""
-    tell(printable(message) + "\n")
+    # A live line may stand there; it is drawn anew below.
+    start = "" if terminal_width(sys.stderr) is None else CLEAR_LINE
+    tell(f"{start}{printable(message)}\n")
 
 
 def tell(text: str) -> None:
@@ -1666,10 +1668,12 @@ class IntentEnricher:
         calls = dict(itertools.islice(missing.items(), self.limit))
         beyond = len(missing) - len(calls)
 
-        files = len({record.file_path for record in records})
-        line = f"enrich files={files} records={len(records)} in_scope={len(in_scope)}"
+        files = {record.file_path for record in records}
+        line = f"enrich files={len(files)} records={len(records)} in_scope={len(in_scope)}"
         line += f" calls={len(calls)} reused={len(reused)}"
-        log(f"{line} beyond_limit={beyond}" if beyond else line)
+        if beyond:
+            line += f" beyond_limit={beyond}"
+        log(line)
 
         outcomes = {**reused, **self._call_all(calls)}
         if beyond:
@@ -1886,14 +1890,16 @@ def parse_provider_url(text: str) -> Address:
         full = f"http://[{text}]"
     try:
         parts = urllib.parse.urlsplit(full)
-        host, port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
+        port = parts.port
         host.encode("idna")
     except ValueError:
         raise UsageError(f"not an address: {ADDRESS_HINT}") from None
     if parts.scheme not in ("http", "https") or parts.netloc.endswith(":"):
         raise UsageError(f"only http and https are spoken: {ADDRESS_HINT}")
-    is_plain = re.fullmatch(r"[\w.:-]+", host) and re.fullmatch(r"[!-?A-~]*", parts.path)
-    if not is_plain or set(text) & set("?#"):
+    is_host = re.fullmatch(r"[\w.:-]+", host)
+    is_path = re.fullmatch(r"[!-?A-~]*", parts.path)
+    if not is_host or not is_path or "?" in text or "#" in text:
         raise UsageError(f"not the address of a server: {ADDRESS_HINT}")
 
     if is_bare and port is None:
@@ -2199,7 +2205,10 @@ class Transport:
         api_key = api_key.strip()
         header = authorization(self.address, api_key, key_name)
         self._secrets = Secrets(self.address, header, api_key)
-        self._headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"cds/{__version__}",
+        }
         if header:
             self._headers["Authorization"] = header
         self._opener = make_opener(self.address)
@@ -2450,6 +2459,7 @@ class ChatClient(LLMClient):
         abandoned = self._transport.abandoned
         room = self.num_ctx - prompt_tokens(code)
         tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
+        # Every other round has fewer fields to refuse or more tokens to think with, and both run out.
         while True:
             question = Question(code, tokens, self._fields)
             try:
@@ -2553,14 +2563,17 @@ class OllamaClient(ChatClient):
         return {
             "model": self.model,
             "stream": False,
-            "truncate": False,  # an error is better than a prompt cut in silence
+            # An error is better than a prompt that is cut in silence.
+            "truncate": False,
+            # A server unloads a model after five minutes, which a restart or a long answer may take.
             "keep_alive": "30m",
             **question.fields,
             "messages": chat_messages(question.code),
             "options": {
                 "temperature": 0,
                 "seed": 0,
-                "num_ctx": self.num_ctx,  # the same in all requests: another one reloads the model
+                # The same in all requests, since another one makes the server load the model anew.
+                "num_ctx": self.num_ctx,
                 "num_predict": question.tokens,
             },
         }
@@ -2568,6 +2581,7 @@ class OllamaClient(ChatClient):
     def _answer_text(self, response: Response, question: Question) -> str:
         reply = response.reply
         if response.status != 200:
+            # Only models that know levels of effort take one.
             if question.fields != self.fields and "think" in ollama_error(response):
                 raise FieldError("low effort is refused", self.fields)
             raise ollama_refusal(response, self.model)
@@ -2602,6 +2616,7 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
         return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
     if status in (401, 403):
         return ProviderError(f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL")
+    # Ollama names the model that it lacks; another server's 404 is told otherwise.
     if status in (404, 405) and not whole:
         return ProviderError(f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}")
     if status == 404:
@@ -2610,6 +2625,7 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
         return ProviderError(f"{said}: name another model")
     if status == 429 and "usage limit" in whole:
         return ProviderError(f"{said}: wait, or use another server")
+    # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
     is_this_prompt = "token repeat limit" in whole
     if status in (408, 429) or (status >= 500 and not is_this_prompt):
         remedy = NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else ""
@@ -2705,9 +2721,11 @@ class OpenAIClient(ChatClient):
         """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
         # The list is not read: many servers answer by any name.
         response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
-        if response.status != 200:
-            error = openai_refusal(response, Problem.of(response))
+        problem = find_problem(response)
+        if problem is not None:
+            error = openai_refusal(response, problem)
             raise error if response.status in (401, 403) else IntentGenerationError(str(error))
+        # No other server is known to have this path; one that fails here is none of Ollama's.
         with contextlib.suppress(IntentGenerationError):
             version = self._transport.ask("/api/version", None, CHECK_SECONDS)
             if version.status == 200 and "version" in (version.reply or {}):
@@ -2723,16 +2741,12 @@ class OpenAIClient(ChatClient):
         return {"model": self.model, "stream": False, **fields, "messages": chat_messages(question.code)}
 
     def _answer_text(self, response: Response, question: Question) -> str:
-        reply = response.reply
-        problem = Problem.of(response)
-        if problem.is_one or response.status != 200:
-            fields = without_refused(question.fields, problem) if response.status in (400, 422) else None
-            if fields is not None:
-                raise FieldError(response.quote(problem.text), fields)
-            raise openai_refusal(response, problem)
-        if reply is None:
+        problem = find_problem(response)
+        if problem is not None:
+            raise self._refusal(response, problem, question)
+        if response.reply is None:
             raise IntentGenerationError("the answer is not a JSON object")
-        first = first_choice(reply)
+        first = first_choice(response.reply)
         message = first.get("message")
         if not isinstance(message, dict):
             raise IntentGenerationError("the answer holds no text")
@@ -2741,45 +2755,61 @@ class OpenAIClient(ChatClient):
         if reason == "length":
             thought = message.get("reasoning_content") or message.get("reasoning")
             raise length_error(text, thought, question.tokens)
-        if reason is None:
+        if reason is None:  # Ollama's guard against repeated tokens
             raise IntentGenerationError("the model was stopped because it repeated itself")
         if reason != "stop":
             shown = response.quote(repr(reason), instead="that is withheld")
             raise IntentGenerationError(f"the answer ended for the reason {shown}")
-        if text is not None and not isinstance(text, str):
+        if text is None:  # as some servers say "nothing"
+            return ""
+        if not isinstance(text, str):
             raise IntentGenerationError("the answer holds no text")
-        return text or ""
+        return text
+
+    def _refusal(
+        self,
+        response: Response,
+        problem: Problem,
+        question: Question,
+    ) -> IntentGenerationError:
+        if response.status in (400, 422):
+            fields = without_refused(question.fields, problem)
+            if fields is not None:
+                return FieldError(response.quote(problem.text), fields)
+        return openai_refusal(response, problem)
 
 
 class Problem(NamedTuple):
-    """What a server says is wrong, in whatever shape it says it; all of it the server's own words."""
+    """What a server says is wrong, in whatever shape; all of it its own words, and any may be empty."""
 
     text: str = ""
     kind: str = ""
     code: str = ""
     param: str = ""
-    is_one: bool = False
 
-    @classmethod
-    def of(cls, response: Response) -> Problem:
-        """Return the problem in a response; without one, all its fields are empty."""
-        reply = response.reply or {}
-        error = reply.get("error") or first_choice(reply).get("error")
-        if reply.get("object") == "error":
-            error = reply
-        if not error and response.status != 200:
-            error = reply.get("detail") or reply.get("message")
-        if not error:
-            return cls()
-        if not isinstance(error, dict):
-            return cls(text=text_of(error), is_one=True)
-        text, kind, code, param = (text_of(error.get(key)) for key in ("message", "type", "code", "param"))
-        return cls(text, kind, code, param, is_one=True)
-
-    @property
-    def whole(self) -> str:
-        """All that is said, to be searched."""
+    def all_words(self) -> str:
+        """Return everything that can tell one problem from another."""
         return f"{self.kind} {self.code} {self.text}"
+
+
+def find_problem(response: Response) -> Problem | None:
+    """Return the problem that a response stands for, or None where it holds an answer."""
+    reply = response.reply or {}
+    # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
+    error = reply.get("error") or first_choice(reply).get("error")
+    if reply.get("object") == "error":
+        error = reply
+    if response.status == 200 and not error:
+        return None
+    error = error or reply.get("detail")
+    if not isinstance(error, dict):
+        return Problem(text_of(error))
+    return Problem(
+        text=text_of(error.get("message")),
+        kind=text_of(error.get("type")),
+        code=text_of(error.get("code")),
+        param=text_of(error.get("param")),
+    )
 
 
 def text_of(value: object) -> str:
@@ -2798,7 +2828,7 @@ def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_refused(fields: Mapping[str, object], problem: Problem) -> dict[str, object] | None:
     """Return the fields to send once a server has refused one of them, or None where it names none."""
-    if TOO_LONG.search(problem.whole):  # such a text names the tokens asked for
+    if TOO_LONG.search(problem.all_words()):  # such a text names the tokens asked for
         return None
     if "max_completion_tokens" in problem.text:
         kept = {name: value for name, value in fields.items() if name != "max_tokens"}
@@ -2824,23 +2854,23 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
     status = response.status
     if status == 200 and re.fullmatch("[45][0-9][0-9]", problem.code):
         status = int(problem.code)
-    whole = problem.whole
+    words = problem.all_words()
     said = response.quote(problem.text)
     if status in range(300, 400):
         return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
-    if TOO_LONG.search(whole) and status < 500:
+    if TOO_LONG.search(words) and status < 500:
         return IntentGenerationError(f"the prompt is too long for the server's context: {said}")
-    if status == 403 and MODERATED.search(whole):
+    if status == 403 and MODERATED.search(words):
         return IntentGenerationError(said)
     if status in (401, 403):
         return ProviderError(f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL")
-    if status == 402 or NO_CREDIT.search(whole):
+    if status == 402 or NO_CREDIT.search(words):
         return ProviderError(f"{said}: wait, add credit, or use another server")
-    if WRONG_MODEL.search(whole) and status < 500:
+    if WRONG_MODEL.search(words) and status < 500:
         return ProviderError(f"{said}: name another model")
     if status in (404, 405, 501):
         return ProviderError(f"no OpenAI API answers there (HTTP status {status}): check the provider URL")
-    if WRONG_SHAPE.search(whole):
+    if WRONG_SHAPE.search(words):
         return ProviderError(f"the server refuses the request: {said}")
     if status in (408, 429) or status >= 500:
         # A server that still loads its model does so for minutes.

@@ -519,10 +519,29 @@ def test_progress_is_one_live_line_on_a_terminal(tmp_path):
     with serving(slow) as (address, _):
         words = ("enrich-intent", "--path", source, *provider(address))
         shown = shown_on_terminal(*words, columns=50, stream="stderr")
-    live = shown.split("\r\x1b[K")[1:]
+    pieces = shown.split("\r\x1b[K")
+    live = [piece for piece in pieces if piece.startswith("[")]
     assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
-    assert max(map(len, live[:-1])) <= 49 and not any("\n" in line for line in live[:-1])
-    assert live[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
+    assert max(map(len, live)) <= 49 and not any("\n" in line for line in live)
+    assert pieces[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
+
+
+def test_message_during_the_calls_takes_the_place_of_the_live_line(tmp_path):
+    def thinking(handler):
+        time.sleep(0.3)  # until the live line is drawn
+        if handler.request_body["options"]["num_predict"] == 256:
+            cut = {"content": "", "thinking": "hm"}
+            return respond(handler, *answer(message=cut, done_reason="length"))
+        return respond(handler, *answer())
+
+    source = tree(tmp_path, {"m.py": many_functions(2)})
+    with serving(thinking) as (address, _):
+        words = ("enrich-intent", "--path", source, *provider(address))
+        shown = shown_on_terminal(*words, columns=50, stream="stderr")
+    pieces = shown.split("\r\x1b[K")
+    [told] = [number for number, piece in enumerate(pieces) if "the model thinks" in piece]
+    assert pieces[told].startswith("the model thinks") and pieces[told].rstrip("\r").endswith("\n")
+    assert pieces[told - 1].startswith("[")
 
 
 def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
@@ -2077,6 +2096,12 @@ def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(respons
         with pytest.raises(cds.IntentGenerationError) as raised:
             client.generate_intent("x")
     assert "abc" not in str(raised.value).replace(address, "")
+
+
+@pytest.mark.parametrize("spelled", ["\N{KEY}abc", r"\ud83d\udd11abc", "%F0%9F%94%91abc", "&#128273;a&#98;c"])
+def test_masking_knows_every_spelling_of_characters_beyond_the_first_plane(spelled):
+    secrets = cds.Secrets(cds.parse_provider_url("me:\N{KEY}abc@box"), None, "")
+    assert secrets.quote(f"wrong: {spelled}!") == "wrong: ***!"
 
 
 def test_masking_takes_no_time_that_a_hostile_server_could_choose():
