@@ -6364,15 +6364,12 @@ def sarif_result(report: Report, group: CloneGroup, directory: str) -> dict[str,
     name, text = SARIF_RULES[group.evidence]
     first, *others = group.members[:SARIF_LOCATIONS]
     links = ", ".join(sarif_link(member, number) for number, member in enumerate(others, 1))
-    size = f"{group.copies} copies, {counted(group.statements, 'statement')}"
-    if group.is_family:
-        size += f", {FAMILY_NOTE}"
     places = [sarif_location(member, directory) for member in others]
     return {
         "ruleId": name,
         "ruleIndex": list(SARIF_RULES).index(group.evidence),
         "level": sarif_level(report, group),
-        "message": {"text": f"{text} {size}, similarity {group.similarity:.2f}: also {links}"},
+        "message": {"text": f"{text} {_group_headline(group)}: also {links}"},
         "locations": [sarif_location(first, directory)],
         "relatedLocations": [{"id": number, **place} for number, place in enumerate(places, 1)],
         # The first is the only name that GitHub follows a result by.
