@@ -6243,7 +6243,7 @@ def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int
     import difflib
 
     counts = collections.Counter(other)
-    cells = sum(counts[item] for item in first if not item.isspace())
+    cells = sum(counts[item] for item in first if not _is_blank(item))
     if cells > EQUAL_CELLS:
         return [("replace", 0, len(first), 0, len(other))]
     matcher = difflib.SequenceMatcher(_is_blank, first, other, autojunk=False)

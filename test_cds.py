@@ -5173,6 +5173,7 @@ def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
     assert missing == 60 - page.count('class="group"')
     assert without_code == 60 - missing - page.count("log.info")
     assert without_code + missing > 0
+    assert "log.info" in page
 
 
 def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
@@ -5219,6 +5220,12 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
             ("=", 11, 22, "c", "c"),
         ], id="the same target"),
         pytest.param("alpha(1)", "while beta:", [("≠", 10, 20, "alpha(1)", "while beta:")], id="nothing alike"),
+        pytest.param("return p.x", "del q.y\nreturn q.y", [
+            ("≠", None, 20, "", "del q.y"), ("≠", 10, 21, "return |p|.|x|", "return |q|.|y|"),
+        ], id="the same keyword"),
+        pytest.param("a\n\tb", "a\n        b", [
+            ("=", 10, 20, "a", "a"), ("=", 11, 21, "        b", "        b"),
+        ], id="tabs"),
         pytest.param("    a\n      b", "\ta\n\t  b", [
             ("=", 10, 20, "a", "a"), ("=", 11, 21, "  b", "  b"),
         ], id="indented otherwise"),
@@ -5231,7 +5238,12 @@ def test_page_puts_lines_that_belong_together_side_by_side(first, other, rows):
 def test_comparing_lines_that_recur_takes_no_longer_than_others():
     steps = cds.edits(["x", "y"] * 5000, ["x", "z"] * 5000)
     assert steps == [("replace", 0, 10_000, 0, 10_000)]
-    assert len(cds.edits(["", "a"] * 5000, ["", "b"] * 5000)) >= 1  # blanks hold nothing together
+    steps = cds.edits(["", "a"] * 5000, ["", "b"] * 5000)  # blanks hold nothing together
+    assert steps[0] == ("equal", 0, 1, 0, 1)
+
+
+def test_comparing_lines_prefers_those_that_are_not_blank():
+    assert ("equal", 2, 3, 0, 1) in cds.edits(["", "q", "x"], ["x", "", "w"])
 
 
 def test_page_folds_long_equal_stretches_away():
@@ -5248,6 +5260,20 @@ def test_page_shows_each_text_of_a_group_once():
     page = page_of([*twins(TOTAL), changed, changed._replace(file_path="d.py")])
     assert page.count("# comment") == 1
     assert "the same text as 1" in page and "the same text as 3" in page
+
+
+def test_page_takes_codes_for_the_same_only_where_all_of_them_is():
+    tall = "x\n" * 5000
+    pair = record(TOTAL, raw_code=tall), record(TOTAL_RENAMED, "b.py", raw_code=tall)
+    assert "the same text" not in page_of(pair)
+
+
+def test_page_compares_some_members_of_a_group_and_lists_the_others():
+    page = page_of([record(f"{TOTAL}    # {number}", f"{number}.py") for number in range(20)])
+    assert page.count('<details class="pair"') == cds.COMPARED_MEMBERS
+    assert page.count('<details class="pair" open>') == 1
+    assert page.count("<li value=") == 19 - cds.COMPARED_MEMBERS
+    assert "the same text" not in page
 
 
 def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
@@ -5565,6 +5591,8 @@ def test_sarif_paths_are_percent_encoded_and_end_no_link(path, text):
     (result,), log = sarif_of([record(TOTAL, path), record(TOTAL, path, line=50)])
     check_sarif(log)
     assert uris_of(result) == [text, text]
+    if "{" in path:
+        assert "\\[x\\](1){{0}}" in result["message"]["text"]
 
 
 def test_sarif_keeps_to_the_limits_of_github_and_counts_what_it_leaves_out():
@@ -5599,6 +5627,14 @@ def test_sarif_paths_are_relative_to_the_current_folder(tmp_path, capsys, monkey
     log = json.loads(capsys.readouterr().out)
     check_sarif(log)
     assert uris_of(log["runs"][0]["results"][0]) == [uri, uri]
+
+
+def test_sarif_omissions_are_told_on_stderr(tmp_path, capsys):
+    source = tree(tmp_path, {"a.py": f"{TOTAL}\n" * 1002})
+    assert run("duplicates", "--path", source, "--format", "sarif") == 0
+    printed = capsys.readouterr()
+    check_sarif(json.loads(printed.out))
+    assert "sarif: 2 places left out: a result holds 1000" in printed.err
 
 
 def test_sarif_of_a_stored_run_names_the_files_of_its_root(tmp_path, capsys, monkeypatch):
