@@ -1263,7 +1263,25 @@ def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
     return (line[: end.end()] if end else line) or None
 
 
+def code_head(raw_code: str, signature: str | None) -> str:
+    """Return the code of a definition as far as its docstring goes, or nothing where it has none."""
+    literal = _docstring_literal(raw_code, signature) if signature else None
+    return raw_code[: literal[1].end()] if literal else ""
+
+
 def _docstring(raw_code: str, signature: str) -> str | None:
+    literal = _docstring_literal(raw_code, signature)
+    if literal is None:
+        return None
+    start, end = literal
+    text = raw_code[start.end() : end.start()]
+    if "\\" in text and start["prefix"] not in ("r", "R"):
+        text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _docstring_literal(raw_code: str, signature: str) -> tuple[re.Match[str], re.Match[str]] | None:
+    """Return what starts and what ends the literal that is a definition's docstring."""
     header = raw_code.find(signature)
     start = DOCSTRING_START.match(raw_code, header + len(signature)) if header >= 0 else None
     if start is None:
@@ -1274,10 +1292,7 @@ def _docstring(raw_code: str, signature: str) -> str | None:
     # More may follow, such as a call of a method: then the statement is no docstring.
     if end is None or not STATEMENT_END.match(raw_code, end.end()):
         return None
-    text = raw_code[start.end() : end.start()]
-    if "\\" in text and start["prefix"] not in ("r", "R"):
-        text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return start, end
 
 
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
@@ -2949,6 +2964,9 @@ SELECT kind, file_path, signature, start_line, end_line,
     CASE kind WHEN 'file' THEN '' ELSE normalized_code END,
     md5sum, intent, intent_status, intent_error
 FROM records WHERE run_id = ? ORDER BY id"""
+SELECT_CODES = """
+SELECT file_path, start_line, end_line, raw_code
+FROM records WHERE run_id = ? AND kind <> 'file'"""
 SELECT_TAKEN_NAMES = f"""
 SELECT name FROM sqlite_master
 WHERE (type <> 'index' OR tbl_name <> 'records')
@@ -3171,8 +3189,10 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
 
 
 def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object], list[Record]]:
-    """Return the row of a run (the newest without `run_id`) and its records; of files the header only.
+    """Return the row of a run (the newest without `run_id`) and its records.
 
+    The code of a file ends after its header, that of a definition after its docstring: the whole
+    takes more memory than all else, and `read_codes` reads what is shown of it.
     Raises PersistenceError where there is no such run.
     """
     with open_database(db_path, "rw") as connection:
@@ -3185,8 +3205,26 @@ def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object]
             missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
             raise PersistenceError(f"{db_path} has {missing}")
         run = dict(zip(columns, row))
-        records = map(Record._make, connection.execute(SELECT_RECORDS, (run["id"],)))
-        return run, list(records)
+        rows = connection.execute(SELECT_RECORDS, (run["id"],))
+        return run, [_without_body(Record(*row)) for row in rows]
+
+
+def _without_body(record: Record) -> Record:
+    if record.kind == "file":
+        return record
+    return record._replace(raw_code=code_head(record.raw_code, record.signature))
+
+
+def read_codes(
+    db_path: str,
+    run_id: int,
+    places: Collection[tuple[str, int, int]],
+) -> dict[tuple[str, int, int], str]:
+    """Return the code of definitions of a run by their file, first line and last line."""
+    with open_database(db_path, "rw") as connection:
+        begin_reading(connection)
+        rows = connection.execute(SELECT_CODES, (run_id,))
+        return {(path, start, end): code for path, start, end, code in rows if (path, start, end) in places}
 
 
 # Rescue
@@ -3632,7 +3670,10 @@ def defined_name(record: Record) -> str:
 # nodes before it in the same statement. A repeated trigram is a feature of its own each time, so
 # a fragment has as many features as its tree has nodes.
 
-STATEMENT_START = "^"
+# Two marks stand before each statement. Where trigrams run on into the next one, one added statement
+# costs more of them.
+MARK = None
+MARK_LABEL = "^"
 LOCAL_NAME = "_"
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
@@ -3642,12 +3683,19 @@ NODE_TYPES = [kind for kind in vars(ast).values() if isinstance(kind, type) and 
 CHILD_FIELDS = {
     kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS) for kind in NODE_TYPES
 }
-# No name of a program looks like the label of a type.
-TYPE_LABELS = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
 NAMING_NODES = {kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)}
 NAMING_NODES |= {ast.Name, ast.arg, ast.Global}
-
+STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
 DEFINITIONS = {*FunctionNode, ast.ClassDef}
+# Labels of nodes without a name of their own. No name of a program looks like one.
+TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
+TYPE_LABELS[type(MARK)] = MARK_LABEL
+NAME_LABELS: dict[type, Callable[[Any], str]] = {
+    ast.Name: operator.attrgetter("id"),
+    ast.Attribute: lambda node: f".{node.attr}",
+    ast.keyword: lambda node: f"{node.arg}=",
+    ast.alias: lambda node: f"import {node.name}",
+}
 
 Span = tuple[int, int]
 
@@ -3661,13 +3709,11 @@ class SpanEnd(NamedTuple):
 class Outline(NamedTuple):
     """The tree of a definition laid out flat: nodes in the order of the source, and their labels.
 
-    `previous` and `last` hold the labels of the two nodes before each in the same statement. Each
-    of `spans` is the part that one definition takes, from and up to a node, the outermost first.
+    Both hold two marks before each statement. Each of `spans` is the part that one definition takes,
+    from its marks on and up to its end, the outermost first.
     """
 
-    nodes: list[ast.AST]
-    previous: list[str]
-    last: list[str]
+    nodes: list[ast.AST | None]
     labels: list[str]
     spans: list[Span]
 
@@ -3747,20 +3793,12 @@ def parse_outline(code: str) -> Outline | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     nodes, spans = preorder(definition)
-    labels = [node_label(node) for node in nodes]
-    last = [STATEMENT_START, *labels[:-1]]
-    previous = [STATEMENT_START, *last[:-1]]
-    # Where trigrams run on into the next statement, one added statement costs more of them.
-    for start in [position for position, node in enumerate(nodes) if isinstance(node, ast.stmt)]:
-        previous[start] = last[start] = STATEMENT_START
-        if start + 1 < len(nodes):
-            previous[start + 1] = STATEMENT_START
-    return Outline(nodes, previous, last, labels, spans)
+    return Outline(nodes, list(map(node_label, nodes)), spans)
 
 
-def preorder(root: ast.AST) -> tuple[list[ast.AST], list[Span]]:
-    """Return the nodes in the order of the source, and the spans of the definitions."""
-    nodes: list[ast.AST] = []
+def preorder(root: ast.AST) -> tuple[list[ast.AST | None], list[Span]]:
+    """Return the nodes in the order of the source, marks included, and the spans of the definitions."""
+    nodes: list[ast.AST | None] = []
     starts: list[int] = []
     ends: list[int] = []
     stack: list[Any] = [root]  # not recursive, since a tree can be deep
@@ -3779,6 +3817,8 @@ def preorder(root: ast.AST) -> tuple[list[ast.AST], list[Span]]:
             starts.append(len(nodes))
             ends.append(0)
         # 3. The node, and then its children from left to right.
+        if kind in STATEMENTS:
+            nodes += (MARK, MARK)
         nodes.append(node)
         for field in fields:
             child = getattr(node, field)
@@ -3789,17 +3829,11 @@ def preorder(root: ast.AST) -> tuple[list[ast.AST], list[Span]]:
     return nodes, list(zip(starts, ends))
 
 
-def node_label(node: ast.AST) -> str:
-    """Return what trigrams are made of: the type of a node, or the name that it holds."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return f".{node.attr}"
-    if isinstance(node, ast.keyword):
-        return f"{node.arg}="
-    if isinstance(node, ast.alias):
-        return f"import {node.name}"
-    return TYPE_LABELS[type(node)]
+def node_label(node: ast.AST | None) -> str:
+    """Return what trigrams are made of: the name that a node holds, or its type."""
+    kind = type(node)
+    own_label = NAME_LABELS.get(kind)
+    return own_label(node) if own_label else TYPE_LABELS[kind]
 
 
 def describe_fragment(
@@ -3811,12 +3845,11 @@ def describe_fragment(
         lines = records[0].normalized_code.count("\n")
         return Fragment(records, "", lines, is_stub=False, trigrams=())
     start, end = span
-    definition: Any = outline.nodes[start]
+    definition: Any = outline.nodes[start + 2]
     return Fragment(
         records=records,
         name=definition.name,
-        # A statement's own label is the only one with a start right before it.
-        statements=outline.last[start:end].count(STATEMENT_START) - 1,
+        statements=outline.nodes[start:end].count(MARK) // 2 - 1,
         is_stub=is_stub(definition),
         trigrams=number_trigrams(outline, span, numbers),
     )
@@ -3824,16 +3857,16 @@ def describe_fragment(
 
 def number_trigrams(outline: Outline, span: Span, numbers: Mapping[tuple[Any, ...], int]) -> tuple[int, ...]:
     """Return the numbers of a definition's trigrams, ascending, names of locals made equal."""
-    start, end = span
-    local = dict.fromkeys(local_names(outline.nodes[start:end]), LOCAL_NAME)
-    columns = []
-    for labels in (outline.previous, outline.last, outline.labels):
-        part = labels[start:end]
-        columns.append(map(local.get, part, part))
-    trigrams = list(map(numbers.__getitem__, zip(*columns)))
-    counts = collections.Counter(trigrams)
-    repeated = [(trigram, count) for trigram, count in counts.items() if count > 1]
-    repetitions = [(trigram, nth) for trigram, count in repeated for nth in range(1, count)]
+    nodes = outline.nodes[slice(*span)]
+    labels = outline.labels[slice(*span)]
+    local = dict.fromkeys(local_names(nodes), LOCAL_NAME)
+    labels = list(map(local.get, labels, labels))
+    trigrams = zip(labels, labels[1:], labels[2:])
+    # One that ends in a mark runs on into the next statement.
+    inner = itertools.compress(trigrams, nodes[2:])
+    counts = collections.Counter(map(numbers.__getitem__, inner))
+    repeated = [trigram for trigram, count in counts.items() if count > 1]
+    repetitions = [(trigram, nth) for trigram in repeated for nth in range(1, counts[trigram])]
     return tuple(sorted([*counts, *map(numbers.__getitem__, repetitions)]))
 
 
@@ -3842,7 +3875,7 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
     return set(fragments[0].trigrams).intersection(*(fragment.trigrams for fragment in fragments[1:]))
 
 
-def local_names(nodes: Sequence[ast.AST]) -> set[str]:
+def local_names(nodes: Iterable[Any]) -> set[str]:
     """Return the names that the functions of a definition bind; one scope for all will do."""
     local = set()
     foreign: set[str] = set()
@@ -3883,12 +3916,12 @@ def called_names(fragment: Fragment) -> frozenset[str]:
     outline = parse_outline(fragment.records[0].normalized_code)
     if outline is None:
         return frozenset()
-    definition: Any = outline.nodes[0]
+    definition: Any = outline.nodes[2]
     used: list[Any] = [node.func for node in outline.nodes if isinstance(node, ast.Call)]
     used += [*getattr(definition, "bases", ()), *definition.decorator_list]
     names = set()
     for node in used:
-        name = getattr(node, "attr", getattr(node, "id", ""))
+        name = last_name(node)
         owner = getattr(getattr(node, "value", None), "id", "")
         # By its own name alone, or on itself, a function calls itself and no twin of that name.
         if name != fragment.name or (isinstance(node, ast.Attribute) and owner not in ("self", "cls")):
@@ -3896,10 +3929,15 @@ def called_names(fragment: Fragment) -> frozenset[str]:
     return frozenset(names - {""})
 
 
+def last_name(node: ast.expr) -> str:
+    """Return what a name or an attribute chain ends in, or the empty text for anything else."""
+    return str(getattr(node, "attr", getattr(node, "id", "")))
+
+
 def is_stub(node: ast.stmt) -> bool:
     """Return whether a statement only declares: there is nothing in it to merge."""
     if isinstance(node, FunctionNode):
-        names = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+        names = set(map(last_name, node.decorator_list))
         return not names.isdisjoint(("overload", "abstractmethod")) or all(map(is_stub, node.body))
     if isinstance(node, ast.ClassDef):
         return all(is_stub(statement) or is_constant(statement) for statement in node.body)
@@ -4772,7 +4810,7 @@ def code_labels(code: str) -> list[str]:
     local = local_names(outline.nodes)
     inner: set[ast.AST] = set()  # parts of a dotted name
     labels: dict[str, None] = {}
-    for node in outline.nodes:
+    for node in filter(None, outline.nodes):
         if node in inner:
             continue
         chain = attribute_chain(node)
@@ -6603,6 +6641,7 @@ NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
 MAX_BASELINE_BYTES = 100 << 20
+RUN_REMEDY = "name a file that 'cds persist' wrote"
 
 
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
@@ -7019,7 +7058,7 @@ def report_on_source(args: argparse.Namespace) -> Report:
 
 def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
-    with named_errors("--db-path", "name a file that 'cds persist' wrote"):
+    with named_errors("--db-path", RUN_REMEDY):
         row, records = read_run(args.db_path, run_id)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(records, duplicate_options(args), run=row, error_count=error_count)
@@ -7065,7 +7104,8 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
     if args.format == "json":
         write_pieces(args, report_json(report))
     elif args.format == "html":
-        write_pieces(args, report_as_page(report))
+        whole = report._replace(groups=with_codes(args, report.run, report.groups))
+        write_pieces(args, report_as_page(whole))
     elif args.format == "sarif":
         write_sarif(args, report)
     else:
@@ -7097,7 +7137,8 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     if args.show is None:
         lines = list(report_as_lines(report, args.top))
     else:
-        lines = list(group_as_lines(named_group(report, args.show)))
+        (group,) = with_codes(args, report.run, [named_group(report, args.show)])
+        lines = list(group_as_lines(group))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
     is_listed = args.output is None and args.show is None
@@ -7105,6 +7146,25 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     is_coloured = args.output is None and wants_colour(sys.stdout)
     styled = styled_lines(lines, width, is_coloured)
     write_pieces(args, (line + "\n" for line in styled))
+
+
+def with_codes(
+    args: argparse.Namespace,
+    run: Mapping[str, object] | None,
+    groups: Sequence[CloneGroup],
+) -> tuple[CloneGroup, ...]:
+    """Return groups whose members have all of their code, of which a run is read without the most."""
+    if run is None:
+        return tuple(groups)
+    places = {sort_key(member.record) for group in groups for member in group.members}
+    with named_errors("--db-path", RUN_REMEDY):
+        codes = read_codes(args.db_path, int(str(run["id"])), places)
+
+    def whole(member: Member) -> Member:
+        code = codes.get(sort_key(member.record), member.record.raw_code)
+        return member._replace(record=member.record._replace(raw_code=code))
+
+    return tuple(group._replace(members=tuple(map(whole, group.members))) for group in groups)
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:

@@ -1728,6 +1728,18 @@ def test_docstring_sentence_finds_what_the_parser_finds():
     assert list(map(bool, found)) == list(map(bool, docstrings))
     assert all(text.startswith(one) for text, one in zip(docstrings, found) if one)
     assert sum(map(bool, found)) > 10
+    heads = [cds.code_head(one.raw_code, one.signature) for one in records]
+    assert [cds.docstring_sentence(head, one.signature) for head, one in zip(heads, records)] == found
+    bare = [head for head, docstring in zip(heads, docstrings) if not docstring]
+    assert bare and not any(bare)
+
+
+def test_code_head_ends_where_the_docstring_does():
+    header = "@cached\ndef f(a):"
+    docstring = '\n    """Add \\"it\\" up.\n\n    And more.\n    """'
+    code = f"{header}{docstring}  # so\n    return a\n"
+    assert cds.code_head(code, "def f(a):") == header + docstring
+    assert cds.code_head(code, None) == cds.code_head(f"{header}\n    return a\n", "def f(a):") == ""
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
@@ -3570,10 +3582,11 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     db = str(tmp_path / "a?#.sqlite")
     store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
     store(db, [record(OTHER)], root_path="/two")
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
+    other = record(OTHER, raw_code="")
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [other])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
     file = record(TOTAL, kind="file", normalized_code="")
-    assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
+    assert cds.read_run(db, 1)[1] == [record(TOTAL, raw_code=""), file]
 
 
 def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
@@ -3582,6 +3595,21 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     (file,) = cds.read_run(db)[1]
     assert file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
     assert (file.end_line, file.normalized_code) == (9999, "")
+
+
+def test_read_run_reads_no_more_of_a_definition_than_its_docstring(tmp_path):
+    db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
+    store(db, [record(f"{start}\n    return 1")])
+    assert [one.raw_code for one in cds.read_run(db)[1]] == [start]
+
+
+def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
+    db = str(tmp_path / "db")
+    store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
+    store(db, [record(OTHER), record(OTHER, line=2), record(OTHER, kind="file")])
+    places = {cds.sort_key(record(OTHER)), cds.sort_key(record(OTHER, "b.py"))}
+    assert cds.read_codes(db, 1, places) == {cds.sort_key(record(OTHER, "b.py")): OTHER}
+    assert cds.read_codes(db, 2, places) == {cds.sort_key(record(OTHER)): OTHER}
 
 
 def test_read_run_writes_nothing(tmp_path):
@@ -5331,6 +5359,20 @@ def test_duplicates_command_writes_a_page(tmp_path, capsys):
     assert page.startswith("<!doctype html>") and page.count('class="group"') == 1
     assert run("duplicates", "--path", source, "--format", "html") == 0
     assert capsys.readouterr().out == page
+
+
+def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    records, db = built(source), tmp_path / "db"
+    store(db, records)
+    store(db, [one._replace(raw_code="of another run") for one in records])
+    (group,) = cds.build_report(records, DUPLICATES).groups
+    for run_id, code in (1, "items:"), (2, "of another run"):
+        command = ("duplicates", "--db-path", db, "--run-id", run_id)
+        assert run(*command, "--show", group.id) == 0
+        assert code in capsys.readouterr().out
+        assert run(*command, "--format", "html") == 0
+        assert code in re.sub("<.*?>", "", capsys.readouterr().out)
 
 
 # Page in a browser
