@@ -156,21 +156,21 @@ class ServerError(IntentGenerationError):
 class TransientError(ServerError):
     """A transient failure of one try.
 
-    `restarting`: no response bytes arrived, as while a server restarts; `retry_after`: the seconds
-    that the server asks to wait, or 0; `remedy`: what to do if the other tries fail too, where no
-    other call could succeed either.
+    `lasting`: likely to be over within a minute, though not at once, as a restart or a rate limit;
+    `retry_after`: the seconds that the server asks to wait, or 0; `remedy`: what to do if the other
+    tries fail too, where no other call could succeed either.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        restarting: bool = False,
+        lasting: bool = False,
         retry_after: float = 0.0,
         remedy: str = "",
     ) -> None:
         super().__init__(message)
-        self.restarting = restarting
+        self.lasting = lasting
         self.retry_after = retry_after
         self.remedy = remedy
 
@@ -1869,7 +1869,7 @@ LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system 
 CONNECT_SECONDS = 5.0
 ANSWER_BYTES = 1 << 20  # a sentence of 256 tokens never comes near it
 TRIES = 3
-RESTART_SECONDS = 60.0  # how long a server that has answered before may be silent
+LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
 LONGEST_RETRY_AFTER = 60.0  # seconds
 QUOTED_CHARACTERS = 300  # of a server's own words
 SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
@@ -2155,26 +2155,26 @@ def connection_class(address: Address) -> Any:
 
 
 class Patience:
-    """How often a call is still tried again: two budgets, each for a fault of its own.
+    """How often a call is still tried again: two budgets, each for faults of its own.
 
-    Tries are for a server that answers, though with an error or half an answer. Restarts are for
-    one that has answered before and sends nothing now: it gets RESTART_SECONDS to come back, and
-    the call has all its tries left when it does.
+    Tries are for faults that come and go, such as an error or half an answer. Faults that last, such
+    as a restart or a rate limit, are waited for in seconds instead, up to LASTING_SECONDS, and the
+    call has all its tries left when they are over. A server that has never answered has only tries.
     """
 
     def __init__(self) -> None:
         self.tries = 1
-        self.restarts = 0
-        self.restart_seconds = 0.0
+        self.waits = 0
+        self.waited_seconds = 0.0
 
     def pause_after(self, error: TransientError, has_answered: bool) -> float | None:
         """Return the seconds to wait after a failed try, or None where its budget is spent."""
-        if error.restarting and has_answered:
-            if self.restart_seconds >= RESTART_SECONDS:
+        if error.lasting and has_answered:
+            if self.waited_seconds >= LASTING_SECONDS:
                 return None
-            self.restarts += 1
-            seconds = back_off(self.restarts)
-            self.restart_seconds += seconds
+            self.waits += 1
+            seconds = error.retry_after or back_off(self.waits)
+            self.waited_seconds += seconds
             return seconds
         if self.tries == TRIES:
             return None
@@ -2333,7 +2333,7 @@ class Transport:
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
-            return TransientError(f"{url} cannot be reached ({describe_error(error)})", restarting=True)
+            return TransientError(f"{url} cannot be reached ({describe_error(error)})", lasting=True)
         if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
             remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
             return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
@@ -2343,7 +2343,7 @@ class Transport:
             return ProviderError(f"{url} does not speak TLS ({describe_error(error)}): name it with http://")
         if has_begun:
             return TransientError(f"the answer was cut off ({describe_error(error)})")
-        return TransientError(f"{url} closed the connection without an answer", restarting=True)
+        return TransientError(f"{url} closed the connection without an answer", lasting=True)
 
 
 def json_object(body: bytes | str) -> Reply:
@@ -2643,8 +2643,12 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
     # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
     is_this_prompt = "token repeat limit" in whole
     if status in (408, 429) or (status >= 500 and not is_this_prompt):
-        remedy = NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else ""
-        return TransientError(said, retry_after=response.retry_after(), remedy=remedy)
+        return TransientError(
+            said,
+            lasting=status == 429,
+            retry_after=response.retry_after(),
+            remedy=NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else "",
+        )
     return IntentGenerationError(said)
 
 
@@ -2676,6 +2680,7 @@ def oversized_prompt(response: Response) -> str:
 
 # ---- OpenAI ---------------------------------------------------------------------------------
 
+V1 = re.compile("(?<!/)/v1/*$")  # the end of an address, and not a host of that name
 # The same prompt, sent again, would be refused again; others need not be.
 TOO_LONG = re.compile(
     "context_length_exceeded|exceed_context_size|context (?:length|size|window)"
@@ -2719,7 +2724,7 @@ class OpenAIClient(ChatClient):
         if api_key.strip() and is_readable:
             log(f"{self.key_name} is withheld: anybody could read it on the way, so give an https address")
             api_key = ""
-        base = re.sub("/v1/*$", "", provider_url)
+        base = V1.sub("", provider_url)
         super().__init__(base, model, api_key=api_key, **options)
 
     def generate_intent(self, code: str) -> str:
@@ -2884,13 +2889,12 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
     if WRONG_MODEL.search(words) and status < 500:
         return ProviderError(f"{said}: name another model")
     if status in (404, 405, 501):
-        return ProviderError(f"no OpenAI API answers there (HTTP status {status}): check the provider URL")
+        return ProviderError(f"no OpenAI API answers there ({said}): check the provider URL")
     if WRONG_SHAPE.search(words):
         return ProviderError(f"the server refuses the request: {said}")
     if status in (408, 429) or status >= 500:
-        # A server that still loads its model does so for minutes.
-        is_loading = "loading" in problem.text.lower()
-        return TransientError(said, restarting=is_loading, retry_after=response.retry_after())
+        is_lasting = status == 429 or "loading" in problem.text.lower()
+        return TransientError(said, lasting=is_lasting, retry_after=response.retry_after())
     return IntentGenerationError(said)
 
 
@@ -6647,7 +6651,7 @@ RUN_REMEDY = "name a file that 'cds persist' wrote"
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
     """Return the client for the API that an address names, with the key that the environment holds."""
     url = parse_provider_url(provider_url).url
-    client_class = OpenAIClient if re.search("[^/]/v1$", url) else OllamaClient
+    client_class = OpenAIClient if V1.search(url) else OllamaClient
     api_key = os.environ.get(client_class.key_name, "")
     return client_class(provider_url, model, api_key=api_key, **options)
 
