@@ -6,8 +6,8 @@
 """Find code that was written twice, even in other words.
 
 CDS, the code duplication scanner, reads every file, class, function and method of a Python source
-tree, has a local language model (Ollama) say in one sentence what each is for, and stores the lot
-as a snapshot in SQLite: the same md5sum is the same code, a similar intent is the same purpose.
+tree, has a language model say in one sentence what each one is for, and stores it all as a run in
+SQLite: the same md5sum means the same code, a similar intent the same purpose.
 
 From the shell:
 
@@ -15,6 +15,7 @@ From the shell:
     python cds.py enrich-intent --path src --provider-url localhost:11434 --model M
     python cds.py persist       --path src --provider-url localhost:11434 --model M --db-path cds.sqlite
     python cds.py duplicates    --db-path cds.sqlite
+    python cds.py duplicates    --path src
 
 From code:
 
@@ -39,13 +40,12 @@ From code:
     run, records = cds.read_run("cds.sqlite", result.run_id)
     report = cds.build_report(records, cds.DuplicateOptions(kinds=("function",)))
 
-Caveats: nothing that it finds is proof, only a candidate for a person to review. The md5sums of one
-piece of code agree between Python 3.11 and 3.14; 3.9 and 3.10 write some code otherwise.
+Caveats: what it finds are candidates for a person to review, not proof. The md5sums of one piece of
+code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
 Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Duplicates, Output, Commands,
-Command line.
-A call goes to a room above or within its own.
+Command line. A call goes to a room above or within its own.
 """
 
 from __future__ import annotations
@@ -3366,14 +3366,14 @@ def open_pending(path: str) -> sqlite3.Connection:
     """
     while True:
         create_private_file(path)
-        identity = file_identity(path)
+        created = file_identity(path)
         uri = f"{database_uri(path)}?mode=rw"
         connection = sqlite3.connect(uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None)
         try:
             prepare_pending(connection)
             # Whoever deletes the file holds an exclusive lock, and in WAL mode this connection now
             # holds a shared one until it is closed. So if the file is still there, it stays.
-            if file_identity(path) == identity:
+            if file_identity(path) == created:
                 return connection
         except BaseException:
             connection.close()
