@@ -5457,6 +5457,7 @@ def test_page_is_filtered_by_its_address(tmp_path, address, names):
     assert sorted(states) == ["load", "set_up", "stub", "total"]
     assert sorted(name for name in states if states[name] != "hidden") == sorted(names)
     assert f"{len(names)} of 4 groups</output>" in document
+    assert ('<section id="near" hidden' in document) == ("total" not in names)
 
 
 def test_page_opens_the_group_that_its_address_names(tmp_path):
@@ -5474,7 +5475,7 @@ function press(key) {
   const at = document.querySelector(".at td")?.textContent ?? "";
   states.push([key, document.activeElement.localName, open.join(), at].join(" "));
 }
-for (const key of ["j", "j", "k", "j", "j", "n", "n", "p", "/", "j", "Escape", "Escape"]) press(key);
+for (const key of ["j", "j", "k", "j", "j", "n", "n", "p", "/", "k", "Escape", "Escape"]) press(key);
 document.body.innerHTML = "<pre>" + states.join(";") + "</pre>";
 """
 
@@ -5494,7 +5495,7 @@ def test_page_is_used_by_keys_alone(tmp_path):
         "n summary total 5",
         "p summary total 1",
         "/ input total 1",
-        "j input total 1",
+        "k input total 1",
         "Escape body total 1",
         "Escape body  1",
     ]
