@@ -2174,6 +2174,37 @@ def test_transport_asks_once_and_within_seconds_of_its_own():
     assert len(requests) == 1
 
 
+def test_attempt_that_is_ended_while_it_connects_goes_no_further():
+    one, other = socket.socketpair()
+    with one, other, cds.Attempt(60) as attempt:
+        attempt.end()
+        with pytest.raises(TimeoutError):
+            attempt.take(one)
+
+
+WITHOUT_THREADS = """\
+import sys, threading, cds
+threading.stack_size(2**47 - 4096)  # more than there is
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    client = cds.OllamaClient(sys.argv[1], "m", timeout=0.5)
+    print(client.generate_intent("x"))
+    client.generate_intent("y")
+"""
+
+
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="an address space of 32 bits")
+def test_ollama_client_calls_and_times_out_where_no_thread_can_be_started():
+    with serving(answer(), silence) as (address, _):
+        command = [sys.executable, "-c", WITHOUT_THREADS, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(CDS))
+    if not done.stdout:
+        pytest.skip("this machine starts a thread of any size")
+    assert done.stdout == "Adds numbers.\n"
+    assert done.stderr.endswith("ServerError: timed out after 0.5 seconds: raise the timeout\n")
+
+
 def test_ollama_client_tries_again_until_it_is_answered():
     with serving(error(503, "busy"), hang_up, answer()) as (address, requests):
         assert client_of(address).generate_intent("x") == "Adds numbers."
@@ -2578,6 +2609,16 @@ def flood(handler):
             handler.connection.sendall(b" " * 65536)
 
 
+def chunked(end):
+    """Send a page in chunks, and then `end`."""
+
+    def send(handler):
+        start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\n<html>\r\n"
+        handler.connection.sendall(start + end)
+
+    return send
+
+
 NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 6608, "n_ctx": 512}})
 
 
@@ -2597,7 +2638,7 @@ NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_to
         pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
         pytest.param((200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"),
         pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
-        pytest.param(flood, "one", 1, "larger than 1048576 bytes", id="100-mib"),
+        pytest.param(flood, "one", 1, "larger than 4194304 bytes", id="100-mib"),
         pytest.param(
             error(400, NESTED), "one", 1, "6608 tokens, the context 512: raise num_ctx", id="too-long"
         ),
@@ -2610,6 +2651,8 @@ NESTED = json.dumps({"error": {"type": "exceed_context_size_error", "n_prompt_to
         pytest.param(error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
         pytest.param((200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"),
         pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
+        pytest.param(chunked(b"0\r\n\r\n"), "one", 1, "not a JSON object", id="html-in-chunks"),
+        pytest.param(chunked(b"9\r\n"), "server", 3, "cut off", id="cut-off-in-chunks"),
         pytest.param(
             error(500, "llama-server process has terminated: oom"),
             "run",
@@ -3022,6 +3065,15 @@ def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
         with pytest.raises(cds.IntentGenerationError, match="Unsupported"):
             client.generate_intent("x")
     assert len(requests) == 2
+
+
+def test_openai_client_never_leaves_the_cap_out():
+    text = "max_tokens is too large: this model answers with 100 at most"
+    with serving(openai_error(400, text, param="max_tokens")) as (address, requests):
+        client = openai_client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match="too large"):
+            client.generate_intent("x")
+    assert [body["max_tokens"] for _, _, body in requests] == [256]
 
 
 def test_openai_client_changes_a_field_once_for_calls_in_flight_together():
