@@ -3631,8 +3631,29 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
     around = enclosing_places(definitions)
     numbers = feature_numbers()
     fragments = collect_fragments(definitions, options.kinds, numbers)
-    repetitions = {number: key[1] for key, number in numbers.items() if len(key) == 2}
+    repetitions = repetition_ordinals(numbers)
     del numbers  # it takes more memory than all fragments
+    clusters = find_clusters(fragments, options, around, repetitions)
+    common = [common_trigrams(cluster.fragments) for cluster in clusters]
+    facts = Facts(
+        bits=trigram_bits(common, fragments, repetitions),
+        names=qualified_names(definitions, around),
+        areas=file_areas(records),
+    )
+    groups = []
+    for cluster, shared in zip(clusters, common):
+        group = describe_group(cluster, shared, facts)
+        groups.append(_with_intents(group, options.intents))
+    return sorted(groups, key=_rank)
+
+
+def find_clusters(
+    fragments: Sequence[Fragment],
+    options: DuplicateOptions,
+    around: Mapping[Place, Sequence[Place]],
+    repetitions: Collection[int],
+) -> list[Cluster]:
+    """Return the clusters of all three kinds of evidence, the hidden ones too."""
     large = [fragment for fragment in fragments if fragment.statements >= options.min_statements]
     clusters = exact_clusters(fragments, options.min_statements)
     # A class is never merged with a function, so the two are never compared.
@@ -3640,15 +3661,7 @@ def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[Cl
         comparable = [fragment for fragment in large if is_class(fragment) is of_classes]
         clusters += near_clusters(comparable, options.code_similarity, around, repetitions)
     clusters += intent_clusters(large, options, around)
-    clusters = hide_contained(clusters, around)
-    common = [common_trigrams(cluster.fragments) for cluster in clusters]
-    bits = trigram_bits(common, fragments, repetitions)
-    names = qualified_names(definitions, around)
-    areas = file_areas(records)
-    groups = [
-        describe_group(cluster, shared, bits, names, areas) for cluster, shared in zip(clusters, common)
-    ]
-    return sorted((_with_intents(group, options.intents) for group in groups), key=_rank)
+    return hide_contained(clusters, around)
 
 
 def qualified_names(records: Sequence[Record], around: Mapping[Place, Sequence[Place]]) -> dict[Place, str]:
@@ -3725,6 +3738,15 @@ class Outline(NamedTuple):
 def feature_numbers() -> dict[tuple[Any, ...], int]:
     """Return a mapping that gives each key a number when it is asked for the first time."""
     return collections.defaultdict(itertools.count().__next__)
+
+
+def repetition_ordinals(numbers: Mapping[tuple[Any, ...], int]) -> dict[int, int]:
+    """Return for each feature that repeats a trigram which repetition it is, from 1."""
+    ordinals = {}
+    for key, number in numbers.items():
+        if len(key) == 2:
+            _, ordinals[number] = key
+    return ordinals
 
 
 def collect_fragments(
@@ -4715,71 +4737,117 @@ def make_cluster(
 # this beat the number of statements, which lets many small bodies win.
 
 # What is written in the source for a node of the syntax tree without a name of its own.
-NODE_WORDS = {
-    "Add": "+", "Sub": "-", "Mult": "*", "MatMult": "@", "Div": "/", "Mod": "%", "Pow": "**",
-    "FloorDiv": "//", "LShift": "<<", "RShift": ">>", "BitOr": "|", "BitXor": "^", "BitAnd": "&",
-    "And": "and", "Or": "or", "Not": "not", "Invert": "~", "Eq": "==", "NotEq": "!=", "Lt": "<",
-    "LtE": "<=", "Gt": ">", "GtE": ">=", "Is": "is", "IsNot": "is not", "In": "in", "NotIn": "not in",
-    "If": "if", "IfExp": "if else", "For": "for", "AsyncFor": "async for", "While": "while",
-    "With": "with", "AsyncWith": "async with", "Try": "try", "TryStar": "except*", "Raise": "raise",
-    "Assert": "assert", "Return": "return", "Yield": "yield", "YieldFrom": "yield from",
-    "Await": "await", "FunctionDef": "def", "AsyncFunctionDef": "async def", "ClassDef": "class",
-    "Lambda": "lambda", "Delete": "del", "Break": "break", "Continue": "continue", "Global": "global",
-    "Nonlocal": "nonlocal", "Match": "match", "JoinedStr": "f-string", "Starred": "*args",
-    "NamedExpr": ":=", "ListComp": "list comprehension", "SetComp": "set comprehension",
-    "DictComp": "dict comprehension", "GeneratorExp": "generator expression",
-}  # fmt: skip
+NODE_WORDS = dict(
+    line.split(maxsplit=1)
+    for line in """\
+Add +
+Sub -
+Mult *
+MatMult @
+Div /
+Mod %
+Pow **
+FloorDiv //
+LShift <<
+RShift >>
+BitOr |
+BitXor ^
+BitAnd &
+And and
+Or or
+Not not
+Invert ~
+Eq ==
+NotEq !=
+Lt <
+LtE <=
+Gt >
+GtE >=
+Is is
+IsNot is not
+In in
+NotIn not in
+If if
+IfExp if else
+For for
+AsyncFor async for
+While while
+With with
+AsyncWith async with
+Try try
+TryStar except*
+Raise raise
+Assert assert
+Return return
+Yield yield
+YieldFrom yield from
+Await await
+FunctionDef def
+AsyncFunctionDef async def
+ClassDef class
+Lambda lambda
+Delete del
+Break break
+Continue continue
+Global global
+Nonlocal nonlocal
+Match match
+JoinedStr f-string
+Starred *args
+NamedExpr :=
+ListComp list comprehension
+SetComp set comprehension
+DictComp dict comprehension
+GeneratorExp generator expression
+""".splitlines()
+)
+
+
+class Facts(NamedTuple):
+    """What is known of a whole run when its groups are described.
+
+    `bits` holds what each feature says, `names` the qualified name of each place, `areas` the area
+    of each file.
+    """
+
+    bits: Mapping[int, float]
+    names: Mapping[Place, str]
+    areas: Mapping[str, str]
 
 
 def trigram_bits(
-    wanted: Iterable[Collection[int]], fragments: Iterable[Fragment], repetitions: Mapping[int, int]
+    wanted: Iterable[Collection[int]],
+    fragments: Sequence[Fragment],
+    repetitions: Mapping[int, int],
 ) -> dict[int, float]:
     """Return what each wanted feature says, in bits.
 
     It is log2 of the fragments to those that have it; its nth repetition says 1 / (1 + n) of that.
     """
     features = set(itertools.chain.from_iterable(wanted))
-    frequencies: collections.Counter[int] = collections.Counter()
-    count = 0
+    frequencies = collections.Counter[int]()
     for fragment in fragments:
-        count += 1
         frequencies.update(features.intersection(fragment.trigrams))
-    return {
-        feature: math.log2(count / frequency) / (1 + repetitions.get(feature, 0))
-        for feature, frequency in frequencies.items()
-    }
+    bits = {}
+    for feature, frequency in frequencies.items():
+        information = math.log2(len(fragments) / frequency)
+        bits[feature] = information / (1 + repetitions.get(feature, 0))
+    return bits
 
 
-def describe_group(
-    cluster: Cluster,
-    shared: Collection[int],
-    bits: Mapping[int, float],
-    names: Mapping[Place, str],
-    areas: Mapping[str, str],
-) -> CloneGroup:
-    """Return a cluster as a reader wants it: its rank, its area, and how its members compare.
-
-    `shared` holds the features that all have, `names` the qualified name of each place, and `areas`
-    the area of each file; a group belongs to the first of AREAS that a member is in.
-    """
-    fragments = cluster.fragments
-    own = own_labels(fragments) if cluster.evidence == NEAR and cluster.hidden_by is None else {}
-    members = []
-    for fragment in fragments:
-        share = len(shared) / len(fragment.trigrams) if fragment.trigrams else float(len(fragments) == 1)
-        labels = own.get(fragment.records[0].md5sum, ())
-        for record in fragment.records:
-            members.append(Member(record, names.get(sort_key(record), ""), rounded(share), labels))
-    members.sort(key=lambda member: sort_key(member.record))
-    sums = sorted(fragment.records[0].md5sum for fragment in fragments)
-    information = math.fsum(map(bits.__getitem__, shared))
+def describe_group(cluster: Cluster, shared: Collection[int], facts: Facts) -> CloneGroup:
+    """Return a cluster as a reader wants it; `shared` holds the features that all its fragments have."""
+    members = describe_members(cluster, shared, facts.names)
+    areas = {facts.areas[member.record.file_path] for member in members}
+    # The sum must not depend on the order of a set, or ties would.
+    information = math.fsum(facts.bits[feature] for feature in shared)
     return CloneGroup(
-        id=fingerprint("\n".join(sums))[:10],
+        id=group_id(cluster),
         evidence=cluster.evidence,
         similarity=rounded(cluster.similarity),
         copies=len(members),
-        statements=min(fragment.statements for fragment in fragments),
-        area=min((areas[member.record.file_path] for member in members), key=AREAS.index),
+        statements=min(fragment.statements for fragment in cluster.fragments),
+        area=min(areas, key=AREAS.index),
         hidden_by=cluster.hidden_by,
         score=round(math.sqrt(len(members) - 1) * information, 1),
         members=tuple(members),
@@ -4787,58 +4855,95 @@ def describe_group(
     )
 
 
-def rounded(share: float) -> float:
+def group_id(cluster: Cluster) -> str:
+    """Return an id that follows from the code of a cluster, wherever it stands."""
+    sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
+    return fingerprint("\n".join(sums))[:10]
+
+
+def describe_members(
+    cluster: Cluster,
+    shared: Collection[int],
+    names: Mapping[Place, str],
+) -> list[Member]:
+    """Return the records of a cluster by place, and how each compares with the others."""
+    own: Mapping[str, tuple[str, ...]] = {}
+    if cluster.evidence == NEAR and cluster.hidden_by is None:
+        own = own_labels(cluster.fragments)
+    members = []
+    for fragment in cluster.fragments:
+        share = rounded(shared_part(fragment, shared))
+        for record in fragment.records:
+            name = names.get(sort_key(record), "")
+            members.append(Member(record, name, share, own.get(record.md5sum, ())))
+    return sorted(members, key=lambda member: sort_key(member.record))
+
+
+def shared_part(fragment: Fragment, shared: Collection[int]) -> float:
+    """Return the part of a fragment that is shared; where nothing is known of it, all is."""
+    if not fragment.trigrams:
+        return 1.0
+    return len(shared) / len(fragment.trigrams)
+
+
+def rounded(part: float) -> float:
     """Return a part of 1 to three digits; nothing but the whole is 1."""
-    return 1.0 if share == 1 else min(round(share, 3), 0.999)
+    if part == 1:
+        return 1.0
+    return min(round(part, 3), 0.999)
 
 
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
-    """Return the labels of the source that only one of the fragments has, by its md5sum."""
+    """Return, by its md5sum, the labels that a fragment has and no other one of these."""
     labels = {}
     for fragment in fragments:
-        labels[fragment.records[0].md5sum] = code_labels(fragment.records[0].normalized_code)
+        first = fragment.records[0]
+        labels[first.md5sum] = code_labels(first.normalized_code)
     holders = collections.Counter(itertools.chain.from_iterable(labels.values()))
-    return {
-        md5sum: tuple(label for label in found if holders[label] == 1) for md5sum, found in labels.items()
-    }
+    own = {}
+    for md5sum, found in labels.items():
+        own[md5sum] = tuple(label for label in found if holders[label] == 1)
+    return own
 
 
 def code_labels(code: str) -> list[str]:
-    """Return what a definition uses, in the order of the source, each once; literals and locals apart.
+    """Return what a definition uses, in the order of the source, each once.
 
-    An attribute is `.name`, or dotted where it starts from a name that is not local: `np.sum`.
+    Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
+    starts from a name that is not local, as in `np.sum`.
     """
     outline = parse_outline(code)
     if outline is None:
         return []
     local = local_names(outline.nodes)
-    inner: set[ast.AST] = set()  # parts of a dotted name
-    labels: dict[str, None] = {}
+    labels = []
+    told: set[ast.AST] = set()
     for node in filter(None, outline.nodes):
-        if node in inner:
+        # Nodes come from the outside in, so a dotted name is met before its parts.
+        if node in told:
             continue
         chain = attribute_chain(node)
         root = chain[-1]
         if isinstance(root, ast.Name) and root.id not in local:
-            inner.update(chain)
-            labels[dotted_name(chain)] = None
+            told.update(chain)
+            labels.append(dotted_name(chain))
         else:
-            labels[source_label(node)] = None
-    labels.pop("", None)
-    return list(labels)
+            labels.append(source_label(node))
+    return list(dict.fromkeys(filter(None, labels)))
 
 
 def attribute_chain(node: ast.AST) -> list[ast.AST]:
     """Return a node and, from an attribute on, what it is an attribute of."""
     chain = [node]
-    while isinstance(chain[-1], ast.Attribute):
-        chain.append(chain[-1].value)
+    while isinstance(node, ast.Attribute):
+        node = node.value
+        chain.append(node)
     return chain
 
 
 def dotted_name(chain: Sequence[ast.AST]) -> str:
     """Return the name that an attribute chain spells, as in `os.path.join`."""
-    return "".join(node_label(node) for node in reversed(chain))
+    return "".join(map(node_label, reversed(chain)))
 
 
 def source_label(node: ast.AST) -> str:
@@ -4859,20 +4964,26 @@ def _rank(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str]:
     return (section, area, group.are_siblings, is_local, *by_worth)
 
 
+# What the report begins with: how much stands in copies, and in which files
+
+
 def count_area_lines(
-    groups: Iterable[CloneGroup], file_lines: Mapping[str, int], areas: Mapping[str, str]
+    groups: Iterable[CloneGroup],
+    file_lines: Mapping[str, int],
+    areas: Mapping[str, str],
 ) -> dict[str, tuple[int, int]]:
     """Return the lines of each area, and how many of them are in copies beyond the first."""
+    # A line counts once, however many groups it is in.
     copied: dict[str, set[int]] = collections.defaultdict(set)
-    for group in _shown_copies(groups):
-        for member in group.members[1:]:
-            record = member.record
-            copied[record.file_path].update(range(record.start_line, record.end_line + 1))
-    lines, beyond = collections.Counter[str](), collections.Counter[str]()
+    for group in shown_copies(groups):
+        for path, lines in lines_by_file(group.members[1:]).items():
+            copied[path] |= lines
+    totals = dict.fromkeys(AREAS, 0)
+    beyond = dict.fromkeys(AREAS, 0)
     for path, count in file_lines.items():
-        lines[areas[path]] += count
+        totals[areas[path]] += count
         beyond[areas[path]] += len(copied[path])
-    return {area: (lines[area], beyond[area]) for area in AREAS}
+    return {area: (totals[area], beyond[area]) for area in AREAS}
 
 
 def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> tuple[FilePair, ...]:
@@ -4881,26 +4992,35 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
     What stands in more than PAIRED_FILES files is left out.
     """
     shared: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
-    for group in _shown_copies(groups):
-        lines: dict[str, set[int]] = collections.defaultdict(set)
-        for member in group.members:
-            record = member.record
-            lines[record.file_path].update(range(record.start_line, record.end_line + 1))
-        if len(lines) <= PAIRED_FILES:
-            for one, other in itertools.combinations(sorted(lines), 2):
-                of_one, of_other = shared.setdefault((one, other), (set(), set()))
-                of_one |= lines[one]
-                of_other |= lines[other]
-    pairs = [FilePair(*paths, min(map(len, both))) for paths, both in shared.items()]
-    return tuple(sorted(pairs, key=lambda pair: (_pair_area(pair, areas), -pair.lines, pair)))
+    for group in shown_copies(groups):
+        lines = lines_by_file(group.members)
+        if len(lines) > PAIRED_FILES:
+            continue
+        for pair in itertools.combinations(sorted(lines), 2):
+            both = shared.setdefault(pair, (set(), set()))
+            for path, known in zip(pair, both):
+                known |= lines[path]
+
+    def rank(pair: FilePair) -> tuple[int, int, FilePair]:
+        area = max(AREAS.index(areas[pair.one]), AREAS.index(areas[pair.other]))
+        return area, -pair.lines, pair
+
+    pairs = [FilePair(*pair, min(map(len, both))) for pair, both in shared.items()]
+    return tuple(sorted(pairs, key=rank))
 
 
-def _pair_area(pair: FilePair, areas: Mapping[str, str]) -> int:
-    return max(AREAS.index(areas[pair.one]), AREAS.index(areas[pair.other]))
+def lines_by_file(members: Iterable[Member]) -> dict[str, set[int]]:
+    """Return the lines of each file that members stand on."""
+    lines: dict[str, set[int]] = collections.defaultdict(set)
+    for member in members:
+        record = member.record
+        lines[record.file_path].update(range(record.start_line, record.end_line + 1))
+    return lines
 
 
-def _shown_copies(groups: Iterable[CloneGroup]) -> Iterator[CloneGroup]:
-    return (group for group in groups if group.hidden_by is None and group.evidence != INTENT)
+def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
+    """Return the exact and near groups that no rule hides."""
+    return [group for group in groups if group.hidden_by is None and group.evidence != INTENT]
 
 
 def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
