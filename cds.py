@@ -5029,7 +5029,10 @@ def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
     return {rule: counts[rule] for rule in HIDING_RULES}
 
 
-# Baseline: the groups that another report holds already
+# -- Duplicates: baseline ---------------------------------------------------------------------
+#
+# A gate must tell code that was copied from code that was edited, moved or renamed. So a group is
+# not looked up by its id: its members are matched one to one with those of a group in the baseline.
 
 Identity = tuple[str, str, str]
 
@@ -5043,11 +5046,20 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     """
     known: set[str] = set()
     for evidence in EVIDENCE:
-        section = [group for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)]
-        known.update(_known_ids(section, baseline.groups))
-    groups = [group._replace(hidden_by=KNOWN) if group.id in known else group for group in report.groups]
-    stale = _count_stale(baseline.groups, report.groups)
+        section = [group for group in report.groups if is_listed(group, evidence)]
+        known.update(known_ids(section, baseline.groups))
+    groups = []
+    for group in report.groups:
+        if group.id in known and group.hidden_by is None:
+            group = group._replace(hidden_by=KNOWN)
+        groups.append(group)
+    stale = count_stale(baseline.groups, report.groups)
     return report._replace(groups=tuple(groups), stale=stale)
+
+
+def is_listed(group: CloneGroup, evidence: str) -> bool:
+    """Return whether a group is in the section of this evidence, and no rule hides it."""
+    return group.evidence == evidence and group.hidden_by is None
 
 
 def identity(member: Member) -> Identity:
@@ -5060,44 +5072,73 @@ def is_accepted(group: CloneGroup) -> bool:
     return group.hidden_by in (None, KNOWN)
 
 
-def _can_know(known: CloneGroup, group: CloneGroup) -> bool:
+def can_know(known: CloneGroup, group: CloneGroup) -> bool:
     """Return whether the evidence of a baseline's group is strong enough for another group."""
     return known.evidence != INTENT or group.evidence == INTENT
 
 
-def _numbers_by_key(groups: Sequence[CloneGroup]) -> dict[Hashable, set[int]]:
-    """Return the numbers of the groups that hold each md5sum and each identity."""
+def keys(member: Member) -> tuple[Hashable, Hashable]:
+    """Return what a member is matched by: its code, and its identity."""
+    return member.record.md5sum, identity(member)
+
+
+def numbers_by_key(groups: Sequence[CloneGroup]) -> dict[Hashable, set[int]]:
+    """Return the numbers of the groups that hold each key."""
     numbers: dict[Hashable, set[int]] = collections.defaultdict(set)
     for number, group in enumerate(groups):
         for member in group.members:
-            numbers[member.record.md5sum].add(number)
-            numbers[identity(member)].add(number)
+            for key in keys(member):
+                numbers[key].add(number)
     return numbers
 
 
-def _known_ids(section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]) -> Iterator[str]:
+class Candidate(NamedTuple):
+    """A group, and the number of one in the baseline that may know it.
+
+    Edited code keeps its place in the baseline, even where its old text was copied elsewhere: so
+    the candidates with the most members in place come first. Ties are broken by content.
+    """
+
+    group: CloneGroup
+    number: int
+    in_place: int
+    known_id: str
+
+
+def known_ids(section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]) -> Iterator[str]:
     """Yield the ids of the groups of one section that a baseline knows."""
-    numbers = _numbers_by_key(baseline)
-    pairs = []
-    for group in section:
-        member = group.members[0]
-        candidates = numbers.get(member.record.md5sum, set()) | numbers.get(identity(member), set())
-        for number in candidates:
-            known = baseline[number]
-            if _can_know(known, group) and known.copies >= group.copies:
-                in_place = len(set(map(identity, group.members)) & set(map(identity, known.members)))
-                pairs.append((-in_place, group.id, known.id, group, number))
-    # Edited code keeps its place in the baseline, even where its old text was copied elsewhere: so
-    # the groups with the most members in place choose first.
     used: dict[int, set[int]] = collections.defaultdict(set)
     done: set[str] = set()
-    for *_, group, number in sorted(pairs, key=lambda pair: pair[:3]):
-        if group.id not in done:
-            matching = Matching(group, baseline[number], used[number])
-            if all(map(matching.add, range(group.copies))):
-                used[number].update(matching.serves)
-                done.add(group.id)
-                yield group.id
+    candidates = find_candidates(section, baseline)
+    for group, number, *_ in sorted(candidates, key=best_first):
+        if group.id in done:
+            continue
+        matching = Matching(group, baseline[number], used[number])
+        if all(map(matching.add, range(group.copies))):
+            used[number].update(matching.serves)
+            done.add(group.id)
+            yield group.id
+
+
+def find_candidates(
+    section: Sequence[CloneGroup],
+    baseline: Sequence[CloneGroup],
+) -> Iterator[Candidate]:
+    """Yield the groups of a baseline that are large enough and hold a match for the first member."""
+    numbers = numbers_by_key(baseline)
+    for group in section:
+        identities = set(map(identity, group.members))
+        code, place = keys(group.members[0])
+        for number in numbers.get(code, set()) | numbers.get(place, set()):
+            known = baseline[number]
+            if can_know(known, group) and known.copies >= group.copies:
+                in_place = len(identities.intersection(map(identity, known.members)))
+                yield Candidate(group, number, in_place, known.id)
+
+
+def best_first(candidate: Candidate) -> tuple[int, str, str]:
+    """Return what candidates are sorted by."""
+    return -candidate.in_place, candidate.group.id, candidate.known_id
 
 
 class Matching:
@@ -5161,28 +5202,29 @@ class Matching:
             position = before
 
 
-def _count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) -> int:
+def count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) -> int:
     """Return how many accepted groups of a baseline have no two members in one group any more."""
-    numbers = _numbers_by_key(groups)
+    numbers = numbers_by_key(groups)
     stale = 0
     for known in filter(is_accepted, baseline):
-        keys = _keys(known.members)
-        candidates = {number for key in keys for number in numbers.get(key, ())}
-        stale += not any(_overlap(known, keys, groups[number]) for number in candidates)
+        wanted = set(itertools.chain.from_iterable(map(keys, known.members)))
+        candidates = {number for key in wanted for number in numbers.get(key, ())}
+        stale += not any(still_hold(groups[number], known) for number in candidates)
     return stale
 
 
-def _keys(members: Iterable[Member]) -> set[Hashable]:
-    """Return the md5sums and the identities of members."""
-    return {key for member in members for key in (member.record.md5sum, identity(member))}
+def still_hold(group: CloneGroup, known: CloneGroup) -> bool:
+    """Return whether at least two members of a group match two of a baseline's group."""
+    if not can_know(known, group):
+        return False
+    # Where each side has two with a match, they are not all matches of a single member.
+    return count_matched(group, known) > 1 and count_matched(known, group) > 1
 
 
-def _overlap(known: CloneGroup, keys: Collection[Hashable], group: CloneGroup) -> bool:
-    """Return whether at least two members of each group match members of the other."""
-    found = [member for member in group.members if not _keys([member]).isdisjoint(keys)]
-    back = _keys(found)
-    matched = [member for member in known.members if not _keys([member]).isdisjoint(back)]
-    return _can_know(known, group) and len(found) > 1 and len(matched) > 1
+def count_matched(group: CloneGroup, other: CloneGroup) -> int:
+    """Return how many members of a group have a key of a member of the other."""
+    wanted = set(itertools.chain.from_iterable(map(keys, other.members)))
+    return sum(not wanted.isdisjoint(keys(member)) for member in group.members)
 
 
 def gated_groups(groups: Sequence[CloneGroup], evidence: Collection[str]) -> list[CloneGroup]:
@@ -5269,12 +5311,12 @@ def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
     """Return the report with the groups without a member in a file that matches hidden by UNTOUCHED."""
     paths = {member.record.file_path for group in report.groups for member in group.members}
     touched = {path for path in paths if any(path_matches(path, pattern) for pattern in patterns)}
-    groups = [
-        group
-        if group.hidden_by or any(member.record.file_path in touched for member in group.members)
-        else group._replace(hidden_by=UNTOUCHED)
-        for group in report.groups
-    ]
+    groups = []
+    for group in report.groups:
+        is_touched = any(member.record.file_path in touched for member in group.members)
+        if group.hidden_by is None and not is_touched:
+            group = group._replace(hidden_by=UNTOUCHED)
+        groups.append(group)
     return report._replace(groups=tuple(groups))
 
 
@@ -5388,7 +5430,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
     yield from map(Line, _head_lines(report))
     for evidence, title in SECTION_TITLES.items():
-        shown = [group for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)]
+        shown = [group for group in report.groups if is_listed(group, evidence)]
         yield from (Line(""), Line(f"{title} ({counted(len(shown), 'group')})", BOLD))
         if evidence == INTENT:
             yield from (Line(note, folds=True) for note in _missing_intents(report))
