@@ -5440,15 +5440,20 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
 
 def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
     """Return what a gate has to say: the groups that hit it, and what else bears on it."""
-    new = "" if report.stale is None else "new "
-    ids = ", ".join(group.id for group in hits[:MAX_VERDICT_IDS])
-    more = f" and {len(hits) - MAX_VERDICT_IDS} more" if len(hits) > MAX_VERDICT_IDS else ""
-    parts = [f"{counted(len(hits), f'{new}group')}: {ids}{more}" if hits else f"no {new}groups"]
-    if report.stale is not None:
-        parts.append(f"{count_hidden(report.groups)[KNOWN]} known")
-        parts.append(f"{report.stale} stale")
+    has_baseline = report.stale is not None
+    noun = "new group" if has_baseline else "group"
+    parts = [f"no {noun}s"]
+    if hits:
+        ids = [group.id for group in hits[:MAX_VERDICT_IDS]]
+        parts = [f"{counted(len(hits), noun)}: {', '.join(ids)}"]
+    if len(hits) > MAX_VERDICT_IDS:
+        parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
+    if has_baseline:
+        known = count_hidden(report.groups)[KNOWN]
+        parts += [f"{known} known", f"{report.stale} stale"]
     if report.error_count:
-        parts.append(f"not compared: {counted(report.error_count, 'file')} with analyzer errors")
+        files = counted(report.error_count, "file")
+        parts.append(f"not compared: {files} with analyzer errors")
     return "gate: " + "; ".join(parts)
 
 
@@ -5466,8 +5471,8 @@ def _head_lines(report: Report) -> Iterator[str]:
     yield from _scope_lines(report)
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
-            share = f"{100 * beyond / lines:.1f} % of {counted(lines, 'line')} of {AREA_NAMES[area]}"
-            yield f"In copies beyond the first: {share}"
+            of_lines = f"{counted(lines, 'line')} of {AREA_NAMES[area]}"
+            yield f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}"
     if report.file_pairs:
         yield "Files that share most:"
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
@@ -5475,15 +5480,15 @@ def _head_lines(report: Report) -> Iterator[str]:
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
-    hidden = [f"{count} {rule}" for rule, count in count_hidden(report.groups).items() if count]
+    # On a terminal the end of a long list is what is seen: so the totals stand here.
     yield ""
-    if hidden:
-        yield f"Hidden: {', '.join(hidden)} (--format json holds them)"
+    hidden = count_hidden(report.groups)
+    told = [f"{count} {rule}" for rule, count in hidden.items() if count]
+    if told:
+        yield f"Hidden: {', '.join(told)} (--format json holds them)"
     for evidence in EVIDENCE:
-        areas = collections.Counter(
-            group.area for group in report.groups if (group.evidence, group.hidden_by) == (evidence, None)
-        )
-        counts = [f"{areas[area]} in {AREA_NAMES[area]}" for area in AREAS if areas[area]]
+        listed = [group.area for group in report.groups if is_listed(group, evidence)]
+        counts = [f"{listed.count(area)} in {AREA_NAMES[area]}" for area in AREAS if area in listed]
         yield f"{evidence.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
@@ -5502,9 +5507,8 @@ def _missing_intents(report: Report) -> list[str]:
 
 
 def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> Iterator[Line]:
-    exact_ids = {
-        group.members[0].record.md5sum: group.id for group in report.groups if group.evidence == EXACT
-    }
+    exact = [group for group in report.groups if group.evidence == EXACT]
+    exact_ids = {group.members[0].record.md5sum: group.id for group in exact}
     for area, same in itertools.groupby(groups, lambda group: group.area):
         ranked = list(same)
         if area != CODE:
@@ -5534,14 +5538,13 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
 
 def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
     yield from (Line(""), Line(f"{group.id}  {_group_headline(group)}", CYAN))
-    copies = collections.Counter(member.record.md5sum for member in group.members)
-    for md5sum, count in copies.items():
-        if count > 1 and group.evidence != EXACT:
-            yield Line(f"  {count} of them are exact copies: {exact_ids.get(md5sum, md5sum)}", DIM)
-    has_signatures = len({_parameters(member) for member in group.members}) > 1
+    if group.evidence != EXACT:
+        yield from _exact_lines(group, exact_ids)
+    # The names tell members apart; their parameters are of interest where they differ.
+    are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
-        signature = _parameters(member) if has_signatures else ""
-        yield Line(f"  {location(member.record)}  {member.qualified_name}{signature}")
+        parameters = "" if are_alike else _parameters(member)
+        yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
         if group.evidence == NEAR and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
         if member.intent_source == MODEL:
@@ -5552,10 +5555,18 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}")
 
 
+def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
+    """Yield a line for each code of which a group holds several copies."""
+    copies = collections.Counter(member.record.md5sum for member in group.members)
+    for md5sum, count in copies.items():
+        if count > 1:
+            yield Line(f"  {count} of them are exact copies: {exact_ids[md5sum]}", DIM)
+
+
 def _group_headline(group: CloneGroup) -> str:
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
     if group.evidence != EXACT:
-        parts.append(f"similarity {group.similarity:.2f}")
+        parts.append(f"similarity {percent(group.similarity) / 100:.2f}")
     if group.evidence == NEAR and group.similarity == 1:
         parts.append("only names and literals differ")
     if len({member.record.file_path for member in group.members}) == 1:
@@ -5563,6 +5574,11 @@ def _group_headline(group: CloneGroup) -> str:
     if group.is_family:
         parts.append(FAMILY_NOTE)
     return ", ".join(parts)
+
+
+def percent(part: float) -> int:
+    """Return a part of 1 as per cent; nothing but the whole is 100."""
+    return 100 if part == 1 else min(round(100 * part), 99)
 
 
 def _parameters(member: Member) -> str:
@@ -5574,10 +5590,14 @@ def _parameters(member: Member) -> str:
 
 
 def _difference(member: Member) -> str:
-    shown = ", ".join(f"`{label}`" for label in member.differs[:SHOWN_LABELS])
-    more = len(member.differs) - SHOWN_LABELS
-    tail = f" and {more} more" if more > 0 else ""
-    return f"{member.shared:.0%} shared".replace("%", " %") + (f"; differs in {shown}{tail}" if shown else "")
+    """Return how much of a member all have, and what no other one has."""
+    text = f"{percent(member.shared)} % shared"
+    if member.differs:
+        labels = [f"`{label}`" for label in member.differs[:SHOWN_LABELS]]
+        text += f"; differs in {', '.join(labels)}"
+    if len(member.differs) > SHOWN_LABELS:
+        text += f" and {len(member.differs) - SHOWN_LABELS} more"
+    return text
 
 
 def group_as_lines(group: CloneGroup) -> Iterator[Line]:
