@@ -4239,6 +4239,7 @@ def test_short_bodies_that_share_little_are_hidden(one, other, rule):
 def test_constructors_that_only_keep_their_parameters_are_hidden(body, rule):
     code = f"def __init__(self, a, /, b, *c, **k):\n{textwrap.indent(body, '    ')}"
     assert groups_of(*twins(code, "method")) == [("exact", rule, ["a.py", "b.py"])]
+    assert groups_of(*twins(code.replace("__init__(self", "set_up(self"), "method"))[0][1] is None
     renamed = record(code.replace("b", "x"), "c.py", kind="method")
     assert groups_of(record(code, kind="method"), renamed)[0][:2] == ("near", rule)
 
@@ -4457,6 +4458,29 @@ def test_rank_prefers_rare_code_to_many_small_bodies():
     assert groups[0].score > groups[1].score
 
 
+def test_tied_groups_are_in_the_order_of_their_ids():
+    """Every name occurs as often as every other, so the scores are the same."""
+    names = ("log", "lag", "leg", "lug", "lig")
+    copies = [record(TOTAL.replace("log", name), f"{name}{n}.py") for name in names for n in "ab"]
+    groups = cds.find_groups(copies, DUPLICATES._replace(code_similarity=1))
+    assert len(groups) == 5 and len({group.score for group in groups}) == 1
+    ids = [group.id for group in groups]
+    assert ids == sorted(ids)
+
+
+def test_tied_pairs_are_linked_in_the_order_of_their_code():
+    """The one in the middle is as similar to either side, and the sides are not to each other."""
+    sides = [
+        TOTAL.replace("    return", f"    {code}\n    return") for code in ("check(rate)", "audit[rate]")
+    ]
+    linked = set()
+    for paths in itertools.permutations("abc"):
+        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
+        groups = cds.find_groups(records, DUPLICATES._replace(code_similarity=0.87))
+        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
+    assert [len(group) for (group,) in linked] == [2]
+
+
 def test_ties_are_broken_by_content():
     """Whatever the files are called, the report is the same but for the paths."""
     rng = random.Random(5)
@@ -4508,6 +4532,7 @@ def test_what_two_of_three_members_have_is_no_difference():
 
 
 def test_a_difference_that_rounds_to_nothing_is_one():
+    assert (cds.rounded(1.0), cds.rounded(0.9999), cds.rounded(0.5714)) == (1.0, 0.999, 0.571)
     body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
     one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
     assert one.shared == 1.0 and other.shared == 0.999
@@ -4634,13 +4659,42 @@ def test_a_baseline_knows_what_was_accepted(tmp_path, files, expected):
         assert outcome(report) == expected
 
 
-def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path):
-    edited = OTHER.replace("'#'", "';'")
+@pytest.mark.parametrize("literal", ["';'", "'1'", "'2'", "'3'", "'4'", "'5'"])
+def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path, literal):
+    """Whatever the ids are: those in place come first."""
+    edited = OTHER.replace("'#'", literal)
     after = {"a.py": edited, "b.py": edited, "c.py": OTHER, "d.py": OTHER}
     baseline = report_on(tmp_path, {"a.py": OTHER, "b.py": OTHER})
     report = cds.compare_with_baseline(report_on(tmp_path, after), baseline)
     new = [records_in(group) for group in report.groups if not group.hidden_by and group.evidence == "exact"]
     assert [[member.file_path for member in group] for group in new] == [["c.py", "d.py"]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"file_path": "z.py"}, id="file"),
+        pytest.param({"kind": "method"}, id="kind"),
+        pytest.param({"signature": "def sum(rows, rate):"}, id="name"),
+    ],
+)
+def test_edited_code_is_known_by_file_kind_and_name_alone(fields):
+    before = [record(TOTAL), record(TOTAL_RENAMED, "b.py")]
+    edited = [record(TOTAL), record(EDITED, "b.py")]
+    baseline = cds.build_report(before, DUPLICATES)
+    assert outcome(cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline))[0] == []
+    edited[1] = edited[1]._replace(**fields)
+    assert outcome(cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline))[0] == ["near"]
+
+
+def test_stale_is_what_no_two_members_are_left_of():
+    before = [record(TOTAL), record(TOTAL_RENAMED, "b.py")]
+    baseline = cds.build_report(before, DUPLICATES)
+    # Two copies of one member are not two members.
+    after = cds.build_report([record(TOTAL), record(TOTAL, "c.py")], DUPLICATES)
+    assert outcome(cds.compare_with_baseline(after, baseline)) == (["exact"], 0, 1)
+    hidden = cds.build_report(twins("def f(a): return a.b"), DUPLICATES)
+    assert outcome(cds.compare_with_baseline(after, hidden)) == (["exact"], 0, 0)
 
 
 def test_hidden_groups_of_a_baseline_know_the_same_code_only(tmp_path):
@@ -4759,11 +4813,11 @@ def test_a_report_survives_its_json(tmp_path):
     ],
 )
 def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
-    report = report_on(tmp_path, BEFORE)
+    report = report_on(tmp_path, changed(x__f=BEFORE["pkg/f.py"]))
     touched = cds.hide_untouched(report, [pattern])
     assert [group.evidence for group in touched.groups if not group.hidden_by] == shown
     assert cds.count_hidden(touched.groups)["untouched"] == 3 - len(shown)
-    assert cds.count_hidden(touched.groups)["min-statements"] == 0
+    assert cds.count_hidden(touched.groups)["min-statements"] == 1
 
 
 # ---- Output ---------------------------------------------------------------------------------
@@ -5031,6 +5085,12 @@ def test_the_table_marks_what_is_special_about_a_group():
         "  3 copies, 6 statements, similarity 1.00, only names and literals differ"
     )
     assert lines[near + 3] == f"  2 of them are exact copies: {exact}"
+
+
+def test_only_the_same_shape_differs_in_names_and_literals_only():
+    lines = lines_of([record(TOTAL), record(EDITED, "b.py")])
+    assert any("similarity 0." in line for line in lines)
+    assert not any("only names and literals" in line for line in lines)
 
 
 def test_the_table_shows_parameters_only_where_they_differ():
