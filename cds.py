@@ -200,9 +200,14 @@ def describe_error(error: BaseException) -> str:
 
 # ---- Records --------------------------------------------------------------------------------
 
-KINDS = ("class", "function", "method")  # what --scope may name, in the order it is stored in
+# What a scope may name, in the order in which it is stored.
+KINDS = ("class", "function", "method")
 ALL = "all"
-SUCCESS, FAILED, SKIPPED = "success", "failed", "skipped"
+
+# What came of a record's intent.
+SUCCESS = "success"
+FAILED = "failed"
+SKIPPED = "skipped"
 
 
 class Symbol(NamedTuple):
@@ -274,6 +279,7 @@ class RunResult(NamedTuple):
     status: str
 
 
+# What a whole run holds of each.
 Errors = Sequence[AnalyzerError]
 Records = Sequence[Record]
 
@@ -3266,6 +3272,22 @@ def store_in_new_file(directory: str, context: RunContext, errors: Errors, recor
 # Calls that are finished but not yet part of a stored run
 
 
+def sync_file(path: str) -> None:
+    """Have the operating system write a file to the disk, if there is one."""
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: str) -> None:
+    """Have the operating system write the names in a directory to the disk, where it can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class PendingIntents:
     """The intents of finished calls that no stored run holds yet, in a side file of the database.
 
@@ -3273,11 +3295,21 @@ class PendingIntents:
     worth less than the run: its first failure is logged, and everything goes on without it.
     """
 
-    def __init__(self, db_path: str, model: str) -> None:
-        """Take the path of the database, and the model whose intents are kept and read."""
+    def __init__(
+        self,
+        db_path: str,
+        model: str,
+        *,
+        sync: Callable[[str], None] = sync_file,
+    ) -> None:
+        """Take the path of the database, and the model whose intents are kept and read.
+
+        `sync(path)` has a file written to the disk.
+        """
         self.path = os.path.realpath(db_path) + PENDING_ENDING
         self.db_path = db_path
         self.model = model
+        self.sync = sync
         self._connection: sqlite3.Connection | None = None
         self._has_failed = False
         self._is_closed = threading.Event()
@@ -3330,7 +3362,7 @@ class PendingIntents:
         while not self._is_closed.wait(SYNC_SECONDS):
             if self._has_unsynced.is_set():
                 self._has_unsynced.clear()  # first, so that no later commit is missed
-                sync_file(self.path + "-wal")
+                self.sync(self.path + "-wal")
 
     def _delete_stored(self, connection: sqlite3.Connection) -> None:
         if not os.path.exists(self.db_path):
@@ -3369,15 +3401,18 @@ def open_pending(path: str) -> sqlite3.Connection:
         created = file_identity(path)
         uri = f"{database_uri(path)}?mode=rw"
         connection = sqlite3.connect(uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None)
+        # Whoever deletes the file holds an exclusive lock, and in WAL mode a prepared connection
+        # holds a shared one until it is closed. So a file that is still there now, stays; one that
+        # is not was deleted before the lock, and the next one is tried.
         try:
             prepare_pending(connection)
-            # Whoever deletes the file holds an exclusive lock, and in WAL mode this connection now
-            # holds a shared one until it is closed. So if the file is still there, it stays.
-            if file_identity(path) == created:
-                return connection
-        except BaseException:
+        except Exception:
             connection.close()
-            raise
+            if file_identity(path) == created:
+                raise
+            continue
+        if file_identity(path) == created:
+            return connection
         connection.close()
 
 
@@ -3424,22 +3459,6 @@ def delete_if_empty(connection: sqlite3.Connection, path: str) -> None:
         # Windows deletes no open file, and so none that another run has open.
         connection.close()
     os.unlink(path)
-
-
-def sync_file(path: str) -> None:
-    """Have the operating system write a file to the disk, if there is one."""
-    with contextlib.suppress(OSError), open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: str) -> None:
-    """Have the operating system write the names in a directory to the disk, where it can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def file_identity(path: str) -> object:
@@ -6856,12 +6875,13 @@ class Interrupts:
             # Python lets only the main thread set handlers: here the signals are its business.
             yield
             return
+        # What `nohup` and the like have ignored must stay so.
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        previous = [signal.signal(number, self._receive) for number in heard]
+        previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:
-            for number, handler in zip(heard, previous):
+            for number, handler in previous.items():
                 # None is a handler that was not installed from Python.
                 signal.signal(number, handler or signal.SIG_DFL)
 
@@ -6922,17 +6942,21 @@ def check_output(path: str | None) -> None:
     """Raise UsageError unless `path` can be written to; touch nothing."""
     if path is None:
         return
-    directory = os.path.dirname(os.path.realpath(absolute_path("--output", path)))
+    # Behind a dangling link, the file is created where the link leads.
+    target = os.path.realpath(absolute_path("--output", path))
+    directory = os.path.dirname(target)
+    is_there = os.path.exists(path)
     if os.path.isdir(path) or not os.path.basename(path):
         raise UsageError(f"--output: {path or repr(path)} is a directory: name a file")
-    if not os.path.exists(path) and not os.path.isdir(directory):
+    if not is_there and not os.path.isdir(directory):
         raise UsageError(f"--output: directory {directory} does not exist: create it first")
-    if not os.access(path if os.path.exists(path) else directory, os.W_OK):
+    if not os.access(path if is_there else directory, os.W_OK):
         raise UsageError(f"--output: {path} is not writable: name another file")
 
 
 def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
     """Raise UsageError where a file that the command would write is one of those that it reads."""
+    # By identity, since two names may lead to one file.
     identities = {file_identity(path) for path in inputs}
     for option, path in written_files(args):
         if file_identity(path) in identities:
@@ -6955,6 +6979,7 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
     """Search, analyze and build what `--path` names; log what was found, and each error."""
     analyzer = PythonAnalyzer(args.workers)
     search = find_sources(args.path, analyzer.suffix, args.exclude)
+    # Before anything is read: a file named by mistake must not cost the source.
     refuse_overwriting(args, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
@@ -7072,6 +7097,7 @@ def run_enrich_intent(
     check_output(args.output)
     enricher = make_enricher(args, make_client, interrupts, known={})
     records, errors = build_records(args)
+    # From the first call on there is something to save.
     with interrupts.deferred():
         enriched = enricher.enrich(records)
         write_records(args, enriched, errors)
@@ -7107,6 +7133,7 @@ def run_persist(
             enriched = enricher.enrich(records)
             context = run_context(args, root_path, started_at)
             result = persist_or_rescue(persistence, context, errors, enriched)
+            # Only now: until the run is committed, the side file alone holds its intents.
             pending.forget_stored()
             print_pieces([summary_line(args.db_path, result)])
             if enricher.stop:

@@ -3209,7 +3209,8 @@ def locked(db_path, lock, seconds=None):
 @pytest.mark.parametrize(
     ("path", "separator", "uri"),
     [
-        pytest.param("/a b/ü?#%.db", "/", "file:///a%20b/%C3%BC%3F%23%25.db", id="posix"),
+        pytest.param("/a b/?#%.db", "/", "file:///a%20b/%3F%23%25.db", id="posix"),
+        pytest.param("/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names),
         pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
         pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
         pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
@@ -3448,6 +3449,18 @@ def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path):
     assert [intent for _, _, intent in rows(f"{db}-pending", PENDING)] == ["Works."]
 
 
+def test_finished_call_is_synced_to_the_disk_soon(tmp_path):
+    synced = []
+    pending = cds.PendingIntents(str(tmp_path / "db"), "m", sync=synced.append)
+    for count in (1, 2):
+        pending.keep(str(count), "Works.")
+        wait_for(lambda count=count: len(synced) == count)
+    pending.close()
+    assert synced == [f"{tmp_path}/db-pending-wal"] * 2
+    cds.sync_file(f"{tmp_path}/db-pending")
+    cds.sync_file(f"{tmp_path}/no file at all")
+
+
 def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
     db = tmp_path / "db"
     first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
@@ -3466,6 +3479,24 @@ def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
     third.keep("4", "Four.")
     third.close()
     assert [row[1] for row in rows(f"{db}-pending", PENDING)] == ["4"]
+
+
+def test_side_file_that_is_deleted_before_it_is_locked_is_created_anew(tmp_path):
+    def keep_another():
+        started.set()
+        keep(tmp_path / "db", "2")
+
+    path, started = keep(tmp_path / "db", "1"), threading.Event()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as deleter:
+        deleter.execute("PRAGMA journal_mode = DELETE")
+        deleter.execute("BEGIN EXCLUSIVE")
+        thread = threading.Thread(target=keep_another)
+        thread.start()
+        started.wait()
+        time.sleep(0.5)  # it has the file open by now, and waits for the lock
+        path.unlink()
+    thread.join()
+    assert [md5sum for _, md5sum, _ in rows(path, PENDING)] == ["2"]
 
 
 def test_side_file_that_is_deleted_while_others_open_it_loses_nothing(tmp_path):
@@ -3536,7 +3567,8 @@ def test_side_file_that_is_of_no_use_costs_one_warning(tmp_path, capsys, write, 
     before = path.lstat()
     assert persist(source, db, *options) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and f"{path} cannot be used: " in warnings[0] and says in warnings[0]
+    assert len(warnings) == 1 and says in warnings[0]
+    assert cds.printable(f"{path} cannot be used: ") in warnings[0]
     assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
     assert (path.lstat().st_size, path.lstat().st_mode) == (before.st_size, before.st_mode)
 
