@@ -3378,13 +3378,12 @@ class PendingIntents:
 
     @contextlib.contextmanager
     def _surviving_failure(self) -> Iterator[None]:
-        """Log the first failure of the side file, and use it no more."""
+        """Log a failure of the side file, after which it is used no more."""
         try:
             yield
         except (OSError, sqlite3.Error, PersistenceError, ValueError) as error:
             reason = describe_error(error) if isinstance(error, OSError) else error
-            if not self._has_failed:
-                log(f"warning: {self.path} cannot be used: {reason}; {PENDING_LOSS}")
+            log(f"warning: {self.path} cannot be used: {reason}; {PENDING_LOSS}")
             self._has_failed = True
             if self._connection is not None:
                 self._connection.close()

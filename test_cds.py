@@ -3441,6 +3441,16 @@ def test_finished_call_goes_only_with_a_stored_success_of_its_model(tmp_path):
     assert not pending.exists()
 
 
+def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d/db")
+    keep(tmp_path / "link", "1")
+    keep(tmp_path / "d/db", "1", "2", model="other")
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
+        assert pending.read() == {"1": "Intent of 1."}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["d", "db-pending", "link"]
+
+
 def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     store(db)
