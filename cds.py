@@ -5064,7 +5064,7 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     """
     known: set[str] = set()
     for evidence in EVIDENCE:
-        section = [group for group in report.groups if is_listed(group, evidence)]
+        section = [group for group in report.groups if in_section(group, evidence)]
         known.update(known_ids(section, baseline.groups))
     groups = []
     for group in report.groups:
@@ -5075,7 +5075,7 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     return report._replace(groups=tuple(groups), stale=stale)
 
 
-def is_listed(group: CloneGroup, evidence: str) -> bool:
+def in_section(group: CloneGroup, evidence: str) -> bool:
     """Return whether a group is in the section of this evidence, and no rule hides it."""
     return group.evidence == evidence and group.hidden_by is None
 
@@ -5095,7 +5095,7 @@ def can_know(known: CloneGroup, group: CloneGroup) -> bool:
     return known.evidence != INTENT or group.evidence == INTENT
 
 
-def keys(member: Member) -> tuple[Hashable, Hashable]:
+def member_keys(member: Member) -> tuple[Hashable, Hashable]:
     """Return what a member is matched by: its code, and its identity."""
     return member.record.md5sum, identity(member)
 
@@ -5105,7 +5105,7 @@ def numbers_by_key(groups: Sequence[CloneGroup]) -> dict[Hashable, set[int]]:
     numbers: dict[Hashable, set[int]] = collections.defaultdict(set)
     for number, group in enumerate(groups):
         for member in group.members:
-            for key in keys(member):
+            for key in member_keys(member):
                 numbers[key].add(number)
     return numbers
 
@@ -5146,7 +5146,7 @@ def find_candidates(
     numbers = numbers_by_key(baseline)
     for group in section:
         identities = set(map(identity, group.members))
-        code, place = keys(group.members[0])
+        code, place = member_keys(group.members[0])
         for number in numbers.get(code, set()) | numbers.get(place, set()):
             known = baseline[number]
             if can_know(known, group) and known.copies >= group.copies:
@@ -5225,7 +5225,7 @@ def count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) ->
     numbers = numbers_by_key(groups)
     stale = 0
     for known in filter(is_accepted, baseline):
-        wanted = set(itertools.chain.from_iterable(map(keys, known.members)))
+        wanted = set(itertools.chain.from_iterable(map(member_keys, known.members)))
         candidates = {number for key in wanted for number in numbers.get(key, ())}
         stale += not any(still_hold(groups[number], known) for number in candidates)
     return stale
@@ -5241,8 +5241,8 @@ def still_hold(group: CloneGroup, known: CloneGroup) -> bool:
 
 def count_matched(group: CloneGroup, other: CloneGroup) -> int:
     """Return how many members of a group have a key of a member of the other."""
-    wanted = set(itertools.chain.from_iterable(map(keys, other.members)))
-    return sum(not wanted.isdisjoint(keys(member)) for member in group.members)
+    wanted = set(itertools.chain.from_iterable(map(member_keys, other.members)))
+    return sum(not wanted.isdisjoint(member_keys(member)) for member in group.members)
 
 
 def gated_groups(groups: Sequence[CloneGroup], evidence: Collection[str]) -> list[CloneGroup]:
@@ -5448,7 +5448,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
     yield from map(Line, _head_lines(report))
     for evidence, title in SECTION_TITLES.items():
-        shown = [group for group in report.groups if is_listed(group, evidence)]
+        shown = [group for group in report.groups if in_section(group, evidence)]
         yield from (Line(""), Line(f"{title} ({counted(len(shown), 'group')})", BOLD))
         if evidence == INTENT:
             yield from (Line(note, folds=True) for note in _missing_intents(report))
@@ -5505,7 +5505,7 @@ def _foot_lines(report: Report) -> Iterator[str]:
     if told:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
     for evidence in EVIDENCE:
-        listed = [group.area for group in report.groups if is_listed(group, evidence)]
+        listed = [group.area for group in report.groups if in_section(group, evidence)]
         counts = [f"{listed.count(area)} in {AREA_NAMES[area]}" for area in AREAS if area in listed]
         yield f"{evidence.capitalize()}: {', '.join(counts) or 'no groups'}"
 
@@ -5584,7 +5584,7 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
 def _group_headline(group: CloneGroup) -> str:
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
     if group.evidence != EXACT:
-        parts.append(f"similarity {percent(group.similarity) / 100:.2f}")
+        parts.append(f"similarity {in_percent(group.similarity) / 100:.2f}")
     if group.evidence == NEAR and group.similarity == 1:
         parts.append("only names and literals differ")
     if len({member.record.file_path for member in group.members}) == 1:
@@ -5594,7 +5594,7 @@ def _group_headline(group: CloneGroup) -> str:
     return ", ".join(parts)
 
 
-def percent(part: float) -> int:
+def in_percent(part: float) -> int:
     """Return a part of 1 as per cent; nothing but the whole is 100."""
     return 100 if part == 1 else min(round(100 * part), 99)
 
@@ -5609,7 +5609,7 @@ def _parameters(member: Member) -> str:
 
 def _difference(member: Member) -> str:
     """Return how much of a member all have, and what no other one has."""
-    text = f"{percent(member.shared)} % shared"
+    text = f"{in_percent(member.shared)} % shared"
     if member.differs:
         labels = [f"`{label}`" for label in member.differs[:SHOWN_LABELS]]
         text += f"; differs in {', '.join(labels)}"

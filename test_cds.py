@@ -4578,7 +4578,7 @@ def test_a_difference_that_rounds_to_nothing_is_one():
     body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
     one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
     assert one.shared == 1.0 and other.shared == 0.999
-    assert (cds.percent(one.shared), cds.percent(other.shared), cds.percent(0.57)) == (100, 99, 57)
+    assert (cds.in_percent(one.shared), cds.in_percent(other.shared), cds.in_percent(0.57)) == (100, 99, 57)
     records = [record(f"def f(a):\n{body}"), record(f"def f(a):\n{body}\n    x()", "b.py")]
     assert cds.find_groups(records, DUPLICATES)[0].similarity == 0.999
 
