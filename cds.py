@@ -430,7 +430,7 @@ RATE_CALLS = 100  # how many of the newest calls foretell the time that is left
 def log(message: str) -> None:
     """Write one line to stderr, with escapes for whatever could steer a terminal."""
     # A live line may stand there; it is drawn anew below.
-    start = "" if terminal_width(sys.stderr) is None else CLEAR_LINE
+    start = CLEAR_LINE if has_live_line(sys.stderr) else ""
     tell(f"{start}{printable(message)}\n")
 
 
@@ -482,6 +482,11 @@ def terminal_width(stream: TextIO | None) -> int | None:
     return None
 
 
+def has_live_line(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal on which a line can be cleared and drawn anew."""
+    return terminal_width(stream) is not None and os.environ.get("TERM") != "dumb"
+
+
 class Progress:
     """Reports on stderr how many calls have ended: a live line on a terminal, else a line a batch."""
 
@@ -499,7 +504,7 @@ class Progress:
         # Whole rounds of calls, and the one before them: see `rate`.
         rounds = math.ceil(RATE_CALLS / jobs)
         self.end_times: collections.deque[float] = collections.deque(maxlen=rounds * jobs + 1)
-        self.is_live = terminal_width(sys.stderr) is not None
+        self.is_live = has_live_line(sys.stderr)
         self.drawn_at = 0.0
 
     def add(self, failed: bool) -> None:

@@ -510,7 +510,9 @@ def test_progress_in_a_pipe_has_no_guess(capsys):
     ]
 
 
-def test_progress_is_one_live_line_on_a_terminal(tmp_path):
+def test_progress_is_one_live_line_on_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
     def slow(handler):
         time.sleep(0.02)
         respond(handler, *answer())
@@ -526,7 +528,19 @@ def test_progress_is_one_live_line_on_a_terminal(tmp_path):
     assert pieces[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
 
 
-def test_message_during_the_calls_takes_the_place_of_the_live_line(tmp_path):
+def test_progress_is_lines_on_a_terminal_that_cannot_clear_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    source = tree(tmp_path, {"m.py": many_functions(20)})
+    with serving(answer()) as (address, _):
+        words = ("enrich-intent", "--path", source, *provider(address))
+        shown = shown_on_terminal(*words, columns=80, stream="stderr")
+    assert "\x1b" not in shown
+    assert [line.split()[1] for line in shown.splitlines()[2:]] == ["completed=10", "completed=20"]
+
+
+def test_message_during_the_calls_takes_the_place_of_the_live_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
     def thinking(handler):
         time.sleep(0.3)  # until the live line is drawn
         if handler.request_body["options"]["num_predict"] == 256:
@@ -2110,6 +2124,11 @@ def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(respons
     assert "abc" not in str(raised.value).replace(address, "")
 
 
+def test_masking_leaves_no_rest_of_a_secret_that_begins_with_another():
+    secrets = cds.Secrets(cds.parse_provider_url("me:abcd@box"), None, "abcdefgh")
+    assert secrets.quote("wrong: abcdefgh, abcd") == "wrong: ***, ***"
+
+
 @pytest.mark.parametrize("spelled", ["\N{KEY}abc", r"\ud83d\udd11abc", "%F0%9F%94%91abc", "&#128273;a&#98;c"])
 def test_masking_knows_every_spelling_of_characters_beyond_the_first_plane(spelled):
     secrets = cds.Secrets(cds.parse_provider_url("me:\N{KEY}abc@box"), None, "")
@@ -2525,6 +2544,26 @@ def test_client_leaves_a_model_that_comes_to_no_end_with_few_tokens(capsys):
                 client.generate_intent(code)
     assert [tokens for _, tokens in server.budgets] == [256, 2048, 8192] * 3 + [256] * 2
     assert capsys.readouterr().err.count("the model thinks") == 1
+
+
+def test_client_forgets_thoughts_without_an_end_once_one_has_come_to_an_end():
+    budgets = []
+
+    def serve(handler):
+        request = handler.request_body
+        code, tokens = request["messages"][1]["content"], request["options"]["num_predict"]
+        budgets.append(tokens)
+        is_cut = tokens < (1000 if code == "good" else 100_000)
+        message = {"content": "" if is_cut else "Adds numbers.", "thinking": "hm"}
+        return respond(handler, *answer(message=message, done_reason="length" if is_cut else "stop"))
+
+    with serving(serve) as (address, _):
+        client = client_of(address, num_ctx=20_000)
+        for code in ("bad", "bad", "good", "bad", "bad", "good", "bad"):
+            with contextlib.suppress(cds.IntentGenerationError):
+                client.generate_intent(code)
+    first = [256, 2048, 8192] * 2
+    assert budgets == [*first, 256, 2048, *[2048, 8192] * 2, 2048, 2048, 8192]
 
 
 @pytest.mark.parametrize(
