@@ -2546,6 +2546,16 @@ def test_client_leaves_a_model_that_comes_to_no_end_with_few_tokens(capsys):
     assert capsys.readouterr().err.count("the model thinks") == 1
 
 
+def test_client_blames_no_model_for_a_context_without_room_to_think():
+    server = thinking_server()
+    with serving(server) as (address, _):
+        client = client_of(address, num_ctx=4096)
+        for _ in range(cds.VAIN_RAISES):
+            with pytest.raises(cds.IntentGenerationError, match="still thinking after 256 tokens"):
+                client.generate_intent("x" * 12_000)
+        assert client.generate_intent("x") == "Adds numbers."
+
+
 def test_client_forgets_thoughts_without_an_end_once_one_has_come_to_an_end():
     budgets = []
 
