@@ -307,7 +307,7 @@ ESCAPED_BYTE = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]")
 def one_line(text: str) -> str:
     """Return text on one line: white space folded, other control and format characters dropped."""
     if not text.isprintable():
-        text = "".join(character for character in text if is_shown(character))
+        text = "".join(filter(is_shown, text))
     return " ".join(text.split())
 
 
@@ -6987,7 +6987,8 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
     refuse_overwriting(args, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
-    errors = sorted([*search.errors, *analysis.errors], key=lambda error: error.file_path)
+    errors = [*search.errors, *analysis.errors]
+    errors.sort(key=lambda error: error.file_path)
     for error in errors:
         line = "" if error.line is None else f":{error.line}"
         log(f"analyzer_error: {error.file_path}{line}: {error.message}")
@@ -7066,7 +7067,12 @@ def make_enricher(
     """Return the enricher that the command line asks for, its client checked."""
     with named_errors("--provider-url"):
         parse_provider_url(args.provider_url)
-    client = make_client(args.provider_url, args.model, timeout=args.timeout, num_ctx=args.num_ctx)
+    client = make_client(
+        args.provider_url,
+        args.model,
+        timeout=args.timeout,
+        num_ctx=args.num_ctx,
+    )
     check_provider(client)
     return IntentEnricher(
         client,
@@ -7129,7 +7135,7 @@ def run_persist(
         left_behind = pending.read()
         if args.reuse_intents:
             known.update(left_behind)
-        enricher = make_enricher(args, make_client, interrupts, known, on_intent=pending.keep)
+        enricher = make_enricher(args, make_client, interrupts, known, pending.keep)
         started_at = timestamp()
         records, errors = build_records(args)
         log_left_behind(args, left_behind, filter(enricher.wants, records))
