@@ -5718,7 +5718,7 @@ PAGE_STYLE = r"""
 }
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
-html { scroll-padding: 6rem 0 2rem; }
+html { scroll-padding: 8rem 0 2rem; }
 body {
   margin: 0 auto; padding: 0 1.5rem; max-width: 100rem;
   background: var(--paper); color: var(--ink);
@@ -5945,7 +5945,14 @@ function show(group) {
   current = group;
   unfold(group);
   group.querySelector("summary").focus({ preventScroll: true });
+  keepClearOfForm();
   group.scrollIntoView();
+}
+
+// The form stays on top of what scrolls below it, and is as high as its fields need.
+function keepClearOfForm() {
+  const covers = getComputedStyle(form).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = covers ? `${form.offsetHeight + 8}px` : "";
 }
 
 function neighbour(list, item, step) {
