@@ -7772,6 +7772,12 @@ def comparison_options() -> Parser:
         metavar="N",
         help="hide smaller bodies (default: %(default)s)",
     )
+    add_similarity_options(parser, default)
+    return parser
+
+
+def add_similarity_options(parser: Parser, default: DuplicateOptions) -> None:
+    """Add the options that say how similar is similar."""
     parser.add_argument(
         "--code-similarity",
         type=similarity_bound,
@@ -7795,7 +7801,6 @@ def comparison_options() -> Parser:
         help="sentences to compare; both: the first of the docstring where there is none of a model"
         " (default: %(default)s)",
     )
-    return parser
 
 
 def gate_options() -> Parser:

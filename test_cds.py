@@ -3362,6 +3362,14 @@ def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock
         getattr(cds.SQLitePersistence(str(db)), step)(*arguments)
 
 
+def test_lock_on_a_database_in_wal_mode_is_told_as_a_lock(tmp_path):
+    db = tmp_path / "db"
+    store(db)
+    execute(db, "PRAGMA journal_mode = WAL")
+    with locked(db, "IMMEDIATE"), pytest.raises(cds.PersistenceError, match="locked"):
+        cds.SQLitePersistence(str(db), lock_seconds=0.01).persist(CONTEXT, [], FOUR)
+
+
 def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path):
     db = tmp_path / "db"
     store(db)
