@@ -6489,7 +6489,8 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
 
         def hook(event, args):
             if event in watched:
-                seen.add((event, str(args[-1] if event == 'socket.connect' else args[0])))
+                what = args[-1] if event == 'socket.connect' else args[0]
+                seen.add((event, os.fsdecode(what) if isinstance(what, bytes) else str(what)))
             if event == 'open' and isinstance(args[0], int):
                 return  # a pipe to git
             if event == 'open' and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
