@@ -491,7 +491,12 @@ class Progress:
     """Reports on stderr how many calls have ended: a live line on a terminal, else a line a batch."""
 
     def __init__(
-        self, total: int, batch_size: int, *, jobs: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        batch_size: int,
+        *,
+        jobs: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the number of calls, how many make a batch, and how many run side by side."""
         self.total = total
@@ -503,7 +508,9 @@ class Progress:
         self.reported = 0
         # Whole rounds of calls, and the one before them: see `rate`.
         rounds = math.ceil(RATE_CALLS / jobs)
-        self.end_times: collections.deque[float] = collections.deque(maxlen=rounds * jobs + 1)
+        self.end_times: collections.deque[float] = collections.deque(
+            maxlen=rounds * jobs + 1
+        )
         self.is_live = has_live_line(sys.stderr)
         self.drawn_at = 0.0
 
@@ -579,7 +586,11 @@ class Progress:
 
 GIT_SECONDS = 60.0  # for all questions of one search together
 GIT_MESSAGE_CHARACTERS = 300
-GIT_SETTINGS = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "safe.bareRepository": "explicit"}
+GIT_SETTINGS = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "safe.bareRepository": "explicit",
+}
 # git fetches an object that it misses with whatever program the configuration of the analyzed
 # tree names. So every transport is forbidden. The list of those allowed must not be empty: that
 # allows the one without a name, which the tree can define as an alias. No URL can ask for one
@@ -660,10 +671,14 @@ class Finder:
             listed = [entry for directory in level for entry in self._list(directory)]
             kept = self._without_ignored(listed)
             level = [entry for entry in kept if entry.is_directory]
-            found.sources.extend(self._source(entry) for entry in kept if not entry.is_directory)
+            found.sources.extend(
+                self._source(entry) for entry in kept if not entry.is_directory
+            )
         found.sources.sort(key=lambda source: source.file_path)
         found.warnings.extend(self.git.warnings())
-        found.unmatched.extend(pattern for pattern in self.patterns if pattern not in self.matched)
+        found.unmatched.extend(
+            pattern for pattern in self.patterns if pattern not in self.matched
+        )
         return found
 
     def _source(self, entry: Entry) -> Source:
@@ -679,7 +694,9 @@ class Finder:
             self.found.errors.append(AnalyzerError(path, None, describe_error(error)))
             return []
 
-    def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
+    def _without_skipped(
+        self, directory: Entry, items: list[os.DirEntry[str]]
+    ) -> list[Entry]:
         names = {item.name for item in items}
         is_project = not names.isdisjoint(PROJECT_FILES)
         work_tree = self._work_tree(directory, names)
@@ -689,7 +706,9 @@ class Finder:
             if not is_directory and not item.name.endswith(self.suffix):
                 continue
             path = f"{directory.path}/{item.name}".lstrip("/")
-            reason = "excluded" if self._is_excluded(path) else skip_reason(item, is_project)
+            reason = (
+                "excluded" if self._is_excluded(path) else skip_reason(item, is_project)
+            )
             if reason:
                 self.found.skipped[reason] += 1
             else:
@@ -706,7 +725,11 @@ class Finder:
     def _is_excluded(self, path: str) -> bool:
         names = path.split("/")
         # Every pattern is tried, so that those that match nothing are known.
-        matching = [pattern for pattern, globs in self.patterns.items() if glob_matches(names, globs)]
+        matching = [
+            pattern
+            for pattern, globs in self.patterns.items()
+            if glob_matches(names, globs)
+        ]
         self.matched.update(matching)
         return bool(matching)
 
@@ -809,7 +832,9 @@ class Git:
                 timeout=max(self.deadline - time.monotonic(), 0),
             )
         except subprocess.TimeoutExpired as error:
-            raise GitRefusalError(f"it took longer than {self.seconds:g} seconds") from error
+            raise GitRefusalError(
+                f"it took longer than {self.seconds:g} seconds"
+            ) from error
         except OSError as error:
             raise GitRefusalError(describe_error(error)) from error
         if done.returncode not in (0, 1):  # 1: none of the paths is ignored
@@ -827,7 +852,11 @@ class Git:
         return [*command, *words]
 
     def _environment(self, work_tree: str) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GIT_")
+        }
         environment.update(GIT_ENVIRONMENT)
         # The search for a repository must end at the work tree, not in what lies around it.
         environment["GIT_CEILING_DIRECTORIES"] = os.path.dirname(work_tree)
@@ -850,14 +879,18 @@ class WorkTree:
     Either is empty or ends in a slash; all paths given and returned are those below the root.
     """
 
-    def __init__(self, git: Git, top: str, *, below: str = "", inside: str = "") -> None:
+    def __init__(
+        self, git: Git, top: str, *, below: str = "", inside: str = ""
+    ) -> None:
         self.git = git
         self.top = os.path.realpath(top)
         self.below = below
         self.inside = inside
         self.has_refused = False
         self.tracked: set[str] = set()
-        for path in self._ask("ls-files", "-z", "--cached", "--", f":(literal){inside or '.'}"):
+        for path in self._ask(
+            "ls-files", "-z", "--cached", "--", f":(literal){inside or '.'}"
+        ):
             # A directory that holds what is tracked is not ignored as a whole.
             while path and path not in self.tracked:
                 self.tracked.add(path)
@@ -872,10 +905,16 @@ class WorkTree:
             return set()
         # `--no-index`, or git compares every path with every tracked one. `-v`, since git before
         # 2.26 lists, without saying so, what a pattern with `!` takes back.
-        answers = self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=unknown)
+        answers = self._ask(
+            "check-ignore", "-z", "-v", "--no-index", "--stdin", paths=unknown
+        )
         # An answer is four fields: the file of the pattern, its line, the pattern, and the path.
         matches = zip(answers[2::4], answers[3::4])
-        return {inner[path.removeprefix("./")] for pattern, path in matches if not pattern.startswith("!")}
+        return {
+            inner[path.removeprefix("./")]
+            for pattern, path in matches
+            if not pattern.startswith("!")
+        }
 
     def ignores_root(self) -> bool:
         """Return whether all of the root is ignored."""
@@ -926,7 +965,11 @@ def find_program(name: str) -> str | None:
     file_name = f"{name}.exe" if os.name == "nt" else name
     for directory in os.get_exec_path():
         path = os.path.join(directory, file_name)
-        if os.path.isabs(directory) and os.path.isfile(path) and os.access(path, os.X_OK):
+        if (
+            os.path.isabs(directory)
+            and os.path.isfile(path)
+            and os.access(path, os.X_OK)
+        ):
             return path
     return None
 
@@ -1004,7 +1047,9 @@ def analyze_file(source: Source) -> FileAnalysis:
     try:
         text = decode_source(read_bytes(source.path))
         return python_symbols(text, source.file_path)
-    except Exception as error:  # foreign code finds every weakness of the parser and the unparser
+    except (
+        Exception
+    ) as error:  # foreign code finds every weakness of the parser and the unparser
         line = getattr(error, "lineno", None) or None
         return AnalyzerError(source.file_path, line, describe_error(error))
 
@@ -1058,7 +1103,9 @@ BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
 # which no source can hold, unparsed on a line of its own.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 DEEP_STACK_BYTES = 1 << 29
-DEEP_RECURSION_LIMIT = 100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
+DEEP_RECURSION_LIMIT = (
+    100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
+)
 
 
 def python_symbols(source: str, file_path: str) -> list[Symbol]:
@@ -1069,7 +1116,9 @@ def python_symbols(source: str, file_path: str) -> list[Symbol]:
     try:
         texts = normalized_texts(definitions)
     except RecursionError:
-        texts = with_deep_stack(lambda: normalized_texts(find_definitions(ast.parse(source))))
+        texts = with_deep_stack(
+            lambda: normalized_texts(find_definitions(ast.parse(source)))
+        )
     symbols = []
     for definition, normalized_code in zip(definitions, texts):
         start_line, end_line = line_span(definition.node, lines)
@@ -1084,7 +1133,9 @@ def python_symbols(source: str, file_path: str) -> list[Symbol]:
             normalized_code=normalized_code,
         )
         symbols.append(symbol)
-    return sorted(symbols, key=lambda symbol: (symbol.kind != "file", symbol.start_line))
+    return sorted(
+        symbols, key=lambda symbol: (symbol.kind != "file", symbol.start_line)
+    )
 
 
 class Definition(NamedTuple):
@@ -1194,7 +1245,9 @@ def with_deep_stack(work: Callable[[], list[str]]) -> list[str]:
         sys.setrecursionlimit(recursion_limit)
 
 
-def line_span(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> tuple[int, int]:
+def line_span(
+    node: ast.Module | DefinitionNode, lines: Sequence[str]
+) -> tuple[int, int]:
     """Return a definition's first line (that of its first decorator) and last, 1-based, inclusive."""
     if isinstance(node, ast.Module):
         return 1, max(len(lines), 1)
@@ -1208,7 +1261,9 @@ def line_span(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> tuple[
     return first, node.end_lineno or node.lineno
 
 
-def source_header(node: ast.Module | DefinitionNode, lines: Sequence[str]) -> str | None:
+def source_header(
+    node: ast.Module | DefinitionNode, lines: Sequence[str]
+) -> str | None:
     """Return the header of a definition, verbatim, from its line's start through its colon."""
     if isinstance(node, ast.Module):
         return None
@@ -1235,7 +1290,9 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
         parts += [*given.posonlyargs, *given.args, given.vararg]
         parts += [*given.kwonlyargs, given.kwarg]
         parts += [*given.defaults, *given.kw_defaults, node.returns]
-    ends = [(part.end_lineno, part.end_col_offset) for part in parts if part is not None]
+    ends = [
+        (part.end_lineno, part.end_col_offset) for part in parts if part is not None
+    ]
     return max(ends, default=(node.lineno, node.col_offset))
 
 
@@ -1251,9 +1308,13 @@ STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")  # as in "size (int): how many", no sentence
+PARAMETER = re.compile(
+    r"\*{0,2}\w+ \([^\n]*\)[ \t]*:"
+)  # as in "size (int): how many", no sentence
 ROLE = re.compile(r":[a-z:+-]+:(?=`)")  # as in :class:`Record`
-SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
+SENTENCE_END = re.compile(
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)"
+)
 
 
 def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
@@ -1291,10 +1352,16 @@ def _docstring(raw_code: str, signature: str) -> str | None:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _docstring_literal(raw_code: str, signature: str) -> tuple[re.Match[str], re.Match[str]] | None:
+def _docstring_literal(
+    raw_code: str, signature: str
+) -> tuple[re.Match[str], re.Match[str]] | None:
     """Return what starts and what ends the literal that is a definition's docstring."""
     header = raw_code.find(signature)
-    start = DOCSTRING_START.match(raw_code, header + len(signature)) if header >= 0 else None
+    start = (
+        DOCSTRING_START.match(raw_code, header + len(signature))
+        if header >= 0
+        else None
+    )
     if start is None:
         return None
     quotes = start["quotes"]
@@ -1310,10 +1377,14 @@ def _docstring_literal(raw_code: str, signature: str) -> tuple[re.Match[str], re
 # machines lack, and no thread, and it tells which file ended which worker.
 
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-FILES_AHEAD = 4  # a worker has the next file at hand while the results of the last are read
+FILES_AHEAD = (
+    4  # a worker has the next file at hand while the results of the last are read
+)
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
-    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
 ]
 HARMLESS_BYTES = 1 << 20
 # So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
@@ -1381,7 +1452,9 @@ def analyze_in_workers(
 class WorkerPool:
     """Worker processes and the files that they share, by their numbers in `sources`."""
 
-    def __init__(self, sources: Sequence[Source], size: int, analyze: FileAnalyzer) -> None:
+    def __init__(
+        self, sources: Sequence[Source], size: int, analyze: FileAnalyzer
+    ) -> None:
         self.sources = sources
         self.size = size
         self.analyze = analyze
@@ -1520,7 +1593,9 @@ def process_context() -> Any:
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
     """Hold back signals until a new process has handlers of its own."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends none to a new process
+    if not hasattr(
+        signal, "pthread_sigmask"
+    ):  # Windows, which sends none to a new process
         yield
         return
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -1542,13 +1617,17 @@ def caller_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main_module
 
 
-def serve_analyses(connection: Any, other_end: Any, sources: Sequence[Source], analyze: FileAnalyzer) -> None:
+def serve_analyses(
+    connection: Any, other_end: Any, sources: Sequence[Source], analyze: FileAnalyzer
+) -> None:
     """In a worker: answer the number of each file with what it gives, until the other end is closed."""
     # A fork inherits it, and would never see it closed.
     other_end.close()
     # The parent handles Ctrl-C and a lost terminal, and ends its workers.
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        signal.signal(
+            number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN
+        )
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with parsing_quietly(), contextlib.suppress(EOFError, OSError):
@@ -1566,9 +1645,16 @@ class ModelBuilder:
     def build(self, symbols: Iterable[Symbol]) -> list[Record]:
         """Return a record for each symbol, ordered by path, then the file's own, then by line."""
         records = [
-            Record(**symbol._asdict(), md5sum=fingerprint(symbol.normalized_code)) for symbol in symbols
+            Record(**symbol._asdict(), md5sum=fingerprint(symbol.normalized_code))
+            for symbol in symbols
         ]
-        records.sort(key=lambda record: (record.file_path, record.kind != "file", record.start_line))
+        records.sort(
+            key=lambda record: (
+                record.file_path,
+                record.kind != "file",
+                record.start_line,
+            )
+        )
         return records
 
 
@@ -1577,7 +1663,9 @@ class ModelBuilder:
 INTENT_CHARACTERS = 1000
 ERROR_CHARACTERS = 500
 SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
-TICK_SECONDS = 0.2  # how often a wait for answers is left, to draw and to look for a signal
+TICK_SECONDS = (
+    0.2  # how often a wait for answers is left, to draw and to look for a signal
+)
 INTERRUPTED = "interrupted"
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_PROMPT = """\
@@ -1643,7 +1731,11 @@ class Stop(NamedTuple):
 
     def outcome(self) -> Outcome:
         """Return the outcome of a call that was not made, or was abandoned."""
-        text = self.reason if self.reason == INTERRUPTED else f"not attempted: {self.reason}"
+        text = (
+            self.reason
+            if self.reason == INTERRUPTED
+            else f"not attempted: {self.reason}"
+        )
         return Outcome(error=IntentGenerationError(text))
 
 
@@ -1689,13 +1781,21 @@ class IntentEnricher:
         """Return the records in the same order, each in scope with its intent or its error."""
         in_scope = [record for record in records if self.wants(record)]
         codes = {record.md5sum: record.normalized_code for record in in_scope}
-        reused = {md5sum: Outcome(intent=self.known[md5sum]) for md5sum in codes if md5sum in self.known}
-        missing = {md5sum: code for md5sum, code in codes.items() if md5sum not in reused}
+        reused = {
+            md5sum: Outcome(intent=self.known[md5sum])
+            for md5sum in codes
+            if md5sum in self.known
+        }
+        missing = {
+            md5sum: code for md5sum, code in codes.items() if md5sum not in reused
+        }
         calls = dict(itertools.islice(missing.items(), self.limit))
         beyond = len(missing) - len(calls)
 
         files = {record.file_path for record in records}
-        line = f"enrich files={len(files)} records={len(records)} in_scope={len(in_scope)}"
+        line = (
+            f"enrich files={len(files)} records={len(records)} in_scope={len(in_scope)}"
+        )
         line += f" calls={len(calls)} reused={len(reused)}"
         if beyond:
             line += f" beyond_limit={beyond}"
@@ -1707,7 +1807,9 @@ class IntentEnricher:
             self.stop = self.stop or limit
             outcomes = {**dict.fromkeys(missing, limit.outcome()), **outcomes}
         return [
-            with_outcome(record, outcomes[record.md5sum]) if self.wants(record) else record
+            with_outcome(record, outcomes[record.md5sum])
+            if self.wants(record)
+            else record
             for record in records
         ]
 
@@ -1743,7 +1845,9 @@ class IntentEnricher:
         progress.end()
         return self._completed(outcomes, codes)
 
-    def _completed(self, outcomes: dict[str, Outcome], codes: Iterable[str]) -> dict[str, Outcome]:
+    def _completed(
+        self, outcomes: dict[str, Outcome], codes: Iterable[str]
+    ) -> dict[str, Outcome]:
         """Return the outcomes with one for each code that has none, since the run was stopped."""
         if self.stop is None:
             return outcomes
@@ -1761,7 +1865,9 @@ class IntentEnricher:
             return Outcome(error=IntentGenerationError(describe_error(error)))
 
 
-def reason_to_stop(error: IntentGenerationError | None, server_errors: int) -> Stop | None:
+def reason_to_stop(
+    error: IntentGenerationError | None, server_errors: int
+) -> Stop | None:
     """Return why no call should follow one that ended with `error`, the nth server error in a row."""
     if isinstance(error, ProviderError):
         return Stop(str(error))
@@ -1878,7 +1984,9 @@ DEFAULT_PORT = 11434  # of an address that names neither a scheme nor a port
 DEFAULT_TIMEOUT = 300.0  # seconds
 LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system can hold
 CONNECT_SECONDS = 5.0
-ANSWER_BYTES = 1 << 22  # a sentence never comes near it; long lists of models have a quarter of it
+ANSWER_BYTES = (
+    1 << 22
+)  # a sentence never comes near it; long lists of models have a quarter of it
 TRIES = 3
 LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
 LONGEST_RETRY_AFTER = 60.0  # seconds
@@ -1887,7 +1995,9 @@ SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
 ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 
 Reply = Union[dict[str, Any], None]  # the JSON object in a body, if there is one
-Read = Callable[["Response"], str]  # makes an answer, or an IntentGenerationError, of a response
+Read = Callable[
+    ["Response"], str
+]  # makes an answer, or an IntentGenerationError, of a response
 
 
 # The address
@@ -1912,7 +2022,9 @@ def parse_provider_url(text: str) -> Address:
 
     is_bare = "://" not in text
     full = f"http://{text}" if is_bare else text
-    if re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text):  # an IPv6 address
+    if re.fullmatch(
+        r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text
+    ):  # an IPv6 address
         full = f"http://[{text}]"
     try:
         parts = urllib.parse.urlsplit(full)
@@ -2027,7 +2139,9 @@ def spellings(character: str) -> Iterator[str]:
     yield f"&#x0{{0,6}}{ord(character):x};"
     yield "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
     units = character.encode("utf-16-be", "surrogatepass").hex()
-    yield "".join(rf"\\{{1,8}}u{units[start : start + 4]}" for start in range(0, len(units), 4))
+    yield "".join(
+        rf"\\{{1,8}}u{units[start : start + 4]}" for start in range(0, len(units), 4)
+    )
     if character == " ":
         yield r"\+|\s{1,8}"
 
@@ -2088,7 +2202,9 @@ class Attempt:
         self._socket = connection.dup()
         connection.settimeout(self.seconds)
         self.is_connected = True
-        if self.is_ended:  # while the connection was made, when there was nothing to shut down
+        if (
+            self.is_ended
+        ):  # while the connection was made, when there was nothing to shut down
             raise TimeoutError
 
     def end(self) -> None:
@@ -2245,7 +2361,13 @@ class Transport:
         self._has_connected = False
         self._has_answered = False
 
-    def call(self, path: str, payload: Mapping[str, object], read: Read, abandoned: threading.Event) -> str:
+    def call(
+        self,
+        path: str,
+        payload: Mapping[str, object],
+        read: Read,
+        abandoned: threading.Event,
+    ) -> str:
         """Return what `read` makes of the response to a POST, trying again after TransientErrors.
 
         `abandoned` is this transport's, as it was when the call began: what `close` ends for good.
@@ -2260,7 +2382,9 @@ class Transport:
                     raise self._given_up(error) from error
             (self._wait or abandoned.wait)(pause)
 
-    def ask(self, path: str, payload: Mapping[str, object] | None, seconds: float) -> Response:
+    def ask(
+        self, path: str, payload: Mapping[str, object] | None, seconds: float
+    ) -> Response:
         """Return the response to a POST, or to a GET where there is no payload, at the first try."""
         return self._exchange(path, payload, min(seconds, self.timeout), self.abandoned)
 
@@ -2280,14 +2404,19 @@ class Transport:
         return ServerError(f"{error} (tried again in vain)")
 
     def _exchange(
-        self, path: str, payload: Mapping[str, object] | None, seconds: float, abandoned: threading.Event
+        self,
+        path: str,
+        payload: Mapping[str, object] | None,
+        seconds: float,
+        abandoned: threading.Event,
     ) -> Response:
         """Return the response to one request; raise for anything less than a complete one."""
         import http.client
         import urllib.request
 
         body = None if payload is None else json.dumps(payload).encode()
-        request: Any = urllib.request.Request(self.address.url + path, body, self._headers)
+        url = self.address.url + path
+        request: Any = urllib.request.Request(url, body, self._headers)
         request.attempt = attempt = Attempt(seconds)
         response = None
         with attempt:
@@ -2303,10 +2432,14 @@ class Transport:
             except (OSError, http.client.HTTPException) as error:
                 if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED) from error
-                raise self._failure(error, attempt, has_begun=response is not None) from error
+                raise self._failure(
+                    error, attempt, has_begun=response is not None
+                ) from error
             except (ValueError, TypeError, AttributeError):
                 # urllib knows no way there; its text may hold a proxy's password.
-                raise ProviderError("the proxy of the environment is of no use: correct HTTP_PROXY") from None
+                raise ProviderError(
+                    "the proxy of the environment is of no use: correct HTTP_PROXY"
+                ) from None
             finally:
                 self._attempts.discard(attempt)
                 self._has_connected = self._has_connected or attempt.is_connected
@@ -2318,7 +2451,9 @@ class Transport:
         if attempt.is_ended:
             raise TimeoutError
         if len(body) > ANSWER_BYTES:
-            raise IntentGenerationError(f"the answer is larger than {ANSWER_BYTES} bytes")
+            raise IntentGenerationError(
+                f"the answer is larger than {ANSWER_BYTES} bytes"
+            )
         reply = json_object(body)
         # What Content-Length promised may be missing; without it, and without chunks, the body ends
         # where the connection does, and only its content tells whether it is whole.
@@ -2328,7 +2463,9 @@ class Transport:
             raise TransientError("the answer was cut off")
         return Response(response.status, response.headers, reply, self._secrets)
 
-    def _failure(self, error: Exception, attempt: Attempt, has_begun: bool) -> IntentGenerationError:
+    def _failure(
+        self, error: Exception, attempt: Attempt, has_begun: bool
+    ) -> IntentGenerationError:
         """Return the error for a request without a complete response."""
         import socket
         import ssl
@@ -2344,17 +2481,27 @@ class Transport:
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
-            return TransientError(f"{url} cannot be reached ({describe_error(error)})", lasting=True)
+            return TransientError(
+                f"{url} cannot be reached ({describe_error(error)})", lasting=True
+            )
         if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
             remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
             return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
         # A server that speaks no TLS answers nonsense; one that ends the handshake may just be ending.
         is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-        if isinstance(error, ssl.SSLError) and not is_end and not attempt.is_established:
-            return ProviderError(f"{url} does not speak TLS ({describe_error(error)}): name it with http://")
+        if (
+            isinstance(error, ssl.SSLError)
+            and not is_end
+            and not attempt.is_established
+        ):
+            return ProviderError(
+                f"{url} does not speak TLS ({describe_error(error)}): name it with http://"
+            )
         if has_begun:
             return TransientError(f"the answer was cut off ({describe_error(error)})")
-        return TransientError(f"{url} closed the connection without an answer", lasting=True)
+        return TransientError(
+            f"{url} closed the connection without an answer", lasting=True
+        )
 
 
 def json_object(body: bytes | str) -> Reply:
@@ -2383,9 +2530,16 @@ def parse_retry_after(value: str) -> float:
 
 DEFAULT_NUM_CTX = 8192  # tokens
 ANSWER_TOKENS = 256  # a sentence needs some 40
-THINKING_TOKENS = (2048, 8192)  # for models that think before they answer, whatever they are told
-VAIN_RAISES = 3  # in a row, after which no call gets more tokens: the model comes to no end
-BYTES_PER_TOKEN = 3  # an estimate; most code has more bytes in a token, which leaves room
+THINKING_TOKENS = (
+    2048,
+    8192,
+)  # for models that think before they answer, whatever they are told
+VAIN_RAISES = (
+    3  # in a row, after which no call gets more tokens: the model comes to no end
+)
+BYTES_PER_TOKEN = (
+    3  # an estimate; most code has more bytes in a token, which leaves room
+)
 CHECK_SECONDS = 5.0
 
 
@@ -2432,7 +2586,9 @@ class AnswerBudget:
                 self._vain += tokens > ANSWER_TOKENS
                 return None
             if not self._is_told:
-                log("the model thinks before it answers, though told not to: calls take longer from now on")
+                log(
+                    "the model thinks before it answers, though told not to: calls take longer from now on"
+                )
                 self._is_told = True
             return min(larger[0], room)
 
@@ -2449,8 +2605,12 @@ class ChatClient(LLMClient):
     key_name: str  # the environment variable that holds the key, by custom
     path: str  # where the requests go
     absent: str  # what to do where nobody listens
-    fields: Mapping[str, object]  # what a request holds besides, until a server refuses it
-    low_effort: Mapping[str, object]  # the fields for a model that cannot be kept from thinking
+    fields: Mapping[
+        str, object
+    ]  # what a request holds besides, until a server refuses it
+    low_effort: Mapping[
+        str, object
+    ]  # the fields for a model that cannot be kept from thinking
 
     def __init__(
         self,
@@ -2477,7 +2637,9 @@ class ChatClient(LLMClient):
             wait=wait,
         )
         self._budget = AnswerBudget()
-        self._fields = self.fields  # replaced, never changed: calls in flight hold on to theirs
+        self._fields = (
+            self.fields
+        )  # replaced, never changed: calls in flight hold on to theirs
         self._has_low_effort = False
 
     def generate_intent(self, code: str) -> str:
@@ -2521,7 +2683,9 @@ class ChatClient(LLMClient):
 
         return self._transport.call(self.path, self._request(question), read, abandoned)
 
-    def _replace_fields(self, refused: Mapping[str, object], fields: Mapping[str, object]) -> None:
+    def _replace_fields(
+        self, refused: Mapping[str, object], fields: Mapping[str, object]
+    ) -> None:
         # Where another call did so meanwhile, the refusal is of fields that are no longer sent.
         if self._fields is refused:
             self._fields = fields
@@ -2535,15 +2699,22 @@ class ChatClient(LLMClient):
 
 def prompt_tokens(code: str) -> int:
     """Return an estimate, rather too high, of the tokens that a prompt takes."""
-    return len((INTENT_PROMPT + code).encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
+    return (
+        len((INTENT_PROMPT + code).encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
+    )
 
 
 def chat_messages(code: str) -> list[dict[str, str]]:
     """Return the conversation that asks for the intent of `code`."""
-    return [{"role": "system", "content": INTENT_PROMPT}, {"role": "user", "content": code}]
+    return [
+        {"role": "system", "content": INTENT_PROMPT},
+        {"role": "user", "content": code},
+    ]
 
 
-def length_error(content: object, thought: object, tokens: int) -> IntentGenerationError:
+def length_error(
+    content: object, thought: object, tokens: int
+) -> IntentGenerationError:
     """Return the error of an answer that took all its tokens, be it for thinking or for the answer."""
     text = content if isinstance(content, str) else ""
     is_unclosed = text.lstrip().startswith("<think>") and "</think>" not in text
@@ -2560,9 +2731,13 @@ PERMANENT = re.compile(
 )
 NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
 # What it says when the model does not load.
-NOT_LOADED = re.compile("llama-server process has terminated|timed out waiting for llama-server to start")
+NOT_LOADED = re.compile(
+    "llama-server process has terminated|timed out waiting for llama-server to start"
+)
 NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
-NO_OLLAMA_REMEDY = "check the provider URL, which ends in /v1 for a server of OpenAI's API"
+NO_OLLAMA_REMEDY = (
+    "check the provider URL, which ends in /v1 for a server of OpenAI's API"
+)
 
 
 class OllamaClient(ChatClient):
@@ -2576,7 +2751,9 @@ class OllamaClient(ChatClient):
 
     def check(self) -> None:
         """Ask for the model's description; see LLMClient."""
-        response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
+        response = self._transport.ask(
+            "/api/show", {"model": self.model}, CHECK_SECONDS
+        )
         if response.status == 200:
             return
         error = ollama_refusal(response, self.model)
@@ -2614,7 +2791,9 @@ class OllamaClient(ChatClient):
         if reply is None:
             raise IntentGenerationError("the answer is not a JSON object")
         if reply.get("done") is not True:
-            raise IntentGenerationError("the model was stopped because it repeated itself")
+            raise IntentGenerationError(
+                "the model was stopped because it repeated itself"
+            )
         message = reply.get("message")
         if not isinstance(message, dict):
             message = {}
@@ -2639,12 +2818,18 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
     if sizes:
         return IntentGenerationError(f"{sizes}: raise num_ctx")
     if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
+        return ProviderError(
+            f"the server redirects (HTTP status {status}): give its final address"
+        )
     if status in (401, 403):
-        return ProviderError(f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL")
+        return ProviderError(
+            f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL"
+        )
     # Ollama names the model that it lacks; another server's 404 is told otherwise.
     if status in (404, 405) and not whole:
-        return ProviderError(f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}")
+        return ProviderError(
+            f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}"
+        )
     if status == 404:
         return ProviderError(f"{said}: run 'ollama pull {model}' on the server")
     if status == 501 or PERMANENT.search(whole):
@@ -2705,8 +2890,12 @@ WRONG_MODEL = re.compile(
     "|no models loaded|failed to load model",
     re.IGNORECASE,
 )
-NO_CREDIT = re.compile("insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit")
-WRONG_SHAPE = re.compile("cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE)
+NO_CREDIT = re.compile(
+    "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
+)
+WRONG_SHAPE = re.compile(
+    "cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE
+)
 
 
 class OpenAIClient(ChatClient):
@@ -2728,12 +2917,18 @@ class OpenAIClient(ChatClient):
     }
     low_effort: Mapping[str, object] = {"reasoning_effort": "low"}
 
-    def __init__(self, provider_url: str, model: str, *, api_key: str = "", **options: Any) -> None:
+    def __init__(
+        self, provider_url: str, model: str, *, api_key: str = "", **options: Any
+    ) -> None:
         """Take the address with or without its /v1; see ChatClient."""
         address = parse_provider_url(provider_url)
-        is_readable = address.url.startswith("http:") and not is_this_machine(address.host)
+        is_readable = address.url.startswith("http:") and not is_this_machine(
+            address.host
+        )
         if api_key.strip() and is_readable:
-            log(f"{self.key_name} is withheld: anybody could read it on the way, so give an https address")
+            log(
+                f"{self.key_name} is withheld: anybody could read it on the way, so give an https address"
+            )
             api_key = ""
         base = V1.sub("", provider_url)
         super().__init__(base, model, api_key=api_key, **options)
@@ -2755,7 +2950,11 @@ class OpenAIClient(ChatClient):
         problem = find_problem(response)
         if problem is not None:
             error = openai_refusal(response, problem)
-            raise error if response.status in (401, 403) else IntentGenerationError(str(error))
+            raise (
+                error
+                if response.status in (401, 403)
+                else IntentGenerationError(str(error))
+            )
         # No other server is known to have this path; one that fails here is none of Ollama's.
         with contextlib.suppress(IntentGenerationError):
             version = self._transport.ask("/api/version", None, CHECK_SECONDS)
@@ -2769,7 +2968,12 @@ class OpenAIClient(ChatClient):
         fields = dict(question.fields)
         cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
         fields[cap] = question.tokens
-        return {"model": self.model, "stream": False, **fields, "messages": chat_messages(question.code)}
+        return {
+            "model": self.model,
+            "stream": False,
+            **fields,
+            "messages": chat_messages(question.code),
+        }
 
     def _answer_text(self, response: Response, question: Question) -> str:
         problem = find_problem(response)
@@ -2787,7 +2991,9 @@ class OpenAIClient(ChatClient):
             thought = message.get("reasoning_content") or message.get("reasoning")
             raise length_error(text, thought, question.tokens)
         if reason is None:  # Ollama's guard against repeated tokens
-            raise IntentGenerationError("the model was stopped because it repeated itself")
+            raise IntentGenerationError(
+                "the model was stopped because it repeated itself"
+            )
         if reason != "stop":
             shown = response.quote(repr(reason), instead="that is withheld")
             raise IntentGenerationError(f"the answer ended for the reason {shown}")
@@ -2857,7 +3063,9 @@ def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
-def without_refused(fields: Mapping[str, object], problem: Problem) -> dict[str, object] | None:
+def without_refused(
+    fields: Mapping[str, object], problem: Problem
+) -> dict[str, object] | None:
     """Return the fields to send once a server has refused one of them, or None where it names none."""
     if TOO_LONG.search(problem.all_words()):  # such a text names the tokens asked for
         return None
@@ -2868,7 +3076,9 @@ def without_refused(fields: Mapping[str, object], problem: Problem) -> dict[str,
         if name == "max_tokens":  # a request without a cap could be answered for ever
             continue
         is_named = name == problem.param or re.search(rf"\b{name}\b", problem.text)
-        is_meant = name == "reasoning_effort" and re.search("thinking|reasoning", problem.text)
+        is_meant = name == "reasoning_effort" and re.search(
+            "thinking|reasoning", problem.text
+        )
         if not is_named and not is_meant:
             continue
         changed = dict(fields)
@@ -2888,24 +3098,34 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
     words = problem.all_words()
     said = response.quote(problem.text)
     if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
+        return ProviderError(
+            f"the server redirects (HTTP status {status}): give its final address"
+        )
     if TOO_LONG.search(words) and status < 500:
-        return IntentGenerationError(f"the prompt is too long for the server's context: {said}")
+        return IntentGenerationError(
+            f"the prompt is too long for the server's context: {said}"
+        )
     if status == 403 and MODERATED.search(words):
         return IntentGenerationError(said)
     if status in (401, 403):
-        return ProviderError(f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL")
+        return ProviderError(
+            f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL"
+        )
     if status == 402 or NO_CREDIT.search(words):
         return ProviderError(f"{said}: wait, add credit, or use another server")
     if WRONG_MODEL.search(words) and status < 500:
         return ProviderError(f"{said}: name another model")
     if status in (404, 405, 501):
-        return ProviderError(f"no OpenAI API answers there ({said}): check the provider URL")
+        return ProviderError(
+            f"no OpenAI API answers there ({said}): check the provider URL"
+        )
     if WRONG_SHAPE.search(words):
         return ProviderError(f"the server refuses the request: {said}")
     if status in (408, 429) or status >= 500:
         is_lasting = status == 429 or "loading" in problem.text.lower()
-        return TransientError(said, lasting=is_lasting, retry_after=response.retry_after())
+        return TransientError(
+            said, lasting=is_lasting, retry_after=response.retry_after()
+        )
     return IntentGenerationError(said)
 
 
@@ -2965,7 +3185,9 @@ INSERT INTO runs (
 # The columns, the placeholders and the values of a row all follow from the fields of a record.
 RECORD_COLUMNS = ", ".join(Record._fields)
 RECORD_PLACEHOLDERS = ", ".join("?" for _ in Record._fields)
-INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+INSERT_RECORD = (
+    f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+)
 SELECT_INTENTS = """
 SELECT records.md5sum, records.intent
 FROM records JOIN runs ON runs.id = records.run_id
@@ -2989,11 +3211,11 @@ AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 
 PENDING_ENDING = "-pending"
-PENDING_ID = 0x43445350  # marks a side file as this program's, in the header of the file
-PENDING_LOCK_SECONDS = 5.0
-PENDING_LOSS = (
-    "if this run is killed, its calls are lost: move that file away, or make room and let it be written"
+PENDING_ID = (
+    0x43445350  # marks a side file as this program's, in the header of the file
 )
+PENDING_LOCK_SECONDS = 5.0
+PENDING_LOSS = "if this run is killed, its calls are lost: move that file away, or make room and let it be written"
 SYNC_SECONDS = 0.5
 CREATE_PENDING = """
 CREATE TABLE IF NOT EXISTS pending (
@@ -3002,9 +3224,13 @@ CREATE TABLE IF NOT EXISTS pending (
     intent TEXT NOT NULL,
     PRIMARY KEY (model, md5sum)
 ) WITHOUT ROWID"""
-INSERT_PENDING = "INSERT OR REPLACE INTO pending (model, md5sum, intent) VALUES (?, ?, ?)"
+INSERT_PENDING = (
+    "INSERT OR REPLACE INTO pending (model, md5sum, intent) VALUES (?, ?, ?)"
+)
 SELECT_PENDING = "SELECT md5sum, intent FROM pending WHERE model = ?"
-SELECT_STORED_TABLES = "SELECT 1 FROM stored.sqlite_master WHERE name IN ('runs', 'records')"
+SELECT_STORED_TABLES = (
+    "SELECT 1 FROM stored.sqlite_master WHERE name IN ('runs', 'records')"
+)
 DELETE_STORED = """
 DELETE FROM pending WHERE EXISTS (
     SELECT 1 FROM stored.records JOIN stored.runs ON runs.id = records.run_id
@@ -3025,7 +3251,9 @@ class Persistence(ABC):
     """Where another store is plugged in. It only writes."""
 
     @abstractmethod
-    def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
+    def persist(
+        self, context: RunContext, errors: Errors, records: Records
+    ) -> RunResult:
         """Store one run whole, or raise PersistenceError and leave the store as it was."""
 
 
@@ -3046,11 +3274,15 @@ class SQLitePersistence(Persistence):
         if not os.path.lexists(self.db_path):
             return
         if not os.path.isfile(self.db_path):
-            raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
+            raise PersistenceError(
+                f"{self.db_path} is not a regular file: name another one"
+            )
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
         with open_database(self.db_path, "rw") as connection:
-            execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+            execute_waiting(
+                connection, "SELECT 1 FROM sqlite_master", self.lock_seconds
+            )
             refuse_other_tables(connection, self.db_path)
 
     def _check_directory(self) -> None:
@@ -3058,11 +3290,17 @@ class SQLitePersistence(Persistence):
             raise PersistenceError(f"{self.db_path!r} names no file: name one")
         directory = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(directory):
-            raise PersistenceError(f"directory {directory} does not exist: create it first")
+            raise PersistenceError(
+                f"directory {directory} does not exist: create it first"
+            )
         if not is_writable(directory):
-            raise PersistenceError(f"directory {directory} is not writable: name a file in another one")
+            raise PersistenceError(
+                f"directory {directory} is not writable: name a file in another one"
+            )
 
-    def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
+    def persist(
+        self, context: RunContext, errors: Errors, records: Records
+    ) -> RunResult:
         """Write tables, run and records in one transaction; see Persistence."""
         failed_count = sum(record.intent_status == FAILED for record in records)
         result = RunResult(
@@ -3080,7 +3318,9 @@ class SQLitePersistence(Persistence):
                 connection.execute(statement)
             run_id = connection.execute(INSERT_RUN, run_values).lastrowid
             assert run_id is not None  # an INSERT has one
-            connection.executemany(INSERT_RECORD, ((run_id, *record) for record in records))
+            connection.executemany(
+                INSERT_RECORD, ((run_id, *record) for record in records)
+            )
             execute_waiting(connection, "COMMIT", self.lock_seconds)
         return result._replace(run_id=run_id)
 
@@ -3103,13 +3343,17 @@ def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
     try:
         uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         # No isolation level: transactions begin and end where this program says so.
-        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None
+        )
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
         raise
     except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
-        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(db_path):
+        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(
+            db_path
+        ):
             raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
         raise PersistenceError(f"{db_path}: {error}") from error
 
@@ -3171,7 +3415,9 @@ def refuse_other_tables(connection: sqlite3.Connection, db_path: str) -> None:
             differs = f"has a table {name!r} with other columns"
             raise PersistenceError(f"{db_path} {differs}: name another file")
     for (name,) in connection.execute(SELECT_TAKEN_NAMES):
-        raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
+        raise PersistenceError(
+            f"{db_path} uses the name {name!r} otherwise: name another file"
+        )
 
 
 def table_columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:
@@ -3203,7 +3449,9 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
         return dict(connection.execute(SELECT_INTENTS, (model,)))
 
 
-def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object], list[Record]]:
+def read_run(
+    db_path: str, run_id: int | None = None
+) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
     The code of a file ends after its header, that of a definition after its docstring: the whole
@@ -3217,7 +3465,9 @@ def read_run(db_path: str, run_id: int | None = None) -> tuple[dict[str, object]
         columns = [name for name, *_ in cursor.description]
         row = cursor.fetchone()
         if row is None:
-            missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
+            missing = (
+                "no runs: persist one first" if run_id is None else f"no run {run_id}"
+            )
             raise PersistenceError(f"{db_path} has {missing}")
         run = dict(zip(columns, row))
         rows = connection.execute(SELECT_RECORDS, (run["id"],))
@@ -3239,7 +3489,11 @@ def read_codes(
     with open_database(db_path, "rw") as connection:
         begin_reading(connection)
         rows = connection.execute(SELECT_CODES, (run_id,))
-        return {(path, start, end): code for path, start, end, code in rows if (path, start, end) in places}
+        return {
+            (path, start, end): code
+            for path, start, end, code in rows
+            if (path, start, end) in places
+        }
 
 
 # Rescue
@@ -3253,18 +3507,25 @@ def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) 
     import tempfile
 
     # Called one by one: without a usable temporary directory, `gettempdir` raises.
-    directories: list[Callable[[], str]] = [lambda: os.path.dirname(db_path), tempfile.gettempdir]
+    directories: list[Callable[[], str]] = [
+        lambda: os.path.dirname(db_path),
+        tempfile.gettempdir,
+    ]
     for directory in directories:
         with contextlib.suppress(OSError, PersistenceError):
             return store_in_new_file(directory(), context, errors, records)
     return ""
 
 
-def store_in_new_file(directory: str, context: RunContext, errors: Errors, records: Records) -> str:
+def store_in_new_file(
+    directory: str, context: RunContext, errors: Errors, records: Records
+) -> str:
     """Store a run in a new file that only its owner may read; return the path, or leave no file."""
     import tempfile
 
-    descriptor, path = tempfile.mkstemp(prefix="cds-rescue-", suffix=".sqlite", dir=directory)
+    descriptor, path = tempfile.mkstemp(
+        prefix="cds-rescue-", suffix=".sqlite", dir=directory
+    )
     os.close(descriptor)
     try:
         SQLitePersistence(path).persist(context, errors, records)
@@ -3375,8 +3636,12 @@ class PendingIntents:
         uri = f"{database_uri(os.path.abspath(self.db_path))}?mode=rw"
         connection.execute("ATTACH ? AS stored", (uri,))
         try:
-            execute_waiting(connection, "SELECT 1 FROM stored.sqlite_master", LOCK_SECONDS)
-            if len(connection.execute(SELECT_STORED_TABLES).fetchall()) == len(TABLE_NAMES):
+            execute_waiting(
+                connection, "SELECT 1 FROM stored.sqlite_master", LOCK_SECONDS
+            )
+            if len(connection.execute(SELECT_STORED_TABLES).fetchall()) == len(
+                TABLE_NAMES
+            ):
                 execute_waiting(connection, DELETE_STORED, LOCK_SECONDS)
         finally:
             connection.execute("DETACH stored")
@@ -3404,7 +3669,9 @@ def open_pending(path: str) -> sqlite3.Connection:
         create_private_file(path)
         created = file_identity(path)
         uri = f"{database_uri(path)}?mode=rw"
-        connection = sqlite3.connect(uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None
+        )
         # Whoever deletes the file holds an exclusive lock, and in WAL mode a prepared connection
         # holds a shared one until it is closed. So a file that is still there now, stays; one that
         # is not was deleted before the lock, and the next one is tried.
@@ -3436,7 +3703,10 @@ def prepare_pending(connection: sqlite3.Connection) -> None:
     """Create the table of a new side file; raise PersistenceError for a file of another kind."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     if application_id != PENDING_ID:
-        if application_id or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if (
+            application_id
+            or connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        ):
             raise PersistenceError("it is a database of something else")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(CREATE_PENDING)
@@ -3622,7 +3892,9 @@ def build_report(
 ) -> Report:
     """Return the report on the records of a run, or of a source tree."""
     compared = [record for record in records if record.kind in options.kinds]
-    missing = collections.Counter(record.intent_status for record in compared if not record.intent)
+    missing = collections.Counter(
+        record.intent_status for record in compared if not record.intent
+    )
     areas, file_lines = file_areas(records), _count_lines(records)
     groups = tuple(find_groups(records, options))
     sentences = [record_sentence(record, options.intents) for record in compared]
@@ -3636,7 +3908,9 @@ def build_report(
         area_lines=count_area_lines(groups, file_lines, areas),
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
-        from_docstrings=sum(found is not None and found.source == DOCSTRING for found in sentences),
+        from_docstrings=sum(
+            found is not None and found.source == DOCSTRING for found in sentences
+        ),
     )
 
 
@@ -3648,9 +3922,13 @@ def _count_lines(records: Iterable[Record]) -> dict[str, int]:
     return dict(lines)
 
 
-def find_groups(records: Sequence[Record], options: DuplicateOptions) -> list[CloneGroup]:
+def find_groups(
+    records: Sequence[Record], options: DuplicateOptions
+) -> list[CloneGroup]:
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
-    definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
+    definitions = sorted(
+        (record for record in records if record.kind != "file"), key=sort_key
+    )
     around = enclosing_places(definitions)
     numbers = feature_numbers()
     fragments = collect_fragments(definitions, options.kinds, numbers)
@@ -3677,17 +3955,27 @@ def find_clusters(
     repetitions: Collection[int],
 ) -> list[Cluster]:
     """Return the clusters of all three kinds of evidence, the hidden ones too."""
-    large = [fragment for fragment in fragments if fragment.statements >= options.min_statements]
+    large = [
+        fragment
+        for fragment in fragments
+        if fragment.statements >= options.min_statements
+    ]
     clusters = exact_clusters(fragments, options.min_statements)
     # A class is never merged with a function, so the two are never compared.
     for of_classes in (False, True):
-        comparable = [fragment for fragment in large if is_class(fragment) is of_classes]
-        clusters += near_clusters(comparable, options.code_similarity, around, repetitions)
+        comparable = [
+            fragment for fragment in large if is_class(fragment) is of_classes
+        ]
+        clusters += near_clusters(
+            comparable, options.code_similarity, around, repetitions
+        )
     clusters += intent_clusters(large, options, around)
     return hide_contained(clusters, around)
 
 
-def qualified_names(records: Sequence[Record], around: Mapping[Place, Sequence[Place]]) -> dict[Place, str]:
+def qualified_names(
+    records: Sequence[Record], around: Mapping[Place, Sequence[Place]]
+) -> dict[Place, str]:
     """Return the dotted name of each definition, such as `Class.method`, by its `sort_key`."""
     names = {sort_key(record): defined_name(record) for record in records}
     qualified = {}
@@ -3718,12 +4006,19 @@ LOCAL_NAME = "_"
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
 LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
-NODE_TYPES = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.AST)]
+NODE_TYPES = [
+    kind
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+]
 # The fields to visit, last one first, since a stack turns them round.
 CHILD_FIELDS = {
-    kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS) for kind in NODE_TYPES
+    kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)
+    for kind in NODE_TYPES
 }
-NAMING_NODES = {kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)}
+NAMING_NODES = {
+    kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)
+}
 NAMING_NODES |= {ast.Name, ast.arg, ast.Global}
 STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
 DEFINITIONS = {*FunctionNode, ast.ClassDef}
@@ -3773,7 +4068,9 @@ def repetition_ordinals(numbers: Mapping[tuple[Any, ...], int]) -> dict[int, int
 
 
 def collect_fragments(
-    definitions: Sequence[Record], kinds: Collection[str], numbers: Mapping[tuple[Any, ...], int]
+    definitions: Sequence[Record],
+    kinds: Collection[str],
+    numbers: Mapping[tuple[Any, ...], int],
 ) -> list[Fragment]:
     """Return those definitions of these kinds as fragments, sorted by `md5sum`.
 
@@ -3788,12 +4085,16 @@ def collect_fragments(
     fragments: dict[str, Fragment] = {}
     for nest in nests(definitions):
         # One copy of each code is looked at.
-        if all(record.md5sum in fragments or record.kind not in kinds for record in nest):
+        if all(
+            record.md5sum in fragments or record.kind not in kinds for record in nest
+        ):
             continue
         for record, outline, span in outlined(nest):
             if record.kind in kinds and record.md5sum not in fragments:
                 same = tuple(copies[record.md5sum])
-                fragments[record.md5sum] = describe_fragment(same, outline, span, numbers)
+                fragments[record.md5sum] = describe_fragment(
+                    same, outline, span, numbers
+                )
     return [fragments[md5sum] for md5sum in sorted(copies)]
 
 
@@ -3811,7 +4112,11 @@ def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
     """Yield each outermost definition with those inside it; they come sorted by `sort_key`."""
     nest: list[Record] = []
     for record in definitions:
-        if nest and record.file_path == nest[0].file_path and record.start_line <= nest[0].end_line:
+        if (
+            nest
+            and record.file_path == nest[0].file_path
+            and record.start_line <= nest[0].end_line
+        ):
             nest.append(record)
         else:
             if nest:
@@ -3886,7 +4191,10 @@ def node_label(node: ast.AST | None) -> str:
 
 
 def describe_fragment(
-    records: tuple[Record, ...], outline: Outline | None, span: Span, numbers: Mapping[tuple[Any, ...], int]
+    records: tuple[Record, ...],
+    outline: Outline | None,
+    span: Span,
+    numbers: Mapping[tuple[Any, ...], int],
 ) -> Fragment:
     """Return the fragment of equal records; `numbers` gives each trigram its number."""
     if outline is None:
@@ -3904,7 +4212,9 @@ def describe_fragment(
     )
 
 
-def number_trigrams(outline: Outline, span: Span, numbers: Mapping[tuple[Any, ...], int]) -> tuple[int, ...]:
+def number_trigrams(
+    outline: Outline, span: Span, numbers: Mapping[tuple[Any, ...], int]
+) -> tuple[int, ...]:
     """Return the numbers of a definition's trigrams, ascending, names of locals made equal."""
     nodes = outline.nodes[slice(*span)]
     labels = outline.labels[slice(*span)]
@@ -3915,13 +4225,17 @@ def number_trigrams(outline: Outline, span: Span, numbers: Mapping[tuple[Any, ..
     inner = itertools.compress(trigrams, nodes[2:])
     counts = collections.Counter(map(numbers.__getitem__, inner))
     repeated = [trigram for trigram, count in counts.items() if count > 1]
-    repetitions = [(trigram, nth) for trigram in repeated for nth in range(1, counts[trigram])]
+    repetitions = [
+        (trigram, nth) for trigram in repeated for nth in range(1, counts[trigram])
+    ]
     return tuple(sorted([*counts, *map(numbers.__getitem__, repetitions)]))
 
 
 def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
     """Return the features that all fragments have."""
-    return set(fragments[0].trigrams).intersection(*(fragment.trigrams for fragment in fragments[1:]))
+    return set(fragments[0].trigrams).intersection(
+        *(fragment.trigrams for fragment in fragments[1:])
+    )
 
 
 def local_names(nodes: Iterable[Any]) -> set[str]:
@@ -3954,7 +4268,9 @@ def bound_name(node: ast.AST) -> str | None:
 def class_attributes(node: ast.ClassDef) -> Iterator[str]:
     """Yield the names that a class body binds: attributes to the program, no locals."""
     for statement in node.body:
-        target = getattr(statement, "targets", [getattr(statement, "target", statement)])[0]
+        target = getattr(
+            statement, "targets", [getattr(statement, "target", statement)]
+        )[0]
         name = bound_name(target)
         if name:
             yield name
@@ -3966,14 +4282,18 @@ def called_names(fragment: Fragment) -> frozenset[str]:
     if outline is None:
         return frozenset()
     definition: Any = outline.nodes[2]
-    used: list[Any] = [node.func for node in outline.nodes if isinstance(node, ast.Call)]
+    used: list[Any] = [
+        node.func for node in outline.nodes if isinstance(node, ast.Call)
+    ]
     used += [*getattr(definition, "bases", ()), *definition.decorator_list]
     names = set()
     for node in used:
         name = last_name(node)
         owner = getattr(getattr(node, "value", None), "id", "")
         # By its own name alone, or on itself, a function calls itself and no twin of that name.
-        if name != fragment.name or (isinstance(node, ast.Attribute) and owner not in ("self", "cls")):
+        if name != fragment.name or (
+            isinstance(node, ast.Attribute) and owner not in ("self", "cls")
+        ):
             names.add(name)
     return frozenset(names - {""})
 
@@ -3987,9 +4307,13 @@ def is_stub(node: ast.stmt) -> bool:
     """Return whether a statement only declares: there is nothing in it to merge."""
     if isinstance(node, FunctionNode):
         names = set(map(last_name, node.decorator_list))
-        return not names.isdisjoint(("overload", "abstractmethod")) or all(map(is_stub, node.body))
+        return not names.isdisjoint(("overload", "abstractmethod")) or all(
+            map(is_stub, node.body)
+        )
     if isinstance(node, ast.ClassDef):
-        return all(is_stub(statement) or is_constant(statement) for statement in node.body)
+        return all(
+            is_stub(statement) or is_constant(statement) for statement in node.body
+        )
     if isinstance(node, ast.Raise) and node.exc is not None:
         return ast.unparse(node.exc).startswith("NotImplementedError")
     is_literal = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -4007,7 +4331,9 @@ def is_constant(node: ast.stmt) -> bool:
 
 ROUNDING_SLACK = 1e-9
 SIGNATURE_SIZE = 2048  # bits
-bit_count: Callable[[int], int] = getattr(int, "bit_count", lambda number: bin(number).count("1"))  # 3.10
+bit_count: Callable[[int], int] = getattr(
+    int, "bit_count", lambda number: bin(number).count("1")
+)  # 3.10
 PREFIX_MATCHES = 4  # features that the prefixes of similar sets have in common
 FAMILY_SIZE = 500  # from so many on, not every pair is compared
 
@@ -4030,7 +4356,9 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
     return both / either if either else 0.0
 
 
-def similar_pairs(sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE) -> Similar:
+def similar_pairs(
+    sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE
+) -> Similar:
     """Return what sets of features have a Jaccard index of `threshold` or more.
 
     Only sets that share PREFIX_MATCHES features of their prefixes, rarest feature first, are compared
@@ -4051,7 +4379,9 @@ def similar_pairs(sets: Sequence[Sequence[int]], threshold: float, family_size: 
                 one, other = by_size[old], by_size[new]
                 pairs[min(one, other), max(one, other)] = similarity
     families = {
-        by_size[head]: {by_size[member]: similarity for member, similarity in members.items()}
+        by_size[head]: {
+            by_size[member]: similarity for member, similarity in members.items()
+        }
         for head, members in join.families.items()
     }
     return Similar(pairs, families)
@@ -4066,7 +4396,9 @@ class SimilarityJoin:
     # in the part that begins each set and leaves out its last n - k features, and with it the
     # k - 1 before it. This part is the prefix: similar sets have k features of it in common.
 
-    def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
+    def __init__(
+        self, sets: Sequence[Sequence[int]], threshold: float, family_size: int
+    ) -> None:
         self.threshold, self.family_size = threshold, family_size
         self.sizes = [len(features) for features in sets]
         self.sets = rarest_first(sets)
@@ -4103,14 +4435,17 @@ class SimilarityJoin:
             met += others[bisect.bisect_left(others, first) :]
         # 2. A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
-        candidates = [old for old, count in collections.Counter(met).items() if count >= enough]
+        candidates = [
+            old for old, count in collections.Counter(met).items() if count >= enough
+        ]
         # 3. Signatures tell most of those apart that are not similar.
         apart = (1 - self.threshold) / (1 + self.threshold)
         size, own = self.sizes[new], self.signatures[new]
         close = [
             old
             for old in candidates
-            if bit_count(own ^ self.signatures[old]) <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
+            if bit_count(own ^ self.signatures[old])
+            <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
         ]
         # 4. What is left is compared.
         similar = {}
@@ -4138,7 +4473,9 @@ class SimilarityJoin:
             features.update(self.sets[number])
             del self.found[number]
         for feature in features & self.holders.keys():
-            self.holders[feature] = [old for old in self.holders[feature] if old not in numbers]
+            self.holders[feature] = [
+                old for old in self.holders[feature] if old not in numbers
+            ]
 
 
 def signature_bits(features: Iterable[int]) -> int:
@@ -4146,7 +4483,9 @@ def signature_bits(features: Iterable[int]) -> int:
 
     Two sets are apart in at least as many features as their signatures are in bits.
     """
-    return functools.reduce(operator.xor, (1 << feature % SIGNATURE_SIZE for feature in features), 0)
+    return functools.reduce(
+        operator.xor, (1 << feature % SIGNATURE_SIZE for feature in features), 0
+    )
 
 
 def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -4157,7 +4496,9 @@ def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     ranks = {feature: rank for rank, feature in enumerate(shared)}
     ranked = []
     for features in sets:
-        ranked.append(tuple(sorted(map(ranks.__getitem__, filter(ranks.__contains__, features)))))
+        ranked.append(
+            tuple(sorted(map(ranks.__getitem__, filter(ranks.__contains__, features))))
+        )
     return ranked
 
 
@@ -4171,9 +4512,13 @@ def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
 DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
-SIBLING_WORDS = 2  # members of one file whose intents begin with the same words are siblings
+SIBLING_WORDS = (
+    2  # members of one file whose intents begin with the same words are siblings
+)
 GHOST_WORDS = 3  # the words more that each sentence counts as having
-WORDLESS_SENTENCES = 2_000  # added when words are counted, so that a small run weighs as a large one
+WORDLESS_SENTENCES = (
+    2_000  # added when words are counted, so that a small run weighs as a large one
+)
 RARE = 1_000  # a word in one sentence out of so many, or fewer, has the weight 1
 STOP_WORDS = frozenset(
     "a an and are as at be by each for from given has have if in into is it its no not of on one or that"  # noqa: SIM905
@@ -4279,7 +4624,11 @@ def record_sentence(record: Record, intents: str) -> Sentence | None:
     """
     if record.intent and intents != DOCSTRING:
         return Sentence(MODEL, record.intent)
-    text = docstring_sentence(record.raw_code, record.signature) if intents != MODEL else None
+    text = (
+        docstring_sentence(record.raw_code, record.signature)
+        if intents != MODEL
+        else None
+    )
     return Sentence(DOCSTRING, text) if text else None
 
 
@@ -4289,19 +4638,35 @@ def _shared_sentence(records: Sequence[Record], intents: str) -> Sentence | None
     The order of the files would not do: a renamed file must change nothing.
     """
     sentences = filter(None, (record_sentence(record, intents) for record in records))
-    return min(sentences, key=lambda found: (found.source != MODEL, found.text), default=None)
+    return min(
+        sentences, key=lambda found: (found.source != MODEL, found.text), default=None
+    )
 
 
-def _intent_pairs(fragments: Sequence[Fragment], options: DuplicateOptions) -> dict[Pair, float]:
+def _intent_pairs(
+    fragments: Sequence[Fragment], options: DuplicateOptions
+) -> dict[Pair, float]:
     """Return the pairs of fragments of similar sentences, lower index first.
 
     Docstrings are formulas more often than a model's sentences, so they must be more similar.
     """
-    sentences = [_shared_sentence(fragment.records, options.intents) for fragment in fragments]
-    pairs = similar_intents([found.text if found else "" for found in sentences], options.intent_similarity)
-    by_docstring = {index for index, found in enumerate(sentences) if found and found.source == DOCSTRING}
+    sentences = [
+        _shared_sentence(fragment.records, options.intents) for fragment in fragments
+    ]
+    pairs = similar_intents(
+        [found.text if found else "" for found in sentences], options.intent_similarity
+    )
+    by_docstring = {
+        index
+        for index, found in enumerate(sentences)
+        if found and found.source == DOCSTRING
+    }
     least = max(options.intent_similarity, DOCSTRING_SIMILARITY)
-    return {pair: score for pair, score in pairs.items() if score >= least or by_docstring.isdisjoint(pair)}
+    return {
+        pair: score
+        for pair, score in pairs.items()
+        if score >= least or by_docstring.isdisjoint(pair)
+    }
 
 
 def _with_intents(group: CloneGroup, intents: str) -> CloneGroup:
@@ -4317,7 +4682,11 @@ def _with_intents(group: CloneGroup, intents: str) -> CloneGroup:
 
 def _with_intent(member: Member, intents: str) -> Member:
     sentence = record_sentence(member.record, intents)
-    return member._replace(intent=sentence.text, intent_source=sentence.source) if sentence else member
+    return (
+        member._replace(intent=sentence.text, intent_source=sentence.source)
+        if sentence
+        else member
+    )
 
 
 def _are_siblings(members: Sequence[Member]) -> bool:
@@ -4326,7 +4695,9 @@ def _are_siblings(members: Sequence[Member]) -> bool:
         names = {member.qualified_name.rpartition(".")[2] for member in members}
         if len(names) == 1:
             return True
-    beginnings = {tuple((member.intent or "").split()[:SIBLING_WORDS]) for member in members}
+    beginnings = {
+        tuple((member.intent or "").split()[:SIBLING_WORDS]) for member in members
+    }
     return _within_one_file(members) and len(beginnings) == 1
 
 
@@ -4433,9 +4804,13 @@ def enclosing_places(records: Iterable[Record]) -> dict[Place, list[Place]]:
     around: dict[Place, list[Place]] = {}
     outer: list[Place] = []
     # Outermost first, so what encloses a place was seen, and has not ended, when its turn comes.
-    for place in sorted(set(map(sort_key, records)), key=lambda place: (place[0], place[1], -place[2])):
+    for place in sorted(
+        set(map(sort_key, records)), key=lambda place: (place[0], place[1], -place[2])
+    ):
         file_path, start, end = place
-        outer = [other for other in outer if other[0] == file_path and other[2] >= start]
+        outer = [
+            other for other in outer if other[0] == file_path and other[2] >= start
+        ]
         enclosing = [other for other in outer if other[2] >= end]
         if enclosing:
             around[place] = enclosing
@@ -4443,7 +4818,9 @@ def enclosing_places(records: Iterable[Record]) -> dict[Place, list[Place]]:
     return around
 
 
-def nested_pairs(shapes: Sequence[Shape], around: Mapping[Place, Sequence[Place]]) -> set[Pair]:
+def nested_pairs(
+    shapes: Sequence[Shape], around: Mapping[Place, Sequence[Place]]
+) -> set[Pair]:
     """Return the pairs of shapes, lower index first, of which one holds a record of the other."""
     owners: dict[Place, int] = {}
     for index, shape in enumerate(shapes):
@@ -4457,7 +4834,9 @@ def nested_pairs(shapes: Sequence[Shape], around: Mapping[Place, Sequence[Place]
     return nested
 
 
-def near_rule(shapes: Sequence[Shape], nested: Collection[Pair], repetitions: Collection[int]) -> Rule:
+def near_rule(
+    shapes: Sequence[Shape], nested: Collection[Pair], repetitions: Collection[int]
+) -> Rule:
     """Return the function that names the rule that hides a pair of near copies, or None.
 
     `repetitions` holds the features that repeat a trigram; what repeats makes no body longer.
@@ -4467,7 +4846,10 @@ def near_rule(shapes: Sequence[Shape], nested: Collection[Pair], repetitions: Co
         if pair in nested:
             return INSIDE
         one, other = (shapes[index][0] for index in pair)
-        if similarity >= SHORT_SIMILARITY or min(one.statements, other.statements) >= SHORT_STATEMENTS:
+        if (
+            similarity >= SHORT_SIMILARITY
+            or min(one.statements, other.statements) >= SHORT_STATEMENTS
+        ):
             return None
         distinct = common_trigrams([one, other]).difference(repetitions)
         return SHORT if len(distinct) < SHORT_TRIGRAMS else None
@@ -4483,7 +4865,9 @@ def intent_rule(fragments: Mapping[int, Fragment], nested: Collection[Pair]) -> 
         if pair in nested:
             return INSIDE
         one, other = pair
-        calls = fragments[one].name in called[other] or fragments[other].name in called[one]
+        calls = (
+            fragments[one].name in called[other] or fragments[other].name in called[one]
+        )
         return CALLS if calls else None
 
     return rule
@@ -4512,8 +4896,13 @@ def is_plain_constructor(fragment: Fragment) -> bool:
         return False
     if not isinstance(node, FunctionNode):
         return False
-    parameters = {child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)}
-    return all(_keeps_parameter(statement, parameters) or _calls_base(statement) for statement in node.body)
+    parameters = {
+        child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)
+    }
+    return all(
+        _keeps_parameter(statement, parameters) or _calls_base(statement)
+        for statement in node.body
+    )
 
 
 def _keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
@@ -4527,14 +4916,26 @@ def _keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
 
 def _calls_base(node: ast.stmt) -> bool:
     """Return whether a statement is a call of `super().__init__`."""
-    function = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
-    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Call):
+    function = (
+        node.value.func
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        else None
+    )
+    if not isinstance(function, ast.Attribute) or not isinstance(
+        function.value, ast.Call
+    ):
         return False
     base = function.value.func
-    return function.attr == "__init__" and isinstance(base, ast.Name) and base.id == "super"
+    return (
+        function.attr == "__init__"
+        and isinstance(base, ast.Name)
+        and base.id == "super"
+    )
 
 
-def hide_contained(clusters: Sequence[Cluster], around: Mapping[Place, Sequence[Place]]) -> list[Cluster]:
+def hide_contained(
+    clusters: Sequence[Cluster], around: Mapping[Place, Sequence[Place]]
+) -> list[Cluster]:
     """Hide clusters whose records each lie inside another record of one cluster that is shown."""
     shown_at: dict[Place, list[int]] = collections.defaultdict(list)
     for number, cluster in enumerate(clusters):
@@ -4551,11 +4952,17 @@ def hide_contained(clusters: Sequence[Cluster], around: Mapping[Place, Sequence[
 
 def cluster_places(cluster: Cluster) -> list[Place]:
     """Return where the records of a cluster stand."""
-    return [sort_key(record) for fragment in cluster.fragments for record in fragment.records]
+    return [
+        sort_key(record)
+        for fragment in cluster.fragments
+        for record in fragment.records
+    ]
 
 
 def _is_contained(
-    cluster: Cluster, shown_at: Mapping[Place, Sequence[int]], around: Mapping[Place, Sequence[Place]]
+    cluster: Cluster,
+    shown_at: Mapping[Place, Sequence[int]],
+    around: Mapping[Place, Sequence[Place]],
 ) -> bool:
     holders: set[tuple[int, Place]] = set()
     places = cluster_places(cluster)
@@ -4568,7 +4975,9 @@ def _is_contained(
 def is_test(file_path: str) -> bool:
     """Say whether a file belongs to a test suite, by the usual names of files and folders."""
     *folders, name = file_path.split("/")
-    by_name = (name.startswith("test_") and name.endswith(".py")) or name.endswith("_test.py")
+    by_name = (name.startswith("test_") and name.endswith(".py")) or name.endswith(
+        "_test.py"
+    )
     return by_name or name == "conftest.py" or "tests" in folders
 
 
@@ -4590,7 +4999,9 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
     areas: dict[str, str] = {}
     for record in records:
         path = record.file_path
-        if is_vendored(path) or (record.kind == "file" and is_generated(record.raw_code)):
+        if is_vendored(path) or (
+            record.kind == "file" and is_generated(record.raw_code)
+        ):
             areas[path] = GENERATED
         else:
             areas.setdefault(path, TESTS if is_test(path) else CODE)
@@ -4647,7 +5058,9 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 
 def intent_clusters(
-    fragments: Sequence[Fragment], options: DuplicateOptions, around: Mapping[Place, Sequence[Place]]
+    fragments: Sequence[Fragment],
+    options: DuplicateOptions,
+    around: Mapping[Place, Sequence[Place]],
 ) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
     pairs = {}
@@ -4681,7 +5094,11 @@ def linked_clusters(
         linked = complete_linkage(left)
         done.update(*(indexes for indexes, _ in linked))
         if pair_rule is None:
-            alone = [index for index, shape in enumerate(shapes) if len(shape) > 1 and index not in done]
+            alone = [
+                index
+                for index, shape in enumerate(shapes)
+                if len(shape) > 1 and index not in done
+            ]
             linked += [([index], 1.0) for index in alone]
             done.update(alone)
         for indexes, similarity in linked:
@@ -4718,7 +5135,11 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
             seen[third][into] += count
             del seen[third][other]
         del seen[into][into]
-    return [(sorted(group), lowest[index]) for index, group in members.items() if len(group) > 1]
+    return [
+        (sorted(group), lowest[index])
+        for index, group in members.items()
+        if len(group) > 1
+    ]
 
 
 def family_clusters(
@@ -4733,11 +5154,15 @@ def family_clusters(
     for pair_rule, indexes in by_rule.items():
         if not indexes:
             continue
-        fragments = [fragment for index in remaining + indexes for fragment in shapes[index]]
+        fragments = [
+            fragment for index in remaining + indexes for fragment in shapes[index]
+        ]
         remaining = []
         if len(fragments) > 1:
             lowest = min(members[index] for index in indexes)
-            clusters.append(make_cluster(NEAR, fragments, lowest, pair_rule, is_family=True))
+            clusters.append(
+                make_cluster(NEAR, fragments, lowest, pair_rule, is_family=True)
+            )
     return clusters
 
 
@@ -4750,7 +5175,9 @@ def make_cluster(
     is_family: bool = False,
 ) -> Cluster:
     """Return the cluster of fragments whose pairs are hidden by `pair_rule`, or by none."""
-    return Cluster(evidence, fragments, similarity, group_rule(fragments, pair_rule), is_family)
+    return Cluster(
+        evidence, fragments, similarity, group_rule(fragments, pair_rule), is_family
+    )
 
 
 # -- Duplicates: what a reader is told ---------------------------------------------------------
@@ -4858,7 +5285,9 @@ def trigram_bits(
     return bits
 
 
-def describe_group(cluster: Cluster, shared: Collection[int], facts: Facts) -> CloneGroup:
+def describe_group(
+    cluster: Cluster, shared: Collection[int], facts: Facts
+) -> CloneGroup:
     """Return a cluster as a reader wants it; `shared` holds the features that all its fragments have."""
     members = describe_members(cluster, shared, facts.names)
     areas = {facts.areas[member.record.file_path] for member in members}
@@ -5009,7 +5438,9 @@ def count_area_lines(
     return {area: (totals[area], beyond[area]) for area in AREAS}
 
 
-def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> tuple[FilePair, ...]:
+def rank_file_pairs(
+    groups: Iterable[CloneGroup], areas: Mapping[str, str]
+) -> tuple[FilePair, ...]:
     """Return the pairs of files that share lines: code first, then the most lines first.
 
     What stands in more than PAIRED_FILES files is left out.
@@ -5043,7 +5474,11 @@ def lines_by_file(members: Iterable[Member]) -> dict[str, set[int]]:
 
 def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
     """Return the exact and near groups that no rule hides."""
-    return [group for group in groups if group.hidden_by is None and group.evidence != INTENT]
+    return [
+        group
+        for group in groups
+        if group.hidden_by is None and group.evidence != INTENT
+    ]
 
 
 def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
@@ -5128,7 +5563,9 @@ class Candidate(NamedTuple):
     known_id: str
 
 
-def known_ids(section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]) -> Iterator[str]:
+def known_ids(
+    section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]
+) -> Iterator[str]:
     """Yield the ids of the groups of one section that a baseline knows."""
     used: dict[int, set[int]] = collections.defaultdict(set)
     done: set[str] = set()
@@ -5172,7 +5609,9 @@ class Matching:
     reached (augmenting paths; Kuhn, "The Hungarian method", 1955).
     """
 
-    def __init__(self, group: CloneGroup, known: CloneGroup, used: Collection[int]) -> None:
+    def __init__(
+        self, group: CloneGroup, known: CloneGroup, used: Collection[int]
+    ) -> None:
         self.members = group.members
         self.serves: dict[int, int] = {}
         self.served_by: dict[int, int] = {}
@@ -5184,7 +5623,9 @@ class Matching:
                 if is_accepted(known):
                     self.by_identity[identity(member)].append(position)
         # What serves never becomes free again, so it is dropped from here when it is met.
-        self.free = {md5sum: positions[::-1] for md5sum, positions in self.by_code.items()}
+        self.free = {
+            md5sum: positions[::-1] for md5sum, positions in self.by_code.items()
+        }
 
     def add(self, start: int) -> bool:
         """Match one more member; return whether that is possible."""
@@ -5250,9 +5691,15 @@ def count_matched(group: CloneGroup, other: CloneGroup) -> int:
     return sum(not wanted.isdisjoint(member_keys(member)) for member in group.members)
 
 
-def gated_groups(groups: Sequence[CloneGroup], evidence: Collection[str]) -> list[CloneGroup]:
+def gated_groups(
+    groups: Sequence[CloneGroup], evidence: Collection[str]
+) -> list[CloneGroup]:
     """Return the groups that a gate on these kinds of evidence is hit by: all that are shown."""
-    return [group for group in groups if group.evidence in evidence and group.hidden_by is None]
+    return [
+        group
+        for group in groups
+        if group.evidence in evidence and group.hidden_by is None
+    ]
 
 
 def report_from_json(text: str) -> Report:
@@ -5283,7 +5730,9 @@ def report_from_json(text: str) -> Report:
 
 def _options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     values = {name: fields[name] for name in DuplicateOptions._fields if name in fields}
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    lists = {
+        name: tuple(value) for name, value in values.items() if isinstance(value, list)
+    }
     return DuplicateOptions(**{**values, **lists})  # type: ignore[arg-type]
 
 
@@ -5317,7 +5766,12 @@ def _member_from_json(fields: Mapping[str, Any]) -> Member:
         md5sum=_text(fields, "md5sum"),
         intent=fields["intent"],
     )
-    return Member(record, _text(fields, "qualified_name"), fields["shared"], tuple(fields["differs"]))
+    return Member(
+        record,
+        _text(fields, "qualified_name"),
+        fields["shared"],
+        tuple(fields["differs"]),
+    )
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:
@@ -5332,8 +5786,14 @@ def _text(fields: Mapping[str, object], name: str) -> str:
 
 def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
     """Return the report with the groups without a member in a file that matches hidden by UNTOUCHED."""
-    paths = {member.record.file_path for group in report.groups for member in group.members}
-    touched = {path for path in paths if any(path_matches(path, pattern) for pattern in patterns)}
+    paths = {
+        member.record.file_path for group in report.groups for member in group.members
+    }
+    touched = {
+        path
+        for path in paths
+        if any(path_matches(path, pattern) for pattern in patterns)
+    }
     groups = []
     for group in report.groups:
         is_touched = any(member.record.file_path in touched for member in group.members)
@@ -5347,7 +5807,9 @@ def path_matches(file_path: str, pattern: str) -> bool:
     """Return whether a glob pattern matches a path or a directory that it is in."""
     names = file_path.split("/")
     wanted = pattern_names(pattern)
-    return any(glob_matches(names[:depth], wanted) for depth in range(1, len(names) + 1))
+    return any(
+        glob_matches(names[:depth], wanted) for depth in range(1, len(names) + 1)
+    )
 
 
 # ---- Output ---------------------------------------------------------------------------------
@@ -5357,7 +5819,15 @@ SECTION_TITLES = {
     NEAR: "2. Near: similar code",
     INTENT: "3. Same intent, different code",
 }
-MEMBER_FIELDS = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+MEMBER_FIELDS = (
+    "kind",
+    "file_path",
+    "start_line",
+    "end_line",
+    "signature",
+    "intent",
+    "md5sum",
+)
 PLAIN, BOLD, DIM, CYAN, GREEN, RED = "", "1", "2", "1;36", "32", "31"
 AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
 MAX_VERDICT_IDS = 20
@@ -5368,7 +5838,9 @@ FOLD_INDENT = 2
 SHOWN_LABELS = 6
 COLUMN_GAP = "  "
 PLACE = "PLACE"
-SEEN_WIDTH = 80  # columns; without a terminal, cells are padded no further than is usually seen
+SEEN_WIDTH = (
+    80  # columns; without a terminal, cells are padded no further than is usually seen
+)
 READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
 BELOW_INDENT = 4
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
@@ -5384,7 +5856,10 @@ def report_json(report: Report) -> Iterator[str]:
         "record_count": report.record_count,
         "error_count": report.error_count,
         "stale": report.stale,
-        "area_lines": {area: {"lines": n, "copied": m} for area, (n, m) in report.area_lines.items()},
+        "area_lines": {
+            area: {"lines": n, "copied": m}
+            for area, (n, m) in report.area_lines.items()
+        },
         "hidden": count_hidden(report.groups),
     }
     yield json.dumps(head)[:-1] + ', "groups": ['
@@ -5422,11 +5897,17 @@ class Line(NamedTuple):
     folds: bool = False
 
 
-def styled_lines(lines: Iterable[Line], width: int | None, is_coloured: bool) -> Iterator[str]:
+def styled_lines(
+    lines: Iterable[Line], width: int | None, is_coloured: bool
+) -> Iterator[str]:
     """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
         for text in fitted_lines(line, width):
-            yield f"\x1b[{line.style}m{text}\x1b[m" if is_coloured and line.style else text
+            yield (
+                f"\x1b[{line.style}m{text}\x1b[m"
+                if is_coloured and line.style
+                else text
+            )
 
 
 def fitted_lines(line: Line, width: int | None) -> list[str]:
@@ -5511,7 +5992,11 @@ def _foot_lines(report: Report) -> Iterator[str]:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
     for evidence in EVIDENCE:
         listed = [group.area for group in report.groups if in_section(group, evidence)]
-        counts = [f"{listed.count(area)} in {AREA_NAMES[area]}" for area in AREAS if area in listed]
+        counts = [
+            f"{listed.count(area)} in {AREA_NAMES[area]}"
+            for area in AREAS
+            if area in listed
+        ]
         yield f"{evidence.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
@@ -5521,15 +6006,23 @@ def _missing_intents(report: Report) -> list[str]:
     if report.run is None:
         by_docstrings = f"by the docstrings of {counted(report.from_docstrings, 'record')}; for a model's"
         what = by_docstrings if report.from_docstrings else "needs"
-        return [f"  {what} intents: store a run with 'cds persist', then name it with --db-path"]
+        return [
+            f"  {what} intents: store a run with 'cds persist', then name it with --db-path"
+        ]
     is_empty = sum(missing.values()) == report.record_count
     is_empty = is_empty and not report.from_docstrings
     what = "empty: no record has an intent" if is_empty else "without intent"
-    stand_ins = f"; for {report.from_docstrings} a docstring stands in" if report.from_docstrings else ""
+    stand_ins = (
+        f"; for {report.from_docstrings} a docstring stands in"
+        if report.from_docstrings
+        else ""
+    )
     return [f"  {what} ({counts}){stand_ins}"] if missing else []
 
 
-def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> Iterator[Line]:
+def _section_lines(
+    report: Report, groups: Sequence[CloneGroup], top: int
+) -> Iterator[Line]:
     exact = [group for group in report.groups if group.evidence == EXACT]
     exact_ids = {group.members[0].record.md5sum: group.id for group in exact}
     for area, same in itertools.groupby(groups, lambda group: group.area):
@@ -5551,7 +6044,11 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
     folded = [group for group in ranked[:top] if group.are_siblings]
     if folded:
         count = sum(group.are_siblings for group in ranked)
-        yield from (Line(""), Line(f"  Siblings, one line a group ({counted(count, 'group')})"), Line(""))
+        yield from (
+            Line(""),
+            Line(f"  Siblings, one line a group ({counted(count, 'group')})"),
+            Line(""),
+        )
     for group in folded:
         first = group.members[0]
         others = f"{first.qualified_name} and {group.copies - 1} more"
@@ -5575,7 +6072,9 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         elif member.intent_source == DOCSTRING and group.evidence == INTENT:
             yield Line(f"    docstring: {member.intent}", DIM, folds=True)
     if group.copies > SHOWN_MEMBERS:
-        yield Line(f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}")
+        yield Line(
+            f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}"
+        )
 
 
 def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
@@ -5646,7 +6145,9 @@ def _diff_lines(one: Member, other: Member) -> Iterator[Line]:
     import difflib
 
     paths = location(one.record), location(other.record)
-    lines = list(difflib.unified_diff(_shown_code(one), _shown_code(other), *paths, lineterm=""))
+    lines = list(
+        difflib.unified_diff(_shown_code(one), _shown_code(other), *paths, lineterm="")
+    )
     if not lines:
         yield Line(f"{paths[1]} is the same text as {paths[0]}")
     styles = {"+": GREEN, "-": RED, "@": DIM}
@@ -5665,12 +6166,16 @@ def _shown_code(member: Member) -> list[str]:
 # Page: the report as one HTML file, which asks nothing of any network
 
 PAGE_BYTES = 10_000_000
-FRAME_BYTES = 4_000  # kept free for the headings of sections and the note on what is left out
+FRAME_BYTES = (
+    4_000  # kept free for the headings of sections and the note on what is left out
+)
 COMPARED_MEMBERS = 5  # of one group, beside its first
 LISTED_MEMBERS = 100
 CODE_LINES = 300  # of one member
 LINE_CHARACTERS = 400
-EQUAL_CELLS = 10_000  # pairs of equal items; the time that difflib takes grows with them
+EQUAL_CELLS = (
+    10_000  # pairs of equal items; the time that difflib takes grows with them
+)
 LEAST_ALIKE = 0.3  # of two lines; below, marks on single words are noise
 CONTEXT_LINES = 3
 LEAST_FOLD = 4  # equal lines beyond the context that are worth folding away
@@ -6176,7 +6681,9 @@ def page_figures(report: Report) -> Iterator[str]:
     for evidence, title in SECTION_TITLES.items():
         count = len(shown_groups(report.groups, evidence))
         figures.append((escaped(title), f'<a href="#{evidence}">{count}</a>'))
-    boxes = (f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n" for name, figure in figures)
+    boxes = (
+        f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n" for name, figure in figures
+    )
     yield f'<dl class="figures">\n{"".join(boxes)}</dl>\n'
     yield from page_file_pairs(report.file_pairs)
 
@@ -6194,7 +6701,11 @@ def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
 
 def shown_groups(groups: Sequence[CloneGroup], evidence: str) -> list[CloneGroup]:
     """Return the groups of a section that no rule hides."""
-    return [group for group in groups if (group.evidence, group.hidden_by) == (evidence, None)]
+    return [
+        group
+        for group in groups
+        if (group.evidence, group.hidden_by) == (evidence, None)
+    ]
 
 
 def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
@@ -6219,7 +6730,8 @@ def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
         "Esc": "leave, close, reset",
     }
     hints = (
-        f"<span><kbd>{'</kbd> <kbd>'.join(key.split())}</kbd> {what}</span>" for key, what in keys.items()
+        f"<span><kbd>{'</kbd> <kbd>'.join(key.split())}</kbd> {what}</span>"
+        for key, what in keys.items()
     )
     yield '<p class="keys"><output aria-live="polite"></output>'
     yield f"{''.join(hints)}</p>\n</form>\n"
@@ -6227,7 +6739,9 @@ def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
 
 def choice(name: str, options: Mapping[str, str]) -> str:
     """Return a list to choose from; `options` are values and the HTML that tells of them."""
-    items = (f'<option value="{value}">{text}</option>' for value, text in options.items())
+    items = (
+        f'<option value="{value}">{text}</option>' for value, text in options.items()
+    )
     return f'<select name="{name}" aria-label="{name.capitalize()}">{"".join(items)}</select>\n'
 
 
@@ -6275,7 +6789,9 @@ def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
         yield "names all of them, <code>--show</code> prints one.</p>\n"
 
 
-def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Iterator[str]:
+def page_section(
+    report: Report, evidence: str, texts: Mapping[int, str]
+) -> Iterator[str]:
     """Yield the groups of a section that are shown, by area, then those that a rule hides."""
     shown: dict[str, list[str]] = {area: [] for area in AREAS}
     hidden: list[str] = []
@@ -6287,7 +6803,9 @@ def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Ite
     title = escaped(SECTION_TITLES[evidence])
     yield f'<section id="{evidence}">\n<h2>{title} <small>{counted(count, "group")}</small></h2>\n'
     if evidence == INTENT:
-        yield from (f"<p>{escaped(line.strip())}</p>\n" for line in _missing_intents(report))
+        yield from (
+            f"<p>{escaped(line.strip())}</p>\n" for line in _missing_intents(report)
+        )
     for area, same in shown.items():
         if same:
             yield f'<div class="area">\n<h3>In {AREA_NAMES[area]} <small>{len(same)}</small></h3>\n'
@@ -6304,7 +6822,11 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
     kinds = " ".join(sorted({member.record.kind for member in group.members}))
     names = list(dict.fromkeys(member.qualified_name for member in group.members))
     files = list(dict.fromkeys(member.record.file_path for member in group.members))
-    body = group_code(group) if with_code else member_list(dict(enumerate(group.members, 1)), {})
+    body = (
+        group_code(group)
+        if with_code
+        else member_list(dict(enumerate(group.members, 1)), {})
+    )
     parts = [
         f'<details class="group" id="group-{group.id}" data-kind="{kinds}"',
         f' data-area="{group.area}" data-rule="{escaped(group.hidden_by or "")}">',
@@ -6346,11 +6868,16 @@ def group_code(group: CloneGroup) -> str:
         else:
             numbers[text] = number
             compared[number] = member
-    parts = [compared_members(group.evidence, first, *entry) for entry in compared.items()]
+    parts = [
+        compared_members(group.evidence, first, *entry) for entry in compared.items()
+    ]
     if len(parts) > 1:
         parts = [foldable(*entry, part) for entry, part in zip(compared.items(), parts)]
     if not parts:
-        parts = [side_head(1, first), f'<div class="diff">{code_alone(first.record)}</div>\n']
+        parts = [
+            side_head(1, first),
+            f'<div class="diff">{code_alone(first.record)}</div>\n',
+        ]
     return "".join((*parts, member_list(rest, numbers)))
 
 
@@ -6381,7 +6908,9 @@ def compared_members(evidence: str, first: Member, number: int, other: Member) -
 def side_head(number: int, member: Member) -> str:
     """Return what stands above a member's code: place, name, how it compares, and intent."""
     record = member.record
-    parts = [f'<div class="side"><b>{number}</b> {marked_place(record)} {escaped(member.qualified_name)}']
+    parts = [
+        f'<div class="side"><b>{number}</b> {marked_place(record)} {escaped(member.qualified_name)}'
+    ]
     if member.shared < 1:
         parts.append(f"<p>{' '.join(comparison(member))}</p>")
     if member.intent:
@@ -6393,7 +6922,9 @@ def side_head(number: int, member: Member) -> str:
 def marked_place(record: Record) -> str:
     """Return where a record stands, so that a click selects what an editor takes."""
     start = f"{record.file_path}:{record.start_line}"
-    return f'<code class="place">{escaped(start)}</code><small>-{record.end_line}</small>'
+    return (
+        f'<code class="place">{escaped(start)}</code><small>-{record.end_line}</small>'
+    )
 
 
 def comparison(member: Member) -> Iterator[str]:
@@ -6404,7 +6935,9 @@ def comparison(member: Member) -> Iterator[str]:
         yield f'<small class="differs">differs in {some_of(labels, SHOWN_LABELS)}</small>'
 
 
-def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]) -> str:
+def member_list(
+    members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]
+) -> str:
     """Return members whose code is not shown: only where they stand, and whose text they have."""
     parts = []
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
@@ -6413,7 +6946,9 @@ def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...],
         where, name = marked_place(member.record), escaped(member.qualified_name)
         parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
     if len(members) > LISTED_MEMBERS:
-        parts.append(f"<li>and {len(members) - LISTED_MEMBERS} more: --format json has them</li>\n")
+        parts.append(
+            f"<li>and {len(members) - LISTED_MEMBERS} more: --format json has them</li>\n"
+        )
     return f'<ol class="others">\n{"".join(parts)}</ol>\n' if parts else ""
 
 
@@ -6429,18 +6964,29 @@ def code_alone(record: Record) -> str:
 def code_lines(record: Record) -> list[str]:
     """Return the lines of a record as they are shown: printable, cut, with its own indentation off."""
     lines = LINE_END.split(record.raw_code, CODE_LINES)
-    left_out = lines[CODE_LINES:] and record.end_line - record.start_line + 1 - CODE_LINES
+    left_out = (
+        lines[CODE_LINES:] and record.end_line - record.start_line + 1 - CODE_LINES
+    )
     lines = [cut_line(line) for line in lines[:CODE_LINES]]
     indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
-    shown = [printable(line[len(indent) :] if line.startswith(indent) else line) for line in lines]
-    return [*shown, f"{ELLIPSIS} {counted(left_out, 'more line')}"] if left_out else shown
+    shown = [
+        printable(line[len(indent) :] if line.startswith(indent) else line)
+        for line in lines
+    ]
+    return (
+        [*shown, f"{ELLIPSIS} {counted(left_out, 'more line')}"] if left_out else shown
+    )
 
 
 def cut_line(line: str) -> str:
     """Return a line of code with spaces for tabs, without what is too long to show."""
     left_out = len(line) - LINE_CHARACTERS
     shown = line[:LINE_CHARACTERS].expandtabs()
-    return f"{shown}{ELLIPSIS} {counted(left_out, 'more character')}" if left_out > 0 else shown
+    return (
+        f"{shown}{ELLIPSIS} {counted(left_out, 'more character')}"
+        if left_out > 0
+        else shown
+    )
 
 
 def compared_rows(first: Record, other: Record) -> Iterator[Row]:
@@ -6468,7 +7014,9 @@ def line_shape(line: str) -> str:
     """Return a line of code with one word for every name and number."""
     import keyword
 
-    return NAME_OR_NUMBER.sub(lambda match: match[0] if keyword.iskeyword(match[0]) else "_", line)
+    return NAME_OR_NUMBER.sub(
+        lambda match: match[0] if keyword.iskeyword(match[0]) else "_", line
+    )
 
 
 def aligned(
@@ -6482,14 +7030,18 @@ def aligned(
         yield from itertools.zip_longest(range(len(first)), range(len(other)))
         return
     key, *rest = keys
-    for tag, i, i_end, j, j_end in edits([key(line) for line in first], [key(line) for line in other]):
+    for tag, i, i_end, j, j_end in edits(
+        [key(line) for line in first], [key(line) for line in other]
+    ):
         is_equal = tag == "equal"
         pairs = aligned(first[i:i_end], other[j:j_end], () if is_equal else rest)
         for near, far in pairs:
             yield None if near is None else i + near, None if far is None else j + far
 
 
-def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
+def edits(
+    first: Sequence[str], other: Sequence[str]
+) -> Sequence[tuple[str, int, int, int, int]]:
     """Return the steps from one sequence to another, as difflib's `get_opcodes` does.
 
     Where much recurs, it would take minutes: then everything counts as replaced.
@@ -6520,8 +7072,14 @@ def marked_words(first: str, other: str) -> tuple[str, str]:
         return escaped(first), escaped(other)
     sides: tuple[list[str], list[str]] = [], []
     for tag, i, i_end, j, j_end in steps:
-        for side, piece in zip(sides, ("".join(words[i:i_end]), "".join(other_words[j:j_end]))):
-            side.append(escaped(piece) if tag == "equal" or not piece else f"<mark>{escaped(piece)}</mark>")
+        for side, piece in zip(
+            sides, ("".join(words[i:i_end]), "".join(other_words[j:j_end]))
+        ):
+            side.append(
+                escaped(piece)
+                if tag == "equal" or not piece
+                else f"<mark>{escaped(piece)}</mark>"
+            )
     return "".join(sides[0]), "".join(sides[1])
 
 
@@ -6535,7 +7093,9 @@ def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
             open_rows += stretch
             continue
         yield row_table(open_rows + stretch[:CONTEXT_LINES])
-        lines = "\n".join(f"<tr><td>{row.first_number}<td>{row.first}" for row in middle)
+        lines = "\n".join(
+            f"<tr><td>{row.first_number}<td>{row.first}" for row in middle
+        )
         yield f'<details class="fold"><summary>{len(middle)} equal lines</summary>\n'
         yield f'<table class="code">\n{lines}</table>\n</details>\n'
         open_rows = stretch[-CONTEXT_LINES:]
@@ -6562,9 +7122,7 @@ SARIF_RULES = {
     NEAR: ("near-clone", "Similar code stands in several places."),
     INTENT: ("same-intent", "Different code seems to serve the same purpose."),
 }
-SARIF_HELP = (
-    "A candidate for a person to review, not proof: see what differs, then merge the code or leave it."
-)
+SARIF_HELP = "A candidate for a person to review, not proof: see what differs, then merge the code or leave it."
 
 
 def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
@@ -6573,11 +7131,18 @@ def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
     `directory` is where the file paths of the report start, relative to the current directory.
     """
     listed = sarif_groups(report)
-    results = [sarif_result(report, group, directory) for group in listed[:SARIF_RESULTS]]
-    notes = [{"level": "warning", "message": {"text": text}} for text in sarif_omissions(listed)]
+    results = [
+        sarif_result(report, group, directory) for group in listed[:SARIF_RESULTS]
+    ]
+    notes = [
+        {"level": "warning", "message": {"text": text}}
+        for text in sarif_omissions(listed)
+    ]
     run = {
         "tool": {"driver": sarif_driver()},
-        "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notes}],
+        "invocations": [
+            {"executionSuccessful": True, "toolExecutionNotifications": notes}
+        ],
         "results": results,
     }
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
@@ -6592,8 +7157,12 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
     """Return in words what the limits leave out: groups, and members of groups."""
     groups = len(listed) - SARIF_RESULTS
-    members = sum(max(0, group.copies - SARIF_LOCATIONS) for group in listed[:SARIF_RESULTS])
-    texts = [f"{counted(groups, 'group')} of low rank left out: a log holds {SARIF_RESULTS}"]
+    members = sum(
+        max(0, group.copies - SARIF_LOCATIONS) for group in listed[:SARIF_RESULTS]
+    )
+    texts = [
+        f"{counted(groups, 'group')} of low rank left out: a log holds {SARIF_RESULTS}"
+    ]
     texts += [f"{counted(members, 'place')} left out: a result holds {SARIF_LOCATIONS}"]
     return [text for text, count in zip(texts, (groups, members)) if count > 0]
 
@@ -6613,11 +7182,15 @@ def sarif_driver() -> dict[str, object]:
     return {"name": "cds", "version": __version__, "rules": rules}
 
 
-def sarif_result(report: Report, group: CloneGroup, directory: str) -> dict[str, object]:
+def sarif_result(
+    report: Report, group: CloneGroup, directory: str
+) -> dict[str, object]:
     """Return a group as a result at its first member, with links to the others."""
     name, text = SARIF_RULES[group.evidence]
     first, *others = group.members[:SARIF_LOCATIONS]
-    links = ", ".join(sarif_link(member, number) for number, member in enumerate(others, 1))
+    links = ", ".join(
+        sarif_link(member, number) for number, member in enumerate(others, 1)
+    )
     places = [sarif_location(member, directory) for member in others]
     return {
         "ruleId": name,
@@ -6625,9 +7198,14 @@ def sarif_result(report: Report, group: CloneGroup, directory: str) -> dict[str,
         "level": sarif_level(report, group),
         "message": {"text": f"{text} {_group_headline(group)}: also {links}"},
         "locations": [sarif_location(first, directory)],
-        "relatedLocations": [{"id": number, **place} for number, place in enumerate(places, 1)],
+        "relatedLocations": [
+            {"id": number, **place} for number, place in enumerate(places, 1)
+        ],
         # The first is the only name that GitHub follows a result by.
-        "partialFingerprints": {"primaryLocationLineHash": f"{group.id}:1", "cloneGroup/v1": group.id},
+        "partialFingerprints": {
+            "primaryLocationLineHash": f"{group.id}:1",
+            "cloneGroup/v1": group.id,
+        },
     }
 
 
@@ -6651,10 +7229,15 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
     from urllib.parse import quote
 
     record = member.record
-    path = os.path.normpath(os.path.join(directory, record.file_path)).replace(os.sep, "/")
+    path = os.path.normpath(os.path.join(directory, record.file_path)).replace(
+        os.sep, "/"
+    )
     region = {"startLine": record.start_line, "endLine": record.end_line}
     return {
-        "physicalLocation": {"artifactLocation": {"uri": quote(path)}, "region": region},
+        "physicalLocation": {
+            "artifactLocation": {"uri": quote(path)},
+            "region": region,
+        },
         "message": {"text": one_line(member.qualified_name) or record.kind},
     }
 
@@ -6677,7 +7260,9 @@ def table_lines(
         yield pad_cells(cells, rooms) + "\n"
 
 
-def fit_cells(header: Sequence[str], cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+def fit_cells(
+    header: Sequence[str], cells: Sequence[str], widths: Sequence[int]
+) -> list[str]:
     """Return the cells of a row, cut to the widths of their columns."""
     # A place loses its beginning, since the line numbers are at its end.
     return [
@@ -6688,7 +7273,9 @@ def fit_cells(header: Sequence[str], cells: Sequence[str], widths: Sequence[int]
 
 def pad_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Return the cells of a row side by side, each but the last at least as wide as its column."""
-    padded = [cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)]
+    padded = [
+        cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)
+    ]
     return COLUMN_GAP.join(padded).rstrip()
 
 
@@ -6707,7 +7294,12 @@ def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
     """Yield the lines of the table of records."""
     header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
     rows = [
-        (record.kind, location(record), header_line(record), record.md5sum[:SHOWN_DIGITS])
+        (
+            record.kind,
+            location(record),
+            header_line(record),
+            record.md5sum[:SHOWN_DIGITS],
+        )
         for record in records
     ]
     return table_lines(header, rows, width)
@@ -6745,7 +7337,10 @@ def wrapped_table_lines(
 ) -> Iterator[str]:
     """Yield the lines of a table whose last column is never cut, but runs over several lines."""
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
-    heads = [line.rstrip("\n") for line in table_lines(header[:-1], [row[:-1] for row in rows], width)]
+    heads = [
+        line.rstrip("\n")
+        for line in table_lines(header[:-1], [row[:-1] for row in rows], width)
+    ]
     # It stands beside the other columns if they leave room for a sentence, else below them.
     beside = max(map(display_width, heads)) + len(COLUMN_GAP)
     is_beside = width - beside >= READABLE_WIDTH
@@ -6759,7 +7354,9 @@ def wrapped_table_lines(
             yield f"{indent}{line}\n"
 
 
-def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
+def record_json(
+    records: Iterable[Record], errors: Iterable[AnalyzerError]
+) -> Iterator[str]:
     """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
     yield '{"records": ['
     yield from json_lines(records)
@@ -6839,20 +7436,31 @@ def print_pieces(pieces: Iterable[str]) -> None:
     except OSError as error:
         silence(sys.stdout)
         if not is_closed_pipe(error):
-            raise CdsError(f"stdout could not be written: {describe_error(error)}") from error
+            raise CdsError(
+                f"stdout could not be written: {describe_error(error)}"
+            ) from error
 
 
 def is_closed_pipe(error: OSError) -> bool:
     """Return whether a write failed because nobody reads any more."""
     # Windows says only that the write was invalid.
-    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
+    return isinstance(error, BrokenPipeError) or (
+        os.name == "nt" and error.errno == errno.EINVAL
+    )
 
 
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
 # A database is one file or several: these follow its path.
-DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm", PENDING_ENDING, f"{PENDING_ENDING}-wal")
+DATABASE_ENDINGS = (
+    "",
+    "-journal",
+    "-wal",
+    "-shm",
+    PENDING_ENDING,
+    f"{PENDING_ENDING}-wal",
+)
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
@@ -6887,7 +7495,11 @@ class Interrupts:
             yield
             return
         # What `nohup` and the like have ignored must stay so.
-        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = [
+            number
+            for number in STOP_SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+        ]
         previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
@@ -6935,14 +7547,18 @@ def absolute_path(option: str, path: str) -> str:
         return os.path.join(os.getcwd(), path)
     except OSError as error:
         gone = "the current directory no longer exists"
-        raise UsageError(f"{option}: {gone}: give {path} as an absolute path") from error
+        raise UsageError(
+            f"{option}: {gone}: give {path} as an absolute path"
+        ) from error
 
 
 def check_path(path: str) -> None:
     """Raise UsageError unless `path` is a readable file or directory."""
     absolute_path("--path", path)
     if not os.path.exists(path):
-        raise UsageError(f"--path: {path} does not exist: name a source file or directory")
+        raise UsageError(
+            f"--path: {path} does not exist: name a source file or directory"
+        )
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise UsageError(f"--path: {path} is neither a file nor a directory")
     if not os.access(path, os.R_OK):
@@ -6960,7 +7576,9 @@ def check_output(path: str | None) -> None:
     if os.path.isdir(path) or not os.path.basename(path):
         raise UsageError(f"--output: {path or repr(path)} is a directory: name a file")
     if not is_there and not os.path.isdir(directory):
-        raise UsageError(f"--output: directory {directory} does not exist: create it first")
+        raise UsageError(
+            f"--output: directory {directory} does not exist: create it first"
+        )
     if not os.access(path if is_there else directory, os.W_OK):
         raise UsageError(f"--output: {path} is not writable: name another file")
 
@@ -6971,7 +7589,9 @@ def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
     identities = {file_identity(path) for path in inputs}
     for option, path in written_files(args):
         if file_identity(path) in identities:
-            raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
+            raise UsageError(
+                f"{option}: {path} is a file that this command reads: name another one"
+            )
 
 
 def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -7000,20 +7620,26 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
         line = "" if error.line is None else f":{error.line}"
         log(f"analyzer_error: {error.file_path}{line}: {error.message}")
     if not search.sources:
-        raise UsageError(f"--path: no {analyzer.suffix} file below {args.path}: name another directory")
+        raise UsageError(
+            f"--path: no {analyzer.suffix} file below {args.path}: name another directory"
+        )
     return ModelBuilder().build(analysis.symbols), errors
 
 
 def log_search(search: Search, root: str) -> None:
     """Log how many files were found, how many were skipped and why, and what to know of it."""
     count = sum(search.skipped.values())
-    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(search.skipped.items()))
+    reasons = ", ".join(
+        f"{reason} {number}" for reason, number in sorted(search.skipped.items())
+    )
     told = f"{count} ({reasons})" if reasons else "0"
     log(f"search files={len(search.sources)} skipped={told}")
     for warning in search.warnings:
         log(f"warning: {warning}")
     for pattern in search.unmatched:
-        log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}")
+        log(
+            f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}"
+        )
 
 
 def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
@@ -7030,7 +7656,9 @@ def write_records(args: argparse.Namespace, records: Records, errors: Errors) ->
         raise CdsError(f"{error}; {told}") from error
 
 
-def record_pieces(args: argparse.Namespace, records: Records, errors: Errors) -> Iterator[str]:
+def record_pieces(
+    args: argparse.Namespace, records: Records, errors: Errors
+) -> Iterator[str]:
     """Return records in the form that the command line asks for, in pieces."""
     width = None if args.output else terminal_width(sys.stdout)
     if args.format == "json":
@@ -7154,7 +7782,9 @@ def run_persist(
             pending.forget_stored()
             print_pieces([summary_line(args.db_path, result)])
             if enricher.stop:
-                log("run again with --reuse-intents: it asks only for the intents that are missing")
+                log(
+                    "run again with --reuse-intents: it asks only for the intents that are missing"
+                )
     return EXIT_DONE
 
 
@@ -7168,11 +7798,19 @@ def log_left_behind(
         return
     codes = {record.md5sum for record in wanted}
     usable = counted(len(codes & left_behind.keys()), "call")
-    saved = f"{usable} saved" if args.reuse_intents else f"--reuse-intents would save {usable}"
-    log(f"runs that were never stored left {counted(len(left_behind), 'finished call')}: {saved}")
+    saved = (
+        f"{usable} saved"
+        if args.reuse_intents
+        else f"--reuse-intents would save {usable}"
+    )
+    log(
+        f"runs that were never stored left {counted(len(left_behind), 'finished call')}: {saved}"
+    )
 
 
-def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
+def run_context(
+    args: argparse.Namespace, root_path: str, started_at: str
+) -> RunContext:
     """Return what the run was asked to do, finished now."""
     return RunContext(
         started_at=started_at,
@@ -7237,15 +7875,21 @@ def check_gate(args: argparse.Namespace) -> None:
     """Raise UsageError for options of `duplicates` that do not go together."""
     is_source = args.path is not None
     if not is_source and args.exclude:
-        raise UsageError("--exclude: a stored run leaves nothing out any more: use it with --path")
+        raise UsageError(
+            "--exclude: a stored run leaves nothing out any more: use it with --path"
+        )
     if is_source and args.run_id is not None:
         raise UsageError("--run-id: needs --db-path: a source tree has no runs")
     if is_source and isinstance(args.against, int):
-        raise UsageError("--against: a run id needs --db-path: name a report written by --format json")
+        raise UsageError(
+            "--against: a run id needs --db-path: name a report written by --format json"
+        )
     if args.show is not None and args.format != "table":
         raise UsageError("--show: prints one group as text: leave out --format")
     if args.fail_on == NEW and args.against is None:
-        raise UsageError(f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT")
+        raise UsageError(
+            f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT"
+        )
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
@@ -7261,7 +7905,11 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Report | None]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
     # A baseline that cannot be read must be told of before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
-    report = report_on_run(args, args.run_id) if args.path is None else report_on_source(args)
+    report = (
+        report_on_run(args, args.run_id)
+        if args.path is None
+        else report_on_source(args)
+    )
     if isinstance(args.against, int):
         baseline = report_on_run(args, args.against)
     return report, baseline
@@ -7291,7 +7939,9 @@ def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
     with named_errors("--db-path", RUN_REMEDY):
         row, records = read_run(args.db_path, run_id)
     error_count = int(str(row["analyzer_error_count"]))
-    return build_report(records, duplicate_options(args), run=row, error_count=error_count)
+    return build_report(
+        records, duplicate_options(args), run=row, error_count=error_count
+    )
 
 
 def read_baseline(path: str) -> Report:
@@ -7300,10 +7950,14 @@ def read_baseline(path: str) -> Report:
         with open(path, "rb") as file:
             content = file.read(MAX_BASELINE_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"--against: {path} cannot be read: {describe_error(error)}") from error
+        raise UsageError(
+            f"--against: {path} cannot be read: {describe_error(error)}"
+        ) from error
     remedy = "name a report written by --format json, or a run id"
     if len(content) > MAX_BASELINE_BYTES:
-        raise UsageError(f"--against: {path} is larger than {MAX_BASELINE_BYTES >> 20} MiB: {remedy}")
+        raise UsageError(
+            f"--against: {path} is larger than {MAX_BASELINE_BYTES >> 20} MiB: {remedy}"
+        )
     try:
         return report_from_json(content.decode("utf-8-sig"))
     except ValueError as error:
@@ -7358,7 +8012,10 @@ def source_directory(report: Report, args: argparse.Namespace) -> str:
         directory = os.path.dirname(root) or os.curdir
     try:
         return os.path.relpath(directory)
-    except (OSError, ValueError):  # the current one is gone, or on another drive of Windows
+    except (
+        OSError,
+        ValueError,
+    ):  # the current one is gone, or on another drive of Windows
         return str(directory)
 
 
@@ -7394,7 +8051,9 @@ def with_codes(
         code = codes.get(sort_key(member.record), member.record.raw_code)
         return member._replace(record=member.record._replace(raw_code=code))
 
-    return tuple(group._replace(members=tuple(map(whole, group.members))) for group in groups)
+    return tuple(
+        group._replace(members=tuple(map(whole, group.members))) for group in groups
+    )
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
@@ -7451,7 +8110,9 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
     tokens = tuple(token.strip() for token in text.split(","))
     for token in tokens:
         if token not in known:
-            raise argparse.ArgumentTypeError(f"{token!r} is not one of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"{token!r} is not one of {', '.join(known)}"
+            )
     return tokens
 
 
