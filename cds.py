@@ -1103,9 +1103,8 @@ BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
 # which no source can hold, unparsed on a line of its own.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
 DEEP_STACK_BYTES = 1 << 29
-DEEP_RECURSION_LIMIT = (
-    100_000  # frames; some 5 KiB of C stack each on Python 3.9 and 3.10
-)
+# Frames; some 5 KiB of C stack each on Python 3.9 and 3.10.
+DEEP_RECURSION_LIMIT = 100_000
 
 
 def python_symbols(source: str, file_path: str) -> list[Symbol]:
@@ -1377,9 +1376,8 @@ def _docstring_literal(
 # machines lack, and no thread, and it tells which file ended which worker.
 
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-FILES_AHEAD = (
-    4  # a worker has the next file at hand while the results of the last are read
-)
+# A worker has the next file at hand while the results of the last are read.
+FILES_AHEAD = 4
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
     signal.Signals[name]
@@ -1663,9 +1661,8 @@ class ModelBuilder:
 INTENT_CHARACTERS = 1000
 ERROR_CHARACTERS = 500
 SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
-TICK_SECONDS = (
-    0.2  # how often a wait for answers is left, to draw and to look for a signal
-)
+# How often a wait for answers is left, to draw and to look for a signal.
+TICK_SECONDS = 0.2
 INTERRUPTED = "interrupted"
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_PROMPT = """\
@@ -2534,12 +2531,10 @@ THINKING_TOKENS = (
     2048,
     8192,
 )  # for models that think before they answer, whatever they are told
-VAIN_RAISES = (
-    3  # in a row, after which no call gets more tokens: the model comes to no end
-)
-BYTES_PER_TOKEN = (
-    3  # an estimate; most code has more bytes in a token, which leaves room
-)
+# In a row, after which no call gets more tokens: the model comes to no end.
+VAIN_RAISES = 3
+# An estimate; most code has more bytes in a token, which leaves room.
+BYTES_PER_TOKEN = 3
 CHECK_SECONDS = 5.0
 
 
@@ -3211,11 +3206,13 @@ AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 
 PENDING_ENDING = "-pending"
-PENDING_ID = (
-    0x43445350  # marks a side file as this program's, in the header of the file
-)
+# Marks a side file as this program's, in the header of the file.
+PENDING_ID = 0x43445350
 PENDING_LOCK_SECONDS = 5.0
-PENDING_LOSS = "if this run is killed, its calls are lost: move that file away, or make room and let it be written"
+PENDING_LOSS = (
+    "if this run is killed, its calls are lost: "
+    "move that file away, or make room and let it be written"
+)
 SYNC_SECONDS = 0.5
 CREATE_PENDING = """
 CREATE TABLE IF NOT EXISTS pending (
@@ -4512,13 +4509,11 @@ def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
 DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
-SIBLING_WORDS = (
-    2  # members of one file whose intents begin with the same words are siblings
-)
+# Members of one file whose intents begin with the same words are siblings.
+SIBLING_WORDS = 2
 GHOST_WORDS = 3  # the words more that each sentence counts as having
-WORDLESS_SENTENCES = (
-    2_000  # added when words are counted, so that a small run weighs as a large one
-)
+# Added when words are counted, so that a small run weighs as a large one.
+WORDLESS_SENTENCES = 2_000
 RARE = 1_000  # a word in one sentence out of so many, or fewer, has the weight 1
 STOP_WORDS = frozenset(
     "a an and are as at be by each for from given has have if in into is it its no not of on one or that"  # noqa: SIM905
@@ -5838,9 +5833,8 @@ FOLD_INDENT = 2
 SHOWN_LABELS = 6
 COLUMN_GAP = "  "
 PLACE = "PLACE"
-SEEN_WIDTH = (
-    80  # columns; without a terminal, cells are padded no further than is usually seen
-)
+# Columns; without a terminal, cells are padded no further than is usually seen.
+SEEN_WIDTH = 80
 READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
 BELOW_INDENT = 4
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
@@ -6166,16 +6160,14 @@ def _shown_code(member: Member) -> list[str]:
 # Page: the report as one HTML file, which asks nothing of any network
 
 PAGE_BYTES = 10_000_000
-FRAME_BYTES = (
-    4_000  # kept free for the headings of sections and the note on what is left out
-)
+# Kept free for the headings of sections and the note on what is left out.
+FRAME_BYTES = 4_000
 COMPARED_MEMBERS = 5  # of one group, beside its first
 LISTED_MEMBERS = 100
 CODE_LINES = 300  # of one member
 LINE_CHARACTERS = 400
-EQUAL_CELLS = (
-    10_000  # pairs of equal items; the time that difflib takes grows with them
-)
+# Pairs of equal items; the time that difflib takes grows with them.
+EQUAL_CELLS = 10_000
 LEAST_ALIKE = 0.3  # of two lines; below, marks on single words are noise
 CONTEXT_LINES = 3
 LEAST_FOLD = 4  # equal lines beyond the context that are worth folding away
@@ -7122,7 +7114,10 @@ SARIF_RULES = {
     NEAR: ("near-clone", "Similar code stands in several places."),
     INTENT: ("same-intent", "Different code seems to serve the same purpose."),
 }
-SARIF_HELP = "A candidate for a person to review, not proof: see what differs, then merge the code or leave it."
+SARIF_HELP = (
+    "A candidate for a person to review, not proof: "
+    "see what differs, then merge the code or leave it."
+)
 
 
 def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
