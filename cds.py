@@ -3783,13 +3783,15 @@ class DuplicateOptions(NamedTuple):
 class Fragment(NamedTuple):
     """Records of one `md5sum`, sorted by place, and what the report needs of their code.
 
-    `trigrams` holds the numbers of its trigrams, ascending; see `number_trigrams`.
+    `labels` holds those of its nodes in the order of the source, locals made equal, and `trigrams` the
+    numbers of their trigrams, ascending; see `number_trigrams`.
     """
 
     records: tuple[Record, ...]
     name: str
     statements: int
     is_stub: bool
+    labels: tuple[str, ...]
     trigrams: tuple[int, ...]
 
 
@@ -3998,8 +4000,9 @@ def defined_name(record: Record) -> str:
 # Two marks stand before each statement. Where trigrams run on into the next one, one added statement
 # costs more of them.
 MARK = None
+# No name of a program looks like one of these labels, nor like that of a type.
 MARK_LABEL = "^"
-LOCAL_NAME = "_"
+LOCAL_LABEL = "<local>"
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
 LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
@@ -4019,12 +4022,12 @@ NAMING_NODES = {
 NAMING_NODES |= {ast.Name, ast.arg, ast.Global}
 STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
 DEFINITIONS = {*FunctionNode, ast.ClassDef}
-# Labels of nodes without a name of their own. No name of a program looks like one.
+# Labels of nodes without a name of their own.
 TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
 TYPE_LABELS[type(MARK)] = MARK_LABEL
 NAME_LABELS: dict[type, Callable[[Any], str]] = {
     ast.Name: operator.attrgetter("id"),
-    ast.Attribute: lambda node: f".{node.attr}",
+    ast.Attribute: lambda node: sys.intern(f".{node.attr}"),  # most are seen often
     ast.keyword: lambda node: f"{node.arg}=",
     ast.alias: lambda node: f"import {node.name}",
 }
@@ -4162,14 +4165,14 @@ def preorder(root: ast.AST) -> tuple[list[ast.AST | None], list[Span]]:
             if kind is SpanEnd:
                 ends[node.number] = len(nodes)
             continue
-        # 2. A definition: its end comes up when all below it is done.
-        if kind in DEFINITIONS:
-            stack.append(SpanEnd(len(starts)))
-            starts.append(len(nodes))
-            ends.append(0)
-        # 3. The node, and then its children from left to right.
         if kind in STATEMENTS:
+            # 2. A definition: its end comes up when all below it is done.
+            if kind in DEFINITIONS:
+                stack.append(SpanEnd(len(starts)))
+                starts.append(len(nodes))
+                ends.append(0)
             nodes += (MARK, MARK)
+        # 3. The node, and then its children from left to right.
         nodes.append(node)
         for field in fields:
             child = getattr(node, field)
@@ -4197,26 +4200,28 @@ def describe_fragment(
     if outline is None:
         # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
         lines = records[0].normalized_code.count("\n")
-        return Fragment(records, "", lines, is_stub=False, trigrams=())
-    start, end = span
-    definition: Any = outline.nodes[start + 2]
+        return Fragment(records, "", lines, is_stub=False, labels=(), trigrams=())
+    nodes = outline.nodes[slice(*span)]
+    labels = outline.labels[slice(*span)]
+    local = dict.fromkeys(local_names(nodes), LOCAL_LABEL)
+    labels = list(map(local.get, labels, labels))
+    definition: Any = nodes[2]  # behind its marks
     return Fragment(
         records=records,
         name=definition.name,
-        statements=outline.nodes[start:end].count(MARK) // 2 - 1,
+        statements=labels.count(MARK_LABEL) // 2 - 1,
         is_stub=is_stub(definition),
-        trigrams=number_trigrams(outline, span, numbers),
+        labels=tuple(labels),
+        trigrams=number_trigrams(labels, nodes, numbers),
     )
 
 
 def number_trigrams(
-    outline: Outline, span: Span, numbers: Mapping[tuple[Any, ...], int]
+    labels: Sequence[str],
+    nodes: Sequence[object],
+    numbers: Mapping[tuple[Any, ...], int],
 ) -> tuple[int, ...]:
-    """Return the numbers of a definition's trigrams, ascending, names of locals made equal."""
-    nodes = outline.nodes[slice(*span)]
-    labels = outline.labels[slice(*span)]
-    local = dict.fromkeys(local_names(nodes), LOCAL_NAME)
-    labels = list(map(local.get, labels, labels))
+    """Return the numbers of the trigrams of labels, ascending."""
     trigrams = zip(labels, labels[1:], labels[2:])
     # One that ends in a mark runs on into the next statement.
     inner = itertools.compress(trigrams, nodes[2:])
@@ -5248,6 +5253,13 @@ GeneratorExp generator expression
 )
 
 
+# The same by label, for all that are no part of the source.
+SOURCE_WORDS = {
+    label: NODE_WORDS.get(label.strip("<>"), "") for label in TYPE_LABELS.values()
+}
+SOURCE_WORDS.update({LOCAL_LABEL: "", "None=": "**"})
+
+
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
@@ -5341,11 +5353,11 @@ def rounded(part: float) -> float:
 
 
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
-    """Return, by its md5sum, the labels that a fragment has and no other one of these."""
-    labels = {}
-    for fragment in fragments:
-        first = fragment.records[0]
-        labels[first.md5sum] = code_labels(first.normalized_code)
+    """Return, by its md5sum, what a fragment uses and no other one of these."""
+    labels = {
+        fragment.records[0].md5sum: source_labels(fragment.labels)
+        for fragment in fragments
+    }
     holders = collections.Counter(itertools.chain.from_iterable(labels.values()))
     own = {}
     for md5sum, found in labels.items():
@@ -5353,53 +5365,24 @@ def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
     return own
 
 
-def code_labels(code: str) -> list[str]:
-    """Return what a definition uses, in the order of the source, each once.
+def source_labels(labels: Iterable[str]) -> list[str]:
+    """Return what the labels of a definition are in the source, in its order, each once.
 
     Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
     starts from a name that is not local, as in `np.sum`.
     """
-    outline = parse_outline(code)
-    if outline is None:
-        return []
-    local = local_names(outline.nodes)
-    labels = []
-    told: set[ast.AST] = set()
-    for node in filter(None, outline.nodes):
-        # Nodes come from the outside in, so a dotted name is met before its parts.
-        if node in told:
-            continue
-        chain = attribute_chain(node)
-        root = chain[-1]
-        if isinstance(root, ast.Name) and root.id not in local:
-            told.update(chain)
-            labels.append(dotted_name(chain))
+    told = []
+    attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
+    for label in labels:
+        if label.startswith("."):
+            attributes.append(label)
+        elif label.isidentifier():
+            told.append("".join((label, *reversed(attributes))))
+            attributes = []
         else:
-            labels.append(source_label(node))
-    return list(dict.fromkeys(filter(None, labels)))
-
-
-def attribute_chain(node: ast.AST) -> list[ast.AST]:
-    """Return a node and, from an attribute on, what it is an attribute of."""
-    chain = [node]
-    while isinstance(node, ast.Attribute):
-        node = node.value
-        chain.append(node)
-    return chain
-
-
-def dotted_name(chain: Sequence[ast.AST]) -> str:
-    """Return the name that an attribute chain spells, as in `os.path.join`."""
-    return "".join(map(node_label, reversed(chain)))
-
-
-def source_label(node: ast.AST) -> str:
-    """Return a node's own part of the source, or the empty text where there is nothing to tell."""
-    if isinstance(node, ast.keyword) and node.arg is None:
-        return "**"
-    if isinstance(node, (ast.Attribute, ast.keyword, ast.alias)):
-        return node_label(node)
-    return NODE_WORDS.get(type(node).__name__, "")
+            told += (*attributes, SOURCE_WORDS.get(label, label))
+            attributes = []
+    return list(dict.fromkeys(filter(None, told)))
 
 
 def _rank(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str]:
@@ -5421,7 +5404,7 @@ def count_area_lines(
 ) -> dict[str, tuple[int, int]]:
     """Return the lines of each area, and how many of them are in copies beyond the first."""
     # A line counts once, however many groups it is in.
-    copied: dict[str, set[int]] = collections.defaultdict(set)
+    copied: dict[str, int] = collections.defaultdict(int)
     for group in shown_copies(groups):
         for path, lines in lines_by_file(group.members[1:]).items():
             copied[path] |= lines
@@ -5429,7 +5412,7 @@ def count_area_lines(
     beyond = dict.fromkeys(AREAS, 0)
     for path, count in file_lines.items():
         totals[areas[path]] += count
-        beyond[areas[path]] += len(copied[path])
+        beyond[areas[path]] += bit_count(copied[path])
     return {area: (totals[area], beyond[area]) for area in AREAS}
 
 
@@ -5440,30 +5423,31 @@ def rank_file_pairs(
 
     What stands in more than PAIRED_FILES files is left out.
     """
-    shared: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
+    shared: dict[tuple[str, str], tuple[int, int]] = {}
     for group in shown_copies(groups):
         lines = lines_by_file(group.members)
         if len(lines) > PAIRED_FILES:
             continue
-        for pair in itertools.combinations(sorted(lines), 2):
-            both = shared.setdefault(pair, (set(), set()))
-            for path, known in zip(pair, both):
-                known |= lines[path]
+        for one, other in itertools.combinations(sorted(lines), 2):
+            of_one, of_other = shared.get((one, other), (0, 0))
+            shared[one, other] = (of_one | lines[one], of_other | lines[other])
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
         area = max(AREAS.index(areas[pair.one]), AREAS.index(areas[pair.other]))
         return area, -pair.lines, pair
 
-    pairs = [FilePair(*pair, min(map(len, both))) for pair, both in shared.items()]
+    pairs = [
+        FilePair(*pair, min(map(bit_count, both))) for pair, both in shared.items()
+    ]
     return tuple(sorted(pairs, key=rank))
 
 
-def lines_by_file(members: Iterable[Member]) -> dict[str, set[int]]:
-    """Return the lines of each file that members stand on."""
-    lines: dict[str, set[int]] = collections.defaultdict(set)
+def lines_by_file(members: Iterable[Member]) -> dict[str, int]:
+    """Return the lines of each file that members stand on, as a number with a bit for each line."""
+    lines: dict[str, int] = collections.defaultdict(int)
     for member in members:
         record = member.record
-        lines[record.file_path].update(range(record.start_line, record.end_line + 1))
+        lines[record.file_path] |= (2 << record.end_line) - (1 << record.start_line)
     return lines
 
 

@@ -6131,16 +6131,22 @@ def test_a_difference_that_rounds_to_nothing_is_one():
             ["return", "or", "list comprehension", "+"],
             id="operators",
         ),
+        pytest.param(
+            "return _(a)", ["return", "_"], id="a name that looks like no name"
+        ),
         pytest.param("'text', 1, None", [], id="literals"),
     ],
 )
 def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
-    code = ast.unparse(ast.parse(f"def f(a):\n{textwrap.indent(body, '    ')}"))
-    assert cds.code_labels(code) == ["def", *labels]
+    code = record(f"def f(a):\n{textwrap.indent(body, '    ')}")
+    (fragment,) = cds.collect_fragments([code], ["function"], cds.feature_numbers())
+    assert cds.source_labels(fragment.labels) == ["def", *labels]
 
 
 def test_labels_of_code_that_cannot_be_parsed_are_none():
-    assert cds.code_labels("def f(:") == []
+    code = record(normalized_code="def f(:")
+    (fragment,) = cds.collect_fragments([code], ["function"], cds.feature_numbers())
+    assert cds.source_labels(fragment.labels) == []
 
 
 def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
