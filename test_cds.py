@@ -5965,9 +5965,8 @@ def test_groups_in_tests_come_last():
 
 def test_a_trigram_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
     sets = [(1, 2, 3, 4), (1, 2), (1,), ()]
-    fragments = [
-        cds.Fragment((), "f", 2, is_stub=False, trigrams=numbers) for numbers in sets
-    ]
+    bare = cds.Fragment((), "f", 2, is_stub=False, labels=(), trigrams=())
+    fragments = [bare._replace(trigrams=numbers) for numbers in sets]
     bits = cds.trigram_bits([{1, 2}, {3, 4}], fragments, {3: 1, 4: 2})
     assert bits == {1: math.log2(4 / 3), 2: 1.0, 3: 2 / 2, 4: 2 / 3}
     assert cds.trigram_bits([{1}], fragments, {}) == {1: math.log2(4 / 3)}
@@ -9808,75 +9807,87 @@ def stored_run(folder, db_path):
     return sum(os.path.getsize(source.path) for source in sources)
 
 
+# The peak of a process counts that of the one it was forked from, so a small one starts it.
+MEASURE = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+usage = os.wait4(child.pid, 0)[2]
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
+
+
 def used(db_path):
     """Return the CPU seconds and the peak memory in MB of `duplicates` on a database."""
-    words = [
-        sys.executable,
-        CDS,
-        "duplicates",
-        "--db-path",
-        str(db_path),
-        "--format",
-        "json",
-    ]
-    process_id = subprocess.Popen(words, stdout=subprocess.DEVNULL).pid
-    _, _, usage = os.wait4(process_id, 0)
-    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / scale
+    command = command_of("duplicates", "--db-path", db_path, "--format", "json")
+    measured = subprocess.check_output([sys.executable, "-c", MEASURE, *command])
+    taken, peak = map(float, measured.split())
+    return taken, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def bench_duplicates(folder, temporary):
     """Compare `duplicates` with the bare parser; print its memory and how its time grows."""
-    size = stored_run(folder, temporary / "all.db")
-    report = process(
-        CDS, "duplicates", "--db-path", temporary / "all.db", "--format", "json"
-    )
-    ratio(
-        "duplicates --db-path vs ast.parse in one process",
-        report,
-        process("-c", PARSE, folder),
-    )
-    taken, memory = used(temporary / "all.db")
-    print(
-        f"{'peak memory of duplicates for bytes of source':<58} {memory:6.0f} MB / {size >> 20:6} MB"
-    )
+    database = temporary / "all.db"
+    size = stored_run(folder, database)
+    bare = process("-c", PARSE, folder)
+    for name, where in (("--db-path", database), ("--path", folder)):
+        report = (CDS, "duplicates", name, where, "--format", "json")
+        ratio(f"duplicates {name} vs ast.parse, all cores", process(*report), bare)
+        if hasattr(os, "sched_setaffinity"):
+            one_core = {"preexec_fn": lambda: os.sched_setaffinity(0, {0})}
+            alone = process("-c", PARSE, folder, **one_core)
+            ratio(
+                f"duplicates {name} vs ast.parse, one core",
+                process(*report, **one_core),
+                alone,
+            )
+    taken, memory = used(database)
+    name = "peak memory of duplicates --db-path vs bytes of source"
+    print(f"{name:<58} {memory:6.0f} MB / {size >> 20:6} MB", flush=True)
+    print_growth(folder, temporary, size, taken)
+    print_families(temporary)
+
+
+def print_growth(folder, temporary, size, taken):
+    """Print how the time of `duplicates` grows from a tenth of the files to all."""
     paths = sorted(Path(folder).rglob("*.py"))[::10]
-    tenth = tree(
-        temporary / "tenth",
-        {f"{n}.py": path.read_bytes() for n, path in enumerate(paths)},
-    )
-    part = stored_run(tenth, temporary / "tenth.db")
-    growth = math.log(taken / used(temporary / "tenth.db")[0]) / math.log(size / part)
-    print(
-        f"{'growth of duplicates from a tenth of the files to all':<58} n^{growth:.2f}"
-    )
-    wrapper = "def f{0}(self, value):\n    checked = self.check(value)\n    result = api_{0}(checked)\n"
-    wrapper += "    log.info(result)\n    return result\n"
-    pair = "def f{0}(value):\n" + "".join(
-        f"    x{n} = step_{{0}}_{n}(value, {n})\n" for n in range(5)
-    )
-    wrappers = "\n".join(wrapper.format(n) for n in range(200))
+    files = {f"{n}.py": path.read_bytes() for n, path in enumerate(paths)}
+    part = stored_run(tree(temporary / "tenth", files), temporary / "tenth.db")
+    of_part, _ = used(temporary / "tenth.db")
+    growth = math.log(taken / of_part) / math.log(size / part)
+    name = "growth of duplicates from a tenth of the files to all"
+    print(f"{name:<58} n^{growth:.2f}", flush=True)
+
+
+WRAPPER = """\
+def f{0}(self, value):
+    checked = self.check(value)
+    result = api_{0}(checked)
+    log.info(result)
+    return result
+"""
+STEPS = "def f{0}(value):\n" + "".join(
+    f"    x{n} = step_{{0}}_{n}(value, {n})\n" for n in range(5)
+)
+
+
+def print_families(temporary):
+    """Print what `duplicates` takes for many functions that are alike."""
+    few = "\n".join(map(WRAPPER.format, range(200)))
+    many = "\n".join(map(WRAPPER.format, range(20_000)))
+    steps = "\n".join(map(STEPS.format, range(8000)))
+    more_steps = "\n".join(map((STEPS + "    done(value)\n").format, range(8000)))
     families = {
-        "20,000 alike wrappers in one file": {
-            "m.py": "\n".join(map(wrapper.format, range(20_000)))
-        },
+        "20,000 alike wrappers in one file": {"m.py": many},
         "200 alike functions in 40 copies of a file": {
-            f"{n}/m.py": wrappers for n in range(40)
+            f"{n}/m.py": few for n in range(40)
         },
-        "8,000 pairs in two files": {
-            "a.py": "\n".join(map(pair.format, range(8000))),
-            "b.py": "\n".join(map((pair + "    done(value)\n").format, range(8000))),
-        },
+        "8,000 pairs in two files": {"a.py": steps, "b.py": more_steps},
     }
     for number, (name, files) in enumerate(families.items()):
-        stored_run(
-            tree(temporary / f"family{number}", files), temporary / f"family{number}.db"
-        )
-        print(
-            f"{name:<58} {{:8.3f}} s, {{:6.0f}} MB".format(
-                *used(temporary / f"family{number}.db")
-            )
-        )
+        database = temporary / f"family{number}.db"
+        stored_run(tree(temporary / f"family{number}", files), database)
+        taken, memory = used(database)
+        print(f"{name:<58} {taken:8.3f} s, {memory:6.0f} MB", flush=True)
 
 
 def built(folder):
