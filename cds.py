@@ -3830,9 +3830,10 @@ class CloneGroup(NamedTuple):
 
     `evidence` is EXACT, NEAR or INTENT; `area` is one of AREAS; `hidden_by` is the rule that hides
     the group, or None; `score` ranks the groups of one section and area, highest first. Members
-    that `are_siblings` have similar intents by design: they are overrides of one method, or their
-    intents begin alike within one file. A group that `is_family` has too many members to compare
-    every pair: each is similar to one and the same, and `similarity` is the lowest with that.
+    that `are_siblings` have similar intents by design: they override one method of a common base or
+    within one file, or their intents begin alike within one file. A group that `is_family` has too
+    many members to compare every pair: each is similar to one and the same, and `similarity` is the
+    lowest with that.
     """
 
     id: str
@@ -3938,12 +3939,13 @@ def find_groups(
     facts = Facts(
         bits=trigram_bits(common, fragments, repetitions),
         names=qualified_names(definitions, around),
+        headers=class_headers(definitions),
         areas=file_areas(records),
     )
     groups = []
     for cluster, shared in zip(clusters, common):
         group = describe_group(cluster, shared, facts)
-        groups.append(_with_intents(group, options.intents))
+        groups.append(_with_intents(group, options.intents, facts.headers))
     return sorted(groups, key=_rank)
 
 
@@ -4142,12 +4144,19 @@ def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, S
 
 def parse_outline(code: str) -> Outline | None:
     """Return the outline of a definition, or None where this Python cannot parse it."""
-    try:
-        definition = ast.parse(code).body[0]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    definition = parse_definition(code)
+    if definition is None:
         return None
     nodes, spans = preorder(definition)
     return Outline(nodes, list(map(node_label, nodes)), spans)
+
+
+def parse_definition(code: str) -> ast.stmt | None:
+    """Return the tree of a definition, or None where this Python cannot parse it."""
+    try:
+        return ast.parse(code).body[0]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def preorder(root: ast.AST) -> tuple[list[ast.AST | None], list[Span]]:
@@ -4270,12 +4279,11 @@ def bound_name(node: ast.AST) -> str | None:
 def class_attributes(node: ast.ClassDef) -> Iterator[str]:
     """Yield the names that a class body binds: attributes to the program, no locals."""
     for statement in node.body:
-        target = getattr(
-            statement, "targets", [getattr(statement, "target", statement)]
-        )[0]
-        name = bound_name(target)
-        if name:
-            yield name
+        if isinstance(statement, ast.Assign):
+            targets: list[ast.AST] = [*statement.targets]
+        else:
+            targets = [getattr(statement, "target", statement)]
+        yield from filter(None, map(bound_name, targets))
 
 
 def called_names(fragment: Fragment) -> frozenset[str]:
@@ -4284,6 +4292,7 @@ def called_names(fragment: Fragment) -> frozenset[str]:
     if outline is None:
         return frozenset()
     definition: Any = outline.nodes[2]
+    is_method = any(record.kind == "method" for record in fragment.records)
     used: list[Any] = [
         node.func for node in outline.nodes if isinstance(node, ast.Call)
     ]
@@ -4291,13 +4300,17 @@ def called_names(fragment: Fragment) -> frozenset[str]:
     names = set()
     for node in used:
         name = last_name(node)
-        owner = getattr(getattr(node, "value", None), "id", "")
-        # By its own name alone, or on itself, a function calls itself and no twin of that name.
-        if name != fragment.name or (
-            isinstance(node, ast.Attribute) and owner not in ("self", "cls")
-        ):
+        if name != fragment.name or not _calls_itself(node, is_method):
             names.add(name)
     return frozenset(names - {""})
+
+
+def _calls_itself(node: ast.expr, is_method: bool) -> bool:
+    """Return whether what has the name of the definition around it is that definition itself."""
+    # Within a method its bare name is that of a function.
+    if not isinstance(node, ast.Attribute):
+        return not is_method
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
 
 
 def last_name(node: ast.expr) -> str:
@@ -4516,6 +4529,8 @@ ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
 DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
 # Members of one file whose intents begin with the same words are siblings.
 SIBLING_WORDS = 2
+# What classes share by these is no method to override.
+METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 GHOST_WORDS = 3  # the words more that each sentence counts as having
 # Added when words are counted, so that a small run weighs as a large one.
 WORDLESS_SENTENCES = 2_000
@@ -4669,7 +4684,9 @@ def _intent_pairs(
     }
 
 
-def _with_intents(group: CloneGroup, intents: str) -> CloneGroup:
+def _with_intents(
+    group: CloneGroup, intents: str, headers: Mapping[str, Sequence[str]]
+) -> CloneGroup:
     """Return the group with the sentence of each member, and with what follows for its rank."""
     members = [_with_intent(member, intents) for member in group.members]
     group = group._replace(members=tuple(members))
@@ -4677,7 +4694,8 @@ def _with_intents(group: CloneGroup, intents: str) -> CloneGroup:
         return group
     # Similarity first, then size: the fourth root lets 16 statements double the score of one.
     score = group.similarity * group.statements**0.25
-    return group._replace(score=round(score, 3), are_siblings=_are_siblings(members))
+    are_siblings = _are_overrides(members, headers) or _begin_alike(members)
+    return group._replace(score=round(score, 3), are_siblings=are_siblings)
 
 
 def _with_intent(member: Member, intents: str) -> Member:
@@ -4689,16 +4707,61 @@ def _with_intent(member: Member, intents: str) -> Member:
     )
 
 
-def _are_siblings(members: Sequence[Member]) -> bool:
-    """Return whether members are overrides of one method, or begin alike within one file."""
-    if all(member.record.kind == "method" for member in members):
-        names = {member.qualified_name.rpartition(".")[2] for member in members}
-        if len(names) == 1:
-            return True
+def _are_overrides(
+    members: Sequence[Member], headers: Mapping[str, Sequence[str]]
+) -> bool:
+    """Return whether members are one method of classes of one file, or with a common base."""
+    if any(member.record.kind != "method" for member in members):
+        return False
+    owners, names = set(), set()
+    for member in members:
+        owner, _, name = member.qualified_name.rpartition(".")
+        owners.add(owner.rpartition(".")[2])
+        names.add(name)
+    if len(names) > 1:
+        return False
+    # Every class has the special methods of `object`.
+    if is_special_name(*names) or _within_one_file(members):
+        return True
+    return bool(set.intersection(*(ancestors(owner, headers) for owner in owners)))
+
+
+def _begin_alike(members: Sequence[Member]) -> bool:
+    """Return whether the intents of members of one file begin with the same words."""
     beginnings = {
         tuple((member.intent or "").split()[:SIBLING_WORDS]) for member in members
     }
     return _within_one_file(members) and len(beginnings) == 1
+
+
+def class_headers(definitions: Iterable[Record]) -> dict[str, list[str]]:
+    """Return the headers of the classes of each name."""
+    headers: dict[str, list[str]] = collections.defaultdict(list)
+    for record in definitions:
+        if record.kind == "class" and record.signature:
+            headers[defined_name(record)].append(record.signature)
+    return dict(headers)
+
+
+def ancestors(name: str, headers: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the names of a class and of all that it inherits methods from.
+
+    Classes of one name count as one: what a name means in another file is not looked up.
+    """
+    found = set()
+    to_visit = {name}
+    while to_visit:
+        name = to_visit.pop()
+        found.add(name)
+        for header in headers.get(name, ()):
+            to_visit.update(base_names(header) - found)
+    return found - METHODLESS_BASES
+
+
+def base_names(header: str) -> set[str]:
+    """Return the last names of the bases in the header of a class."""
+    bases = getattr(parse_definition(f"{header} pass"), "bases", ())
+    return {last_name(base) for base in bases} - {""}
 
 
 def _within_one_file(members: Sequence[Member]) -> bool:
@@ -4829,8 +4892,9 @@ def nested_pairs(
     nested = set()
     for place, index in owners.items():
         for outer in around.get(place, ()):
-            other = owners.get(outer, index)
-            nested.add((min(index, other), max(index, other)))
+            if outer in owners:
+                other = owners[outer]
+                nested.add((min(index, other), max(index, other)))
     return nested
 
 
@@ -4884,16 +4948,19 @@ def group_rule(fragments: Sequence[Fragment], pair_rule: str | None) -> str | No
 
 def is_protocol(fragment: Fragment) -> bool:
     """Return whether a protocol dictates what stands in a special method."""
-    is_short = fragment.name.endswith("__") and fragment.statements < DUNDER_STATEMENTS
-    return is_short or (fragment.name == "__init__" and is_plain_constructor(fragment))
+    if is_special_name(fragment.name) and fragment.statements < DUNDER_STATEMENTS:
+        return True
+    return fragment.name == "__init__" and is_plain_constructor(fragment)
+
+
+def is_special_name(name: str) -> bool:
+    """Return whether a name is one of those that the language calls by itself."""
+    return name.startswith("__") and name.endswith("__")
 
 
 def is_plain_constructor(fragment: Fragment) -> bool:
     """Return whether a constructor only keeps its parameters and calls that of its base class."""
-    try:
-        (node,) = ast.parse(fragment.records[0].normalized_code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    node = parse_definition(fragment.records[0].normalized_code)
     if not isinstance(node, FunctionNode):
         return False
     parameters = {
@@ -4973,12 +5040,12 @@ def _is_contained(
 
 
 def is_test(file_path: str) -> bool:
-    """Say whether a file belongs to a test suite, by the usual names of files and folders."""
-    *folders, name = file_path.split("/")
-    by_name = (name.startswith("test_") and name.endswith(".py")) or name.endswith(
-        "_test.py"
-    )
-    return by_name or name == "conftest.py" or "tests" in folders
+    """Return whether a file belongs to a test suite, by the usual names of files and directories."""
+    *directories, name = file_path.split("/")
+    if name == "conftest.py" or "tests" in directories:
+        return True
+    is_module = name.startswith("test_") and name.endswith(".py")
+    return is_module or name.endswith("_test.py")
 
 
 def is_vendored(file_path: str) -> bool:
@@ -5263,12 +5330,13 @@ SOURCE_WORDS.update({LOCAL_LABEL: "", "None=": "**"})
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
-    `bits` holds what each feature says, `names` the qualified name of each place, `areas` the area
-    of each file.
+    `bits` holds what each feature says, `names` the qualified name of each place, `headers` those
+    of the classes of each name, `areas` the area of each file.
     """
 
     bits: Mapping[int, float]
     names: Mapping[Place, str]
+    headers: Mapping[str, Sequence[str]]
     areas: Mapping[str, str]
 
 
@@ -5482,9 +5550,10 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     qualified name. Within a section a member of the baseline serves one member only.
     """
     known: set[str] = set()
+    numbers = numbers_by_key(baseline.groups)
     for evidence in EVIDENCE:
         section = [group for group in report.groups if in_section(group, evidence)]
-        known.update(known_ids(section, baseline.groups))
+        known.update(known_ids(section, baseline.groups, numbers))
     groups = []
     for group in report.groups:
         if group.id in known and group.hidden_by is None:
@@ -5543,18 +5612,25 @@ class Candidate(NamedTuple):
 
 
 def known_ids(
-    section: Sequence[CloneGroup], baseline: Sequence[CloneGroup]
+    section: Sequence[CloneGroup],
+    baseline: Sequence[CloneGroup],
+    numbers: Mapping[Hashable, Collection[int]],
 ) -> Iterator[str]:
-    """Yield the ids of the groups of one section that a baseline knows."""
-    used: dict[int, set[int]] = collections.defaultdict(set)
+    """Yield the ids of the groups of one section that a baseline knows.
+
+    `numbers` holds those of the baseline's groups by key.
+    """
+    # By place, since a member of an exact group may be one of a near group too.
+    used: set[Place] = set()
     done: set[str] = set()
-    candidates = find_candidates(section, baseline)
+    candidates = find_candidates(section, baseline, numbers)
     for group, number, *_ in sorted(candidates, key=best_first):
         if group.id in done:
             continue
-        matching = Matching(group, baseline[number], used[number])
+        known = baseline[number]
+        matching = Matching(group, known, used)
         if all(map(matching.add, range(group.copies))):
-            used[number].update(matching.serves)
+            used.update(sort_key(known.members[n].record) for n in matching.serves)
             done.add(group.id)
             yield group.id
 
@@ -5562,13 +5638,13 @@ def known_ids(
 def find_candidates(
     section: Sequence[CloneGroup],
     baseline: Sequence[CloneGroup],
+    numbers: Mapping[Hashable, Collection[int]],
 ) -> Iterator[Candidate]:
     """Yield the groups of a baseline that are large enough and hold a match for the first member."""
-    numbers = numbers_by_key(baseline)
     for group in section:
         identities = set(map(identity, group.members))
         code, place = member_keys(group.members[0])
-        for number in numbers.get(code, set()) | numbers.get(place, set()):
+        for number in {*numbers.get(code, ()), *numbers.get(place, ())}:
             known = baseline[number]
             if can_know(known, group) and known.copies >= group.copies:
                 in_place = len(identities.intersection(map(identity, known.members)))
@@ -5589,7 +5665,7 @@ class Matching:
     """
 
     def __init__(
-        self, group: CloneGroup, known: CloneGroup, used: Collection[int]
+        self, group: CloneGroup, known: CloneGroup, used: Collection[Place]
     ) -> None:
         self.members = group.members
         self.serves: dict[int, int] = {}
@@ -5597,10 +5673,12 @@ class Matching:
         self.by_identity: dict[Identity, list[int]] = collections.defaultdict(list)
         self.by_code: dict[str, list[int]] = collections.defaultdict(list)
         for position, member in enumerate(known.members):
-            if position not in used:
-                self.by_code[member.record.md5sum].append(position)
-                if is_accepted(known):
-                    self.by_identity[identity(member)].append(position)
+            if sort_key(member.record) in used:
+                continue
+            self.by_code[member.record.md5sum].append(position)
+            # What a rule hid was accepted by nobody, so it vouches for its own code alone.
+            if is_accepted(known):
+                self.by_identity[identity(member)].append(position)
         # What serves never becomes free again, so it is dropped from here when it is met.
         self.free = {
             md5sum: positions[::-1] for md5sum, positions in self.by_code.items()
@@ -5618,21 +5696,29 @@ class Matching:
     def _reachable(self, start: int, reached_from: dict[int, int]) -> Iterator[int]:
         """Yield what a member can be served by, at once and by handing on, the nearest first."""
         queue = collections.deque([start])
+        exhausted: set[str] = set()
         while queue:
             served = queue.popleft()
-            for position in self._matches(self.members[served]):
+            for position in self._matches(self.members[served], exhausted):
                 if position not in reached_from:
                     reached_from[position] = served
                     yield position
                     queue.append(self.serves[position])
 
-    def _matches(self, member: Member) -> Iterator[int]:
+    def _matches(self, member: Member, exhausted: set[str]) -> Iterator[int]:
+        """Yield what a member can be served by; all of one code but once, when none is free."""
         yield from self.by_identity.get(identity(member), [])
         md5sum = member.record.md5sum
+        if md5sum in exhausted:
+            return
         free = self.free.get(md5sum, [])
         while free and free[-1] in self.serves:
             free.pop()
-        yield from free[-1:] or self.by_code.get(md5sum, [])
+        if free:
+            yield free[-1]
+        else:
+            exhausted.add(md5sum)
+            yield from self.by_code.get(md5sum, [])
 
     def _hand_on(self, free: int, reached_from: Mapping[int, int]) -> None:
         """Let a free member serve, and each one on the path to it serve the next."""
@@ -5650,8 +5736,8 @@ def count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) ->
     numbers = numbers_by_key(groups)
     stale = 0
     for known in filter(is_accepted, baseline):
-        wanted = set(itertools.chain.from_iterable(map(member_keys, known.members)))
-        candidates = {number for key in wanted for number in numbers.get(key, ())}
+        keys = group_keys(known)
+        candidates = {number for key in keys for number in numbers.get(key, ())}
         stale += not any(still_hold(groups[number], known) for number in candidates)
     return stale
 
@@ -5666,8 +5752,13 @@ def still_hold(group: CloneGroup, known: CloneGroup) -> bool:
 
 def count_matched(group: CloneGroup, other: CloneGroup) -> int:
     """Return how many members of a group have a key of a member of the other."""
-    wanted = set(itertools.chain.from_iterable(map(member_keys, other.members)))
+    wanted = group_keys(other)
     return sum(not wanted.isdisjoint(member_keys(member)) for member in group.members)
+
+
+def group_keys(group: CloneGroup) -> set[Hashable]:
+    """Return what the members of a group are matched by."""
+    return set(itertools.chain.from_iterable(map(member_keys, group.members)))
 
 
 def gated_groups(
@@ -5685,8 +5776,8 @@ def report_from_json(text: str) -> Report:
     """Return what `--format json` wrote, without the code; raise ValueError for any other text."""
     try:
         fields = json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        raise ValueError("is no JSON, or not all of it") from problem
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is no JSON, or not all of it") from error
     if not isinstance(fields, dict) or "schema_version" not in fields:
         raise ValueError("is no report")
     if fields["schema_version"] != SCHEMA_VERSION:
@@ -5703,8 +5794,8 @@ def report_from_json(text: str) -> Report:
             file_pairs=(),
             error_count=fields["error_count"],
         )
-    except (LookupError, TypeError, ValueError, AttributeError) as problem:
-        raise ValueError("is no complete report") from problem
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError("is no complete report") from error
 
 
 def _options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
@@ -5738,8 +5829,8 @@ def _member_from_json(fields: Mapping[str, Any]) -> Member:
         kind=_text(fields, "kind"),
         file_path=_text(fields, "file_path"),
         signature=fields["signature"],
-        start_line=fields["start_line"],
-        end_line=fields["end_line"],
+        start_line=_number(fields, "start_line"),
+        end_line=_number(fields, "end_line"),
         raw_code="",
         normalized_code="",
         md5sum=_text(fields, "md5sum"),
@@ -5756,6 +5847,13 @@ def _member_from_json(fields: Mapping[str, Any]) -> Member:
 def _text(fields: Mapping[str, object], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
+        raise TypeError(name)
+    return value
+
+
+def _number(fields: Mapping[str, object], name: str) -> int:
+    value = fields[name]
+    if not isinstance(value, int):
         raise TypeError(name)
     return value
 

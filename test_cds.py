@@ -5303,8 +5303,9 @@ def test_global_and_class_names_keep_their_names():
     codes = [
         "def f():\n    global a\n    a = 1\n    b()",
         "class A:\n    a = 1\n    b: int = c()",
+        "class A:\n    d = a = 1\n    b: int = c()",
     ]
-    for kind, code in zip(("function", "class"), codes):
+    for kind, code in zip(("function", "class", "class"), codes):
         pair = [
             record(code, kind=kind),
             record(code.replace("a = 1", "z = 1"), "b.py", kind=kind),
@@ -5558,15 +5559,46 @@ def test_siblings_come_last():
     ]
 
 
-def test_overrides_of_one_method_are_siblings():
-    codes = [different(n).replace(f"def f{n}", "def load") for n in range(2)]
+@pytest.mark.parametrize(
+    ("headers", "name", "siblings"),
+    [
+        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
+        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
+        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
+        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
+        pytest.param(("A", "B"), "load", False, id="unrelated"),
+        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
+        pytest.param(("A", "B"), "__len__", True, id="special method"),
+        pytest.param(("A", "B"), "load function", False, id="functions"),
+    ],
+)
+def test_overrides_of_one_method_are_siblings(headers, name, siblings):
+    name, _, kind = name.partition(" ")
+    records = []
+    for number, header in enumerate(headers):
+        path = f"{number}.py"
+        method = different(number).replace(f"def f{number}", f"def {name}")
+        code = f"class {header}:\n    x = 1"
+        records += [
+            record(code, path, end_line=40, kind="class"),
+            record(method, path, line=3, kind=kind or "method", intent=PRICES),
+        ]
+    # The last is the class between the two others, not one with the method.
+    if len(headers) == 3:
+        records.pop()
+    assert [found for _, found in third_section(*records)] == [siblings]
+
+
+def test_methods_of_one_name_in_one_file_are_siblings():
     pair = [
-        record(code, f"{number}.py", intent=PRICES, kind="method")
-        for number, code in enumerate(codes)
+        record(code, line=line, kind="method", intent=intent)
+        for code, line, intent in (
+            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
+            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
+        )
     ]
     assert [siblings for _, siblings in third_section(*pair)] == [True]
-    functions = [one._replace(kind="function") for one in pair]
-    assert [siblings for _, siblings in third_section(*functions)] == [False]
 
 
 # Noise
@@ -5596,6 +5628,7 @@ def test_overrides_of_one_method_are_siblings():
             "def __lt__(self, a):\n    b = a\n    return b", "dunder", id="short dunder"
         ),
         pytest.param(TOTAL.replace("total(", "__total__("), None, id="long dunder"),
+        pytest.param("def lt__(a):\n    b = a\n    return b", None, id="no dunder"),
         pytest.param(
             "def f():\n    try: a()\n    except B: raise", None, id="bare raise"
         ),
@@ -5740,6 +5773,15 @@ def test_callers_have_the_intent_of_what_they_call(caller, called, rule):
         == groups_of(*reversed(pair))
         == [("intent", rule, ["a.py", "b.py"])]
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "rule"), [("load(1)", "calls"), ("self.load(1)", None)]
+)
+def test_a_method_calls_the_function_of_its_name(call, rule):
+    method = record(f"{OTHER}    {call}", kind="method", intent=SUM)
+    function = record(TOTAL.replace("total(", "load("), "b.py", intent=SUM)
+    assert groups_of(method, function) == [("intent", rule, ["a.py", "b.py"])]
 
 
 def test_a_base_class_is_no_twin_of_its_subclass():
@@ -6386,6 +6428,23 @@ def test_matching_hands_members_on_until_all_are_served():
     moved = [one, two._replace(file_path="b.py")]
     report = cds.compare_with_baseline(cds.build_report(moved, DUPLICATES), known)
     assert outcome(report) == ([], 1, 0)
+
+
+def test_a_member_in_two_groups_of_a_baseline_serves_once():
+    """Code that was edited where it stood leaves nothing to know its copies elsewhere by."""
+    codes = [TOTAL, TOTAL_RENAMED, TOTAL.replace("3)", "4)")]
+    near = [record(code, f"{path}.py") for code, path in zip(codes, "abc")]
+    copy = near[0]._replace(file_path="d.py")
+    baseline = cds.build_report([*near, copy], DUPLICATES)
+    assert [group.evidence for group in baseline.groups] == ["exact", "near"]
+    other = OTHER.replace("load(", "total(")
+    edited = [record(other, f"{path}.py") for path in "ad"]
+    copies = [near[0]._replace(file_path=f"{path}.py") for path in "xy"]
+    for records, known in ((edited, 1), (copies, 1), (edited + copies, 1)):
+        report = cds.build_report(records, DUPLICATES)
+        compared = cds.compare_with_baseline(report, baseline)
+        hidden = [group.hidden_by for group in compared.groups]
+        assert hidden.count("known") == known
 
 
 def test_matching_of_many_moved_copies_takes_no_long_time(tmp_path):
