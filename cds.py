@@ -307,41 +307,51 @@ ESCAPED_BYTE = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]")
 def one_line(text: str) -> str:
     """Return text on one line: white space folded, other control and format characters dropped."""
     if not text.isprintable():
-        text = "".join(filter(is_shown, text))
-    return " ".join(text.split())
+        shown = filter(is_shown, text)
+        text = "".join(shown)
+    words = text.split()
+    return " ".join(words)
 
 
 def is_shown(character: str) -> bool:
     """Return whether a character is white space, or in none of Unicode's categories "other"."""
-    return character.isspace() or not unicodedata.category(character).startswith("C")
+    category = unicodedata.category(character)
+    is_other = category.startswith("C")
+    return character.isspace() or not is_other
 
 
 def printable(text: str) -> str:
     """Return text with escapes for whatever is not printable: controls, bidi overrides, line ends."""
+    # Nearly all text is, and is given back as it came.
     if text.isprintable():
         return text
-    return "".join(map(printable_character, text))
+    characters = map(printable_character, text)
+    return "".join(characters)
 
 
 def printable_character(character: str) -> str:
     """Return a character, or its escape where it is not printable."""
     if character.isprintable():
         return character
-    return character.encode("unicode_escape").decode()
+    escape = character.encode("unicode_escape")
+    return escape.decode()
 
 
 def display_width(text: str) -> int:
     """Return how many terminal columns printable text takes."""
     if text.isascii():
         return len(text)
-    return sum(map(character_width, text))
+    widths = map(character_width, text)
+    return sum(widths)
 
 
 def character_width(character: str) -> int:
     """Return how many terminal columns a printable character takes: 0, 1 or 2."""
-    if unicodedata.category(character) in ("Mn", "Me"):
+    category = unicodedata.category(character)
+    if category in ("Mn", "Me"):
         return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    is_wide = unicodedata.east_asian_width(character) in "WF"
+    return 2 if is_wide else 1
 
 
 def fit(text: str, width: int | None) -> str:
@@ -349,19 +359,24 @@ def fit(text: str, width: int | None) -> str:
     if width is None or display_width(text) <= width:
         return text
     room = max(width - len(ELLIPSIS), 0)
-    return (cut(text, room) + ELLIPSIS)[:width]
+    shortened = cut(text, room) + ELLIPSIS
+    # The ellipsis too is cut where it is all that there would be room for.
+    return shortened[:width]
 
 
 def fit_end(text: str, width: int | None) -> str:
     """Return text as `fit` does, but with its beginning cut off."""
-    return fit(text[::-1], width)[::-1]
+    # The ellipsis reads the same in both directions.
+    backwards = text[::-1]
+    return fit(backwards, width)[::-1]
 
 
 def cut(text: str, width: int) -> str:
     """Return as much of the beginning of a text as `width` columns hold."""
-    # Each character is measured once: measuring what is left after each cut would be quadratic.
-    # Marks take no column, but nobody needs four on each character.
+    # Combining marks take no column, so a text of nothing else would never fill the width: a
+    # bound on the characters keeps the work in proportion to what is shown.
     text = text[: 4 * width]
+    # Each character is measured once: measuring what is left after each cut would be quadratic.
     columns = 0
     for index, character in enumerate(text):
         columns += character_width(character)
@@ -379,6 +394,7 @@ def wrap(text: str, width: int) -> list[str]:
             lines[-1] = longer
         else:
             lines += divide(word, width)
+    # The first line stays empty where already the first word had to be divided.
     return [line for line in lines if line]
 
 
@@ -386,6 +402,7 @@ def divide(word: str, width: int) -> list[str]:
     """Return a word in pieces of at most `width` columns, or of one character."""
     pieces = []
     while display_width(word) > width:
+        # One character may be wider than the width; without it the loop would not end.
         piece = cut(word, width) or word[0]
         pieces.append(piece)
         word = word[len(piece) :]
@@ -394,7 +411,9 @@ def divide(word: str, width: int) -> list[str]:
 
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, as in `1 group` and `2 groups`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun}s"
 
 
 def stored_path(path: str) -> str:
@@ -404,9 +423,12 @@ def stored_path(path: str) -> str:
     """
     if os.sep != "/":
         path = path.replace(os.sep, "/")
+    # Backslashes are doubled only where one could be taken for an escape: in all other paths
+    # they stay as the user writes them.
     if ESCAPED_BYTE.search(path):
         path = path.replace("\\", "\\\\")
-    return path.encode("utf-8", "backslashreplace").decode()
+    encoded = path.encode("utf-8", "backslashreplace")
+    return encoded.decode()
 
 
 def location(record: Record) -> str:
@@ -416,7 +438,9 @@ def location(record: Record) -> str:
 
 def header_line(record: Record) -> str:
     """Return a record's signature on one line."""
-    return " ".join((record.signature or "").split())
+    signature = record.signature or ""
+    words = signature.split()
+    return " ".join(words)
 
 
 # ---- Messages -------------------------------------------------------------------------------
@@ -424,12 +448,12 @@ def header_line(record: Record) -> str:
 CLEAR_LINE = "\r\x1b[K"  # for a terminal
 DEFAULT_BATCH_SIZE = 10
 REDRAW_SECONDS = 0.1
-RATE_CALLS = 100  # how many of the newest calls foretell the time that is left
+RATE_CALLS = 100  # how many of the newest calls the time that is left is estimated from
 
 
 def log(message: str) -> None:
     """Write one line to stderr, with escapes for whatever could steer a terminal."""
-    # A live line may stand there; it is drawn anew below.
+    # A live line may stand there; `show` draws it anew, below the message.
     start = CLEAR_LINE if has_live_line(sys.stderr) else ""
     tell(f"{start}{printable(message)}\n")
 
@@ -523,7 +547,7 @@ class Progress:
             self._report()
 
     def show(self) -> None:
-        """Draw the live line anew, unless that was done just now."""
+        """Redraw the live line, unless that was done just now."""
         if not self.is_live or self.clock() - self.drawn_at < REDRAW_SECONDS:
             return
         width = terminal_width(sys.stderr)
@@ -553,7 +577,7 @@ class Progress:
         return f"{line}  {rate:.3g}/s  {hours}:{minutes:02}:{seconds:02} left"
 
     def rate(self) -> float | None:
-        """Return how many calls have ended a second lately, or None as long as nobody can know."""
+        """Return how many calls have ended a second of late, or None until that can be known."""
         # Calls that begin side by side end side by side, so a rate is that of whole rounds: the time
         # in which as many calls ended as run at once, or a multiple of them. The first call of all
         # only starts the clock, since a cold server loads the model in it.
@@ -565,7 +589,7 @@ class Progress:
         return calls / max(seconds, 1e-9)
 
     def seconds_left(self) -> int | None:
-        """Return the seconds that the calls to come take at the rate of late, or None without a rate."""
+        """Return the seconds that the remaining calls take at the present rate, or None without one."""
         if self.completed == self.total:
             return 0
         rate = self.rate()
@@ -5905,22 +5929,33 @@ MEMBER_FIELDS = (
     "intent",
     "md5sum",
 )
-PLAIN, BOLD, DIM, CYAN, GREEN, RED = "", "1", "2", "1;36", "32", "31"
+# Parameters of SGR, the escape sequence for styles.
+PLAIN = ""
+BOLD = "1"
+DIM = "2"
+CYAN = "1;36"
+GREEN = "32"
+RED = "31"
 AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
+# A baseline that has gone out of date must not make a line of thousands of ids in a log.
 MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
+# A group is to be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
-FOLD_INDENT = 2
 SHOWN_LABELS = 6
+FOLD_INDENT = 2
 COLUMN_GAP = "  "
 PLACE = "PLACE"
-# Columns; without a terminal, cells are padded no further than is usually seen.
+# Columns. Without a terminal, cells are padded no further than is usually seen; a sentence in
+# less than is readable would be a tall and narrow block.
 SEEN_WIDTH = 80
-READABLE_WIDTH = 50  # columns; a sentence in less would be a tall and narrow block
+READABLE_WIDTH = 50
 BELOW_INDENT = 4
+# The same bytes on every system, so that a baseline can be kept in a repository.
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-SHOWN_DIGITS = 8  # of an md5sum
+# Of an md5sum: enough to tell a million of them apart by eye, short enough for a column.
+SHOWN_DIGITS = 8
 
 
 def report_json(report: Report) -> Iterator[str]:
@@ -5933,24 +5968,31 @@ def report_json(report: Report) -> Iterator[str]:
         "error_count": report.error_count,
         "stale": report.stale,
         "area_lines": {
-            area: {"lines": n, "copied": m}
-            for area, (n, m) in report.area_lines.items()
+            area: {"lines": lines, "copied": beyond}
+            for area, (lines, beyond) in report.area_lines.items()
         },
         "hidden": count_hidden(report.groups),
     }
-    yield json.dumps(head)[:-1] + ', "groups": ['
-    for number, group in enumerate(report.groups):
-        yield (",\n" if number else "\n") + json.dumps(_group_as_json(group))
+    # The groups are written one by one: as one text they would be in memory twice. A line for
+    # each lets version control show which ones a baseline gained or lost.
+    opened = json.dumps(head)[:-1]
+    yield f'{opened}, "groups": ['
+    separator = "\n"
+    for group in report.groups:
+        yield separator + json.dumps(_group_as_json(group))
+        separator = ",\n"
     yield "]}\n"
 
 
 def _group_as_json(group: CloneGroup) -> dict[str, object]:
-    members = [_member_as_json(member) for member in group.members]
-    return {**group._asdict(), "members": members}
+    fields = group._asdict()
+    fields["members"] = [_member_as_json(member) for member in group.members]
+    return fields
 
 
 def _member_as_json(member: Member) -> dict[str, object]:
-    fields = {name: getattr(member.record, name) for name in MEMBER_FIELDS}
+    record = member.record
+    fields = {name: getattr(record, name) for name in MEMBER_FIELDS}
     return {
         **fields,
         "qualified_name": member.qualified_name,
@@ -5978,26 +6020,36 @@ def styled_lines(
 ) -> Iterator[str]:
     """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
+        # Colour comes last: its sequences take no column, and are the only ones not escaped.
         for text in fitted_lines(line, width):
-            yield (
-                f"\x1b[{line.style}m{text}\x1b[m"
-                if is_coloured and line.style
-                else text
-            )
+            if is_coloured and line.style:
+                yield f"\x1b[{line.style}m{text}\x1b[m"
+            else:
+                yield text
 
 
 def fitted_lines(line: Line, width: int | None) -> list[str]:
     """Return the text of a line in `width` columns (None: as wide as it is)."""
     text = printable(line.text)
-    if width is None or not line.folds or display_width(text) <= width:
+    if width is None or display_width(text) <= width:
+        return [text]
+    if not line.folds:
         return [fit(text, width)]
-    indent = " " * (len(text) - len(text.lstrip()))
-    first, *rest = wrap(text, max(width - len(indent) - FOLD_INDENT, 1))
-    return [indent + first, *(indent + " " * FOLD_INDENT + more for more in rest)]
+    bare = text.lstrip()
+    indent = " " * (len(text) - len(bare))
+    deeper = indent + " " * FOLD_INDENT
+    # On a terminal narrower than the indentation, a column is still better than none.
+    room = max(width - len(deeper), 1)
+    first, *rest = wrap(text, room)
+    lines = [indent + first]
+    lines += [deeper + more for more in rest]
+    return lines
 
 
 def wants_colour(stream: TextIO | None) -> bool:
     """Return whether to write colour: to a terminal, unless NO_COLOR or FORCE_COLOR say otherwise."""
+    # Set but empty counts as not set (https://no-color.org); where both are set, no colour is
+    # the safer reading.
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -6008,14 +6060,18 @@ def wants_colour(stream: TextIO | None) -> bool:
 
 def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
-    yield from map(Line, _head_lines(report))
+    for text in _head_lines(report):
+        yield Line(text)
     for evidence, title in SECTION_TITLES.items():
         shown = [group for group in report.groups if in_section(group, evidence)]
-        yield from (Line(""), Line(f"{title} ({counted(len(shown), 'group')})", BOLD))
+        yield Line("")
+        yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence == INTENT:
-            yield from (Line(note, folds=True) for note in _missing_intents(report))
+            for text in _missing_intents(report):
+                yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
-    yield from (Line(text, folds=True) for text in _foot_lines(report))
+    for text in _foot_lines(report):
+        yield Line(text, folds=True)
 
 
 def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
@@ -6031,6 +6087,7 @@ def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
     if has_baseline:
         known = count_hidden(report.groups)[KNOWN]
         parts += [f"{known} known", f"{report.stale} stale"]
+    # What was not read was not compared: without this, a broken file would pass as a clean one.
     if report.error_count:
         files = counted(report.error_count, "file")
         parts.append(f"not compared: {files} with analyzer errors")
@@ -6041,9 +6098,11 @@ def _scope_lines(report: Report) -> Iterator[str]:
     options, run = report.options, report.run
     if run:
         yield f"Run {run['id']} of {run['root_path']}, {run['finished_at']}"
-    compared = f"{counted(report.record_count, 'record')} of {', '.join(options.kinds)}"
-    yield f"{compared} in {counted(len(report.file_lines), 'file')}"
-    similar = f"Similar code from {options.code_similarity}, intents from {options.intent_similarity}"
+    records = counted(report.record_count, "record")
+    files = counted(len(report.file_lines), "file")
+    yield f"{records} of {', '.join(options.kinds)} in {files}"
+    similar = f"Similar code from {options.code_similarity}"
+    similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
 
 
@@ -6068,67 +6127,84 @@ def _foot_lines(report: Report) -> Iterator[str]:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
     for evidence in EVIDENCE:
         listed = [group.area for group in report.groups if in_section(group, evidence)]
-        counts = [
-            f"{listed.count(area)} in {AREA_NAMES[area]}"
-            for area in AREAS
-            if area in listed
-        ]
+        counts = []
+        for area in AREAS:
+            if area in listed:
+                counts.append(f"{listed.count(area)} in {AREA_NAMES[area]}")
         yield f"{evidence.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
 def _missing_intents(report: Report) -> list[str]:
-    missing = report.without_intent
-    counts = ", ".join(f"{missing[status]} {status}" for status in sorted(missing))
+    """Return what is to be told of records without a model's intent; nothing where all have one."""
     if report.run is None:
-        by_docstrings = f"by the docstrings of {counted(report.from_docstrings, 'record')}; for a model's"
-        what = by_docstrings if report.from_docstrings else "needs"
-        return [
-            f"  {what} intents: store a run with 'cds persist', then name it with --db-path"
-        ]
-    is_empty = sum(missing.values()) == report.record_count
-    is_empty = is_empty and not report.from_docstrings
+        return [_intents_of_source(report)]
+    missing = report.without_intent
+    if not missing:
+        return []
+    counts = ", ".join(f"{missing[status]} {status}" for status in sorted(missing))
+    has_no_model = sum(missing.values()) == report.record_count
+    is_empty = has_no_model and not report.from_docstrings
     what = "empty: no record has an intent" if is_empty else "without intent"
-    stand_ins = (
-        f"; for {report.from_docstrings} a docstring stands in"
-        if report.from_docstrings
-        else ""
-    )
-    return [f"  {what} ({counts}){stand_ins}"] if missing else []
+    told = f"  {what} ({counts})"
+    if report.from_docstrings:
+        told += f"; for {report.from_docstrings} a docstring stands in"
+    return [told]
+
+
+def _intents_of_source(report: Report) -> str:
+    what = "needs"
+    if report.from_docstrings:
+        records = counted(report.from_docstrings, "record")
+        what = f"by the docstrings of {records}; for a model's"
+    remedy = "store a run with 'cds persist', then name it with --db-path"
+    return f"  {what} intents: {remedy}"
 
 
 def _section_lines(
     report: Report, groups: Sequence[CloneGroup], top: int
 ) -> Iterator[Line]:
-    exact = [group for group in report.groups if group.evidence == EXACT]
-    exact_ids = {group.members[0].record.md5sum: group.id for group in exact}
-    for area, same in itertools.groupby(groups, lambda group: group.area):
+    exact_ids = _exact_ids(report.groups)
+    # A section is ranked by area first, so that each area is one stretch of it.
+    for area, same in itertools.groupby(groups, operator.attrgetter("area")):
         ranked = list(same)
         if area != CODE:
-            title = f"  Only in {AREA_NAMES[area]} ({counted(len(ranked), 'group')})"
-            yield from (Line(""), Line(title, BOLD))
+            count = counted(len(ranked), "group")
+            yield Line("")
+            yield Line(f"  Only in {AREA_NAMES[area]} ({count})", BOLD)
         for group in ranked[:top]:
             if not group.are_siblings:
                 yield from _group_lines(group, exact_ids)
         yield from _sibling_lines(ranked, top)
         if len(ranked) > top:
             more = counted(len(ranked) - top, "more group")
-            yield from (Line(""), Line(f"  {more}: --top {len(ranked)} shows them"))
+            yield Line("")
+            yield Line(f"  {more}: --top {len(ranked)} shows them")
+
+
+def _exact_ids(groups: Iterable[CloneGroup]) -> dict[str, str]:
+    """Return the id of the exact group of each code that stands in several places."""
+    # Hidden ones too: `--show` finds them all the same.
+    ids = {}
+    for group in groups:
+        if group.evidence == EXACT:
+            first = group.members[0]
+            ids[first.record.md5sum] = group.id
+    return ids
 
 
 def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
     """Yield a line for each group of siblings among the first `top`; siblings rank last."""
     folded = [group for group in ranked[:top] if group.are_siblings]
     if folded:
-        count = sum(group.are_siblings for group in ranked)
-        yield from (
-            Line(""),
-            Line(f"  Siblings, one line a group ({counted(count, 'group')})"),
-            Line(""),
-        )
+        count = counted(sum(group.are_siblings for group in ranked), "group")
+        yield Line("")
+        yield Line(f"  Siblings, one line a group ({count})")
+        yield Line("")
     for group in folded:
         first = group.members[0]
+        where = location(first.record)
         others = f"{first.qualified_name} and {group.copies - 1} more"
-        text = f"{group.id}  similarity {group.similarity:.2f}  {location(first.record)}  {others}"
+        text = f"{group.id}  {_similarity_of(group)}  {where}  {others}"
         yield Line(text, CYAN)
 
 
@@ -6143,48 +6219,61 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
         if group.evidence == NEAR and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
+        # A model's sentence is news in every section; a docstring can be read in the code, and
+        # is shown only where it is the evidence.
         if member.intent_source == MODEL:
             yield Line(f"    {member.intent}", DIM, folds=True)
         elif member.intent_source == DOCSTRING and group.evidence == INTENT:
             yield Line(f"    docstring: {member.intent}", DIM, folds=True)
-    if group.copies > SHOWN_MEMBERS:
-        yield Line(
-            f"  and {group.copies - SHOWN_MEMBERS} more: --format json, or --show {group.id}"
-        )
+    left_out = group.copies - SHOWN_MEMBERS
+    if left_out > 0:
+        yield Line(f"  and {left_out} more: --format json, or --show {group.id}")
 
 
 def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
     """Yield a line for each code of which a group holds several copies."""
-    copies = collections.Counter(member.record.md5sum for member in group.members)
-    for md5sum, count in copies.items():
+    md5sums = [member.record.md5sum for member in group.members]
+    for md5sum, count in collections.Counter(md5sums).items():
         if count > 1:
-            yield Line(f"  {count} of them are exact copies: {exact_ids[md5sum]}", DIM)
+            exact_id = exact_ids[md5sum]
+            yield Line(f"  {count} of them are exact copies: {exact_id}", DIM)
 
 
 def _group_headline(group: CloneGroup) -> str:
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
     if group.evidence != EXACT:
-        parts.append(f"similarity {in_percent(group.similarity) / 100:.2f}")
+        parts.append(_similarity_of(group))
     if group.evidence == NEAR and group.similarity == 1:
         parts.append("only names and literals differ")
-    if len({member.record.file_path for member in group.members}) == 1:
+    files = {member.record.file_path for member in group.members}
+    if len(files) == 1:
         parts.append("within one file")
     if group.is_family:
         parts.append(FAMILY_NOTE)
     return ", ".join(parts)
 
 
+def _similarity_of(group: CloneGroup) -> str:
+    percent = in_percent(group.similarity)
+    return f"similarity {percent / 100:.2f}"
+
+
 def in_percent(part: float) -> int:
     """Return a part of 1 as per cent; nothing but the whole is 100."""
-    return 100 if part == 1 else min(round(100 * part), 99)
+    if part == 1:
+        return 100
+    percent = round(100 * part)
+    return min(percent, 99)
 
 
 def _parameters(member: Member) -> str:
     """Return what stands between the name and the colon of a definition's header."""
-    after = DEFINED_NAME.sub("", header_line(member.record), count=1)
+    header = header_line(member.record)
+    after = DEFINED_NAME.sub("", header, count=1)
     bare = after.removeprefix("async ").strip().removesuffix(":")
     # What stood on several lines is written as on one.
-    return re.sub(r",? \)", ")", bare.replace("( ", "("))
+    joined = bare.replace("( ", "(")
+    return re.sub(r",? \)", ")", joined)
 
 
 def _difference(member: Member) -> str:
@@ -6193,8 +6282,9 @@ def _difference(member: Member) -> str:
     if member.differs:
         labels = [f"`{label}`" for label in member.differs[:SHOWN_LABELS]]
         text += f"; differs in {', '.join(labels)}"
-    if len(member.differs) > SHOWN_LABELS:
-        text += f" and {len(member.differs) - SHOWN_LABELS} more"
+    left_out = len(member.differs) - SHOWN_LABELS
+    if left_out > 0:
+        text += f" and {left_out} more"
     return text
 
 
@@ -6203,6 +6293,7 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     yield Line(f"{group.id}  {group.evidence}, {_group_headline(group)}", CYAN)
     if group.hidden_by:
         yield Line(f"Hidden by {group.hidden_by}")
+    # All code comes before the first diff, so that the members can be read one after the other.
     for number, member in enumerate(group.members, 1):
         title = f"{number}. {location(member.record)}  {member.qualified_name}"
         yield from (Line(""), Line(title, BOLD))
@@ -6217,18 +6308,21 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
 
 
 def _diff_lines(one: Member, other: Member) -> Iterator[Line]:
-    """Yield the unified diff of two members, indentation that all lines have apart."""
+    """Yield the unified diff of two members, without the indentation common to all lines of each."""
     import difflib
 
+    codes = _shown_code(one), _shown_code(other)
     paths = location(one.record), location(other.record)
-    lines = list(
-        difflib.unified_diff(_shown_code(one), _shown_code(other), *paths, lineterm="")
-    )
+    lines = list(difflib.unified_diff(*codes, *paths, lineterm=""))
     if not lines:
         yield Line(f"{paths[1]} is the same text as {paths[0]}")
+    # The first two name the files, though they too begin with a sign.
+    for line in lines[:2]:
+        yield Line(line, BOLD)
     styles = {"+": GREEN, "-": RED, "@": DIM}
-    for number, line in enumerate(lines):
-        yield Line(line, BOLD if number < 2 else styles.get(line[0], PLAIN))
+    for line in lines[2:]:
+        style = styles.get(line[0], PLAIN)
+        yield Line(line, style)
 
 
 def _shown_code(member: Member) -> list[str]:
@@ -6241,23 +6335,32 @@ def _shown_code(member: Member) -> list[str]:
 
 # Page: the report as one HTML file, which asks nothing of any network
 
+# What browsers still open within seconds.
 PAGE_BYTES = 10_000_000
 # Kept free for the headings of sections and the note on what is left out.
 FRAME_BYTES = 4_000
-COMPARED_MEMBERS = 5  # of one group, beside its first
+# No single group may use the page up: not one of thousands of members (COMPARED_MEMBERS beside
+# the first), nor a member that is a whole module of data, nor a line of megabytes.
+COMPARED_MEMBERS = 5
 LISTED_MEMBERS = 100
-CODE_LINES = 300  # of one member
+CODE_LINES = 300
 LINE_CHARACTERS = 400
 # Pairs of equal items; the time that difflib takes grows with them.
 EQUAL_CELLS = 10_000
-LEAST_ALIKE = 0.3  # of two lines; below, marks on single words are noise
+# Of two lines, the share of equal words below which marks on single ones are noise.
+LEAST_ALIKE = 0.3
+# As in a unified diff; and how many equal lines beyond them are worth folding away.
 CONTEXT_LINES = 3
-LEAST_FOLD = 4  # equal lines beyond the context that are worth folding away
+LEAST_FOLD = 4
 LINE_END = re.compile(r"\r\n?|\n")
 LINE_START_END = re.compile(r"[=(:]")
 WORD_OR_SIGN = re.compile(r"\w+|\s+|.")
 NAME_OR_NUMBER = re.compile(r"\w+")
 
+# All that the page shows is escaped. Should an escape ever be forgotten, the policy still lets
+# nothing be loaded or sent, and no script run but the one whose hash it names. So the texts
+# between the tags are the hashed ones to the byte, without a line end around them, and neither
+# may hold a closing tag of its own.
 PAGE_HEAD = """\
 <!doctype html>
 <html lang="en">
@@ -6704,8 +6807,12 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
         style_hash=content_hash(PAGE_STYLE),
         script_hash=content_hash(PAGE_SCRIPT),
     )
-    head += "".join((*page_figures(report), "</header>\n", *page_form(report.groups)))
+    head += "".join(page_figures(report))
+    head += "</header>\n"
+    head += "".join(page_form(report.groups))
     foot = PAGE_FOOT.format(script=PAGE_SCRIPT)
+    # The figures and the form are never left out, so the groups get what they leave. The note
+    # stands above the groups: which ones fit must be known before the first is written.
     frame = byte_count(head) + byte_count(foot) + FRAME_BYTES
     fitted = fit_groups(report.groups, max_bytes - frame)
     yield head
@@ -6718,9 +6825,13 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
 
 
 def report_name(report: Report) -> str:
-    """Return what a report calls the source tree: its folder's name, where that is known."""
-    root_path = str(report.run["root_path"]) if report.run else ""
-    return re.split(r"[/\\]", root_path.rstrip("/\\"))[-1] or "a source tree"
+    """Return what a report calls the source tree: its directory's name, where that is known."""
+    if report.run is None:
+        return "a source tree"
+    # Either separator: the run may have been stored on another system than this one.
+    root_path = str(report.run["root_path"]).rstrip("/\\")
+    names = re.split(r"[/\\]", root_path)
+    return names[-1] or "a source tree"
 
 
 def content_hash(text: str) -> str:
@@ -6728,6 +6839,8 @@ def content_hash(text: str) -> str:
     import base64
     import hashlib
 
+    # Of exactly what stands between the tags: with one line end more there, the browser would
+    # apply neither the style nor the script.
     digest = hashlib.sha256(text.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()
 
@@ -6741,24 +6854,27 @@ def escaped(text: str) -> str:
     """Return text as HTML, with escapes for what is not printable."""
     import html
 
+    # Printable first: a bidi override could make code read as what it is not, even where no
+    # markup can come of it.
     return html.escape(printable(text))
 
 
 def page_figures(report: Report) -> Iterator[str]:
     """Yield what was compared, and what came of it in figures."""
-    yield from (f"<p>{escaped(line)}</p>\n" for line in _scope_lines(report))
-    figures = [
-        (f"Repeated lines of {AREA_NAMES[area]}", f"{100 * beyond / lines:.1f} %")
-        for area, (lines, beyond) in report.area_lines.items()
-        if lines
-    ]
+    for line in _scope_lines(report):
+        yield f"<p>{escaped(line)}</p>\n"
+    figures = []
+    for area, (lines, beyond) in report.area_lines.items():
+        if lines:
+            percent = f"{100 * beyond / lines:.1f} %"
+            figures.append((f"Repeated lines of {AREA_NAMES[area]}", percent))
     for evidence, title in SECTION_TITLES.items():
-        count = len(shown_groups(report.groups, evidence))
+        count = sum(in_section(group, evidence) for group in report.groups)
         figures.append((escaped(title), f'<a href="#{evidence}">{count}</a>'))
-    boxes = (
-        f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n" for name, figure in figures
-    )
-    yield f'<dl class="figures">\n{"".join(boxes)}</dl>\n'
+    yield '<dl class="figures">\n'
+    for name, figure in figures:
+        yield f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n"
+    yield "</dl>\n"
     yield from page_file_pairs(report.file_pairs)
 
 
@@ -6773,18 +6889,10 @@ def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
     yield "</table>\n</details>\n"
 
 
-def shown_groups(groups: Sequence[CloneGroup], evidence: str) -> list[CloneGroup]:
-    """Return the groups of a section that no rule hides."""
-    return [
-        group
-        for group in groups
-        if (group.evidence, group.hidden_by) == (evidence, None)
-    ]
-
-
 def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
     """Yield the filter; it is shown only where the script can obey it."""
     sections = {evidence: escaped(title) for evidence, title in SECTION_TITLES.items()}
+    kinds = {kind: kind for kind in KINDS}
     rules = {"": "what no rule hides", "any": "all, hidden ones too"}
     for rule, count in count_hidden(groups).items():
         if count:
@@ -6793,9 +6901,15 @@ def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
     yield '<input name="text" type="search" placeholder="Find text" aria-label="Text">\n'
     yield '<input name="path" type="search" placeholder="Path" aria-label="Path">\n'
     yield choice("section", {"": "all sections", **sections})
-    yield choice("kind", {"": "all kinds", **{kind: kind for kind in KINDS}})
+    yield choice("kind", {"": "all kinds", **kinds})
     yield choice("area", {"": "code, tests and generated", **AREA_NAMES})
     yield choice("rule", rules)
+    yield from page_keys()
+    yield "</form>\n"
+
+
+def page_keys() -> Iterator[str]:
+    """Yield the count of the groups that the filter leaves, and what the keys do."""
     keys = {
         "j k": "groups",
         "n p": "differences",
@@ -6803,24 +6917,28 @@ def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
         "c": "copy places",
         "Esc": "leave, close, reset",
     }
-    hints = (
-        f"<span><kbd>{'</kbd> <kbd>'.join(key.split())}</kbd> {what}</span>"
-        for key, what in keys.items()
-    )
     yield '<p class="keys"><output aria-live="polite"></output>'
-    yield f"{''.join(hints)}</p>\n</form>\n"
+    for names, what in keys.items():
+        boxes = " ".join(f"<kbd>{name}</kbd>" for name in names.split())
+        yield f"<span>{boxes} {what}</span>"
+    yield "</p>\n"
 
 
 def choice(name: str, options: Mapping[str, str]) -> str:
     """Return a list to choose from; `options` are values and the HTML that tells of them."""
-    items = (
-        f'<option value="{value}">{text}</option>' for value, text in options.items()
-    )
-    return f'<select name="{name}" aria-label="{name.capitalize()}">{"".join(items)}</select>\n'
+    parts = [f'<select name="{name}" aria-label="{name.capitalize()}">']
+    for value, text in options.items():
+        parts.append(f'<option value="{value}">{text}</option>')
+    parts.append("</select>\n")
+    return "".join(parts)
 
 
 def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
-    """Return the HTML of as many groups as fit into `room` bytes, shown and high-ranked ones first."""
+    """Return the HTML of as many groups as fit into `room` bytes, shown and high-ranked ones first.
+
+    Both steps end at the first group that does not fit: a smaller one of lower rank must not take
+    its place, or the note could not say that it is the lowest ranks that are missing.
+    """
     ranking = sorted(ranked_positions(groups))
     # 1. Half of the room tells of groups without their code, so that few are missing.
     texts: dict[int, str] = {}
@@ -6845,12 +6963,17 @@ def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
 
 
 def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, int]]:
-    """Yield for each group whether it is hidden, its rank in its section, and its position."""
+    """Yield for each group whether it is hidden, its rank in its section, and its position.
+
+    In this order, so that sorted they tell what is left out last: shown before hidden, and of
+    each section its best group before the second of any.
+    """
     ranks: collections.Counter[tuple[str, bool]] = collections.Counter()
     for position, group in enumerate(groups):
         is_hidden = group.hidden_by is not None
-        ranks[group.evidence, is_hidden] += 1
-        yield is_hidden, ranks[group.evidence, is_hidden], position
+        ranked_among = group.evidence, is_hidden
+        ranks[ranked_among] += 1
+        yield is_hidden, ranks[ranked_among], position
 
 
 def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
@@ -6870,54 +6993,66 @@ def page_section(
     shown: dict[str, list[str]] = {area: [] for area in AREAS}
     hidden: list[str] = []
     for position, group in enumerate(report.groups):
-        if group.evidence == evidence:
-            same = shown[group.area] if group.hidden_by is None else hidden
-            same.append(texts.get(position, ""))
-    count = sum(map(len, shown.values()))
+        if group.evidence != evidence:
+            continue
+        same = shown[group.area] if group.hidden_by is None else hidden
+        # A group that found no room is counted in its heading all the same.
+        same.append(texts.get(position, ""))
+    count = counted(sum(map(len, shown.values())), "group")
     title = escaped(SECTION_TITLES[evidence])
-    yield f'<section id="{evidence}">\n<h2>{title} <small>{counted(count, "group")}</small></h2>\n'
+    yield f'<section id="{evidence}">\n<h2>{title} <small>{count}</small></h2>\n'
     if evidence == INTENT:
-        yield from (
-            f"<p>{escaped(line.strip())}</p>\n" for line in _missing_intents(report)
-        )
+        for line in _missing_intents(report):
+            yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
-            yield f'<div class="area">\n<h3>In {AREA_NAMES[area]} <small>{len(same)}</small></h3>\n'
+            heading = f"In {AREA_NAMES[area]} <small>{len(same)}</small>"
+            yield f'<div class="area">\n<h3>{heading}</h3>\n'
             yield from (*same, "</div>\n")
     if hidden:
-        yield '<details class="area">\n'
-        yield f"<summary>Hidden by a rule <small>{counted(len(hidden), 'group')}</small></summary>\n"
+        heading = f"Hidden by a rule <small>{counted(len(hidden), 'group')}</small>"
+        yield f'<details class="area">\n<summary>{heading}</summary>\n'
         yield from (*hidden, "</details>\n")
     yield "</section>\n"
 
 
 def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
-    """Return a group: one line to find it by and, folded below, its members."""
-    kinds = " ".join(sorted({member.record.kind for member in group.members}))
-    names = list(dict.fromkeys(member.qualified_name for member in group.members))
-    files = list(dict.fromkeys(member.record.file_path for member in group.members))
-    body = (
-        group_code(group)
-        if with_code
-        else member_list(dict(enumerate(group.members, 1)), {})
-    )
+    """Return a group: one line to find it by and, folded below it, its members."""
+    kinds = {member.record.kind for member in group.members}
+    names = [member.qualified_name for member in group.members]
+    files = [member.record.file_path for member in group.members]
+    rule = escaped(group.hidden_by or "")
+    numbered = dict(enumerate(group.members, 1))
+    body = group_code(group) if with_code else member_list(numbered, {})
+    link = f'<a href="#group-{group.id}">{group.id}</a>'
     parts = [
-        f'<details class="group" id="group-{group.id}" data-kind="{kinds}"',
-        f' data-area="{group.area}" data-rule="{escaped(group.hidden_by or "")}">',
+        f'<details class="group" id="group-{group.id}"',
+        f' data-kind="{" ".join(sorted(kinds))}"',
+        f' data-area="{group.area}"',
+        f' data-rule="{rule}">',
         f"\n<summary><i>{rank}</i>",
-        f" <strong>{escaped(some_of(names))}</strong>",
+        f" <strong>{escaped(some_of(without_repeats(names)))}</strong>",
         f' <span class="facts">{" ".join(group_facts(group))}</span>',
-        f' <span class="files">{escaped(some_of(files))}</span></summary>',
+        f' <span class="files">{escaped(some_of(without_repeats(files)))}</span>',
+        "</summary>",
         f'\n<div class="inside">\n{body}',
-        f'<p class="link">Group <a href="#group-{group.id}">{group.id}</a></p></div></details>\n',
+        f'<p class="link">Group {link}</p></div></details>\n',
     ]
     return "".join(parts)
 
 
+def without_repeats(texts: Iterable[str]) -> list[str]:
+    """Return each text once, in the order of its first occurrence."""
+    return list(dict.fromkeys(texts))
+
+
 def some_of(texts: Sequence[str], most: int = 3) -> str:
     """Return the first few of some texts, and how many more there are."""
-    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
-    return ", ".join([*texts[:most], *more])
+    told = list(texts[:most])
+    left_out = len(texts) - most
+    if left_out > 0:
+        told.append(f"and {left_out} more")
+    return ", ".join(told)
 
 
 def group_facts(group: CloneGroup) -> Iterator[str]:
@@ -6932,27 +7067,30 @@ def group_facts(group: CloneGroup) -> Iterator[str]:
 def group_code(group: CloneGroup) -> str:
     """Return the members of a group side by side with its first, each other text once."""
     first, *others = group.members
+    # 1. Each text that is new is compared, up to a bound; other members are only listed.
     numbers = {shown_text(first.record): 1}
     compared: dict[int, Member] = {}
-    rest: dict[int, Member] = {}
+    listed: dict[int, Member] = {}
     for number, member in enumerate(others, 2):
         text = shown_text(member.record)
         if text in numbers or len(compared) == COMPARED_MEMBERS:
-            rest[number] = member
+            listed[number] = member
         else:
             numbers[text] = number
             compared[number] = member
-    parts = [
-        compared_members(group.evidence, first, *entry) for entry in compared.items()
-    ]
-    if len(parts) > 1:
-        parts = [foldable(*entry, part) for entry, part in zip(compared.items(), parts)]
+    # 2. Of several comparisons only the first is open: so a group fits on a screen or two.
+    parts: list[str] = []
+    for number, member in compared.items():
+        html = compared_members(group.evidence, first, number, member)
+        if len(compared) > 1:
+            html = foldable(number, member, html, is_open=not parts)
+        parts.append(html)
+    # 3. Where all have the same text, it is shown once.
     if not parts:
-        parts = [
-            side_head(1, first),
-            f'<div class="diff">{code_alone(first.record)}</div>\n',
-        ]
-    return "".join((*parts, member_list(rest, numbers)))
+        parts.append(side_head(1, first))
+        parts.append(f'<div class="diff">{code_alone(first.record)}</div>\n')
+    parts.append(member_list(listed, numbers))
+    return "".join(parts)
 
 
 def shown_text(record: Record) -> tuple[str, ...]:
@@ -6960,50 +7098,50 @@ def shown_text(record: Record) -> tuple[str, ...]:
     return record.md5sum, *code_lines(record)
 
 
-def foldable(number: int, member: Member, html: str) -> str:
-    """Return one of several comparisons, open only where it is the first of them."""
-    is_open = " open" if number == 2 else ""
+def foldable(number: int, member: Member, html: str, *, is_open: bool) -> str:
+    """Return one of several comparisons with the first member, to be folded away."""
+    opened = " open" if is_open else ""
     where = escaped(location(member.record))
     title = f"1 | {number} {escaped(member.qualified_name)} <small>{where}</small>"
-    return f'<details class="pair"{is_open}>\n<summary>{title}</summary>\n{html}</details>\n'
+    return f'<details class="pair"{opened}>\n<summary>{title}</summary>\n{html}</details>\n'
 
 
 def compared_members(evidence: str, first: Member, number: int, other: Member) -> str:
     """Return the code of two members in two columns, with marks where it is alike."""
     heads = side_head(1, first) + side_head(number, other)
+    # Code that only serves the same purpose has no lines that belong together.
     if evidence == INTENT:
         codes = [code_alone(member.record) for member in (first, other)]
         boxes = "".join(f'<div class="diff">{code}</div>' for code in codes)
         return f'<div class="sides">{heads}{boxes}</div>\n'
-    tables = "".join(folded_tables(compared_rows(first.record, other.record)))
+    rows = compared_rows(first.record, other.record)
+    tables = "".join(folded_tables(rows))
     return f'<div class="sides">{heads}</div>\n<div class="diff">{tables}</div>\n'
 
 
 def side_head(number: int, member: Member) -> str:
     """Return what stands above a member's code: place, name, how it compares, and intent."""
-    record = member.record
-    parts = [
-        f'<div class="side"><b>{number}</b> {marked_place(record)} {escaped(member.qualified_name)}'
-    ]
+    where = marked_place(member.record)
+    name = escaped(member.qualified_name)
+    parts = [f'<div class="side"><b>{number}</b> {where} {name}']
     if member.shared < 1:
         parts.append(f"<p>{' '.join(comparison(member))}</p>")
     if member.intent:
         label = "<small>docstring</small> " if member.intent_source == DOCSTRING else ""
         parts.append(f'<p class="intent">{label}{escaped(member.intent)}</p>')
-    return "".join((*parts, "</div>"))
+    parts.append("</div>")
+    return "".join(parts)
 
 
 def marked_place(record: Record) -> str:
     """Return where a record stands, so that a click selects what an editor takes."""
-    start = f"{record.file_path}:{record.start_line}"
-    return (
-        f'<code class="place">{escaped(start)}</code><small>-{record.end_line}</small>'
-    )
+    start = escaped(f"{record.file_path}:{record.start_line}")
+    return f'<code class="place">{start}</code><small>-{record.end_line}</small>'
 
 
 def comparison(member: Member) -> Iterator[str]:
     """Yield in HTML how much of a member's code all members have, and what it alone has."""
-    yield f"<small>{100 * member.shared:.0f} % shared</small>"
+    yield f"<small>{in_percent(member.shared)} % shared</small>"
     if member.differs:
         labels = [f"<code>{escaped(label)}</code>" for label in member.differs]
         yield f'<small class="differs">differs in {some_of(labels, SHOWN_LABELS)}</small>'
@@ -7012,71 +7150,80 @@ def comparison(member: Member) -> Iterator[str]:
 def member_list(
     members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]
 ) -> str:
-    """Return members whose code is not shown: only where they stand, and whose text they have."""
+    """Return members whose code is not shown: only where they stand, and whose text they have.
+
+    `numbers` tells which member shows a text; it is empty where no code is shown at all.
+    """
     parts = []
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
+        # The text takes time to make, in vain where no code is shown that it could be equal to.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
-        where, name = marked_place(member.record), escaped(member.qualified_name)
+        where = marked_place(member.record)
+        name = escaped(member.qualified_name)
         parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
-    if len(members) > LISTED_MEMBERS:
-        parts.append(
-            f"<li>and {len(members) - LISTED_MEMBERS} more: --format json has them</li>\n"
-        )
+    left_out = len(members) - LISTED_MEMBERS
+    if left_out > 0:
+        parts.append(f"<li>and {left_out} more: --format json has them</li>\n")
     return f'<ol class="others">\n{"".join(parts)}</ol>\n' if parts else ""
 
 
 def code_alone(record: Record) -> str:
     """Return the code of one record as a table of its lines."""
-    rows = (
-        f"<tr><td>{number}<td>{escaped(line)}"
-        for number, line in enumerate(code_lines(record), record.start_line)
-    )
-    return "\n".join(('<table class="code">', *rows, "</table>"))
+    parts = ['<table class="code">']
+    for number, line in enumerate(code_lines(record), record.start_line):
+        parts.append(f"<tr><td>{number}<td>{escaped(line)}")
+    parts.append("</table>")
+    return "\n".join(parts)
 
 
 def code_lines(record: Record) -> list[str]:
     """Return the lines of a record as they are shown: printable, cut, with its own indentation off."""
+    # Cut before anything else is done, so that a huge line costs no more than a long one.
     lines = LINE_END.split(record.raw_code, CODE_LINES)
-    left_out = (
-        lines[CODE_LINES:] and record.end_line - record.start_line + 1 - CODE_LINES
-    )
+    is_cut = len(lines) > CODE_LINES
     lines = [cut_line(line) for line in lines[:CODE_LINES]]
-    indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
-    shown = [
-        printable(line[len(indent) :] if line.startswith(indent) else line)
-        for line in lines
-    ]
-    return (
-        [*shown, f"{ELLIPSIS} {counted(left_out, 'more line')}"] if left_out else shown
-    )
+    bare = lines[0].lstrip()
+    indent = lines[0].removesuffix(bare)
+    # A line inside a string may be indented less than the definition: it stays as it is.
+    shown = [printable(line.removeprefix(indent)) for line in lines]
+    line_count = record.end_line - record.start_line + 1
+    if is_cut and line_count > CODE_LINES:
+        more = counted(line_count - CODE_LINES, "more line")
+        shown.append(f"{ELLIPSIS} {more}")
+    return shown
 
 
 def cut_line(line: str) -> str:
     """Return a line of code with spaces for tabs, without what is too long to show."""
-    left_out = len(line) - LINE_CHARACTERS
     shown = line[:LINE_CHARACTERS].expandtabs()
-    return (
-        f"{shown}{ELLIPSIS} {counted(left_out, 'more character')}"
-        if left_out > 0
-        else shown
-    )
+    left_out = len(line) - LINE_CHARACTERS
+    if left_out > 0:
+        shown += f"{ELLIPSIS} {counted(left_out, 'more character')}"
+    return shown
 
 
 def compared_rows(first: Record, other: Record) -> Iterator[Row]:
     """Yield the lines of two codes, those that belong together side by side."""
-    lines, other_lines = code_lines(first), code_lines(other)
+    lines = code_lines(first)
+    other_lines = code_lines(other)
     for i, j in aligned(lines, other_lines, (str, line_start, line_shape)):
-        text = "" if i is None else lines[i]
-        other_text = "" if j is None else other_lines[j]
+        number, text = numbered_line(lines, i, first.start_line)
+        other_number, other_text = numbered_line(other_lines, j, other.start_line)
         marked, other_marked = marked_words(text, other_text)
-        yield Row(
-            text != other_text or i is None or j is None,
-            None if i is None else first.start_line + i,
-            marked,
-            None if j is None else other.start_line + j,
-            other_marked,
-        )
+        # An empty line beside none is a difference too, though the texts are equal.
+        is_alone = number is None or other_number is None
+        differs = is_alone or text != other_text
+        yield Row(differs, number, marked, other_number, other_marked)
+
+
+def numbered_line(
+    lines: Sequence[str], position: int | None, start_line: int
+) -> tuple[int | None, str]:
+    """Return the number in its file and the text of a line, or None and no text for no line."""
+    if position is None:
+        return None, ""
+    return start_line + position, lines[position]
 
 
 def line_start(line: str) -> str:
@@ -7088,29 +7235,43 @@ def line_shape(line: str) -> str:
     """Return a line of code with one word for every name and number."""
     import keyword
 
-    return NAME_OR_NUMBER.sub(
-        lambda match: match[0] if keyword.iskeyword(match[0]) else "_", line
-    )
+    def shaped(match: re.Match[str]) -> str:
+        return match[0] if keyword.iskeyword(match[0]) else "_"
+
+    return NAME_OR_NUMBER.sub(shaped, line)
 
 
 def aligned(
-    first: Sequence[str], other: Sequence[str], keys: Sequence[Callable[[str], str]]
+    first: Sequence[str],
+    other: Sequence[str],
+    keys: Sequence[Callable[[str], str]],
 ) -> Iterator[tuple[int | None, int | None]]:
     """Yield the positions of lines that belong together; None where one has no like.
 
     Lines are matched by the first key, those in between by the next, and at last by their order.
     """
+    # One pass by a loose key would match lines of little meaning, such as `return _`, across
+    # equal ones. So the strictest key comes first, and what it matched divides the codes: a
+    # looser key is believed only between two lines that are surely the same.
     if not keys:
-        yield from itertools.zip_longest(range(len(first)), range(len(other)))
+        positions = range(len(first))
+        other_positions = range(len(other))
+        yield from itertools.zip_longest(positions, other_positions)
         return
-    key, *rest = keys
-    for tag, i, i_end, j, j_end in edits(
-        [key(line) for line in first], [key(line) for line in other]
-    ):
-        is_equal = tag == "equal"
-        pairs = aligned(first[i:i_end], other[j:j_end], () if is_equal else rest)
+    key, *looser = keys
+    first_keys = [key(line) for line in first]
+    other_keys = [key(line) for line in other]
+    for tag, i, i_end, j, j_end in edits(first_keys, other_keys):
+        # Stretches of equal keys are of equal length: their order pairs them.
+        rest = () if tag == "equal" else looser
+        pairs = aligned(first[i:i_end], other[j:j_end], rest)
         for near, far in pairs:
-            yield None if near is None else i + near, None if far is None else j + far
+            yield moved(near, i), moved(far, j)
+
+
+def moved(position: int | None, offset: int) -> int | None:
+    """Return a position of a part as one of the whole; None stays None."""
+    return None if position is None else position + offset
 
 
 def edits(
@@ -7126,6 +7287,7 @@ def edits(
     cells = sum(counts[item] for item in first if not _is_blank(item))
     if cells > EQUAL_CELLS:
         return [("replace", 0, len(first), 0, len(other))]
+    # `autojunk` would ignore whatever is frequent in 200 lines and more, as if it were blank.
     matcher = difflib.SequenceMatcher(_is_blank, first, other, autojunk=False)
     return matcher.get_opcodes()
 
@@ -7139,26 +7301,34 @@ def marked_words(first: str, other: str) -> tuple[str, str]:
     """Return two lines as HTML, with marks on the words that only one has, if they share enough."""
     if first == other:
         return escaped(first), escaped(other)
-    words, other_words = WORD_OR_SIGN.findall(first), WORD_OR_SIGN.findall(other)
-    steps = edits(words, other_words)
-    equal = sum(end - start for tag, start, end, _, _ in steps if tag == "equal")
-    if 2 * equal < LEAST_ALIKE * (len(words) + len(other_words)):
+    words = WORD_OR_SIGN.findall(first)
+    other_words = WORD_OR_SIGN.findall(other)
+    html = other_html = ""
+    equal = 0
+    for tag, i, i_end, j, j_end in edits(words, other_words):
+        is_equal = tag == "equal"
+        if is_equal:
+            equal += i_end - i
+        html += marked_piece(words[i:i_end], is_equal)
+        other_html += marked_piece(other_words[j:j_end], is_equal)
+    # The share of both lines together: that of the shorter alone would make any line similar to `)`.
+    total = len(words) + len(other_words)
+    if 2 * equal < LEAST_ALIKE * total:
         return escaped(first), escaped(other)
-    sides: tuple[list[str], list[str]] = [], []
-    for tag, i, i_end, j, j_end in steps:
-        for side, piece in zip(
-            sides, ("".join(words[i:i_end]), "".join(other_words[j:j_end]))
-        ):
-            side.append(
-                escaped(piece)
-                if tag == "equal" or not piece
-                else f"<mark>{escaped(piece)}</mark>"
-            )
-    return "".join(sides[0]), "".join(sides[1])
+    return html, other_html
+
+
+def marked_piece(words: Sequence[str], is_equal: bool) -> str:
+    """Return some words of a line as HTML, marked unless the other line has them too."""
+    piece = escaped("".join(words))
+    if is_equal or not piece:
+        return piece
+    return f"<mark>{piece}</mark>"
 
 
 def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
     """Yield rows as tables, the middle of long equal stretches folded away and shown once."""
+    # Rows that no table holds yet: they end where the next fold begins.
     open_rows: list[Row] = []
     for differs, same in itertools.groupby(rows, lambda row: row.differs):
         stretch = list(same)
@@ -7167,30 +7337,41 @@ def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
             open_rows += stretch
             continue
         yield row_table(open_rows + stretch[:CONTEXT_LINES])
-        lines = "\n".join(
-            f"<tr><td>{row.first_number}<td>{row.first}" for row in middle
-        )
-        yield f'<details class="fold"><summary>{len(middle)} equal lines</summary>\n'
-        yield f'<table class="code">\n{lines}</table>\n</details>\n'
+        yield folded_table(middle)
         open_rows = stretch[-CONTEXT_LINES:]
     yield row_table(open_rows)
+
+
+def folded_table(rows: Sequence[Row]) -> str:
+    """Return equal rows as a table of the first code alone, folded away."""
+    lines = [f"<tr><td>{row.first_number}<td>{row.first}" for row in rows]
+    summary = f"<summary>{len(rows)} equal lines</summary>"
+    table = '<table class="code">\n' + "\n".join(lines) + "</table>"
+    return f'<details class="fold">{summary}\n{table}\n</details>\n'
 
 
 def row_table(rows: Iterable[Row]) -> str:
     """Return rows as a table of two codes."""
     parts = ['<table class="code">']
     for row in rows:
+        number = row.first_number or ""
+        other_number = row.other_number or ""
         start = '<tr class="d">' if row.differs else "<tr>"
-        cells = (row.first_number or "", row.first, row.other_number or "", row.other)
-        parts.append(start + "".join(f"<td>{cell}" for cell in cells))
-    return "\n".join((*parts, "</table>\n"))
+        first = f"<td>{number}<td>{row.first}"
+        other = f"<td>{other_number}<td>{row.other}"
+        parts.append(start + first + other)
+    parts.append("</table>\n")
+    return "\n".join(parts)
 
 
 # SARIF: the report as code scanning services read it (OASIS SARIF 2.1.0)
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-SARIF_RESULTS = 5_000  # GitHub refuses more than 25,000, and of fewer it keeps so many
-SARIF_LOCATIONS = 1_000  # of one result
+# GitHub refuses a log of more than 25,000 results, and shows 5,000 of a smaller one. No more are
+# written, so that the rank here decides which, and what is missing can be counted. A result may
+# have 1,000 locations.
+SARIF_RESULTS = 5_000
+SARIF_LOCATIONS = 1_000
 SARIF_RULES = {
     EXACT: ("exact-clone", "The same code stands in several places."),
     NEAR: ("near-clone", "Similar code stands in several places."),
@@ -7208,40 +7389,41 @@ def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
     `directory` is where the file paths of the report start, relative to the current directory.
     """
     listed = sarif_groups(report)
-    results = [
-        sarif_result(report, group, directory) for group in listed[:SARIF_RESULTS]
-    ]
+    kept = listed[:SARIF_RESULTS]
     notes = [
         {"level": "warning", "message": {"text": text}}
         for text in sarif_omissions(listed)
     ]
+    invocation = {"executionSuccessful": True, "toolExecutionNotifications": notes}
     run = {
         "tool": {"driver": sarif_driver()},
-        "invocations": [
-            {"executionSuccessful": True, "toolExecutionNotifications": notes}
-        ],
-        "results": results,
+        "invocations": [invocation],
+        "results": [sarif_result(report, group, directory) for group in kept],
     }
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
 def sarif_groups(report: Report) -> list[CloneGroup]:
     """Return the groups that are shown, then those that the baseline has."""
+    # Without a result for a known group, its alert would count as fixed. New ones come first, so
+    # that the limit costs known ones before any of them.
     listed = [group for group in report.groups if group.hidden_by in (None, KNOWN)]
     return sorted(listed, key=lambda group: group.hidden_by == KNOWN)
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
     """Return in words what the limits leave out: groups, and members of groups."""
+    texts = []
     groups = len(listed) - SARIF_RESULTS
-    members = sum(
-        max(0, group.copies - SARIF_LOCATIONS) for group in listed[:SARIF_RESULTS]
-    )
-    texts = [
-        f"{counted(groups, 'group')} of low rank left out: a log holds {SARIF_RESULTS}"
-    ]
-    texts += [f"{counted(members, 'place')} left out: a result holds {SARIF_LOCATIONS}"]
-    return [text for text, count in zip(texts, (groups, members)) if count > 0]
+    if groups > 0:
+        told = counted(groups, "group")
+        texts.append(f"{told} of low rank left out: a log holds {SARIF_RESULTS}")
+    kept = listed[:SARIF_RESULTS]
+    members = sum(max(0, group.copies - SARIF_LOCATIONS) for group in kept)
+    if members > 0:
+        told = counted(members, "place")
+        texts.append(f"{told} left out: a result holds {SARIF_LOCATIONS}")
+    return texts
 
 
 def sarif_driver() -> dict[str, object]:
@@ -7265,20 +7447,23 @@ def sarif_result(
     """Return a group as a result at its first member, with links to the others."""
     name, text = SARIF_RULES[group.evidence]
     first, *others = group.members[:SARIF_LOCATIONS]
-    links = ", ".join(
-        sarif_link(member, number) for number, member in enumerate(others, 1)
-    )
-    places = [sarif_location(member, directory) for member in others]
+    links = []
+    related = []
+    # A link finds its location by the number.
+    for number, member in enumerate(others, 1):
+        links.append(sarif_link(member, number))
+        related.append({"id": number, **sarif_location(member, directory)})
+    message = f"{text} {_group_headline(group)}: also {', '.join(links)}"
     return {
         "ruleId": name,
         "ruleIndex": list(SARIF_RULES).index(group.evidence),
         "level": sarif_level(report, group),
-        "message": {"text": f"{text} {_group_headline(group)}: also {links}"},
+        "message": {"text": message},
         "locations": [sarif_location(first, directory)],
-        "relatedLocations": [
-            {"id": number, **place} for number, place in enumerate(places, 1)
-        ],
-        # The first is the only name that GitHub follows a result by.
+        "relatedLocations": related,
+        # The id follows from the code alone, so that an alert stays the same one where its file
+        # is moved. GitHub follows a result by the first name only, and numbers equal ones: an id
+        # occurs once.
         "partialFingerprints": {
             "primaryLocationLineHash": f"{group.id}:1",
             "cloneGroup/v1": group.id,
@@ -7295,6 +7480,7 @@ def sarif_level(report: Report, group: CloneGroup) -> str:
 
 def sarif_link(member: Member, number: int) -> str:
     """Return a link to a related location, as text in a SARIF message."""
+    # In a message, brackets make a link and braces a placeholder.
     text = one_line(f"{member.qualified_name} in {location(member.record)}")
     text = re.sub(r"([\\\[\]])", r"\\\1", text)
     text = text.replace("{", "{{").replace("}", "}}")
@@ -7306,9 +7492,8 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
     from urllib.parse import quote
 
     record = member.record
-    path = os.path.normpath(os.path.join(directory, record.file_path)).replace(
-        os.sep, "/"
-    )
+    joined = os.path.join(directory, record.file_path)
+    path = os.path.normpath(joined).replace(os.sep, "/")
     region = {"startLine": record.start_line, "endLine": record.end_line}
     return {
         "physicalLocation": {
@@ -7328,7 +7513,7 @@ def table_lines(
     width: int | None,
 ) -> Iterator[str]:
     """Yield the lines of a table, fitted to `width` columns (None: nothing is cut)."""
-    lines = [header, *([printable(cell) for cell in row] for row in rows)]
+    lines = printable_table(header, rows)
     widths = [max(map(display_width, column)) for column in zip(*lines)]
     rooms = shrink_widths(widths, width or SEEN_WIDTH)
     for cells in lines:
@@ -7337,29 +7522,45 @@ def table_lines(
         yield pad_cells(cells, rooms) + "\n"
 
 
+def printable_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[Sequence[str]]:
+    """Return the header and the rows of a table, their cells escaped."""
+    # Before any width is measured: an escape takes more columns than what it stands for.
+    return [header, *([printable(cell) for cell in row] for row in rows)]
+
+
 def fit_cells(
-    header: Sequence[str], cells: Sequence[str], widths: Sequence[int]
+    header: Sequence[str],
+    cells: Sequence[str],
+    widths: Sequence[int],
 ) -> list[str]:
     """Return the cells of a row, cut to the widths of their columns."""
-    # A place loses its beginning, since the line numbers are at its end.
-    return [
-        fit_end(cell, width) if name == PLACE else fit(cell, width)
-        for name, cell, width in zip(header, cells, widths)
-    ]
+    fitted = []
+    for name, cell, width in zip(header, cells, widths):
+        # A place loses its beginning, since the line numbers are at its end.
+        fit_cell = fit_end if name == PLACE else fit
+        fitted.append(fit_cell(cell, width))
+    return fitted
 
 
 def pad_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Return the cells of a row side by side, each but the last at least as wide as its column."""
-    padded = [
-        cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths)
-    ]
+    padded = []
+    for cell, width in zip(cells, widths):
+        # Not by `ljust`, which counts characters, not columns.
+        gap = " " * (width - display_width(cell))
+        padded.append(cell + gap)
     return COLUMN_GAP.join(padded).rstrip()
 
 
 def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
     """Return column widths that fit into `width` together, taken from the widest columns first."""
+    # First no column is wider than the whole, so that the loop takes no more steps than there
+    # are columns on a screen, however long a cell is.
     shrunk = [min(column, width) for column in widths]
-    excess = sum(shrunk) + len(COLUMN_GAP) * (len(shrunk) - 1) - width
+    gaps = len(COLUMN_GAP) * (len(shrunk) - 1)
+    excess = sum(shrunk) + gaps - width
     while excess > 0 and max(shrunk) > 1:
         widest = shrunk.index(max(shrunk))
         shrunk[widest] -= 1
@@ -7370,15 +7571,10 @@ def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
 def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
     """Yield the lines of the table of records."""
     header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
-    rows = [
-        (
-            record.kind,
-            location(record),
-            header_line(record),
-            record.md5sum[:SHOWN_DIGITS],
-        )
-        for record in records
-    ]
+    rows = []
+    for record in records:
+        digits = record.md5sum[:SHOWN_DIGITS]
+        rows.append((record.kind, location(record), header_line(record), digits))
     return table_lines(header, rows, width)
 
 
@@ -7388,23 +7584,20 @@ def intent_table(records: Sequence[Record], width: int | None) -> Iterator[str]:
     Skipped records are only counted, in the last line.
     """
     header = (PLACE, "NAME", "STATUS", "INTENT")
-    asked = [record for record in records if record.intent_status != SKIPPED]
-    rows = [
-        (
-            location(record),
-            defined_name(record),
-            record.intent_status,
-            record.intent or record.intent_error or "",
-        )
-        for record in asked
-    ]
+    rows = []
+    for record in records:
+        if record.intent_status != SKIPPED:
+            told = record.intent or record.intent_error or ""
+            name = defined_name(record)
+            rows.append((location(record), name, record.intent_status, told))
     if width is None:
         yield from table_lines(header, rows, None)
     else:
         yield from wrapped_table_lines(header, rows, width)
-    skipped_count = len(records) - len(asked)
+    skipped_count = len(records) - len(rows)
     if skipped_count:
-        yield f"{counted(skipped_count, 'record')} skipped: out of scope, or without code\n"
+        skipped = counted(skipped_count, "record")
+        yield f"{skipped} skipped: out of scope, or without code\n"
 
 
 def wrapped_table_lines(
@@ -7413,19 +7606,19 @@ def wrapped_table_lines(
     width: int,
 ) -> Iterator[str]:
     """Yield the lines of a table whose last column is never cut, but runs over several lines."""
-    lines = [header, *([printable(cell) for cell in row] for row in rows)]
-    heads = [
-        line.rstrip("\n")
-        for line in table_lines(header[:-1], [row[:-1] for row in rows], width)
-    ]
-    # It stands beside the other columns if they leave room for a sentence, else below them.
+    # 1. The other columns are laid out as a table of their own.
+    others = [row[:-1] for row in rows]
+    heads = [line.rstrip("\n") for line in table_lines(header[:-1], others, width)]
+    # 2. The last stands beside them if they leave room for a sentence, else below them.
     beside = max(map(display_width, heads)) + len(COLUMN_GAP)
     is_beside = width - beside >= READABLE_WIDTH
     indent = " " * (beside if is_beside else BELOW_INDENT)
-    for head, cells in zip(heads, lines):
+    # 3. Each row is written with its sentence folded.
+    for head, cells in zip(heads, printable_table(header, rows)):
         told = wrap(cells[-1], max(width - len(indent), 1))
         if is_beside and told:
-            head += " " * (beside - display_width(head)) + told.pop(0)
+            gap = " " * (beside - display_width(head))
+            head += gap + told.pop(0)
         yield head + "\n"
         for line in told:
             yield f"{indent}{line}\n"
@@ -7455,6 +7648,7 @@ def json_lines(entries: Iterable[Record] | Iterable[AnalyzerError]) -> Iterator[
 
 def write_file(path: str, pieces: Iterable[str]) -> None:
     """Write text to a file whole, or leave the file as it was and raise OSError."""
+    # A link stays one: what is replaced is the file that it leads to.
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
     is_special = os.path.exists(path) and not os.path.isfile(path)
@@ -7463,16 +7657,20 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
         with open(path, "w", **FILE_TEXT) as file:
             file.writelines(pieces)
         return
+    # In the same directory: a rename is atomic only within one file system.
     temporary = os.path.join(directory, f".cds-{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "x", **FILE_TEXT) as file:
             file.writelines(pieces)
             file.flush()
+            # Else a power failure could leave the new name on a file without content.
             os.fsync(file.fileno())
         if os.path.exists(target):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+            mode = os.stat(target).st_mode
+            os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, target)
     except BaseException:
+        # A KeyboardInterrupt too must leave nothing behind.
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
@@ -7509,21 +7707,21 @@ def print_pieces(pieces: Iterable[str]) -> None:
     try:
         for piece in pieces:
             emit(piece, sys.stdout)
+        # Not left to Python's exit, where a full disk would be told by a traceback and code 120.
         flush(sys.stdout)
     except OSError as error:
         silence(sys.stdout)
         if not is_closed_pipe(error):
-            raise CdsError(
-                f"stdout could not be written: {describe_error(error)}"
-            ) from error
+            told = f"stdout could not be written: {describe_error(error)}"
+            raise CdsError(told) from error
 
 
 def is_closed_pipe(error: OSError) -> bool:
     """Return whether a write failed because nobody reads any more."""
+    if isinstance(error, BrokenPipeError):
+        return True
     # Windows says only that the write was invalid.
-    return isinstance(error, BrokenPipeError) or (
-        os.name == "nt" and error.errno == errno.EINVAL
-    )
+    return os.name == "nt" and error.errno == errno.EINVAL
 
 
 # ---- Commands -------------------------------------------------------------------------------
@@ -7541,12 +7739,15 @@ DATABASE_ENDINGS = (
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
+# Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
 RUN_REMEDY = "name a file that 'cds persist' wrote"
 
 
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
     """Return the client for the API that an address names, with the key that the environment holds."""
+    # The address decides alone. Asking the server which API it speaks would send it a request
+    # that it may not expect, before any key is known to be meant for it.
     url = parse_provider_url(provider_url).url
     client_class = OpenAIClient if V1.search(url) else OllamaClient
     api_key = os.environ.get(client_class.key_name, "")
@@ -7557,7 +7758,8 @@ class Interrupts:
     """The signals that ask a command to stop.
 
     Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
-    sets `is_requested`.
+    sets `is_requested`, so that the calls in flight end the enrichment and what is done is
+    written. The second raises all the same: whoever asks twice will not wait.
     """
 
     def __init__(self) -> None:
@@ -7595,6 +7797,8 @@ class Interrupts:
             self._is_deferring = False
 
     def _receive(self, *_: object) -> None:
+        # A handler runs between any two instructions of the main thread, locks held or not: so it
+        # writes nothing and takes no lock.
         if self.is_requested or not self._is_deferring:
             raise KeyboardInterrupt
         self.is_requested = True
@@ -7631,6 +7835,7 @@ def absolute_path(option: str, path: str) -> str:
 
 def check_path(path: str) -> None:
     """Raise UsageError unless `path` is a readable file or directory."""
+    # First, since in a directory that is gone every relative path would seem not to exist.
     absolute_path("--path", path)
     if not os.path.exists(path):
         raise UsageError(
@@ -7687,10 +7892,11 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
     """Search, analyze and build what `--path` names; log what was found, and each error."""
     analyzer = PythonAnalyzer(args.workers)
     search = find_sources(args.path, analyzer.suffix, args.exclude)
-    # Before anything is read: a file named by mistake must not cost the source.
+    # As soon as it is known which files are read: one named by mistake must not cost the source.
     refuse_overwriting(args, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
+    # By file alone: those of one file stay in the order in which they were found.
     errors = [*search.errors, *analysis.errors]
     errors.sort(key=lambda error: error.file_path)
     for error in errors:
@@ -7724,8 +7930,10 @@ def write_records(args: argparse.Namespace, records: Records, errors: Errors) ->
     try:
         write_pieces(args, record_pieces(args, records, errors))
     except CdsError as error:
-        if args.command == "model-build":  # nothing was paid for
+        # Nothing was paid for: the same command finds the same records again.
+        if args.command == "model-build":
             raise
+        # The pieces that were not written are gone with the iterator, so it is made anew.
         path = rescue_text(record_pieces(args, records, errors))
         told = "the result is lost: it could not be written to a new file either"
         if path:
@@ -7785,6 +7993,8 @@ def make_enricher(
         timeout=args.timeout,
         num_ctx=args.num_ctx,
     )
+    # Before any file is read: a model that the server does not have should cost a second, not
+    # the analysis of the tree.
     check_provider(client)
     return IntentEnricher(
         client,
@@ -7806,6 +8016,8 @@ def check_provider(client: LLMClient) -> None:
     except ProviderError as error:
         raise UsageError(f"the model cannot be used: {error}") from error
     except IntentGenerationError as error:
+        # A server that is just starting may answer by the time of the first call; one that never
+        # does costs a few tries, and the records are kept all the same.
         log(f"the model could not be checked: {error}")
 
 
@@ -7840,22 +8052,26 @@ def run_persist(
     root_path = os.path.abspath(args.path)
     db_path = absolute_path("--db-path", args.db_path)
     persistence = SQLitePersistence(db_path)
+    # 1. A database that cannot take the run is found before hours of calls, not after them.
     with named_errors("--db-path", "name another file, or repair this one"):
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
+    # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
             known.update(left_behind)
         enricher = make_enricher(args, make_client, interrupts, known, pending.keep)
+        # 3. Up to here, and while files are read, an interrupt ends the command: nothing is lost.
         started_at = timestamp()
         records, errors = build_records(args)
         log_left_behind(args, left_behind, filter(enricher.wants, records))
+        # 4. From the first call on there is something to save.
         with interrupts.deferred():
             enriched = enricher.enrich(records)
             context = run_context(args, root_path, started_at)
             result = persist_or_rescue(persistence, context, errors, enriched)
-            # Only now: until the run is committed, the side file alone holds its intents.
+            # 5. Only now: until the run is committed, the side file alone holds its intents.
             pending.forget_stored()
             print_pieces([summary_line(args.db_path, result)])
             if enricher.stop:
@@ -7929,23 +8145,35 @@ def summary_line(db_path: str, result: RunResult) -> str:
 
 def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
+    # 1. All that can be refused is refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
     refuse_overwriting(args, report_inputs(args))
     report, baseline = read_reports(args)
+    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # elsewhere would seem stale.
     if baseline is not None:
         log_other_options(baseline.options, report.options)
         report = compare_with_baseline(report, baseline)
     if args.touching:
         log_unmatched(args.touching, report.file_lines)
         report = hide_untouched(report, args.touching)
-    gated = FAIL_ON_EVIDENCE.get(args.fail_on, args.fail_on or EVIDENCE)
-    hits = gated_groups(report.groups, gated)
-    verdict = verdict_line(report, hits) if args.against or args.fail_on else ""
+    # 3. So the gate judges exactly the groups that the report shows.
+    hits = gated_groups(report.groups, gated_evidence(args.fail_on))
+    has_gate = args.against or args.fail_on
+    verdict = verdict_line(report, hits) if has_gate else ""
     write_report(args, report, verdict)
+    # On stderr too, since in a log of CI the report itself may be a file.
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
+
+
+def gated_evidence(fail_on: str | Sequence[str] | None) -> Sequence[str]:
+    """Return the evidence whose groups hit the gate: all of it, unless the gate names less."""
+    if isinstance(fail_on, str):
+        return FAIL_ON_EVIDENCE[fail_on]
+    return fail_on or EVIDENCE
 
 
 def check_gate(args: argparse.Namespace) -> None:
@@ -7982,11 +8210,8 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Report | None]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
     # A baseline that cannot be read must be told of before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
-    report = (
-        report_on_run(args, args.run_id)
-        if args.path is None
-        else report_on_source(args)
-    )
+    is_source = args.path is not None
+    report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
     if isinstance(args.against, int):
         baseline = report_on_run(args, args.against)
     return report, baseline
@@ -8025,6 +8250,7 @@ def read_baseline(path: str) -> Report:
     """Return the report that `--against` names."""
     try:
         with open(path, "rb") as file:
+            # One byte more tells a file that is too large, whatever size the system gives for it.
             content = file.read(MAX_BASELINE_BYTES + 1)
     except OSError as error:
         raise UsageError(
@@ -8036,6 +8262,7 @@ def read_baseline(path: str) -> Report:
             f"--against: {path} is larger than {MAX_BASELINE_BYTES >> 20} MiB: {remedy}"
         )
     try:
+        # Some programs of Windows put a byte order mark in front of what they save.
         return report_from_json(content.decode("utf-8-sig"))
     except ValueError as error:
         reason = "is not text" if isinstance(error, UnicodeError) else error
@@ -8065,6 +8292,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
     if args.format == "json":
         write_pieces(args, report_json(report))
     elif args.format == "html":
+        # Unlike JSON and SARIF, the page shows code.
         whole = report._replace(groups=with_codes(args, report.run, report.groups))
         write_pieces(args, report_as_page(whole))
     elif args.format == "sarif":
@@ -8083,17 +8311,14 @@ def write_sarif(args: argparse.Namespace, report: Report) -> None:
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
-    root = str(report.run["root_path"]) if report.run else args.path
-    directory = root
-    if os.path.isfile(root):
-        directory = os.path.dirname(root) or os.curdir
+    directory = str(report.run["root_path"]) if report.run else str(args.path)
+    if os.path.isfile(directory):
+        directory = os.path.dirname(directory) or os.curdir
     try:
         return os.path.relpath(directory)
-    except (
-        OSError,
-        ValueError,
-    ):  # the current one is gone, or on another drive of Windows
-        return str(directory)
+    except (OSError, ValueError):
+        # The current one is gone, or on another drive of Windows.
+        return directory
 
 
 def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
@@ -8105,6 +8330,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
         lines = list(group_as_lines(group))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
+    # A list is fitted to the terminal; code and diffs are not, since nothing of them may be cut.
     is_listed = args.output is None and args.show is None
     width = terminal_width(sys.stdout) if is_listed else None
     is_coloured = args.output is None and wants_colour(sys.stdout)
@@ -8117,9 +8343,10 @@ def with_codes(
     run: Mapping[str, object] | None,
     groups: Sequence[CloneGroup],
 ) -> tuple[CloneGroup, ...]:
-    """Return groups whose members have all of their code, of which a run is read without the most."""
+    """Return groups whose members have the whole of their code."""
     if run is None:
         return tuple(groups)
+    # To compare a run, little of its raw code is read: only what is to be shown is fetched now.
     places = {sort_key(member.record) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
         codes = read_codes(args.db_path, int(str(run["id"])), places)
@@ -8128,9 +8355,11 @@ def with_codes(
         code = codes.get(sort_key(member.record), member.record.raw_code)
         return member._replace(record=member.record._replace(raw_code=code))
 
-    return tuple(
-        group._replace(members=tuple(map(whole, group.members))) for group in groups
-    )
+    completed = []
+    for group in groups:
+        members = tuple(map(whole, group.members))
+        completed.append(group._replace(members=members))
+    return tuple(completed)
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
@@ -8151,6 +8380,7 @@ DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store the lot in SQLite."
 )
+# Of `duplicates`; the other commands have the first two.
 REPORT_FORMATS = ("table", "json", "html", "sarif")
 ONE_ROOT = "name the directory above both, since a run has one root"
 
@@ -8195,12 +8425,14 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
 
 def run_id_or_file(text: str) -> int | str:
     """Return the id of a run, or the path of a report."""
+    # A report whose name is a number can still be named, as `./7`.
     return positive_int(text) if re.fullmatch("[0-9]+", text) else text
 
 
 def positive_int(text: str) -> int:
     """Return a whole number above 0 that SQLite can store; raise ArgumentTypeError for anything else."""
-    # At most 18 digits: SQLite stores 64 bits.
+    # At most 18 digits: SQLite stores 64 bits. `int` alone would take `1_000`, ` 7` and the digits
+    # of other scripts, which nobody types on purpose.
     if re.fullmatch("[0-9]{1,18}", text) and int(text):
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -8219,6 +8451,7 @@ def similarity_bound(text: str) -> float:
 def number_up_to(most: float, text: str, what: str) -> float:
     """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
     with contextlib.suppress(ValueError):
+        # In this form NaN is refused too, which is neither below nor above anything.
         if 0 < float(text) <= most:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
@@ -8226,6 +8459,8 @@ def number_up_to(most: float, text: str, what: str) -> float:
 
 def storable_text(text: str) -> str:
     """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
+    # Bytes that are no UTF-8 arrive as surrogates. Neither a request nor a row can hold them, and
+    # the row is written at the very end.
     if text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError("not readable as UTF-8")
     return text
@@ -8238,6 +8473,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UsageError, one line, where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
+        # So a wrong option ends as any other error does: one line, and `main` makes the exit code.
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
@@ -8263,6 +8499,7 @@ class StoreOnce(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
+        # What is given cannot be told from the values: one may be given that equals the default.
         given = vars(namespace).setdefault("given", set())
         if self.dest in given:
             parser.error(f"{option_string}: given twice: {self.remedy}")
@@ -8271,7 +8508,10 @@ class StoreOnce(argparse.Action):
 
 
 class CommandSpec(NamedTuple):
-    """A command: what runs it, where its options come from, and how it is described."""
+    """A command: what runs it, where its options come from, and how it is described.
+
+    `parents` is called when a command line is parsed: an import should make no parsers.
+    """
 
     run: Callable[..., int]
     parents: Callable[[], list[Parser]]
@@ -8281,6 +8521,8 @@ class CommandSpec(NamedTuple):
 
 def command_line() -> Parser:
     """Return the parser of the whole command line."""
+    # Nothing may be abbreviated: a script that says `--in` would fail, or do something else, as
+    # soon as a second option begins so.
     parser = Parser(
         prog="cds",
         description=DESCRIPTION,
@@ -8442,6 +8684,7 @@ def store_options() -> Parser:
 def report_options() -> Parser:
     """Return the options that say what `duplicates` reports on, and how."""
     parser = options_parser()
+    # A run knows which tree it is of; a second source could only contradict it.
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--path",
@@ -8493,6 +8736,7 @@ def add_listing_options(parser: Parser) -> None:
 
 def comparison_options() -> Parser:
     """Return the options that say what `duplicates` compares."""
+    # The defaults are those of the library, so that both give the same report.
     parser = options_parser()
     default = DuplicateOptions()
     parser.add_argument(
@@ -8605,10 +8849,9 @@ def main(
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    Only for the command line of the process are worker processes started: a caller with arguments
-    of its own may be any program.
     `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
     """
+    # Before anything is written: already the message on a wrong option may quote any character.
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
@@ -8617,6 +8860,7 @@ def main(
         log(f"cds: {error}")
         return error.exit_code
     except KeyboardInterrupt:
+        # There was nothing to save yet, or the user asked twice.
         log("cds: interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
@@ -8629,11 +8873,13 @@ def main(
 def run_command_line(argv: Sequence[str] | None, make_client: ClientFactory) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
+    # The parser is inside too: an interrupt ends with one line from the first moment on.
     with interrupts.handled():
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
-        # Who calls `main` with arguments may be any program, and gets no processes of its own.
+        # A caller with arguments of its own may be any program, such as a server with threads,
+        # and gets no worker processes; only the command line of this process has them.
         args.workers = processors() if argv is None else 0
         code: int = args.run(args, make_client, interrupts)
     # Interrupted, and the work saved: the caller must not take it for the whole.
