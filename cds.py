@@ -5954,7 +5954,7 @@ READABLE_WIDTH = 50
 BELOW_INDENT = 4
 # The same bytes on every system, so that a baseline can be kept in a repository.
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-# Of an md5sum: enough to tell a million of them apart by eye, short enough for a column.
+# Of an md5sum: a hint for the eye, which leaves room for the signature; JSON has all of them.
 SHOWN_DIGITS = 8
 
 
@@ -6996,7 +6996,7 @@ def page_section(
         if group.evidence != evidence:
             continue
         same = shown[group.area] if group.hidden_by is None else hidden
-        # A group that found no room is counted in its heading all the same.
+        # A group for which there is no room still counts in the heading.
         same.append(texts.get(position, ""))
     count = counted(sum(map(len, shown.values())), "group")
     title = escaped(SECTION_TITLES[evidence])
@@ -7156,7 +7156,7 @@ def member_list(
     """
     parts = []
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
-        # The text takes time to make, in vain where no code is shown that it could be equal to.
+        # To compare texts takes time, and is in vain where no code is shown.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
         where = marked_place(member.record)
@@ -8145,7 +8145,7 @@ def summary_line(db_path: str, result: RunResult) -> str:
 
 def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
-    # 1. All that can be refused is refused before any work, which may take minutes.
+    # 1. What the options alone rule out is refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
     refuse_overwriting(args, report_inputs(args))
@@ -8378,7 +8378,7 @@ def named_group(report: Report, prefix: str) -> CloneGroup:
 
 DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
-    " language model say what each piece is for, store the lot in SQLite."
+    " language model say what each piece is for, store it all in SQLite."
 )
 # Of `duplicates`; the other commands have the first two.
 REPORT_FORMATS = ("table", "json", "html", "sarif")
@@ -8587,7 +8587,7 @@ def output_options(formats: Sequence[str] = ("table", "json")) -> Parser:
         "--format",
         choices=formats,
         default="table",
-        help="default: %(default)s",
+        help="form of the output (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -8723,14 +8723,15 @@ def add_listing_options(parser: Parser) -> None:
         type=positive_int,
         default=20,
         metavar="N",
-        help="groups a section, of code, tests and generated code each (default: %(default)s)",
+        help="show at most N groups a section, of code, tests and generated code each"
+        " (default: %(default)s)",
     )
     parser.add_argument(
         "--show",
         metavar="ID",
         help="print one group whole: the code of every member and its differences from the first;"
-        " ID is what the list shows in front, or the start of it: it follows from the code of the"
-        " members alone",
+        " ID stands in front of the group in the list, and its start will do; it follows from the code"
+        " of the members alone",
     )
 
 

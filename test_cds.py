@@ -6979,6 +6979,15 @@ def test_the_table_labels_docstrings_and_folds_siblings():
     assert f"    docstring: {PRICES}" not in lines
 
 
+def test_the_table_calls_no_siblings_equal_that_are_not():
+    pair = [documented(OTHER, PRICES, "b.py"), documented(TOTAL, PRICES, "c.py")]
+    report = cds.build_report(pair, DUPLICATES)
+    (group,) = report.groups
+    group = group._replace(are_siblings=True, similarity=0.999)
+    lines = cds.report_as_lines(report._replace(groups=(group,)), 20)
+    assert any(f"{group.id}  similarity 0.99  b.py" in line.text for line in lines)
+
+
 def test_docstrings_are_not_shown_beside_copies():
     copies = [documented(TOTAL, PRICES, path) for path in ("a.py", "b.py")]
     assert not any(PRICES in line for line in lines_of(copies))
@@ -7325,6 +7334,14 @@ def test_page_compares_some_members_of_a_group_and_lists_the_others():
     assert "the same text" not in page
 
 
+def test_page_opens_the_first_comparison_where_the_second_member_is_a_copy():
+    changed = [record(f"{TOTAL}    # {n}\n", f"c{n}.py") for n in range(2)]
+    page = page_of([*twins(TOTAL), *changed])
+    assert "the same text as 1" in page
+    assert page.count('<details class="pair" open>\n<summary>1 | 3 ') == 1
+    assert page.count('<details class="pair">\n<summary>1 | 4 ') == 1
+
+
 def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
     page = page_of([record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)])
     assert page.count(f'<p class="intent">{SUM}</p>') == 2
@@ -7345,10 +7362,12 @@ def test_page_tells_how_members_compare_and_who_said_what_they_are_for():
     first = first._replace(
         shared=0.8, differs=(".T", "<b>"), intent=SUM, intent_source="docstring"
     )
-    other = other._replace(intent="Adds.", intent_source="model")
+    other = other._replace(shared=0.999, intent="Adds.", intent_source="model")
     group = group._replace(are_siblings=True, members=(first, other))
     page = "".join(cds.report_as_page(report._replace(groups=(group,))))
     assert page.count("80 % shared") == 1
+    assert page.count("99 % shared") == 1
+    assert "100 % shared" not in page
     assert "differs in <code>.T</code>, <code>&lt;b&gt;</code>" in page
     assert f'<p class="intent"><small>docstring</small> {SUM}</p>' in page
     assert '<p class="intent">Adds.</p>' in page
