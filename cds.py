@@ -2008,6 +2008,7 @@ CONNECT_SECONDS = 5.0
 ANSWER_BYTES = (
     1 << 22
 )  # a sentence never comes near it; long lists of models have a quarter of it
+PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
 TRIES = 3
 LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
 LONGEST_RETRY_AFTER = 60.0  # seconds
@@ -2121,16 +2122,37 @@ def authorization(address: Address, api_key: str, key_name: str) -> str | None:
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
+def address_secrets(user: str | None, password: str | None) -> list[str]:
+    """Return what is secret in the user and password of a URL, as they stand there and decoded."""
+    from urllib.parse import unquote
+
+    # A user alone is a token; beside a password it is only a name.
+    secret = password or user or ""
+    return [secret, unquote(secret)]
+
+
+def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
+    """Return what is secret in the addresses of proxies, and in the headers made of them."""
+    import base64
+    from urllib.parse import unquote
+
+    secrets = []
+    for proxy in proxies.values():
+        pair = proxy.rpartition("@")[0].rpartition("//")[2]
+        user, _, password = map(unquote, pair.partition(":"))
+        header = base64.b64encode(
+            f"{user}:{password}".encode("utf-8", "surrogateescape")
+        )
+        secrets += address_secrets(*pair.partition(":")[::2])
+        secrets += [header.decode()] if pair else []
+    return secrets
+
+
 class Secrets:
     """The texts that must never be shown, and how a server's own words are shown without them."""
 
-    def __init__(self, address: Address, header: str | None, api_key: str) -> None:
-        from urllib.parse import unquote
-
-        # A user alone is a token; beside a password it is only a name.
-        password = address.password or address.user or ""
-        token = (header or "").partition(" ")[2]
-        texts = {api_key, token, password, unquote(password)} - {""}
+    def __init__(self, *secrets: str) -> None:
+        texts = set(secrets) - {""}
         self.hides_all = any(len(text) < SHORTEST_MASKED for text in texts)
         patterns = [any_spelling(text) for text in sorted(texts, key=len, reverse=True)]
         self._pattern = re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
@@ -2243,7 +2265,17 @@ class Attempt:
         self.end()
 
 
-def make_opener(address: Address) -> Any:
+def proxies_for(address: Address) -> dict[str, str]:
+    """Return the addresses of the environment's proxies, by scheme, or none for this machine."""
+    import urllib.request
+
+    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
+    # Its address is only looked up where a proxy is set.
+    proxies = urllib.request.getproxies()
+    return {} if proxies and is_this_machine(address.host) else proxies
+
+
+def make_opener(address: Address, proxies: Mapping[str, str]) -> Any:
     """Return a urllib opener for requests to one server, each with an `attempt`."""
     import urllib.request
 
@@ -2257,14 +2289,9 @@ def make_opener(address: Address) -> Any:
 
         https_open = http_open
 
-    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
-    # Its address is only looked up where a proxy is set.
-    proxies = urllib.request.getproxies()
-    if proxies and is_this_machine(address.host):
-        proxies = {}
     # No handler for redirects, which could carry the key to another server, nor for statuses.
     opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler(proxies))
+    opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
     opener.add_handler(Handler())
     return opener
 
@@ -2367,18 +2394,26 @@ class Transport:
         self.absent = absent
         api_key = api_key.strip()
         header = authorization(self.address, api_key, key_name)
-        self._secrets = Secrets(self.address, header, api_key)
+        token = (header or "").partition(" ")[2]
+        proxies = proxies_for(self.address)
+        self._secrets = Secrets(
+            api_key,
+            token,
+            *address_secrets(self.address.user, self.address.password),
+            *proxy_secrets(proxies),
+        )
         self._headers = {
             "Content-Type": "application/json",
             "User-Agent": f"cds/{__version__}",
         }
         if header:
             self._headers["Authorization"] = header
-        self._opener = make_opener(self.address)
+        self._opener = make_opener(self.address, proxies)
         self._wait = wait
         # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
         self.abandoned = threading.Event()
-        self._attempts: set[Attempt] = set()  # in flight
+        # In flight, each with the event that it holds.
+        self._attempts: set[tuple[Attempt, threading.Event]] = set()
         self._has_connected = False
         self._has_answered = False
 
@@ -2413,8 +2448,10 @@ class Transport:
         """Abandon the calls in flight, those that wait between tries too."""
         abandoned, self.abandoned = self.abandoned, threading.Event()
         abandoned.set()
-        for attempt in list(self._attempts):
-            attempt.end()
+        # Calls that follow hold the new event, and may be in flight already.
+        for attempt, held in list(self._attempts):
+            if held is abandoned:
+                attempt.end()
 
     def _given_up(self, error: TransientError) -> IntentGenerationError:
         """Return the error of a call whose tries are spent."""
@@ -2442,7 +2479,7 @@ class Transport:
         response = None
         with attempt:
             # In this order: `close` sets the event first, so one of the two ends this attempt.
-            self._attempts.add(attempt)
+            self._attempts.add((attempt, abandoned))
             try:
                 if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED)
@@ -2458,11 +2495,9 @@ class Transport:
                 ) from error
             except (ValueError, TypeError, AttributeError):
                 # urllib knows no way there; its text may hold a proxy's password.
-                raise ProviderError(
-                    "the proxy of the environment is of no use: correct HTTP_PROXY"
-                ) from None
+                raise ProviderError(PROXY_USELESS) from None
             finally:
-                self._attempts.discard(attempt)
+                self._attempts.discard((attempt, abandoned))
                 self._has_connected = self._has_connected or attempt.is_connected
 
     def _complete(self, response: Any, attempt: Attempt) -> Response:
@@ -2474,6 +2509,10 @@ class Transport:
         if len(body) > ANSWER_BYTES:
             raise IntentGenerationError(
                 f"the answer is larger than {ANSWER_BYTES} bytes"
+            )
+        if response.status == 407:
+            raise ProviderError(
+                "the proxy wants a user and password: correct those in HTTP_PROXY"
             )
         reply = json_object(body)
         # What Content-Length promised may be missing; without it, and without chunks, the body ends
@@ -2488,6 +2527,7 @@ class Transport:
         self, error: Exception, attempt: Attempt, has_begun: bool
     ) -> IntentGenerationError:
         """Return the error for a request without a complete response."""
+        import http.client
         import socket
         import ssl
 
@@ -2496,25 +2536,24 @@ class Transport:
         if isinstance(cause, OSError):
             error = cause
         url = self.address.url
+        if isinstance(error, http.client.InvalidURL):
+            # Its text holds what stands before a slash in a proxy's password.
+            return ProviderError(PROXY_USELESS)
         if isinstance(error, ssl.SSLCertVerificationError):
             return ProviderError(
                 f"the certificate of {url} is not trusted ({error.verify_message}):"
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
-            return TransientError(
-                f"{url} cannot be reached ({describe_error(error)})", lasting=True
+            # Where a proxy refuses the tunnel, these are its own words.
+            reason = (
+                self._secrets.quote(describe_error(error)) or "the reason is withheld"
             )
+            return TransientError(f"{url} cannot be reached ({reason})", lasting=True)
         if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
             remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
             return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
-        # A server that speaks no TLS answers nonsense; one that ends the handshake may just be ending.
-        is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-        if (
-            isinstance(error, ssl.SSLError)
-            and not is_end
-            and not attempt.is_established
-        ):
+        if is_tls_refusal(error) and not attempt.is_established:
             return ProviderError(
                 f"{url} does not speak TLS ({describe_error(error)}): name it with http://"
             )
@@ -2523,6 +2562,15 @@ class Transport:
         return TransientError(
             f"{url} closed the connection without an answer", lasting=True
         )
+
+
+def is_tls_refusal(error: Exception) -> bool:
+    """Return whether an error during the TLS handshake says that the server speaks no TLS."""
+    import ssl
+
+    # Such a server answers nonsense; one that ends the handshake may just be ending itself.
+    is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    return isinstance(error, ssl.SSLError) and not is_end
 
 
 def json_object(body: bytes | str) -> Reply:
@@ -2713,7 +2761,11 @@ class ChatClient(LLMClient):
         # Once: a server that refuses it gets back what it takes.
         if not self._has_low_effort:
             self._has_low_effort = True
-            self._fields = {**self._fields, **self.low_effort}
+            # Only what is still sent: a server that refused a field is not asked again.
+            self._fields = {
+                name: self.low_effort.get(name, value)
+                for name, value in self._fields.items()
+            }
 
 
 def prompt_tokens(code: str) -> int:
@@ -3233,6 +3285,7 @@ PENDING_ENDING = "-pending"
 # Marks a side file as this program's, in the header of the file.
 PENDING_ID = 0x43445350
 PENDING_LOCK_SECONDS = 5.0
+PENDING_TRIES = 20  # to open a file that other runs delete and create
 PENDING_LOSS = (
     "if this run is killed, its calls are lost: "
     "move that file away, or make room and let it be written"
@@ -3638,7 +3691,11 @@ class PendingIntents:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = open_pending(self.path)
-            threading.Thread(target=self._sync_regularly, daemon=True).start()
+            try:
+                threading.Thread(target=self._sync_regularly, daemon=True).start()
+            except RuntimeError:
+                # The system allows no further thread, so SQLite itself has to sync, if slowly.
+                self._connection.execute("PRAGMA synchronous = FULL")
         return self._connection
 
     def _sync_regularly(self) -> None:
@@ -3686,30 +3743,50 @@ def open_pending(path: str) -> sqlite3.Connection:
 
     Raises OSError, sqlite3.Error or PersistenceError where it cannot be used.
     """
-    while True:
-        create_private_file(path)
-        created = file_identity(path)
-        uri = f"{database_uri(path)}?mode=rw"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None
-        )
-        # Whoever deletes the file holds an exclusive lock, and in WAL mode a prepared connection
-        # holds a shared one until it is closed. So a file that is still there now, stays; one that
-        # is not was deleted before the lock, and the next one is tried.
+    for tries_left in reversed(range(PENDING_TRIES)):
+        created = None
         try:
-            prepare_pending(connection)
-        except Exception:
-            connection.close()
-            if file_identity(path) == created:
+            created = create_private_file(path)
+            connection = connect_pending(path, created)
+        except (OSError, sqlite3.Error, PersistenceError) as error:
+            # What fails on a file that was deleted meanwhile says nothing of the next one. And who
+            # still has the deleted one open may remove the journal of the next: an I/O error there.
+            is_same = file_identity(path) == created
+            is_final = is_same and "disk I/O" not in str(error)
+            if is_final or not tries_left:
                 raise
             continue
+        # Whoever deletes the file holds an exclusive lock, and in WAL mode a prepared connection
+        # holds a shared one until it is closed. So a file that is still there now, stays.
         if file_identity(path) == created:
             return connection
         connection.close()
+    raise PersistenceError("other runs delete it again and again")
 
 
-def create_private_file(path: str) -> None:
-    """Create a file that only its owner may read and write, or check that there is one."""
+def connect_pending(path: str, created: object) -> sqlite3.Connection:
+    """Return a connection to the side file with the identity `created`, with the table it needs."""
+    uri = f"{database_uri(path)}?mode=rw"
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None
+    )
+    try:
+        # As soon as it is open: the number of a file that was deleted may be given to a later one,
+        # but not as long as anybody has it open.
+        if file_identity(path) != created:
+            raise PersistenceError("another run has replaced it")
+        prepare_pending(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def create_private_file(path: str) -> object:
+    """Create a file that only its owner may read and write, or check that there is one.
+
+    Return what `file_identity` returns for it.
+    """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     status = os.lstat(path)
@@ -3718,20 +3795,17 @@ def create_private_file(path: str) -> None:
     # In a directory that others may write to, it could hold whatever they want to be stored.
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         raise PersistenceError("it belongs to another user")
+    return status.st_dev, status.st_ino
 
 
 def prepare_pending(connection: sqlite3.Connection) -> None:
     """Create the table of a new side file; raise PersistenceError for a file of another kind."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    if application_id != PENDING_ID:
-        if (
-            application_id
-            or connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-        ):
-            raise PersistenceError("it is a database of something else")
+    if not is_pending(connection):
+        # Another run may be creating the table just now. So look again, under the lock that it
+        # would need: what is seen there holds until the commit.
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(CREATE_PENDING)
-        connection.execute(f"PRAGMA application_id = {PENDING_ID}")
+        if not is_pending(connection):
+            create_pending(connection)
         connection.execute("COMMIT")
     # Where the file system cannot have it, SQLite stays with its rollback journal: slower.
     execute_waiting(connection, "PRAGMA journal_mode = WAL", PENDING_LOCK_SECONDS)
@@ -3739,15 +3813,32 @@ def prepare_pending(connection: sqlite3.Connection) -> None:
     connection.execute("SELECT 1 FROM pending").fetchone()
 
 
+def is_pending(connection: sqlite3.Connection) -> bool:
+    """Return whether a database is marked as a side file."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    return bool(application_id == PENDING_ID)
+
+
+def create_pending(connection: sqlite3.Connection) -> None:
+    """Create the table in an empty database, and mark it; raise PersistenceError for any other."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    tables = connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    if application_id or tables:
+        raise PersistenceError("it is a database of something else")
+    connection.execute(CREATE_PENDING)
+    connection.execute(f"PRAGMA application_id = {PENDING_ID}")
+
+
 def delete_if_empty(connection: sqlite3.Connection, path: str) -> None:
     """Delete a side file that holds nothing, unless another run has it open."""
     if connection.execute("SELECT 1 FROM pending").fetchone():
         return
     connection.execute("PRAGMA busy_timeout = 0")
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    # To leave WAL mode takes an exclusive lock, which no connection gets beside another.
-    (mode,) = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    # To leave WAL mode takes an exclusive lock, which no connection gets beside another. It is not
+    # kept: until it is taken again, another run may have opened the file, and gone back to WAL.
+    connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("BEGIN EXCLUSIVE")
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     if mode != "delete" or connection.execute("SELECT 1 FROM pending").fetchone():
         return
     if os.name == "nt":

@@ -2598,6 +2598,50 @@ def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
     assert "topsecret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://user:top/secret@h:1", "user:top/secret@h:1", "http://top/secret@h"],
+)
+def test_ollama_client_says_nothing_of_a_proxy_whose_password_holds_a_slash(
+    monkeypatch, proxy
+):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(cds.IntentGenerationError) as raised:
+        client_of("http://model.invalid").generate_intent("x")
+    assert "top" not in str(raised.value) and "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("said", ["p%C3%A4ss", "p\xe4ss", "dXNlcjpww6Rzcw=="])
+def test_ollama_client_masks_the_password_of_a_proxy_in_what_it_says(monkeypatch, said):
+    with serving(error(400, f"wrong: {said}!")) as (proxy, _):
+        monkeypatch.setenv("http_proxy", f"http://user:p%C3%A4ss@{proxy}")
+        with pytest.raises(cds.IntentGenerationError) as raised:
+            client_of("http://model.invalid").generate_intent("x")
+    assert str(raised.value) == "wrong: ***!"
+
+
+def test_ollama_client_masks_the_password_of_a_proxy_that_refuses_a_tunnel(monkeypatch):
+    def refuse(connection):
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += connection.recv(1)
+        connection.sendall(b"HTTP/1.1 403 no topsecret here\r\n\r\n")
+
+    with accepting(refuse) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://user:topsecret@{proxy}")
+        with pytest.raises(cds.ProviderError) as raised:
+            client_of("https://model.invalid").generate_intent("x")
+    assert "403 no *** here" in str(raised.value)
+
+
+def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
+    with serving((407, b"")) as (proxy, requests):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        with pytest.raises(cds.ProviderError, match="HTTP_PROXY"):
+            client_of("http://model.invalid").generate_intent("x")
+    assert len(requests) == 1
+
+
 def test_ollama_client_never_follows_a_redirect():
     with serving(answer()) as (target, received):
         moved = (302, b"", {"Location": f"http://{target}/api/chat"})
@@ -2709,7 +2753,7 @@ def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(respons
 
 
 def test_masking_leaves_no_rest_of_a_secret_that_begins_with_another():
-    secrets = cds.Secrets(cds.parse_provider_url("me:abcd@box"), None, "abcdefgh")
+    secrets = cds.Secrets("abcd", "abcdefgh", "")
     assert secrets.quote("wrong: abcdefgh, abcd") == "wrong: ***, ***"
 
 
@@ -2717,12 +2761,12 @@ def test_masking_leaves_no_rest_of_a_secret_that_begins_with_another():
     "spelled", ["\N{KEY}abc", r"\ud83d\udd11abc", "%F0%9F%94%91abc", "&#128273;a&#98;c"]
 )
 def test_masking_knows_every_spelling_of_characters_beyond_the_first_plane(spelled):
-    secrets = cds.Secrets(cds.parse_provider_url("me:\N{KEY}abc@box"), None, "")
+    secrets = cds.Secrets("\N{KEY}abc")
     assert secrets.quote(f"wrong: {spelled}!") == "wrong: ***!"
 
 
 def test_masking_takes_no_time_that_a_hostile_server_could_choose():
-    secrets = cds.Secrets(cds.parse_provider_url("me:abcdefgh@box"), None, "")
+    secrets = cds.Secrets("abcdefgh")
     for piece in ("\\", "&#0", "a", "\\u006"):
         started = time.process_time()
         assert (
@@ -3097,6 +3141,32 @@ def test_ollama_client_cuts_off_a_call_over_tls_at_its_timeout(tls, behaviour):
         with pytest.raises(cds.ServerError, match=r"timed out after 0\.5 seconds"):
             client.generate_intent("x")
     assert len(requests) == 1 and client.waits == []
+
+
+def test_transport_that_is_closed_leaves_a_call_alone_that_began_meanwhile():
+    class BeginsACall(threading.Event):
+        def set(self):
+            caller.start()
+            has_come.wait(5)
+            super().set()
+
+    def respond_late(handler):
+        has_come.set()
+        is_closed.wait(5)
+        respond(handler, *answer())
+
+    has_come, is_closed = threading.Event(), threading.Event()
+    statuses = []
+    with serving(respond_late) as (address, _):
+        transport = cds.Transport(address, timeout=5)
+        transport.abandoned = BeginsACall()
+        caller = threading.Thread(
+            target=lambda: statuses.append(transport.ask("/api/chat", {}, 5).status)
+        )
+        transport.close()
+        is_closed.set()
+        caller.join()
+    assert statuses == [200]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -4102,6 +4172,22 @@ def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
     assert len(requests) == 2
 
 
+def test_openai_client_sends_no_refused_field_again_to_a_model_that_thinks():
+    def think(handler):
+        if "reasoning_effort" in handler.request_body:
+            text = "Unknown parameter: 'reasoning_effort'"
+            return respond(handler, *openai_error(400, text, param="reasoning_effort"))
+        if handler.request_body["max_tokens"] < 1000:
+            thought = openai_answer("", "length", reasoning_content="Hm.")
+            return respond(handler, *thought)
+        return respond(handler, *openai_answer())
+
+    with serving(think) as (address, requests):
+        assert openai_client_of(address).generate_intent("x") == "Adds numbers."
+    efforts = [request.get("reasoning_effort") for _, _, request in requests]
+    assert efforts == ["none", "low", None, None]
+
+
 def test_openai_client_never_leaves_the_cap_out():
     text = "max_tokens is too large: this model answers with 100 at most"
     with serving(openai_error(400, text, param="max_tokens")) as (address, requests):
@@ -4655,6 +4741,26 @@ def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
     third.keep("4", "Four.")
     third.close()
     assert [row[1] for row in rows(f"{db}-pending", PENDING)] == ["4"]
+
+
+def test_side_file_that_another_run_is_just_creating_is_no_foreign_one(tmp_path):
+    path = tmp_path / "db-pending"
+    path.touch(0o600)
+    opened = []
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as creator:
+        creator.execute("BEGIN IMMEDIATE")
+        cds.create_pending(creator)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            # What the other run sees before the commit is an empty file without the mark.
+            assert not cds.is_pending(other)
+            thread = threading.Thread(
+                target=lambda: opened.append(keep(tmp_path / "db", "1"))
+            )
+            thread.start()
+            time.sleep(0.3)  # it waits for the lock by now
+            creator.execute("COMMIT")
+            thread.join()
+    assert opened == [path] and [row[1] for row in rows(path, PENDING)] == ["1"]
 
 
 def test_side_file_that_is_deleted_before_it_is_locked_is_created_anew(tmp_path):
