@@ -6545,6 +6545,7 @@ kbd {
 }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 
+/* A page may hold thousands of groups: those out of sight are not laid out. */
 .group {
   margin: .4rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   content-visibility: auto; contain-intrinsic-size: auto 4.2rem;
@@ -6588,6 +6589,8 @@ meter { width: 3.5rem; height: .55rem; }
 .intent { font-size: .92rem; }
 .intent small { text-transform: uppercase; font-size: .7rem; letter-spacing: .04em; }
 
+/* Code: odd columns hold line numbers. Rows of class `d` differ, `at` is the one moved to last.
+   Signs and line styles tell the sides apart as well as colours do. */
 .code { width: 100%; table-layout: fixed; border-collapse: collapse; font: 12.5px/1.5 var(--mono); }
 .diff { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .code td { padding: 0 .6rem; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -6613,6 +6616,7 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
 ::highlight(string) { color: var(--string); }
 ::highlight(comment) { color: var(--comment); }
 
+/* On a narrow screen the other side stands below the first, its cells only where they differ. */
 @media (max-width: 55rem) {
   body { padding: 0 .8rem; }
   form { margin: 0 -.8rem; padding: .5rem .8rem; position: static; }
@@ -6687,6 +6691,7 @@ function applyFilter() {
   form.querySelector("output").value = `${visible().length} of ${groups.length} groups`;
 }
 
+// A group alone has the short address that every group's link has.
 function writeAddress() {
   const words = new URLSearchParams();
   for (const name of fields) if (form[name].value) words.set(name, form[name].value);
@@ -6700,6 +6705,7 @@ function readAddress() {
   const words = new URLSearchParams(hash.startsWith("group-") ? { group: hash } : hash);
   const group = document.getElementById(words.get("group"));
   for (const name of fields) form[name].value = words.get(name) || "";
+  // A link to a hidden group must show it.
   if (group && group.dataset.rule && !form.rule.value) form.rule.value = group.dataset.rule;
   applyFilter();
   if (group) show(group);
@@ -6742,6 +6748,7 @@ function moveToGroup(step) {
   return next;
 }
 
+// Each run of rows that differ counts once, and begins with its first row.
 function differences() {
   const rows = Array.from(current ? current.querySelectorAll(".d") : []);
   return rows.filter(row => !row.previousElementSibling?.matches(".d"));
@@ -6798,6 +6805,7 @@ const token = new RegExp([
 ].join("|"), "g");
 
 function colour(cells) {
+  // 1. The whole code is one text: a string may run over many cells, and a mark divides a word.
   const pieces = [];
   let text = "";
   for (const cell of cells) {
@@ -6808,6 +6816,7 @@ function colour(cells) {
     }
     text += "\n";
   }
+  // 2. Both tokens and pieces come in order: one pass finds the pieces of each token.
   let at = 0;
   for (const match of text.matchAll(token)) {
     const name = Object.keys(match.groups).find(key => match.groups[key]);
@@ -8455,6 +8464,7 @@ def with_codes(
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
     """Return the group whose id starts with the prefix; raise UsageError where none or two do."""
+    # Hidden groups too: what a rule hides may be just what is to be understood.
     found = [group for group in report.groups if group.id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
