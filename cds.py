@@ -1445,9 +1445,11 @@ def analyze_guarded(
 def may_crash_parser(source: Source) -> bool:
     """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
-        data = read_bytes(source.path)
-    except OSError:
+        # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
+        text = decode_source(read_bytes(source.path))
+    except Exception:  # the analysis meets it again, and tells
         return False
+    data = text.encode("utf-8", "surrogatepass")
     return len(data) > HARMLESS_BYTES or nesting_bound(data) > HARMLESS_DEPTH
 
 
@@ -2014,6 +2016,7 @@ LASTING_SECONDS = 60.0  # how long a server that has answered before is waited f
 LONGEST_RETRY_AFTER = 60.0  # seconds
 QUOTED_CHARACTERS = 300  # of a server's own words
 SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
+SHORTEST_KEY = 12  # characters; what is shorter may be a word of any sentence
 ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 
 Reply = Union[dict[str, Any], None]  # the JSON object in a body, if there is one
@@ -2154,8 +2157,8 @@ class Secrets:
     def __init__(self, *secrets: str) -> None:
         texts = set(secrets) - {""}
         self.hides_all = any(len(text) < SHORTEST_MASKED for text in texts)
-        patterns = [any_spelling(text) for text in sorted(texts, key=len, reverse=True)]
-        self._pattern = re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
+        self._pattern = any_of(texts)
+        self._keys = any_of(text for text in texts if len(text) >= SHORTEST_KEY)
 
     def quote(self, words: str) -> str:
         """Return a server's own words as one short line without a secret; "" if that cannot be had."""
@@ -2164,6 +2167,16 @@ class Secrets:
         # Before and after: what is dropped on the way to one line could stand in a secret's midst.
         words = one_line(self._pattern.sub("***", words))
         return self._pattern.sub("***", words)[:QUOTED_CHARACTERS]
+
+    def mask(self, answer: str) -> str:
+        """Return an answer without the secrets in it that are too long to be words of its own."""
+        return self._keys.sub("***", answer)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern for any of the texts, however spelled; the longest of them first."""
+    patterns = [any_spelling(text) for text in sorted(texts, key=len, reverse=True)]
+    return re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
 
 
 def any_spelling(text: str) -> str:
@@ -2746,7 +2759,10 @@ class ChatClient(LLMClient):
 
     def _ask(self, question: Question, abandoned: threading.Event) -> str:
         def read(response: Response) -> str:
-            return clean_answer(self._answer_text(response, question))
+            secrets = response.secrets
+            # Before and after, as where an error is quoted.
+            text = secrets.mask(self._answer_text(response, question))
+            return secrets.mask(clean_answer(text))
 
         return self._transport.call(self.path, self._request(question), read, abandoned)
 
@@ -8157,6 +8173,9 @@ def run_persist(
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
     # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
+    #    A side file without entries is deleted, so an empty source of that name is refused first.
+    if os.path.isfile(args.path):
+        refuse_overwriting(args, [args.path])
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
@@ -8299,7 +8318,9 @@ def check_gate(args: argparse.Namespace) -> None:
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
     """Return the files that `duplicates` reads, but for those of a source tree."""
-    inputs = [args.against] if isinstance(args.against, str) else []
+    inputs = []
+    if isinstance(args.against, str):
+        inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
         db_path = absolute_path("--db-path", args.db_path)
         inputs += [db_path + ending for ending in DATABASE_ENDINGS]

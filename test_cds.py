@@ -1882,6 +1882,12 @@ def test_only_what_may_crash_the_parser_goes_to_a_worker_of_its_own(tmp_path):
     assert pids[1] == pids[2] != os.getpid()
 
 
+def test_operators_that_an_encoding_writes_beyond_ascii_are_counted(tmp_path):
+    hidden = b"# coding: mac_farsi\nx = y" + b"\xaex" * (cds.HARMLESS_DEPTH + 1)
+    (tmp_path / "a.py").write_bytes(hidden)
+    assert cds.may_crash_parser(cds.Source(str(tmp_path / "a.py"), "a.py"))
+
+
 @pytest.mark.parametrize(
     "level",
     [
@@ -2727,6 +2733,26 @@ def test_ollama_client_never_shows_a_secret_that_the_server_repeats(echo, is_key
             client.generate_intent("x")
     shown = str(raised.value)
     assert not re.search("t0p|s3|cret", shown) and (is_key or "bWU6" not in shown)
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        pytest.param("t0p&s3cret<key>", id="plain"),
+        pytest.param("t0p\u200b&s3\0cret<key>", id="invisible-between"),
+        pytest.param("t0p&amp;s3cret&lt;key&gt;", id="html"),
+    ],
+)
+def test_ollama_client_masks_a_key_in_an_answer(echo):
+    with serving(answer(f"Returns {echo} to them.")) as (address, _):
+        client = client_of(address, api_key="t0p&s3cret<key>")
+        assert client.generate_intent("x") == "Returns *** to them."
+
+
+def test_ollama_client_leaves_the_words_of_an_answer_though_one_is_the_password():
+    with serving(answer("Loads data.")) as (address, _):
+        client = client_of(f"http://me:data@{address}")
+        assert client.generate_intent("x") == "Loads data."
 
 
 def test_ollama_client_takes_a_user_without_a_password_for_a_secret():
@@ -8512,6 +8538,14 @@ def test_file_to_write_may_not_be_one_that_is_read(
     )
 
 
+def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
+    source = tree(tmp_path, {"db-pending": ""}) / "db-pending"
+    words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
+    err = refused(capsys, tmp_path, "persist", *words)
+    assert f"--db-path: {source} is a file that this command reads" in err
+    assert source.exists()
+
+
 @pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-pending"])
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
@@ -8563,7 +8597,8 @@ def test_deleted_current_folder_matters_to_relative_paths_alone(
     words = [command, "--path", source, *options, *outputs]
     done = finish([sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)])
     assert (done.returncode, "cds: " in done.stderr) == (0, False), done.stderr
-    for option in ("--output",) if command != "persist" else ("--db-path",):
+    files = {"persist": ["--db-path"], "duplicates": ["--output", "--against"]}
+    for option in files.get(command, ["--output"]):
         tree(tmp_path, {"gone/x": ""})
         words = [*words[:3], *options, option, "relative"]
         done = finish(
