@@ -663,7 +663,8 @@ def find_sources(root: str, suffix: str, exclude: Sequence[str] = ()) -> Search:
     """
     if os.path.isdir(root):
         return Finder(root, suffix, exclude).find()
-    alone = Source(root, stored_path(os.path.basename(root)))
+    name = os.path.basename(root)
+    alone = Source(root, stored_path(name))
     return Search([alone], collections.Counter(), [], [], list(exclude))
 
 
@@ -690,32 +691,39 @@ class Finder:
         """Search the directory and those below it."""
         found = self.found
         # Level by level, so that git is asked once about all paths of a level.
-        level = [Entry("", True, enclosing_work_tree(self.git, self.root))]
+        around = enclosing_work_tree(self.git, self.root)
+        level = [Entry("", True, around)]
         while level:
-            listed = [entry for directory in level for entry in self._list(directory)]
-            kept = self._without_ignored(listed)
-            level = [entry for entry in kept if entry.is_directory]
-            found.sources.extend(
-                self._source(entry) for entry in kept if not entry.is_directory
-            )
+            listed: list[Entry] = []
+            for directory in level:
+                listed += self._list(directory)
+            level = []
+            for entry in self._without_ignored(listed):
+                if entry.is_directory:
+                    level.append(entry)
+                else:
+                    found.sources.append(self._source(entry))
         found.sources.sort(key=lambda source: source.file_path)
         found.warnings.extend(self.git.warnings())
-        found.unmatched.extend(
-            pattern for pattern in self.patterns if pattern not in self.matched
-        )
+        for pattern in self.patterns:
+            if pattern not in self.matched:
+                found.unmatched.append(pattern)
         return found
 
     def _source(self, entry: Entry) -> Source:
-        return Source(os.path.join(self.root, entry.path), stored_path(entry.path))
+        path = os.path.join(self.root, entry.path)
+        return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
         """Return what a directory holds, without what is skipped by any rule but git's."""
+        path = os.path.join(self.root, directory.path)
         try:
-            with os.scandir(os.path.join(self.root, directory.path)) as listing:
+            with os.scandir(path) as listing:
                 return self._without_skipped(directory, list(listing))
         except OSError as error:
-            path = stored_path(directory.path) or "."
-            self.found.errors.append(AnalyzerError(path, None, describe_error(error)))
+            shown = stored_path(directory.path) or "."
+            reason = describe_error(error)
+            self.found.errors.append(AnalyzerError(shown, None, reason))
             return []
 
     def _without_skipped(
@@ -730,9 +738,9 @@ class Finder:
             if not is_directory and not item.name.endswith(self.suffix):
                 continue
             path = f"{directory.path}/{item.name}".lstrip("/")
-            reason = (
-                "excluded" if self._is_excluded(path) else skip_reason(item, is_project)
-            )
+            reason = skip_reason(item, is_project)
+            if self._is_excluded(path):
+                reason = "excluded"
             if reason:
                 self.found.skipped[reason] += 1
             else:
@@ -748,14 +756,13 @@ class Finder:
 
     def _is_excluded(self, path: str) -> bool:
         names = path.split("/")
+        is_excluded = False
         # Every pattern is tried, so that those that match nothing are known.
-        matching = [
-            pattern
-            for pattern, globs in self.patterns.items()
-            if glob_matches(names, globs)
-        ]
-        self.matched.update(matching)
-        return bool(matching)
+        for pattern, globs in self.patterns.items():
+            if glob_matches(names, globs):
+                self.matched.add(pattern)
+                is_excluded = True
+        return is_excluded
 
     def _without_ignored(self, entries: Sequence[Entry]) -> list[Entry]:
         """Return the entries that git does not ignore, and count the others."""
@@ -763,9 +770,9 @@ class Finder:
         for entry in entries:
             paths[entry.work_tree].append(entry.path)
         ignored: set[str] = set()
-        for work_tree in paths:
+        for work_tree, inside in paths.items():
             if work_tree is not None:
-                ignored |= work_tree.ignored(paths[work_tree])
+                ignored |= work_tree.ignored(inside)
         if ignored:
             self.found.skipped["ignored by git"] += len(ignored)
         return [entry for entry in entries if entry.path not in ignored]
@@ -783,7 +790,8 @@ def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
         return item.name
     if item.name.startswith("."):
         return "hidden directory"
-    if os.path.lexists(os.path.join(item.path, "pyvenv.cfg")):
+    mark = os.path.join(item.path, "pyvenv.cfg")  # PEP 405
+    if os.path.lexists(mark):
         return "virtual environment"
     if is_project and item.name in BUILD_DIRECTORIES:
         return "build output"
@@ -865,7 +873,8 @@ class Git:
             message = one_line(done.stderr.decode("utf-8", "replace"))
             message = message or f"exit code {done.returncode}"
             raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS])
-        return [os.fsdecode(answer) for answer in done.stdout.split(b"\0")[:-1]]
+        answers = done.stdout.split(b"\0")[:-1]
+        return list(map(os.fsdecode, answers))
 
     def _command(self, words: Sequence[str]) -> list[str]:
         if self.program is None:
@@ -912,9 +921,8 @@ class WorkTree:
         self.inside = inside
         self.has_refused = False
         self.tracked: set[str] = set()
-        for path in self._ask(
-            "ls-files", "-z", "--cached", "--", f":(literal){inside or '.'}"
-        ):
+        pathspec = f":(literal){inside or '.'}"
+        for path in self._ask("ls-files", "-z", "--cached", "--", pathspec):
             # A directory that holds what is tracked is not ignored as a whole.
             while path and path not in self.tracked:
                 self.tracked.add(path)
@@ -934,15 +942,17 @@ class WorkTree:
         )
         # An answer is four fields: the file of the pattern, its line, the pattern, and the path.
         matches = zip(answers[2::4], answers[3::4])
-        return {
-            inner[path.removeprefix("./")]
-            for pattern, path in matches
-            if not pattern.startswith("!")
-        }
+        ignored = set()
+        for pattern, path in matches:
+            if not pattern.startswith("!"):
+                ignored.add(inner[path.removeprefix("./")])
+        return ignored
 
     def ignores_root(self) -> bool:
         """Return whether all of the root is ignored."""
-        return bool(self.inside) and not self.tracked and bool(self.ignored([""]))
+        if not self.inside or self.tracked:
+            return False
+        return self.ignored([""]) != set()
 
     def _ask(self, *words: str, paths: Iterable[str] = ()) -> list[str]:
         """Return git's answers, or none from the first refusal on."""
@@ -960,7 +970,8 @@ class WorkTree:
 def refuse_bare_layout(directory: str) -> None:
     """Raise GitRefusalError where git might take the directory itself for a repository."""
     # Any clone can hold such a directory as ordinary files, with a configuration in it.
-    if all(os.path.lexists(os.path.join(directory, name)) for name in BARE_LAYOUT):
+    paths = [os.path.join(directory, name) for name in BARE_LAYOUT]
+    if all(map(os.path.lexists, paths)):
         raise GitRefusalError("it looks like a bare repository")
 
 
@@ -974,7 +985,8 @@ def enclosing_work_tree(git: Git, root: str) -> WorkTree | None:
         top = parent
     inside = ""
     if top != real_root:
-        inside = os.path.relpath(real_root, top).replace(os.sep, "/") + "/"
+        path = os.path.relpath(real_root, top)
+        inside = path.replace(os.sep, "/") + "/"
     work_tree = WorkTree(git, top, inside=inside)
     # What is ignored as a whole was named by its owner all the same.
     return None if work_tree.ignores_root() else work_tree
@@ -988,12 +1000,10 @@ def find_program(name: str) -> str | None:
     """
     file_name = f"{name}.exe" if os.name == "nt" else name
     for directory in os.get_exec_path():
+        if not os.path.isabs(directory):
+            continue
         path = os.path.join(directory, file_name)
-        if (
-            os.path.isabs(directory)
-            and os.path.isfile(path)
-            and os.access(path, os.X_OK)
-        ):
+        if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 
@@ -2007,9 +2017,8 @@ DEFAULT_PORT = 11434  # of an address that names neither a scheme nor a port
 DEFAULT_TIMEOUT = 300.0  # seconds
 LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system can hold
 CONNECT_SECONDS = 5.0
-ANSWER_BYTES = (
-    1 << 22
-)  # a sentence never comes near it; long lists of models have a quarter of it
+# A sentence never comes near it; long lists of models have a quarter of it.
+ANSWER_BYTES = 1 << 22
 PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
 TRIES = 3
 LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
@@ -2019,10 +2028,13 @@ SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
 SHORTEST_KEY = 12  # characters; what is shorter may be a word of any sentence
 ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 
-Reply = Union[dict[str, Any], None]  # the JSON object in a body, if there is one
-Read = Callable[
-    ["Response"], str
-]  # makes an answer, or an IntentGenerationError, of a response
+# Two colons at least: one stands before a port.
+BARE_IPV6 = re.compile("[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
+
+# The JSON object in a body, if there is one.
+Reply = Union[dict[str, Any], None]
+# Makes an answer, or an IntentGenerationError, of a response.
+Read = Callable[["Response"], str]
 
 
 # The address
@@ -2047,9 +2059,7 @@ def parse_provider_url(text: str) -> Address:
 
     is_bare = "://" not in text
     full = f"http://{text}" if is_bare else text
-    if re.fullmatch(
-        r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*", text
-    ):  # an IPv6 address
+    if BARE_IPV6.fullmatch(text):
         full = f"http://[{text}]"
     try:
         parts = urllib.parse.urlsplit(full)
@@ -2258,9 +2268,8 @@ class Attempt:
         self._socket = connection.dup()
         connection.settimeout(self.seconds)
         self.is_connected = True
-        if (
-            self.is_ended
-        ):  # while the connection was made, when there was nothing to shut down
+        # While the connection was made, there was nothing to shut down.
+        if self.is_ended:
             raise TimeoutError
 
     def end(self) -> None:
@@ -2612,10 +2621,8 @@ def parse_retry_after(value: str) -> float:
 
 DEFAULT_NUM_CTX = 8192  # tokens
 ANSWER_TOKENS = 256  # a sentence needs some 40
-THINKING_TOKENS = (
-    2048,
-    8192,
-)  # for models that think before they answer, whatever they are told
+# For models that think before they answer, whatever they are told.
+THINKING_TOKENS = (2048, 8192)
 # In a row, after which no call gets more tokens: the model comes to no end.
 VAIN_RAISES = 3
 # An estimate; most code has more bytes in a token, which leaves room.
@@ -2660,6 +2667,7 @@ class AnswerBudget:
     def raised(self, tokens: int, room: int) -> int | None:
         """Return more tokens for a call to which `tokens` were too few, or None; at most `room`."""
         with self._lock:
+            # A step that the room cuts short is worth a try too, as long as it is more.
             larger = [step for step in THINKING_TOKENS if min(step, room) > tokens]
             if not larger or self._vain >= VAIN_RAISES:
                 # Only a call that was given more in vain tells that more does not help.
@@ -2685,12 +2693,10 @@ class ChatClient(LLMClient):
     key_name: str  # the environment variable that holds the key, by custom
     path: str  # where the requests go
     absent: str  # what to do where nobody listens
-    fields: Mapping[
-        str, object
-    ]  # what a request holds besides, until a server refuses it
-    low_effort: Mapping[
-        str, object
-    ]  # the fields for a model that cannot be kept from thinking
+    # What a request holds besides, until a server refuses it.
+    fields: Mapping[str, object]
+    # What those of them become for a model that cannot be kept from thinking.
+    low_effort: Mapping[str, object]
 
     def __init__(
         self,
@@ -2717,15 +2723,15 @@ class ChatClient(LLMClient):
             wait=wait,
         )
         self._budget = AnswerBudget()
-        self._fields = (
-            self.fields
-        )  # replaced, never changed: calls in flight hold on to theirs
+        # Replaced, never changed: calls in flight hold on to theirs.
+        self._fields = self.fields
         self._has_low_effort = False
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
         abandoned = self._transport.abandoned
         room = self.num_ctx - prompt_tokens(code)
+        # What helped another call may be more than this prompt leaves room for.
         tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
         # Every other round has fewer fields to refuse or more tokens to think with, and both run out.
         while True:
@@ -2786,9 +2792,9 @@ class ChatClient(LLMClient):
 
 def prompt_tokens(code: str) -> int:
     """Return an estimate, rather too high, of the tokens that a prompt takes."""
-    return (
-        len((INTENT_PROMPT + code).encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN
-    )
+    # Code can hold lone surrogates, which JSON sends as escapes.
+    prompt = (INTENT_PROMPT + code).encode("utf-8", "surrogatepass")
+    return len(prompt) // BYTES_PER_TOKEN
 
 
 def chat_messages(code: str) -> list[dict[str, str]]:
@@ -2804,6 +2810,7 @@ def length_error(
 ) -> IntentGenerationError:
     """Return the error of an answer that took all its tokens, be it for thinking or for the answer."""
     text = content if isinstance(content, str) else ""
+    # Where a thought has no field of its own, it stands in the content, cut off in its midst.
     is_unclosed = text.lstrip().startswith("<think>") and "</think>" not in text
     if thought or is_unclosed:
         return ThinkingError(f"the model was still thinking after {tokens} tokens")
@@ -2977,9 +2984,11 @@ WRONG_MODEL = re.compile(
     "|no models loaded|failed to load model",
     re.IGNORECASE,
 )
+# Many come as a 429 does that passes; only these words tell that this one stays.
 NO_CREDIT = re.compile(
     "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
 )
+# Some servers answer 500 to a request that they cannot read.
 WRONG_SHAPE = re.compile(
     "cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE
 )
@@ -3053,6 +3062,7 @@ class OpenAIClient(ChatClient):
 
     def _request(self, question: Question) -> dict[str, object]:
         fields = dict(question.fields)
+        # Never both names: a server that knows the two refuses them together.
         cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
         fields[cap] = question.tokens
         return {
@@ -3184,6 +3194,7 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
         status = int(problem.code)
     words = problem.all_words()
     said = response.quote(problem.text)
+    # What the words say comes before what the status says, since servers choose that differently.
     if status in range(300, 400):
         return ProviderError(
             f"the server redirects (HTTP status {status}): give its final address"

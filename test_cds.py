@@ -4749,6 +4749,20 @@ def test_finished_call_is_synced_to_the_disk_soon(tmp_path):
     cds.sync_file(f"{tmp_path}/no file at all")
 
 
+@not_for_root
+def test_finished_call_is_kept_where_the_system_allows_no_thread(tmp_path):
+    pytest.importorskip("resource")
+    program = """if True:
+        import cds
+        pending = cds.PendingIntents(sys.argv[1], "m")
+        pending.keep("1", "Works.")
+        pending.close()"""
+    command = python_command(program, tmp_path / "db")
+    done = finish(limited("NPROC", 1, command))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row[1] for row in rows(tmp_path / "db-pending", PENDING)] == ["1"]
+
+
 def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
     db = tmp_path / "db"
     first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
