@@ -3893,13 +3893,16 @@ EXACT, NEAR, INTENT = "exact", "near", "intent"
 EVIDENCE = (EXACT, NEAR, INTENT)  # strongest first, the order of the report
 CODE, TESTS, GENERATED = "code", "tests", "generated"
 AREAS = (CODE, TESTS, GENERATED)  # in the order of the report
+# Why a group is hidden. Nothing is dropped: what a rule hides is counted, and is in the JSON.
 STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
 INSIDE, CALLS, CONTAINED = "inside", "calls", "contained"
 KNOWN, UNTOUCHED = "known", "untouched"
 HIDING_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED, KNOWN, UNTOUCHED)
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
+# Two indexes of one sequence, the lower one first.
 Pair = tuple[int, int]
+# File, first line, last line. No two definitions have the same.
 Place = tuple[str, int, int]
 
 
@@ -4263,6 +4266,7 @@ def number_trigrams(
     inner = itertools.compress(trigrams, nodes[2:])
     counts = collections.Counter(map(numbers.__getitem__, inner))
     repeated = [trigram for trigram, count in counts.items() if count > 1]
+    # A set holds a feature once. With the ordinal, ten calls in a row are told from a single one.
     repetitions = [
         (trigram, nth) for trigram in repeated for nth in range(1, counts[trigram])
     ]
@@ -4348,10 +4352,10 @@ def last_name(node: ast.expr) -> str:
 def is_stub(node: ast.stmt) -> bool:
     """Return whether a statement only declares: there is nothing in it to merge."""
     if isinstance(node, FunctionNode):
-        names = set(map(last_name, node.decorator_list))
-        return not names.isdisjoint(("overload", "abstractmethod")) or all(
-            map(is_stub, node.body)
-        )
+        decorators = set(map(last_name, node.decorator_list))
+        if not decorators.isdisjoint(("overload", "abstractmethod")):
+            return True
+        return all(map(is_stub, node.body))
     if isinstance(node, ast.ClassDef):
         return all(
             is_stub(statement) or is_constant(statement) for statement in node.body
@@ -4373,11 +4377,13 @@ def is_constant(node: ast.stmt) -> bool:
 
 ROUNDING_SLACK = 1e-9
 SIGNATURE_SIZE = 2048  # bits
+# int.bit_count came with Python 3.10.
 bit_count: Callable[[int], int] = getattr(
     int, "bit_count", lambda number: bin(number).count("1")
-)  # 3.10
+)
 PREFIX_MATCHES = 4  # features that the prefixes of similar sets have in common
-FAMILY_SIZE = 500  # from so many on, not every pair is compared
+# From so many similar sets on, not every pair is compared: a family of n would have n^2 / 2 of them.
+FAMILY_SIZE = 500
 
 
 class Similar(NamedTuple):
@@ -4417,15 +4423,15 @@ def similar_pairs(
     pairs = {}
     for new, similar in join.found.items():
         for old, similarity in similar.items():
+            # Since they were compared, the older one may have become part of a family.
             if old in join.found:
                 one, other = by_size[old], by_size[new]
                 pairs[min(one, other), max(one, other)] = similarity
-    families = {
-        by_size[head]: {
+    families = {}
+    for head, members in join.families.items():
+        families[by_size[head]] = {
             by_size[member]: similarity for member, similarity in members.items()
         }
-        for head, members in join.families.items()
-    }
     return Similar(pairs, families)
 
 
@@ -4453,6 +4459,7 @@ class SimilarityJoin:
         """Compare a set with the smaller ones, and let the larger ones find it."""
         similar = self.compare(new)
         heads = [old for old in similar if old in self.families]
+        # A member leaves the comparison: it is in no pair, and later sets find the head alone.
         if heads:
             head = max(heads, key=lambda old: (similar[old], -old))
             self.families[head][new] = similar[head]
@@ -4633,6 +4640,7 @@ SYNONYMS = """
 
 
 def word_stem(word: str) -> str:
+    """Return a word without its ending, where enough is left of it."""
     return ENDING.sub("", word)
 
 
@@ -4662,11 +4670,9 @@ def record_sentence(record: Record, intents: str) -> Sentence | None:
     """
     if record.intent and intents != DOCSTRING:
         return Sentence(MODEL, record.intent)
-    text = (
-        docstring_sentence(record.raw_code, record.signature)
-        if intents != MODEL
-        else None
-    )
+    if intents == MODEL:
+        return None
+    text = docstring_sentence(record.raw_code, record.signature)
     return Sentence(DOCSTRING, text) if text else None
 
 
@@ -4675,30 +4681,31 @@ def shared_sentence(records: Sequence[Record], intents: str) -> Sentence | None:
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    sentences = filter(None, (record_sentence(record, intents) for record in records))
+    found = [record_sentence(record, intents) for record in records]
+    sentences = [sentence for sentence in found if sentence]
     return min(
-        sentences, key=lambda found: (found.source != MODEL, found.text), default=None
+        sentences,
+        key=lambda sentence: (sentence.source != MODEL, sentence.text),
+        default=None,
     )
 
 
 def intent_pairs(
     fragments: Sequence[Fragment], options: DuplicateOptions
 ) -> dict[Pair, float]:
-    """Return the pairs of fragments of similar sentences, lower index first.
-
-    Docstrings are formulas more often than a model's sentences, so they must be more similar.
-    """
+    """Return the pairs of fragments of similar sentences, lower index first."""
     sentences = [
         shared_sentence(fragment.records, options.intents) for fragment in fragments
     ]
-    pairs = similar_intents(
-        [found.text if found else "" for found in sentences], options.intent_similarity
-    )
+    texts = [sentence.text if sentence else "" for sentence in sentences]
+    pairs = similar_intents(texts, options.intent_similarity)
     by_docstring = {
         index
-        for index, found in enumerate(sentences)
-        if found and found.source == DOCSTRING
+        for index, sentence in enumerate(sentences)
+        if sentence and sentence.source == DOCSTRING
     }
+    # A model was asked what this code does. Docstrings are formulas more often ("Return the name."),
+    # and many describe the whole interface: so they must be more similar to mean the same.
     least = max(options.intent_similarity, DOCSTRING_SIMILARITY)
     return {
         pair: score
@@ -4738,6 +4745,8 @@ def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
     The weight is the inverse document frequency, ln(sentences / those that have the word), as a part
     of that of a rare word. It is capped at 1: a word that is rarer still says no more.
     """
+    # A formula that many records share makes few pairs: its words are frequent, and weigh little
+    # beside the ghost words.
     frequencies = collections.Counter(itertools.chain.from_iterable(sentences))
     count = len(sentences) + WORDLESS_SENTENCES
     return {
@@ -4803,12 +4812,15 @@ Rule = Callable[[Pair, float], Union[str, None]]
 
 def enclosing_places(records: Iterable[Record]) -> dict[Place, list[Place]]:
     """Return the places that enclose each place, for those that stand inside another."""
+
+    def outermost_first(place: Place) -> tuple[str, int, int]:
+        file_path, start, end = place
+        return file_path, start, -end
+
     around: dict[Place, list[Place]] = {}
+    # What encloses a place was seen when its turn comes, and has not ended.
     outer: list[Place] = []
-    # Outermost first, so what encloses a place was seen, and has not ended, when its turn comes.
-    for place in sorted(
-        set(map(sort_key, records)), key=lambda place: (place[0], place[1], -place[2])
-    ):
+    for place in sorted(set(map(sort_key, records)), key=outermost_first):
         file_path, start, end = place
         outer = [
             other for other in outer if other[0] == file_path and other[2] >= start
@@ -4848,11 +4860,10 @@ def near_rule(
     def rule(pair: Pair, similarity: float) -> str | None:
         if pair in nested:
             return INSIDE
+        if similarity >= SHORT_SIMILARITY:
+            return None
         one, other = (shapes[index][0] for index in pair)
-        if (
-            similarity >= SHORT_SIMILARITY
-            or min(one.statements, other.statements) >= SHORT_STATEMENTS
-        ):
+        if min(one.statements, other.statements) >= SHORT_STATEMENTS:
             return None
         distinct = common_trigrams([one, other]).difference(repetitions)
         return SHORT if len(distinct) < SHORT_TRIGRAMS else None
@@ -4868,10 +4879,10 @@ def intent_rule(fragments: Mapping[int, Fragment], nested: Collection[Pair]) -> 
         if pair in nested:
             return INSIDE
         one, other = pair
-        calls = (
-            fragments[one].name in called[other] or fragments[other].name in called[one]
-        )
-        return CALLS if calls else None
+        # A wrapper has the purpose of what it wraps, and is no second way to serve it.
+        if fragments[one].name in called[other]:
+            return CALLS
+        return CALLS if fragments[other].name in called[one] else None
 
     return rule
 
@@ -4880,6 +4891,7 @@ def group_rule(fragments: Sequence[Fragment], pair_rule: str | None) -> str | No
     """Return the rule that hides a group of which the pairs are hidden by `pair_rule`, or None."""
     if all(fragment.is_stub for fragment in fragments):
         return STUB
+    # A rule of the pairs says more of a group than that its methods are special.
     if pair_rule is None and all(map(is_protocol, fragments)):
         return DUNDER
     return pair_rule
@@ -4916,33 +4928,28 @@ def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
     if not isinstance(node, (ast.Assign, ast.AnnAssign)):
         return False
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    is_kept = all(isinstance(target, ast.Attribute) for target in targets)
-    return is_kept and isinstance(node.value, ast.Name) and node.value.id in parameters
+    if not all(isinstance(target, ast.Attribute) for target in targets):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id in parameters
 
 
 def calls_base_constructor(node: ast.stmt) -> bool:
     """Return whether a statement is a call of `super().__init__`."""
-    function = (
-        node.value.func
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-        else None
-    )
-    if not isinstance(function, ast.Attribute) or not isinstance(
-        function.value, ast.Call
-    ):
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
         return False
-    base = function.value.func
-    return (
-        function.attr == "__init__"
-        and isinstance(base, ast.Name)
-        and base.id == "super"
-    )
+    function = node.value.func
+    if not isinstance(function, ast.Attribute) or function.attr != "__init__":
+        return False
+    base = function.value
+    return isinstance(base, ast.Call) and last_name(base.func) == "super"
 
 
 def hide_contained(
     clusters: Sequence[Cluster], around: Mapping[Place, Sequence[Place]]
 ) -> list[Cluster]:
     """Hide clusters whose records each lie inside another record of one cluster that is shown."""
+    # The outer cluster must be shown, or a hidden one would take its parts out of sight too; and
+    # it must be of the same code, or merging it would not merge the parts.
     shown_at: dict[Place, list[int]] = collections.defaultdict(list)
     for number, cluster in enumerate(clusters):
         if cluster.hidden_by is None and cluster.evidence != INTENT:
@@ -4975,6 +4982,8 @@ def is_contained(
     for place in places:
         for outer in around.get(place, ()):
             holders.update((number, outer) for number in shown_at.get(outer, ()))
+    # Two places in one outer record are a repetition within it, which merging would keep: so the
+    # outer records are counted, each once.
     return len(places) in collections.Counter(number for number, _ in holders).values()
 
 
@@ -4986,6 +4995,7 @@ def exact_clusters(fragments: Sequence[Fragment], min_statements: int) -> list[C
     clusters = []
     for fragment in fragments:
         if len(fragment.records) > 1:
+            # Small bodies are compared with nothing, but that they are equal is known all the same.
             rule = SMALL if fragment.statements < min_statements else None
             clusters.append(make_cluster(EXACT, [fragment], 1.0, rule))
     return clusters
@@ -5060,9 +5070,11 @@ def linked_clusters(
     clusters = []
     done = set(grouped)
     for pair_rule, alike in by_rule.items():
+        # 1. Link what no earlier rule has a group of.
         left = {pair: alike[pair] for pair in alike if done.isdisjoint(pair)}
         linked = complete_linkage(left)
         done.update(*(indexes for indexes, _ in linked))
+        # 2. What is like no other shape is still a group where it has several fragments.
         if pair_rule is None:
             alone = [
                 index
@@ -5071,6 +5083,7 @@ def linked_clusters(
             ]
             linked += [([index], 1.0) for index in alone]
             done.update(alone)
+        # 3. Take the fragments of the shapes.
         for indexes, similarity in linked:
             members = [fragment for index in indexes for fragment in shapes[index]]
             clusters.append(make_cluster(evidence, members, similarity, pair_rule))
@@ -5081,7 +5094,8 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
     """Return groups in which every pair is in `pairs`, each with its lowest similarity.
 
     The most similar pair comes first, and two groups become one with the pair that is the last
-    between them; ties fall to the lower index.
+    between them; ties fall to the lower index. Fragments come by `md5sum`, so that a tie is
+    broken by content, and a renamed file changes no group.
     """
     members = {index: [index] for pair in pairs for index in pair}
     group_of = {index: index for index in members}
@@ -5118,15 +5132,17 @@ def family_clusters(
     """Return the members of a family, parted by the rule that hides their pair with the head."""
     by_rule: dict[str | None, list[int]] = {name: [] for name in PAIR_RULES}
     for index, similarity in members.items():
-        by_rule[rule((min(head, index), max(head, index)), similarity)].append(index)
+        pair = (min(head, index), max(head, index))
+        by_rule[rule(pair, similarity)].append(index)
     clusters = []
-    remaining = [head]  # the head is in the first group alone
+    # The head is in the first group alone: no record is in two groups of one section.
+    remaining = [head]
     for pair_rule, indexes in by_rule.items():
         if not indexes:
             continue
-        fragments = [
-            fragment for index in remaining + indexes for fragment in shapes[index]
-        ]
+        fragments: list[Fragment] = []
+        for index in remaining + indexes:
+            fragments += shapes[index]
         remaining = []
         if len(fragments) > 1:
             lowest = min(members[index] for index in indexes)
@@ -5281,6 +5297,7 @@ def trigram_bits(
     frequencies = collections.Counter[int]()
     for fragment in fragments:
         frequencies.update(features.intersection(fragment.trigrams))
+    # Repetitions say less and less: a table of fifty alike entries is one idea, not fifty.
     bits = {}
     for feature, frequency in frequencies.items():
         information = math.log2(len(fragments) / frequency)
@@ -5293,6 +5310,7 @@ def describe_group(
 ) -> CloneGroup:
     """Return a cluster as a reader wants it; `shared` holds the features that all its fragments have."""
     members = describe_members(cluster, shared, facts.names)
+    # A copy of code within a test concerns the code: so the group is in the foremost area.
     areas = {facts.areas[member.record.file_path] for member in members}
     # The sum must not depend on the order of a set, or ties would.
     information = math.fsum(facts.bits[feature] for feature in shared)
@@ -5312,6 +5330,7 @@ def describe_group(
 
 def group_id(cluster: Cluster) -> str:
     """Return an id that follows from the code of a cluster, wherever it stands."""
+    # Sorted, since a name of a file must not be in it, not even by the order of the members.
     sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
     return fingerprint("\n".join(sums))[:10]
 
@@ -5322,6 +5341,7 @@ def describe_members(
     names: Mapping[Place, str],
 ) -> list[Member]:
     """Return the records of a cluster by place, and how each compares with the others."""
+    # Copies differ in nothing, twins by intent in everything.
     own: Mapping[str, tuple[str, ...]] = {}
     if cluster.evidence == NEAR and cluster.hidden_by is None:
         own = own_labels(cluster.fragments)
@@ -5429,12 +5449,11 @@ def with_intents(
 
 
 def with_intent(member: Member, intents: str) -> Member:
+    """Return the member with its sentence, if there is one."""
     sentence = record_sentence(member.record, intents)
-    return (
-        member._replace(intent=sentence.text, intent_source=sentence.source)
-        if sentence
-        else member
-    )
+    if sentence is None:
+        return member
+    return member._replace(intent=sentence.text, intent_source=sentence.source)
 
 
 def are_overrides(
@@ -5495,6 +5514,7 @@ def base_names(header: str) -> set[str]:
 
 
 def within_one_file(members: Sequence[Member]) -> bool:
+    """Return whether all members stand in one file."""
     return len({member.record.file_path for member in members}) == 1
 
 
@@ -5525,11 +5545,11 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
     areas: dict[str, str] = {}
     for record in records:
         path = record.file_path
-        if is_vendored(path) or (
-            record.kind == "file" and is_generated(record.raw_code)
-        ):
+        has_header = record.kind == "file" and is_generated(record.raw_code)
+        if has_header or is_vendored(path):
             areas[path] = GENERATED
         else:
+            # The definitions of a generated file must not overrule its header.
             areas.setdefault(path, TESTS if is_test(path) else CODE)
     return areas
 
@@ -5539,6 +5559,7 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str
     area = AREAS.index(group.area)
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence == INTENT and within_one_file(group.members)
+    # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
     return (section, area, group.are_siblings, is_local, *by_worth)
 
@@ -5660,9 +5681,14 @@ def build_report(
     missing = collections.Counter(
         record.intent_status for record in compared if not record.intent
     )
-    areas, file_lines = file_areas(records), count_file_lines(records)
+    # Lines and areas are those of whole files, of whatever kind the records are that are compared.
+    areas = file_areas(records)
+    file_lines = count_file_lines(records)
     groups = tuple(find_groups(records, options))
     sentences = [record_sentence(record, options.intents) for record in compared]
+    from_docstrings = sum(
+        sentence is not None and sentence.source == DOCSTRING for sentence in sentences
+    )
     return Report(
         run=run,
         options=options,
@@ -5673,9 +5699,7 @@ def build_report(
         area_lines=count_area_lines(groups, file_lines, areas),
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
-        from_docstrings=sum(
-            found is not None and found.source == DOCSTRING for found in sentences
-        ),
+        from_docstrings=from_docstrings,
     )
 
 
@@ -5818,6 +5842,10 @@ class Matching:
     reached (augmenting paths; Kuhn, "The Hungarian method", 1955).
     """
 
+    # No choice is final, so an `add` fails only where no matching serves all members so far (Berge,
+    # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
+    # order of its members.
+
     def __init__(
         self, group: CloneGroup, known: CloneGroup, used: Collection[Place]
     ) -> None:
@@ -5953,11 +5981,12 @@ def report_from_json(text: str) -> Report:
 
 
 def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
+    """Return the options of a report; what an older one did not record has its default."""
     values = {name: fields[name] for name in DuplicateOptions._fields if name in fields}
-    lists = {
-        name: tuple(value) for name, value in values.items() if isinstance(value, list)
-    }
-    return DuplicateOptions(**{**values, **lists})  # type: ignore[arg-type]
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return DuplicateOptions(**values)  # type: ignore[arg-type]
 
 
 def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
@@ -6019,14 +6048,12 @@ def number_field(fields: Mapping[str, object], name: str) -> int:
 
 def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
     """Return the report with the groups without a member in a file that matches hidden by UNTOUCHED."""
-    paths = {
-        member.record.file_path for group in report.groups for member in group.members
-    }
-    touched = {
-        path
-        for path in paths
-        if any(path_matches(path, pattern) for pattern in patterns)
-    }
+    paths: set[str] = set()
+    for group in report.groups:
+        paths.update(member.record.file_path for member in group.members)
+    touched: set[str] = set()
+    for pattern in patterns:
+        touched.update(path for path in paths if path_matches(path, pattern))
     groups = []
     for group in report.groups:
         is_touched = any(member.record.file_path in touched for member in group.members)
@@ -6040,9 +6067,8 @@ def path_matches(file_path: str, pattern: str) -> bool:
     """Return whether a glob pattern matches a path or a directory that it is in."""
     names = file_path.split("/")
     wanted = pattern_names(pattern)
-    return any(
-        glob_matches(names[:depth], wanted) for depth in range(1, len(names) + 1)
-    )
+    depths = range(1, len(names) + 1)
+    return any(glob_matches(names[:depth], wanted) for depth in depths)
 
 
 # ---- Output ---------------------------------------------------------------------------------
