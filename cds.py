@@ -8225,8 +8225,7 @@ def run_persist(
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
     # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
     #    A side file without entries is deleted, so an empty source of that name is refused first.
-    if os.path.isfile(args.path):
-        refuse_overwriting(args, [args.path])
+    refuse_overwriting(args, filter(os.path.isfile, [args.path]))
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
