@@ -2559,7 +2559,7 @@ class Transport:
             error = cause
         url = self.address.url
         if isinstance(error, http.client.InvalidURL):
-            # Its text holds what stands before a slash in a proxy's password.
+            # Of a proxy's address that lacks the host, urllib takes the password for the port.
             return ProviderError(PROXY_USELESS)
         if isinstance(error, ssl.SSLCertVerificationError):
             return ProviderError(

@@ -2597,24 +2597,14 @@ def test_ollama_client_uses_a_proxy_for_another_machine(monkeypatch):
     assert proxied[0][0] == "http://model.invalid/api/chat"
 
 
-def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http:/user:topsecret@h")
+@pytest.mark.parametrize(
+    "proxy", ["http:/user:topsecret@h", "http://user:topsecret", "user:topsecret"]
+)
+def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(cds.ProviderError, match="HTTP_PROXY") as raised:
         client_of("http://model.invalid").generate_intent("x")
     assert "topsecret" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "proxy",
-    ["http://user:top/secret@h:1", "user:top/secret@h:1", "http://top/secret@h"],
-)
-def test_ollama_client_says_nothing_of_a_proxy_whose_password_holds_a_slash(
-    monkeypatch, proxy
-):
-    monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(cds.IntentGenerationError) as raised:
-        client_of("http://model.invalid").generate_intent("x")
-    assert "top" not in str(raised.value) and "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("said", ["p%C3%A4ss", "p\xe4ss", "dXNlcjpww6Rzcw=="])
