@@ -4716,9 +4716,12 @@ def intent_pairs(
 
 def meaningful_words(sentence: str) -> frozenset[str]:
     """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
-    words = WORD.findall(sentence.lower())
-    stems = (word_stem(word) for word in words if word not in STOP_WORDS)
-    return frozenset(SAME_MEANING.get(stem, stem) for stem in stems)
+    meaningful = set()
+    for word in WORD.findall(sentence.lower()):
+        if word not in STOP_WORDS:
+            stem = word_stem(word)
+            meaningful.add(SAME_MEANING.get(stem, stem))
+    return frozenset(meaningful)
 
 
 def similar_intents(sentences: Sequence[str], threshold: float) -> dict[Pair, float]:
@@ -4729,10 +4732,16 @@ def similar_intents(sentences: Sequence[str], threshold: float) -> dict[Pair, fl
     """
     words = [meaningful_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
-    lengths = [GHOST_WORDS + math.fsum(map(squares.__getitem__, own)) for own in words]
+
+    def squared_length(own: Iterable[str]) -> float:
+        # Rounded once, so that the order of a set does not show in the last digit.
+        return math.fsum(squares[word] for word in own)
+
+    lengths = [GHOST_WORDS + squared_length(own) for own in words]
+
     pairs = {}
     for one, other in intent_candidates(words, squares, lengths, threshold):
-        shared = math.fsum(map(squares.__getitem__, words[one] & words[other]))
+        shared = squared_length(words[one] & words[other])
         similarity = shared / math.sqrt(lengths[one] * lengths[other])
         if similarity >= threshold:
             pairs[min(one, other), max(one, other)] = similarity
@@ -4749,10 +4758,11 @@ def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
     # beside the ghost words.
     frequencies = collections.Counter(itertools.chain.from_iterable(sentences))
     count = len(sentences) + WORDLESS_SENTENCES
-    return {
-        word: min(1.0, math.log(count / frequency) / math.log(RARE)) ** 2
-        for word, frequency in frequencies.items()
-    }
+    squares = {}
+    for word, frequency in frequencies.items():
+        weight = math.log(count / frequency) / math.log(RARE)
+        squares[word] = min(1.0, weight) ** 2
+    return squares
 
 
 def intent_candidates(
@@ -4981,10 +4991,12 @@ def is_contained(
     places = cluster_places(cluster)
     for place in places:
         for outer in around.get(place, ()):
-            holders.update((number, outer) for number in shown_at.get(outer, ()))
+            for number in shown_at.get(outer, ()):
+                holders.add((number, outer))
     # Two places in one outer record are a repetition within it, which merging would keep: so the
     # outer records are counted, each once.
-    return len(places) in collections.Counter(number for number, _ in holders).values()
+    held = collections.Counter(number for number, _ in holders)
+    return len(places) in held.values()
 
 
 # -- Duplicates: groups -----------------------------------------------------------------------
@@ -5097,12 +5109,16 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
     between them; ties fall to the lower index. Fragments come by `md5sum`, so that a tie is
     broken by content, and a renamed file changes no group.
     """
+
+    def most_similar_first(pair: Pair) -> tuple[float, Pair]:
+        return -pairs[pair], pair
+
     members = {index: [index] for pair in pairs for index in pair}
     group_of = {index: index for index in members}
     # How many of the pairs between two groups were seen: every one, and the two are one group.
     seen = {index: collections.Counter[int]() for index in members}
     lowest = {}
-    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+    for pair in sorted(pairs, key=most_similar_first):
         # 1. Count the pair for both its groups; a group goes by the lowest of its indexes.
         into, other = sorted(group_of[index] for index in pair)
         seen[into][other] += 1
@@ -5119,11 +5135,11 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
             seen[third][into] += count
             del seen[third][other]
         del seen[into][into]
-    return [
-        (sorted(group), lowest[index])
-        for index, group in members.items()
-        if len(group) > 1
-    ]
+    linked = []
+    for index, group in members.items():
+        if len(group) > 1:
+            linked.append((sorted(group), lowest[index]))
+    return linked
 
 
 def family_clusters(
@@ -5583,8 +5599,9 @@ def count_area_lines(
     totals = dict.fromkeys(AREAS, 0)
     beyond = dict.fromkeys(AREAS, 0)
     for path, count in file_lines.items():
-        totals[areas[path]] += count
-        beyond[areas[path]] += bit_count(copied[path])
+        area = areas[path]
+        totals[area] += count
+        beyond[area] += bit_count(copied[path])
     return {area: (totals[area], beyond[area]) for area in AREAS}
 
 
@@ -5605,12 +5622,15 @@ def rank_file_pairs(
             shared[one, other] = (of_one | lines[one], of_other | lines[other])
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
-        area = max(AREAS.index(areas[pair.one]), AREAS.index(areas[pair.other]))
-        return area, -pair.lines, pair
+        # What code shares with tests ranks with what tests share.
+        one = AREAS.index(areas[pair.one])
+        other = AREAS.index(areas[pair.other])
+        return max(one, other), -pair.lines, pair
 
-    pairs = [
-        FilePair(*pair, min(map(bit_count, both))) for pair, both in shared.items()
-    ]
+    pairs = []
+    for (one, other), (of_one, of_other) in shared.items():
+        lines_in_both = min(bit_count(of_one), bit_count(of_other))
+        pairs.append(FilePair(one, other, lines_in_both))
     return tuple(sorted(pairs, key=rank))
 
 
@@ -5824,9 +5844,10 @@ def find_candidates(
         code, place = member_keys(group.members[0])
         for number in {*numbers.get(code, ()), *numbers.get(place, ())}:
             known = baseline[number]
-            if can_know(known, group) and known.copies >= group.copies:
-                in_place = len(identities.intersection(map(identity, known.members)))
-                yield Candidate(group, number, in_place, known.id)
+            if known.copies < group.copies or not can_know(known, group):
+                continue
+            in_place = identities.intersection(map(identity, known.members))
+            yield Candidate(group, number, len(in_place), known.id)
 
 
 def best_first(candidate: Candidate) -> tuple[int, str, str]:
