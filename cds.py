@@ -2416,11 +2416,10 @@ class Transport:
         self.absent = absent
         api_key = api_key.strip()
         header = authorization(self.address, api_key, key_name)
-        token = (header or "").partition(" ")[2]
         proxies = proxies_for(self.address)
         self._secrets = Secrets(
             api_key,
-            token,
+            (header or "").partition(" ")[2],
             *address_secrets(self.address.user, self.address.password),
             *proxy_secrets(proxies),
         )
@@ -2434,8 +2433,7 @@ class Transport:
         self._wait = wait
         # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
         self.abandoned = threading.Event()
-        # In flight, each with the event that it holds.
-        self._attempts: set[tuple[Attempt, threading.Event]] = set()
+        self._attempts: set[tuple[Attempt, threading.Event]] = set()  # in flight
         self._has_connected = False
         self._has_answered = False
 
