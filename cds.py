@@ -1428,10 +1428,15 @@ OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTER
 
 def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from up to so many worker processes."""
-    useful = min(workers, len(sources) // FILES_A_WORKER)
+    useful = useful_workers(workers, len(sources))
     if useful > 1:
         return analyze_in_workers(sources, useful)
     return analyze_guarded(sources) if workers else map(analyze_file, sources)
+
+
+def useful_workers(allowed: int, file_count: int) -> int:
+    """Return how many of the allowed worker processes pay for their start and can be waited for."""
+    return min(allowed, file_count // FILES_A_WORKER, MOST_WORKERS)
 
 
 def processors() -> int:
@@ -1475,7 +1480,7 @@ def analyze_in_workers(
     sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
 ) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from worker processes, or from this where none can start."""
-    pool = WorkerPool(sources, min(workers, MOST_WORKERS), analyze)
+    pool = WorkerPool(sources, workers, analyze)
     try:
         for number in range(len(sources)):
             yield pool.result(number)

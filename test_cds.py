@@ -2059,6 +2059,21 @@ def test_command_line_starts_as_many_workers_as_are_of_use(
         assert done.stderr.splitlines()[-1] == f"forks {expected}"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "file_count", "expected"),
+    [
+        pytest.param(8, 99, 1, id="too-few-files-for-two"),
+        pytest.param(8, 100, 2, id="one-for-every-50-files"),
+        pytest.param(2, 1000, 2, id="as-many-as-allowed"),
+        pytest.param(128, 100_000, 61, id="as-many-as-windows-waits-for"),
+    ],
+)
+def test_useful_workers_are_bounded_by_files_and_by_the_system(
+    allowed, file_count, expected
+):
+    assert cds.useful_workers(allowed, file_count) == expected
+
+
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_analysis_leaves_the_garbage_collector_as_it_was(tmp_path, is_enabled):
     was_enabled = gc.isenabled()
