@@ -78,7 +78,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Callable, NamedTuple, NoReturn, TextIO, Union
+from typing import Any, Callable, NamedTuple, NoReturn, TextIO, TypeVar, Union
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # Ctrl-C before `main` handles it, and after, ends quietly too.
@@ -3893,6 +3893,7 @@ def file_identity(path: str) -> object:
 # of it is a clone group. A baseline hides the groups that were accepted before.
 
 EXACT, NEAR, INTENT = "exact", "near", "intent"
+COPIES = (EXACT, NEAR)  # evidence that lies in the code alone
 EVIDENCE = (EXACT, NEAR, INTENT)  # strongest first, the order of the report
 CODE, TESTS, GENERATED = "code", "tests", "generated"
 AREAS = (CODE, TESTS, GENERATED)  # in the order of the report
@@ -4990,6 +4991,7 @@ def is_contained(
     shown_at: Mapping[Place, Sequence[int]],
     around: Mapping[Place, Sequence[Place]],
 ) -> bool:
+    """Return whether all of a cluster lies inside members of one cluster that is shown."""
     holders: set[tuple[int, Place]] = set()
     places = cluster_places(cluster)
     for place in places:
@@ -5574,6 +5576,7 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
 
 
 def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str]:
+    """Return what groups are sorted by: section, area, and then what a reader gains."""
     section = EVIDENCE.index(group.evidence)
     area = AREAS.index(group.area)
     # Who reads one file knows what is in it: of like intents, those across files come first.
@@ -5596,7 +5599,7 @@ def count_area_lines(
     """Return the lines of each area, and how many of them are in copies beyond the first."""
     # A line counts once, however many groups it is in.
     copied: dict[str, int] = collections.defaultdict(int)
-    for group in shown_copies(groups):
+    for group in shown_groups(groups, COPIES):
         for path, lines in lines_by_file(group.members[1:]).items():
             copied[path] |= lines
     totals = dict.fromkeys(AREAS, 0)
@@ -5616,7 +5619,7 @@ def rank_file_pairs(
     What stands in more than PAIRED_FILES files is left out.
     """
     shared: dict[tuple[str, str], tuple[int, int]] = {}
-    for group in shown_copies(groups):
+    for group in shown_groups(groups, COPIES):
         lines = lines_by_file(group.members)
         if len(lines) > PAIRED_FILES:
             continue
@@ -5646,12 +5649,14 @@ def lines_by_file(members: Iterable[Member]) -> dict[str, int]:
     return lines
 
 
-def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
-    """Return the exact and near groups that no rule hides."""
+def shown_groups(
+    groups: Iterable[CloneGroup], evidence: Collection[str]
+) -> list[CloneGroup]:
+    """Return the groups with these kinds of evidence that no rule hides."""
     return [
         group
         for group in groups
-        if group.hidden_by is None and group.evidence != INTENT
+        if group.evidence in evidence and group.hidden_by is None
     ]
 
 
@@ -5741,6 +5746,7 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
 
 SCHEMA_VERSION = 1  # of the JSON of a report
 Identity = tuple[str, str, str]
+Value = TypeVar("Value")
 
 
 def compare_with_baseline(report: Report, baseline: Report) -> Report:
@@ -5753,7 +5759,7 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     known: set[str] = set()
     numbers = numbers_by_key(baseline.groups)
     for evidence in EVIDENCE:
-        section = [group for group in report.groups if in_section(group, evidence)]
+        section = shown_groups(report.groups, (evidence,))
         known.update(known_ids(section, baseline.groups, numbers))
     groups = []
     for group in report.groups:
@@ -5762,11 +5768,6 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
         groups.append(group)
     stale = count_stale(baseline.groups, report.groups)
     return report._replace(groups=tuple(groups), stale=stale)
-
-
-def in_section(group: CloneGroup, evidence: str) -> bool:
-    """Return whether a group is in the section of this evidence, and no rule hides it."""
-    return group.evidence == evidence and group.hidden_by is None
 
 
 def identity(member: Member) -> Identity:
@@ -5967,17 +5968,6 @@ def group_keys(group: CloneGroup) -> set[Hashable]:
     return set(itertools.chain.from_iterable(map(member_keys, group.members)))
 
 
-def gated_groups(
-    groups: Sequence[CloneGroup], evidence: Collection[str]
-) -> list[CloneGroup]:
-    """Return the groups that a gate on these kinds of evidence is hit by: all that are shown."""
-    return [
-        group
-        for group in groups
-        if group.evidence in evidence and group.hidden_by is None
-    ]
-
-
 def report_from_json(text: str) -> Report:
     """Return what `--format json` wrote, without the code; raise ValueError for any other text."""
     try:
@@ -6014,19 +6004,21 @@ def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
 
 
 def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
+    """Return a group of a report; raise LookupError, TypeError or ValueError for anything else."""
     members = tuple(map(member_from_json, fields["members"]))
     if not members or fields["evidence"] not in EVIDENCE:
         raise ValueError(fields["evidence"])
+    hidden_by = fields["hidden_by"]
+    if hidden_by is not None:
+        hidden_by = typed_field(fields, "hidden_by", str)
     return CloneGroup(
-        id=text_field(fields, "id"),
+        id=typed_field(fields, "id", str),
         evidence=fields["evidence"],
         similarity=fields["similarity"],
         copies=len(members),
         statements=fields["statements"],
         area=fields["area"],
-        hidden_by=None
-        if fields["hidden_by"] is None
-        else text_field(fields, "hidden_by"),
+        hidden_by=hidden_by,
         score=fields["score"],
         is_family=fields.get("is_family", False),
         members=members,
@@ -6034,35 +6026,30 @@ def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
 
 
 def member_from_json(fields: Mapping[str, Any]) -> Member:
+    """Return a member of a group, without its code; raise as `group_from_json` does."""
     record = Record(
-        kind=text_field(fields, "kind"),
-        file_path=text_field(fields, "file_path"),
+        kind=typed_field(fields, "kind", str),
+        file_path=typed_field(fields, "file_path", str),
         signature=fields["signature"],
-        start_line=number_field(fields, "start_line"),
-        end_line=number_field(fields, "end_line"),
+        start_line=typed_field(fields, "start_line", int),
+        end_line=typed_field(fields, "end_line", int),
         raw_code="",
         normalized_code="",
-        md5sum=text_field(fields, "md5sum"),
+        md5sum=typed_field(fields, "md5sum", str),
         intent=fields["intent"],
     )
     return Member(
         record,
-        text_field(fields, "qualified_name"),
+        typed_field(fields, "qualified_name", str),
         fields["shared"],
         tuple(fields["differs"]),
     )
 
 
-def text_field(fields: Mapping[str, object], name: str) -> str:
+def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
+    """Return a field of a JSON object; raise TypeError where it is of another type."""
     value = fields[name]
-    if not isinstance(value, str):
-        raise TypeError(name)
-    return value
-
-
-def number_field(fields: Mapping[str, object], name: str) -> int:
-    value = fields[name]
-    if not isinstance(value, int):
+    if not isinstance(value, kind):
         raise TypeError(name)
     return value
 
@@ -6245,7 +6232,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     for text in _head_lines(report):
         yield Line(text)
     for evidence, title in SECTION_TITLES.items():
-        shown = [group for group in report.groups if in_section(group, evidence)]
+        shown = shown_groups(report.groups, (evidence,))
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence == INTENT:
@@ -6308,7 +6295,7 @@ def _foot_lines(report: Report) -> Iterator[str]:
     if told:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
     for evidence in EVIDENCE:
-        listed = [group.area for group in report.groups if in_section(group, evidence)]
+        listed = [group.area for group in shown_groups(report.groups, (evidence,))]
         counts = []
         for area in AREAS:
             if area in listed:
@@ -7060,7 +7047,7 @@ def page_figures(report: Report) -> Iterator[str]:
             percent = f"{100 * beyond / lines:.1f} %"
             figures.append((f"Repeated lines of {AREA_NAMES[area]}", percent))
     for evidence, title in SECTION_TITLES.items():
-        count = sum(in_section(group, evidence) for group in report.groups)
+        count = len(shown_groups(report.groups, (evidence,)))
         figures.append((escaped(title), f'<a href="#{evidence}">{count}</a>'))
     yield '<dl class="figures">\n'
     for name, figure in figures:
@@ -8352,7 +8339,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
         log_unmatched(args.touching, report.file_lines)
         report = hide_untouched(report, args.touching)
     # 3. So the gate judges exactly the groups that the report shows.
-    hits = gated_groups(report.groups, gated_evidence(args.fail_on))
+    hits = shown_groups(report.groups, gated_evidence(args.fail_on))
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits) if has_gate else ""
     write_report(args, report, verdict)

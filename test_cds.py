@@ -6643,8 +6643,8 @@ def test_matching_agrees_with_trying_every_way():
 def test_a_gate_is_hit_by_what_is_shown_of_its_evidence():
     groups = cds.find_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
     shown, _ = sorted(groups, key=lambda group: group.hidden_by or "")
-    assert cds.gated_groups(groups, ("exact",)) == [shown]
-    assert cds.gated_groups(groups, ("near", "intent")) == []
+    assert cds.shown_groups(groups, ("exact",)) == [shown]
+    assert cds.shown_groups(groups, ("near", "intent")) == []
 
 
 def test_a_report_survives_its_json(tmp_path):
