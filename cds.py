@@ -3908,6 +3908,8 @@ INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 Pair = tuple[int, int]
 # File, first line, last line. No two definitions have the same.
 Place = tuple[str, int, int]
+# What trigrams are made of: the name that a node holds, or its type. None marks a statement.
+Label = Union[str, None]
 
 
 class DuplicateOptions(NamedTuple):
@@ -3929,14 +3931,14 @@ class Fragment(NamedTuple):
     """Records of one `md5sum`, sorted by place, and what the report needs of their code.
 
     `labels` holds those of its nodes in the order of the source, locals made equal, and `trigrams` the
-    numbers of their trigrams, ascending; see `number_trigrams`.
+    ranks of its features, ascending: the rarest come first.
     """
 
     records: tuple[Record, ...]
     name: str
     statements: int
     is_stub: bool
-    labels: tuple[str, ...]
+    labels: Sequence[Label]
     trigrams: tuple[int, ...]
 
 
@@ -4031,17 +4033,19 @@ class Report(NamedTuple):
 #
 # What is compared are trigrams: the label of each node of a syntax tree after the labels of the two
 # nodes before it in the same statement. A repeated trigram is a feature of its own each time, so
-# a fragment has as many features as its tree has nodes.
+# a fragment has as many features as its tree has nodes. A feature has a number, given when it is met
+# first, until all are met, and from then on a rank.
 
 # Two marks stand before each statement. Where trigrams run on into the next one, one added statement
 # costs more of them.
 MARK = None
-# No name of a program looks like one of these labels, nor like that of a type.
-MARK_LABEL = "^"
+MARKS = (MARK, MARK)
+# No name of a program looks like this label, nor like that of a type.
 LOCAL_LABEL = "<local>"
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
 LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
+Attribute, Constant, Name, Store = ast.Attribute, ast.Constant, ast.Name, ast.Store
 NODE_TYPES = [
     kind
     for kind in vars(ast).values()
@@ -4052,23 +4056,19 @@ CHILD_FIELDS = {
     kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)
     for kind in NODE_TYPES
 }
-NAMING_NODES = {
+# Of these a name is bound, taken from another scope, or part of the label.
+NAMED_NODES = {
     kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)
 }
-NAMING_NODES |= {ast.Name, ast.arg, ast.Global}
+NAMED_NODES |= {ast.arg, ast.Global, ast.keyword}
 STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
 DEFINITIONS = {*FunctionNode, ast.ClassDef}
 # Labels of nodes without a name of their own.
 TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
-TYPE_LABELS[type(MARK)] = MARK_LABEL
-NAME_LABELS: dict[type, Callable[[Any], str]] = {
-    ast.Name: operator.attrgetter("id"),
-    ast.Attribute: lambda node: sys.intern(f".{node.attr}"),  # most are seen often
-    ast.keyword: lambda node: f"{node.arg}=",
-    ast.alias: lambda node: f"import {node.name}",
-}
+CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
 
 Span = tuple[int, int]
+PlacedName = tuple[int, str]
 
 
 class SpanEnd(NamedTuple):
@@ -4077,61 +4077,262 @@ class SpanEnd(NamedTuple):
     number: int
 
 
-class Outline(NamedTuple):
-    """The tree of a definition laid out flat: nodes in the order of the source, and their labels.
+class Outline:
+    """The tree of a definition laid out flat, in the order of the source.
 
-    Both hold two marks before each statement. Each of `spans` is the part that one definition takes,
-    from its marks on and up to its end, the outermost first.
+    `labels` holds those of the nodes, and two marks before each statement. `definitions` are those in
+    the tree, the outermost first; the labels of each run from its marks, at the one of `starts`, to
+    the one of `ends`. `bound` are the names that are bound, `foreign` those that are no locals even
+    so, each with the index of the label at which that is known.
     """
 
-    nodes: list[ast.AST | None]
-    labels: list[str]
-    spans: list[Span]
+    def __init__(self) -> None:
+        self.labels: list[Label] = []
+        self.definitions: list[ast.AST] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.bound: list[PlacedName] = []
+        self.foreign: list[PlacedName] = []
+
+    def begin(self, definition: ast.AST) -> SpanEnd:
+        """Begin a definition; return what ends it."""
+        number = len(self.definitions)
+        self.definitions.append(definition)
+        self.starts.append(len(self.labels))
+        self.ends.append(0)
+        return SpanEnd(number)
+
+    def end(self, end: SpanEnd) -> None:
+        """End a definition, since all below it is visited."""
+        self.ends[end.number] = len(self.labels)
+
+    def name(self, node: ast.AST) -> str:
+        """Note the names that a node binds, or says to be no locals; return its label."""
+        if isinstance(node, ast.keyword):
+            return f"{node.arg}="
+        position = len(self.labels)
+        bound = bound_name(node)
+        if bound:
+            self.bound.append((position, bound))
+        foreign: Iterable[str] = ()
+        if isinstance(node, ast.Global):
+            foreign = node.names
+        elif isinstance(node, ast.ClassDef):
+            foreign = class_attributes(node)
+        self.foreign += [(position, name) for name in foreign]
+        if isinstance(node, ast.alias):
+            return f"import {node.name}"
+        return TYPE_LABELS[type(node)]
+
+    def local_names(self, number: int) -> set[str]:
+        """Return the names that the functions of a definition bind; one scope for all will do."""
+        span = self.starts[number], self.ends[number]
+        return names_within(span, self.bound) - names_within(span, self.foreign)
 
 
-def feature_numbers() -> dict[tuple[Any, ...], int]:
-    """Return a mapping that gives each key a number when it is asked for the first time."""
-    return collections.defaultdict(itertools.count().__next__)
+def names_within(span: Span, names: Sequence[PlacedName]) -> set[str]:
+    """Return the names with an index in a span, of those that are sorted by their indexes."""
+    first, last = (bisect.bisect_left(names, (index, "")) for index in span)
+    return {name for _, name in names[first:last]}
 
 
-def repetition_ordinals(numbers: Mapping[tuple[Any, ...], int]) -> dict[int, int]:
-    """Return for each feature that repeats a trigram which repetition it is, from 1."""
-    ordinals = {}
-    for key, number in numbers.items():
-        if len(key) == 2:
-            _, ordinals[number] = key
-    return ordinals
+def bound_name(node: ast.AST) -> str | None:
+    """Return the name that a node binds, or None."""
+    if isinstance(node, ast.Name):
+        return node.id if isinstance(node.ctx, ast.Store) else None
+    if isinstance(node, ast.arg):
+        return node.arg
+    name = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
+    return name if isinstance(name, str) else None
+
+
+def class_attributes(node: ast.ClassDef) -> Iterator[str]:
+    """Yield the names that a class body binds: attributes to the program, no locals."""
+    for statement in node.body:
+        if isinstance(statement, ast.Assign):
+            targets: list[ast.AST] = [*statement.targets]
+        else:
+            targets = [getattr(statement, "target", statement)]
+        yield from filter(None, map(bound_name, targets))
+
+
+def parse_outline(code: str) -> Outline | None:
+    """Return the outline of a definition, or None where this Python cannot parse it."""
+    definition = parse_definition(code)
+    return lay_out(definition) if definition else None
+
+
+def parse_definition(code: str) -> ast.stmt | None:
+    """Return the tree of a definition, or None where this Python cannot parse it."""
+    try:
+        return ast.parse(code).body[0]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def lay_out(definition: ast.stmt) -> Outline:
+    """Return the outline of a definition."""
+    outline = Outline()
+    labels, bound = outline.labels, outline.bound
+    stack: list[Any] = [definition]  # not recursive, since a tree can be deep
+    # Once for every node: to look these up each time would take a tenth of the time.
+    pop, push, add = stack.pop, stack.append, labels.append
+    while stack:
+        node = pop()
+        kind = type(node)
+        # 1. Half of all nodes are one of these three: they take the short way.
+        if kind is Name:
+            if type(node.ctx) is Store:
+                bound.append((len(labels), node.id))
+            add(node.id)
+        elif kind is Attribute:
+            add(sys.intern(f".{node.attr}"))  # most are seen often
+            push(node.value)
+        elif kind is Constant:
+            add(CONSTANT_LABEL)
+        elif kind in CHILD_FIELDS:
+            # 2. Any other node, and then its children from left to right.
+            if kind in STATEMENTS:
+                if kind in DEFINITIONS:
+                    push(outline.begin(node))
+                labels += MARKS
+            add(outline.name(node) if kind in NAMED_NODES else TYPE_LABELS[kind])
+            for field in CHILD_FIELDS[kind]:
+                child = getattr(node, field)
+                if type(child) is list:
+                    stack += child[::-1]
+                elif child is not None:
+                    push(child)
+        elif kind is SpanEnd:
+            outline.end(node)
+        # 3. What is left is a gap, such as the key of `**` in a dict.
+    return outline
+
+
+# Fragments of a run
+
+Trigram = tuple[Label, Label, Label]
+
+
+class FeatureNumbers:
+    """Gives each feature a number when it is met for the first time, from 0 on.
+
+    `repetitions` holds for a trigram, by its number, those of its repetitions, the first one first.
+    """
+
+    def __init__(self) -> None:
+        self.new_number = itertools.count().__next__
+        self.trigrams: dict[Trigram, int] = collections.defaultdict(self.new_number)
+        self.repetitions: dict[int, list[int]] = collections.defaultdict(list)
+
+    def of(self, labels: Sequence[Label]) -> list[int]:
+        """Return the numbers of the features of labels, each once."""
+        # A trigram that ends in a mark runs on into the next statement.
+        trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
+        counts = collections.Counter(map(self.trigrams.__getitem__, trigrams))
+        numbers = list(counts)
+        for trigram, count in counts.items():
+            if count > 1:
+                # A set holds a feature once: as features of their own ten calls in a row are
+                # told from a single one.
+                repetitions = self.repetitions[trigram]
+                while len(repetitions) < count - 1:
+                    repetitions.append(self.new_number())
+                numbers += repetitions[: count - 1]
+        return numbers
+
+
+class Features(NamedTuple):
+    """The features of a run by rank, the rarest first.
+
+    `frequencies` says how many fragments have each; `repetitions`, for those that repeat a trigram,
+    which repetition they are.
+    """
+
+    frequencies: Sequence[int]
+    repetitions: Mapping[int, int]
+
+
+class Sketch(NamedTuple):
+    """What is known of a definition by its code alone: the fields of a fragment but for the records.
+
+    Its features have their numbers yet, and are in no order.
+    """
+
+    name: str
+    statements: int
+    is_stub: bool
+    labels: Sequence[Label]
+    features: Sequence[int]
 
 
 def collect_fragments(
-    definitions: Sequence[Record],
-    kinds: Collection[str],
-    numbers: Mapping[tuple[Any, ...], int],
-) -> list[Fragment]:
-    """Return those definitions of these kinds as fragments, sorted by `md5sum`.
+    definitions: Sequence[Record], kinds: Collection[str]
+) -> tuple[list[Fragment], Features]:
+    """Return those definitions of these kinds as fragments, sorted by `md5sum`, and their features.
 
     Where two are as good as each other the first is taken, so the order must not depend on places:
-    a renamed file changes nothing but paths. `numbers` gives each trigram its number, which takes a
-    tenth of its memory; the key of a repetition is the number of the trigram and an ordinal from 1.
+    a renamed file changes nothing but paths.
     """
     copies: dict[str, list[Record]] = collections.defaultdict(list)
     for record in definitions:
         if record.kind in kinds:
             copies[record.md5sum].append(record)
-    fragments: dict[str, Fragment] = {}
+    numbers = FeatureNumbers()
+    sketches = collect_sketches(definitions, kinds, numbers)
+    ranks, features = rank_features(sketches.values(), numbers)
+    del numbers  # they take more memory than all fragments
+    fragments = []
+    for md5sum in sorted(copies):
+        of_code = sketches.pop(md5sum)
+        fragment = Fragment(
+            records=tuple(copies[md5sum]),
+            name=of_code.name,
+            statements=of_code.statements,
+            is_stub=of_code.is_stub,
+            labels=of_code.labels,
+            trigrams=tuple(sorted(map(ranks.__getitem__, of_code.features))),
+        )
+        fragments.append(fragment)
+    return fragments, features
+
+
+def collect_sketches(
+    definitions: Iterable[Record], kinds: Collection[str], numbers: FeatureNumbers
+) -> dict[str, Sketch]:
+    """Return the sketch of each code of these kinds, by its `md5sum`; one copy of each is looked at."""
+    sketches: dict[str, Sketch] = {}
+
+    def is_new(record: Record) -> bool:
+        return record.kind in kinds and record.md5sum not in sketches
+
     for nest in nests(definitions):
-        # One copy of each code is looked at.
-        if all(
-            record.md5sum in fragments or record.kind not in kinds for record in nest
-        ):
-            continue
-        for record, outline, span in outlined(nest):
-            if record.kind in kinds and record.md5sum not in fragments:
-                same = tuple(copies[record.md5sum])
-                fragments[record.md5sum] = describe_fragment(
-                    same, outline, span, numbers
-                )
-    return [fragments[md5sum] for md5sum in sorted(copies)]
+        if any(map(is_new, nest)):
+            for record, outline, number in outlined(nest):
+                if is_new(record):
+                    sketches[record.md5sum] = sketch_of(
+                        record, outline, number, numbers
+                    )
+    return sketches
+
+
+def rank_features(
+    sketches: Iterable[Sketch], numbers: FeatureNumbers
+) -> tuple[list[int], Features]:
+    """Return the rank of each feature by its number, and what is known of the features by rank."""
+    counts = collections.Counter(
+        itertools.chain.from_iterable(sketch.features for sketch in sketches)
+    )
+    rarest_first = sorted(counts, key=counts.__getitem__)
+    ranks = [0] * len(counts)
+    for rank, number in enumerate(rarest_first):
+        ranks[number] = rank
+    repetitions = {}
+    for series in numbers.repetitions.values():
+        for ordinal, number in enumerate(series, start=1):
+            repetitions[ranks[number]] = ordinal
+    frequencies = [counts[number] for number in rarest_first]
+    return ranks, Features(frequencies, repetitions)
 
 
 def sort_key(record: Record) -> Place:
@@ -4162,119 +4363,39 @@ def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
         yield nest
 
 
-def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, Span]]:
-    """Yield each record of a nest with the outline and the span in which it stands."""
+def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, int]]:
+    """Yield each record of a nest with an outline and the number of its definition there."""
     # The outermost definition holds the code of all, in the order of their lines: one parse will do.
     outline = parse_outline(nest[0].normalized_code)
-    if outline is not None and len(outline.spans) == len(nest):
-        for record, span in zip(nest, outline.spans):
-            yield record, outline, span
+    if outline is not None and len(outline.definitions) == len(nest):
+        for number, record in enumerate(nest):
+            yield record, outline, number
         return
     # Another Python wrote the outermost one, or the records are not all those of one file.
     for record in nest:
-        outline = parse_outline(record.normalized_code)
-        yield record, outline, outline.spans[0] if outline else (0, 0)
+        yield record, parse_outline(record.normalized_code), 0
 
 
-def parse_outline(code: str) -> Outline | None:
-    """Return the outline of a definition, or None where this Python cannot parse it."""
-    definition = parse_definition(code)
-    if definition is None:
-        return None
-    nodes, spans = preorder(definition)
-    return Outline(nodes, list(map(node_label, nodes)), spans)
-
-
-def parse_definition(code: str) -> ast.stmt | None:
-    """Return the tree of a definition, or None where this Python cannot parse it."""
-    try:
-        return ast.parse(code).body[0]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def preorder(root: ast.AST) -> tuple[list[ast.AST | None], list[Span]]:
-    """Return the nodes in the order of the source, marks included, and the spans of the definitions."""
-    nodes: list[ast.AST | None] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    stack: list[Any] = [root]  # not recursive, since a tree can be deep
-    while stack:
-        node = stack.pop()
-        kind = type(node)
-        fields = CHILD_FIELDS.get(kind)
-        # 1. What is no node: the end of a definition, or a gap such as the key of `**` in a dict.
-        if fields is None:
-            if kind is SpanEnd:
-                ends[node.number] = len(nodes)
-            continue
-        if kind in STATEMENTS:
-            # 2. A definition: its end comes up when all below it is done.
-            if kind in DEFINITIONS:
-                stack.append(SpanEnd(len(starts)))
-                starts.append(len(nodes))
-                ends.append(0)
-            nodes += (MARK, MARK)
-        # 3. The node, and then its children from left to right.
-        nodes.append(node)
-        for field in fields:
-            child = getattr(node, field)
-            if type(child) is list:
-                stack += child[::-1]
-            elif child is not None:
-                stack.append(child)
-    return nodes, list(zip(starts, ends))
-
-
-def node_label(node: ast.AST | None) -> str:
-    """Return what trigrams are made of: the name that a node holds, or its type."""
-    kind = type(node)
-    own_label = NAME_LABELS.get(kind)
-    return own_label(node) if own_label else TYPE_LABELS[kind]
-
-
-def describe_fragment(
-    records: tuple[Record, ...],
-    outline: Outline | None,
-    span: Span,
-    numbers: Mapping[tuple[Any, ...], int],
-) -> Fragment:
-    """Return the fragment of equal records; `numbers` gives each trigram its number."""
+def sketch_of(
+    record: Record, outline: Outline | None, number: int, numbers: FeatureNumbers
+) -> Sketch:
+    """Return the sketch of a definition, the one of that `number` in an outline."""
     if outline is None:
         # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
-        lines = records[0].normalized_code.count("\n")
-        return Fragment(records, "", lines, is_stub=False, labels=(), trigrams=())
-    nodes = outline.nodes[slice(*span)]
-    labels = outline.labels[slice(*span)]
-    local = dict.fromkeys(local_names(nodes), LOCAL_LABEL)
+        lines = record.normalized_code.count("\n")
+        return Sketch("", lines, is_stub=False, labels=(), features=())
+    labels = outline.labels[outline.starts[number] : outline.ends[number]]
+    local: dict[Label, Label] = {}
+    local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
     labels = list(map(local.get, labels, labels))
-    definition: Any = nodes[2]  # behind its marks
-    return Fragment(
-        records=records,
+    definition: Any = outline.definitions[number]
+    return Sketch(
         name=definition.name,
-        statements=labels.count(MARK_LABEL) // 2 - 1,
+        statements=labels.count(MARK) // len(MARKS) - 1,
         is_stub=is_stub(definition),
-        labels=tuple(labels),
-        trigrams=number_trigrams(labels, nodes, numbers),
+        labels=labels,
+        features=numbers.of(labels),
     )
-
-
-def number_trigrams(
-    labels: Sequence[str],
-    nodes: Sequence[object],
-    numbers: Mapping[tuple[Any, ...], int],
-) -> tuple[int, ...]:
-    """Return the numbers of the trigrams of labels, ascending."""
-    trigrams = zip(labels, labels[1:], labels[2:])
-    # One that ends in a mark runs on into the next statement.
-    inner = itertools.compress(trigrams, nodes[2:])
-    counts = collections.Counter(map(numbers.__getitem__, inner))
-    repeated = [trigram for trigram, count in counts.items() if count > 1]
-    # A set holds a feature once. With the ordinal, ten calls in a row are told from a single one.
-    repetitions = [
-        (trigram, nth) for trigram in repeated for nth in range(1, counts[trigram])
-    ]
-    return tuple(sorted([*counts, *map(numbers.__getitem__, repetitions)]))
 
 
 def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
@@ -4284,52 +4405,14 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
     )
 
 
-def local_names(nodes: Iterable[Any]) -> set[str]:
-    """Return the names that the functions of a definition bind; one scope for all will do."""
-    local = set()
-    foreign: set[str] = set()
-    for node in nodes:
-        if type(node) not in NAMING_NODES:
-            continue
-        name = bound_name(node)
-        if name:
-            local.add(name)
-        if isinstance(node, ast.Global):
-            foreign.update(node.names)
-        elif isinstance(node, ast.ClassDef):
-            foreign.update(class_attributes(node))
-    return local - foreign
-
-
-def bound_name(node: ast.AST) -> str | None:
-    """Return the name that a node binds, or None."""
-    if isinstance(node, ast.Name):
-        return node.id if isinstance(node.ctx, ast.Store) else None
-    if isinstance(node, ast.arg):
-        return node.arg
-    name = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
-    return name if isinstance(name, str) else None
-
-
-def class_attributes(node: ast.ClassDef) -> Iterator[str]:
-    """Yield the names that a class body binds: attributes to the program, no locals."""
-    for statement in node.body:
-        if isinstance(statement, ast.Assign):
-            targets: list[ast.AST] = [*statement.targets]
-        else:
-            targets = [getattr(statement, "target", statement)]
-        yield from filter(None, map(bound_name, targets))
-
-
 def called_names(fragment: Fragment) -> frozenset[str]:
     """Return the last names of what a fragment calls, extends or is decorated with."""
-    outline = parse_outline(fragment.records[0].normalized_code)
-    if outline is None:
+    definition: Any = parse_definition(fragment.records[0].normalized_code)
+    if definition is None:
         return frozenset()
-    definition: Any = outline.nodes[2]
     is_method = any(record.kind == "method" for record in fragment.records)
     used: list[Any] = [
-        node.func for node in outline.nodes if isinstance(node, ast.Call)
+        node.func for node in ast.walk(definition) if isinstance(node, ast.Call)
     ]
     used += [*getattr(definition, "bases", ()), *definition.decorator_list]
     names = set()
@@ -4413,7 +4496,8 @@ def similar_pairs(
 ) -> Similar:
     """Return what sets of features have a Jaccard index of `threshold` or more.
 
-    Only sets that share PREFIX_MATCHES features of their prefixes, rarest feature first, are compared
+    Each set is in ascending order. The fewer sets have a feature, the lower it should be: only sets
+    that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
     (Bayardo et al., "Scaling up all pairs similarity search", WWW 2007; Xiao et al., "Efficient
     similarity joins for near duplicate detection", WWW 2008; Wang et al., "Can we beat the prefix
     filtering?", SIGMOD 2012). A set that is similar to `family_size` smaller ones is the head of a
@@ -4452,10 +4536,10 @@ class SimilarityJoin:
         self, sets: Sequence[Sequence[int]], threshold: float, family_size: int
     ) -> None:
         self.threshold, self.family_size = threshold, family_size
+        self.sets = sets
         self.sizes = [len(features) for features in sets]
-        self.sets = rarest_first(sets)
-        self.signatures = [signature_bits(features) for features in self.sets]
-        self.holders: dict[int, list[int]] = {}
+        self.signatures = signatures(sets)
+        self.holders: dict[int, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
 
@@ -4475,17 +4559,19 @@ class SimilarityJoin:
             self.found[new] = similar
         share = 2 * self.threshold / (1 + self.threshold)
         for feature in self.prefix(new, self.least_shared(new, share)):
-            self.holders.setdefault(feature, []).append(new)
+            self.holders[feature].append(new)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the smaller sets that are similar to `new`, and how much."""
         least = self.least_shared(new, self.threshold)
-        # 1. Sets too small to share as much are left out; the holders of a feature come by size.
+        # 1. Sets too small to share as much are of no use for larger ones either: they go. The
+        #    holders of a feature come by size.
         first = bisect.bisect_left(self.sizes, least)
         met: list[int] = []
-        for feature in self.prefix(new, least):
-            others = self.holders.get(feature, ())
-            met += others[bisect.bisect_left(others, first) :]
+        for holders in filter(None, map(self.holders.get, self.prefix(new, least))):
+            if holders[0] < first:
+                del holders[: bisect.bisect_left(holders, first)]
+            met += holders
         # 2. A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
         candidates = [
@@ -4501,7 +4587,9 @@ class SimilarityJoin:
             <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
         ]
         # 4. What is left is compared.
-        similar = {}
+        similar: dict[int, float] = {}
+        if not close:
+            return similar
         features = set(self.sets[new])
         for old in close:
             both = len(features.intersection(self.sets[old]))
@@ -4531,28 +4619,19 @@ class SimilarityJoin:
             ]
 
 
-def signature_bits(features: Iterable[int]) -> int:
-    """Return a number whose bits say for each class of features whether their count is odd.
+def signatures(sets: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each set a number whose bits say of each class of features whether it has an odd count.
 
     Two sets are apart in at least as many features as their signatures are in bits.
     """
-    return functools.reduce(
-        operator.xor, (1 << feature % SIGNATURE_SIZE for feature in features), 0
-    )
-
-
-def rarest_first(sets: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return the sets with their features ranked by rarity, those that one set alone has left out."""
-    frequencies = collections.Counter(itertools.chain.from_iterable(sets))
-    shared = [feature for feature, count in frequencies.items() if count > 1]
-    shared.sort(key=lambda feature: (frequencies[feature], feature))
-    ranks = {feature: rank for rank, feature in enumerate(shared)}
-    ranked = []
-    for features in sets:
-        ranked.append(
-            tuple(sorted(map(ranks.__getitem__, filter(ranks.__contains__, features))))
-        )
-    return ranked
+    classes = [1 << number for number in range(SIGNATURE_SIZE)]
+    highest = max((features[-1] for features in sets if features), default=0)
+    # The class of each feature.
+    bits = classes * (highest // SIGNATURE_SIZE + 1)
+    return [
+        functools.reduce(operator.xor, map(bits.__getitem__, features), 0)
+        for features in sets
+    ]
 
 
 # -- Duplicates: intents ----------------------------------------------------------------------
@@ -5295,41 +5374,31 @@ SOURCE_WORDS.update({LOCAL_LABEL: "", "None=": "**"})
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
-    `bits` holds what each feature says, `names` the qualified name of each place, `headers` those
-    of the classes of each name, `areas` the area of each file.
+    `bits` holds what each feature says, by its rank, `names` the qualified name of each place,
+    `headers` those of the classes of each name, `areas` the area of each file.
     """
 
-    bits: Mapping[int, float]
+    bits: Sequence[float]
     names: Mapping[Place, str]
     headers: Mapping[str, Sequence[str]]
     areas: Mapping[str, str]
 
 
-def trigram_bits(
-    wanted: Iterable[Collection[int]],
-    fragments: Sequence[Fragment],
-    repetitions: Mapping[int, int],
-) -> dict[int, float]:
-    """Return what each wanted feature says, in bits.
+def feature_bits(features: Features, fragment_count: int) -> list[float]:
+    """Return what each feature says, in bits, by its rank.
 
     It is log2 of the fragments to those that have it; its nth repetition says 1 / (1 + n) of that.
     """
-    features = set(itertools.chain.from_iterable(wanted))
-    frequencies = collections.Counter[int]()
-    for fragment in fragments:
-        frequencies.update(features.intersection(fragment.trigrams))
+    bits = [math.log2(fragment_count / frequency) for frequency in features.frequencies]
     # Repetitions say less and less: a table of fifty alike entries is one idea, not fifty.
-    bits = {}
-    for feature, frequency in frequencies.items():
-        information = math.log2(len(fragments) / frequency)
-        bits[feature] = information / (1 + repetitions.get(feature, 0))
+    for rank, ordinal in features.repetitions.items():
+        bits[rank] /= 1 + ordinal
     return bits
 
 
-def describe_group(
-    cluster: Cluster, shared: Collection[int], facts: Facts
-) -> CloneGroup:
-    """Return a cluster as a reader wants it; `shared` holds the features that all its fragments have."""
+def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
+    """Return a cluster as a reader wants it."""
+    shared = common_trigrams(cluster.fragments)
     members = describe_members(cluster, shared, facts.names)
     # A copy of code within a test concerns the code: so the group is in the foremost area.
     areas = {facts.areas[member.record.file_path] for member in members}
@@ -5402,7 +5471,7 @@ def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
     return own
 
 
-def source_labels(labels: Iterable[str]) -> list[str]:
+def source_labels(labels: Iterable[Label]) -> list[str]:
     """Return what the labels of a definition are in the source, in its order, each once.
 
     Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
@@ -5411,7 +5480,10 @@ def source_labels(labels: Iterable[str]) -> list[str]:
     told = []
     attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
     for label in labels:
-        if label.startswith("."):
+        if label is MARK:
+            told += attributes
+            attributes = []
+        elif label.startswith("."):
             attributes.append(label)
         elif label.isidentifier():
             told.append("".join((label, *reversed(attributes))))
@@ -5677,21 +5749,17 @@ def find_groups(
         (record for record in records if record.kind != "file"), key=sort_key
     )
     around = enclosing_places(definitions)
-    numbers = feature_numbers()
-    fragments = collect_fragments(definitions, options.kinds, numbers)
-    repetitions = repetition_ordinals(numbers)
-    del numbers  # it takes more memory than all fragments
-    clusters = find_clusters(fragments, options, around, repetitions)
-    common = [common_trigrams(cluster.fragments) for cluster in clusters]
+    fragments, features = collect_fragments(definitions, options.kinds)
+    clusters = find_clusters(fragments, options, around, features.repetitions)
     facts = Facts(
-        bits=trigram_bits(common, fragments, repetitions),
+        bits=feature_bits(features, len(fragments)),
         names=qualified_names(definitions, around),
         headers=class_headers(definitions),
         areas=file_areas(records),
     )
     groups = []
-    for cluster, shared in zip(clusters, common):
-        group = describe_group(cluster, shared, facts)
+    for cluster in clusters:
+        group = describe_group(cluster, facts)
         groups.append(with_intents(group, options.intents, facts.headers))
     return sorted(groups, key=rank_key)
 

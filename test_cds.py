@@ -5166,12 +5166,9 @@ def twins(code, kind="function", path="{}.py"):
 def random_sets(seed=1):
     """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
     rng = random.Random(seed)
-    sets = [tuple({*rng.choices(range(40), k=rng.randrange(25))}) for _ in range(60)]
-    return [
-        *sets,
-        *(tuple({*features, rng.randrange(40)}) for features in sets),
-        *sets[:5],
-    ]
+    sets = [{*rng.choices(range(40), k=rng.randrange(25))} for _ in range(60)]
+    sets += [{*features, rng.randrange(40)} for features in sets]
+    return [tuple(sorted(features)) for features in [*sets, *sets[:5]]]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
@@ -5209,14 +5206,10 @@ def random_definition(rng, depth=0):
 
 def every_pair_grouped(records, options):
     """Return the members of the near groups, found by comparing every pair of fragments."""
-    numbers = cds.feature_numbers()
-    fragments = [
-        one
-        for one in cds.collect_fragments(
-            sorted(records, key=cds.sort_key), options.kinds, numbers
-        )
-        if one.statements >= options.min_statements
-    ]
+    collected, features = cds.collect_fragments(
+        sorted(records, key=cds.sort_key), options.kinds
+    )
+    fragments = [one for one in collected if one.statements >= options.min_statements]
     by_rule = {None: {}, "short": {}, "inside": {}}
     for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
         both, either = (
@@ -5233,7 +5226,7 @@ def every_pair_grouped(records, options):
             and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
             for a, b in itertools.product(one.records, other.records)
         )
-        distinct = both - {number for key, number in numbers.items() if len(key) == 2}
+        distinct = both - features.repetitions.keys()
         short = (
             len(distinct) < 25
             and similarity < 0.7
@@ -5304,7 +5297,7 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
 def test_a_family_is_compared_with_its_head_alone():
     rng = random.Random(3)
     wrappers = [(*range(20), 100 + n) for n in range(50)]
-    others = [tuple(rng.sample(range(200, 400), 30)) for _ in range(20)]
+    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
     others += [(*features[:25], 500) for features in others]
     sets = [*others, *wrappers]
     pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
@@ -6156,13 +6149,26 @@ def test_groups_in_tests_come_last():
     assert mixed[0].area == "code"
 
 
-def test_a_trigram_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
-    sets = [(1, 2, 3, 4), (1, 2), (1,), ()]
-    bare = cds.Fragment((), "f", 2, is_stub=False, labels=(), trigrams=())
-    fragments = [bare._replace(trigrams=numbers) for numbers in sets]
-    bits = cds.trigram_bits([{1, 2}, {3, 4}], fragments, {3: 1, 4: 2})
-    assert bits == {1: math.log2(4 / 3), 2: 1.0, 3: 2 / 2, 4: 2 / 3}
-    assert cds.trigram_bits([{1}], fragments, {}) == {1: math.log2(4 / 3)}
+def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
+    features = cds.Features(frequencies=[1, 1, 2, 3], repetitions={0: 1, 1: 2})
+    bits = cds.feature_bits(features, 4)
+    assert bits == [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
+
+
+def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
+    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
+    fragments, features = cds.collect_fragments(
+        [record(calls), record("def f(a):\n    g(1)", "b.py")], ["function"]
+    )
+    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
+    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
+    assert list(features.frequencies) == sorted(features.frequencies)
+    for rank, frequency in enumerate(features.frequencies):
+        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
+    # A call, its name and its literal stand in a row four times, and what runs on from one call
+    # into the next three times.
+    assert sorted(features.repetitions.values()) == [1, 1, 1, 2, 2, 2, 3]
+    assert once.trigrams and features.repetitions.keys().isdisjoint(once.trigrams)
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
@@ -6331,13 +6337,13 @@ def test_a_difference_that_rounds_to_nothing_is_one():
 )
 def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
     code = record(f"def f(a):\n{textwrap.indent(body, '    ')}")
-    (fragment,) = cds.collect_fragments([code], ["function"], cds.feature_numbers())
+    (fragment,), _ = cds.collect_fragments([code], ["function"])
     assert cds.source_labels(fragment.labels) == ["def", *labels]
 
 
 def test_labels_of_code_that_cannot_be_parsed_are_none():
     code = record(normalized_code="def f(:")
-    (fragment,) = cds.collect_fragments([code], ["function"], cds.feature_numbers())
+    (fragment,), _ = cds.collect_fragments([code], ["function"])
     assert cds.source_labels(fragment.labels) == []
 
 
