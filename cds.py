@@ -4500,10 +4500,10 @@ def similar_pairs(
     that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
     (Bayardo et al., "Scaling up all pairs similarity search", WWW 2007; Xiao et al., "Efficient
     similarity joins for near duplicate detection", WWW 2008; Wang et al., "Can we beat the prefix
-    filtering?", SIGMOD 2012). A set that is similar to `family_size` smaller ones is the head of a
+    filtering?", SIGMOD 2012). A set that is similar to `family_size` larger ones is the head of a
     family: they leave the comparison, and what comes later is compared with the head alone.
     """
-    by_size = sorted(range(len(sets)), key=lambda index: len(sets[index]))
+    by_size = sorted(range(len(sets)), key=lambda index: -len(sets[index]))
     ordered = [sets[index] for index in by_size]
     join = SimilarityJoin(ordered, threshold, family_size)
     for number in range(len(ordered)):
@@ -4524,13 +4524,16 @@ def similar_pairs(
 
 
 class SimilarityJoin:
-    """Compares sets one after the other, smallest first, with those before."""
+    """Compares sets one after the other, largest first, with those before."""
 
-    # Two sets with a Jaccard index of t share at least t times the features of the larger one, and
-    # at least 2t / (1 + t) times those of the smaller. Let both be sorted the same way, and c be
-    # the k-th feature that they have in common: of n common ones, n - k come after it. So c stands
-    # in the part that begins each set and leaves out its last n - k features, and with it the
-    # k - 1 before it. This part is the prefix: similar sets have k features of it in common.
+    # Two sets x and y with a Jaccard index of t share at least n = t / (1 + t) (|x| + |y|) features.
+    # Let both be sorted the same way, and c be the k-th feature that they have in common: n - k or
+    # more come after it. So c stands in the part that begins each set and leaves out its last n - k
+    # features, and with it the k - 1 before it. This part is the prefix: similar sets have k features
+    # of it in common. What the larger set must be found by is its prefix for the smallest y that can
+    # be similar, of t |x| features. The smaller one knows better: its feature with m more behind it
+    # is in the prefix for x only where m + k >= n, so the further on it stands, the larger are the
+    # sets that need not be looked up.
 
     def __init__(
         self, sets: Sequence[Sequence[int]], threshold: float, family_size: int
@@ -4542,9 +4545,13 @@ class SimilarityJoin:
         self.holders: dict[int, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
+        # The first set with no more than so many features, by their number.
+        growing = [-size for size in self.sizes]
+        largest = max(self.sizes, default=0)
+        self.starts = [bisect.bisect_left(growing, -n) for n in range(largest + 1)]
 
     def add(self, new: int) -> None:
-        """Compare a set with the smaller ones, and let the larger ones find it."""
+        """Compare a set with the larger ones, and let the smaller ones find it."""
         similar = self.compare(new)
         heads = [old for old in similar if old in self.families]
         # A member leaves the comparison: it is in no pair, and later sets find the head alone.
@@ -4557,36 +4564,27 @@ class SimilarityJoin:
             self.forget(similar)
         else:
             self.found[new] = similar
-        share = 2 * self.threshold / (1 + self.threshold)
-        for feature in self.prefix(new, self.least_shared(new, share)):
+        for feature in self.prefix(new, self.least_shared(new, self.threshold)):
             self.holders[feature].append(new)
 
     def compare(self, new: int) -> dict[int, float]:
-        """Return the smaller sets that are similar to `new`, and how much."""
-        least = self.least_shared(new, self.threshold)
-        # 1. Sets too small to share as much are of no use for larger ones either: they go. The
-        #    holders of a feature come by size.
-        first = bisect.bisect_left(self.sizes, least)
-        met: list[int] = []
-        for holders in filter(None, map(self.holders.get, self.prefix(new, least))):
-            if holders[0] < first:
-                del holders[: bisect.bisect_left(holders, first)]
-            met += holders
-        # 2. A set that shares less than k features in all has every one of them in its prefix.
+        """Return the larger sets that are similar to `new`, and how much."""
+        size = self.sizes[new]
+        least = self.least_shared(new, 2 * self.threshold / (1 + self.threshold))
+        # 1. A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
-        candidates = [
-            old for old, count in collections.Counter(met).items() if count >= enough
-        ]
-        # 3. Signatures tell most of those apart that are not similar.
+        met = collections.Counter(self.holders_met(new, least))
+        candidates = [old for old, count in met.items() if count >= enough]
+        # 2. Signatures tell most of those apart that are not similar.
         apart = (1 - self.threshold) / (1 + self.threshold)
-        size, own = self.sizes[new], self.signatures[new]
+        own = self.signatures[new]
         close = [
             old
             for old in candidates
             if bit_count(own ^ self.signatures[old])
             <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
         ]
-        # 4. What is left is compared.
+        # 3. What is left is compared.
         similar: dict[int, float] = {}
         if not close:
             return similar
@@ -4597,6 +4595,26 @@ class SimilarityJoin:
             if similarity >= self.threshold:
                 similar[old] = similarity
         return similar
+
+    def holders_met(self, new: int, least: int) -> list[int]:
+        """Return for each feature in the prefix of `new` the larger sets that have it in theirs.
+
+        Those too large are left out. A set shares `least` features with a similar one, or more.
+        """
+        size = self.sizes[new]
+        reach = (1 + self.threshold) / self.threshold
+        met: list[int] = []
+        behind = size + PREFIX_MATCHES
+        for holders in map(self.holders.get, self.prefix(new, least)):
+            behind -= 1
+            if holders:
+                most = int(behind * reach + ROUNDING_SLACK) - size
+                first = self.starts[most] if most < len(self.starts) else 0
+                # The largest come first.
+                if holders[0] < first:
+                    holders = holders[bisect.bisect_left(holders, first) :]
+                met += holders
+        return met
 
     def least_shared(self, number: int, share: float) -> int:
         """Return how many features a set has in common with one that is similar, at least."""
