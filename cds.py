@@ -78,7 +78,16 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Callable, NamedTuple, NoReturn, TextIO, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TextIO,
+    TypeVar,
+    Union,
+)
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # Ctrl-C before `main` handles it, and after, ends quietly too.
@@ -1014,6 +1023,8 @@ FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 DefinitionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
 FileAnalysis = Union[list[Symbol], AnalyzerError]
 FileAnalyzer = Callable[[Source], FileAnalysis]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Analyzer(ABC):
@@ -1407,11 +1418,11 @@ def _docstring_literal(
 
 
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
-# machines lack, and no thread, and it tells which file ended which worker.
+# machines lack, and no thread, and it tells which item, such as a file, ended which worker.
 
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-# A worker has the next file at hand while the results of the last are read.
-FILES_AHEAD = 4
+# A worker has the next item at hand while the results of the last are read.
+ITEMS_AHEAD = 4
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
     signal.Signals[name]
@@ -1480,37 +1491,60 @@ def analyze_in_workers(
     sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
 ) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from worker processes, or from this where none can start."""
-    pool = WorkerPool(sources, workers, analyze)
+    return work_in_workers(sources, workers, analyze, crashed_file)
+
+
+def crashed_file(source: Source) -> AnalyzerError:
+    """Return the error of a file that ends the process in which it is parsed."""
+    return AnalyzerError(source.file_path, None, "crashes the parser of this Python")
+
+
+def work_in_workers(
+    items: Sequence[Item],
+    workers: int,
+    work: Callable[[Item], Result],
+    crashed: Callable[[Item], Result],
+) -> Iterator[Result]:
+    """Yield what `work` gives for each item, in order, from worker processes.
+
+    Where none can start it is done in this one. Of an item that ended two workers it is what `crashed` gives.
+    """
+    pool = WorkerPool(items, workers, work, crashed)
     try:
-        for number in range(len(sources)):
+        for number in range(len(items)):
             yield pool.result(number)
     finally:
         pool.stop()
 
 
-class WorkerPool:
-    """Worker processes and the files that they share, by their numbers in `sources`."""
+class WorkerPool(Generic[Item, Result]):
+    """Worker processes and the items that they share, by their numbers."""
 
     def __init__(
-        self, sources: Sequence[Source], size: int, analyze: FileAnalyzer
+        self,
+        items: Sequence[Item],
+        size: int,
+        work: Callable[[Item], Result],
+        crashed: Callable[[Item], Result],
     ) -> None:
-        self.sources = sources
+        self.items = items
         self.size = size
-        self.analyze = analyze
+        self.work = work
+        self.crashed = crashed
         self.workers: list[Worker] = []
         self.can_start = True
-        # Each file is to do, assigned to a worker, or done. A suspect was under way when its
+        # Each item is to do, assigned to a worker, or done. A suspect was under way when its
         # worker ended.
-        self.todo = collections.deque(range(len(sources)))
-        self.done: dict[int, FileAnalysis] = {}
+        self.todo = collections.deque(range(len(items)))
+        self.done: dict[int, Result] = {}
         self.suspects: set[int] = set()
 
-    def result(self, number: int) -> FileAnalysis:
-        """Return what one file gives."""
+    def result(self, number: int) -> Result:
+        """Return what one item gives."""
         while number not in self.done:
             self._start_workers()
             if not self.workers:
-                return self._analyze_here(number)
+                return self._work_here(number)
             self._hand_out()
             self._receive()
         return self.done.pop(number)
@@ -1520,28 +1554,23 @@ class WorkerPool:
         for worker in self.workers:
             worker.stop()
 
-    def _analyze_here(self, number: int) -> FileAnalysis:
-        if number in self.suspects:
-            return self._crash(number)
-        return self.analyze(self.sources[number])
-
-    def _crash(self, number: int) -> AnalyzerError:
-        path = self.sources[number].file_path
-        return AnalyzerError(path, None, "crashes the parser of this Python")
+    def _work_here(self, number: int) -> Result:
+        work = self.crashed if number in self.suspects else self.work
+        return work(self.items[number])
 
     def _start_workers(self) -> None:
         """Start the workers that are missing, as far as the system lets them."""
         wanted = min(self.size, len(self.todo))
         while self.can_start and len(self.workers) < wanted:
             try:
-                self.workers.append(Worker(self.sources, self.analyze))
+                self.workers.append(Worker(self.items, self.work))
             except (OSError, ImportError, RuntimeError):
                 # Too many processes or open files, or a Python without multiprocessing.
                 self.can_start = False
 
     def _hand_out(self) -> None:
         for worker in self.workers:
-            while self.todo and len(worker.assigned) < FILES_AHEAD:
+            while self.todo and len(worker.assigned) < ITEMS_AHEAD:
                 number = self.todo.popleft()
                 worker.assigned.append(number)
                 # A worker that is gone is noticed where its results are read.
@@ -1569,17 +1598,17 @@ class WorkerPool:
             self.done[worker.assigned.popleft()] = found
 
     def _lose(self, worker: Worker) -> None:
-        """Take back the files of a worker that ended, and find the one that ended it."""
+        """Take back the items of a worker that ended, and find the one that ended it."""
         worker.stop()
         self.workers.remove(worker)
         if not worker.has_started:
             self.can_start = False
         elif worker.assigned:
-            # A worker takes its files in order, so it was at the first. The system may have ended
-            # it, for want of memory: the file gets another try.
+            # A worker takes its items in order, so it was at the first. The system may have ended
+            # it, for want of memory: the item gets another try.
             number = worker.assigned.popleft()
             if number in self.suspects:
-                self.done[number] = self._crash(number)
+                self.done[number] = self.crashed(self.items[number])
             else:
                 self.suspects.add(number)
                 self.todo.appendleft(number)
@@ -1587,18 +1616,18 @@ class WorkerPool:
 
 
 class Worker:
-    """A worker process, the pipe to it, and the numbers of the files assigned to it.
+    """A worker process, the pipe to it, and the numbers of the items assigned to it.
 
-    Its first message is None; then comes one for each file, in the order in which they were sent.
+    Its first message is None; then comes one for each item, in the order in which they were sent.
     """
 
-    def __init__(self, sources: Sequence[Source], analyze: FileAnalyzer) -> None:
+    def __init__(self, items: Sequence[Any], work: Callable[[Any], object]) -> None:
         context = process_context()
         self.connection, other_end = context.Pipe()
         self.assigned: collections.deque[int] = collections.deque()
         self.has_started = False
-        given = (other_end, self.connection, sources, analyze)
-        self.process = context.Process(target=serve_analyses, args=given, daemon=True)
+        given = (other_end, self.connection, items, work)
+        self.process = context.Process(target=serve_results, args=given, daemon=True)
         try:
             with signals_blocked(), caller_hidden():
                 self.process.start()
@@ -1656,10 +1685,13 @@ def caller_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main_module
 
 
-def serve_analyses(
-    connection: Any, other_end: Any, sources: Sequence[Source], analyze: FileAnalyzer
+def serve_results(
+    connection: Any,
+    other_end: Any,
+    items: Sequence[Any],
+    work: Callable[[Any], object],
 ) -> None:
-    """In a worker: answer the number of each file with what it gives, until the other end is closed."""
+    """In a worker: answer the number of each item with what it gives, until the other end is closed."""
     # A fork inherits it, and would never see it closed.
     other_end.close()
     # The parent handles Ctrl-C and a lost terminal, and ends its workers.
@@ -1672,7 +1704,7 @@ def serve_analyses(
     with parsing_quietly(), contextlib.suppress(EOFError, OSError):
         connection.send(None)
         while True:
-            connection.send(analyze(sources[connection.recv()]))
+            connection.send(work(items[connection.recv()]))
 
 
 # ---- Building -------------------------------------------------------------------------------
@@ -4212,6 +4244,10 @@ def lay_out(definition: ast.stmt) -> Outline:
 # Fragments of a run
 
 Trigram = tuple[Label, Label, Label]
+# Large, since each has numbers of its own for trigrams that most have in common, and small enough
+# for all workers to end at about the same time.
+BATCH_CHARACTERS = 1 << 18
+BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 
 
 class FeatureNumbers:
@@ -4225,6 +4261,13 @@ class FeatureNumbers:
         self.trigrams: dict[Trigram, int] = collections.defaultdict(self.new_number)
         self.repetitions: dict[int, list[int]] = collections.defaultdict(list)
 
+    def repetitions_of(self, trigram: int, count: int) -> list[int]:
+        """Return the numbers of the first so many repetitions of a trigram."""
+        series = self.repetitions[trigram]
+        while len(series) < count:
+            series.append(self.new_number())
+        return series[:count]
+
     def of(self, labels: Sequence[Label]) -> list[int]:
         """Return the numbers of the features of labels, each once."""
         # A trigram that ends in a mark runs on into the next statement.
@@ -4235,11 +4278,20 @@ class FeatureNumbers:
             if count > 1:
                 # A set holds a feature once: as features of their own ten calls in a row are
                 # told from a single one.
-                repetitions = self.repetitions[trigram]
-                while len(repetitions) < count - 1:
-                    repetitions.append(self.new_number())
-                numbers += repetitions[: count - 1]
+                numbers += self.repetitions_of(trigram, count - 1)
         return numbers
+
+    def translated(self, batch: Batch) -> list[int]:
+        """Return what number each feature has here, by the one it has in a batch."""
+        count = len(batch.trigrams) + sum(map(len, batch.repetitions.values()))
+        here = [0] * count
+        for trigram, number in batch.trigrams.items():
+            here[number] = self.trigrams[trigram]
+        for trigram_number, series in batch.repetitions.items():
+            own = self.repetitions_of(here[trigram_number], len(series))
+            for number, own_number in zip(series, own):
+                here[number] = own_number
+        return here
 
 
 class Features(NamedTuple):
@@ -4266,20 +4318,31 @@ class Sketch(NamedTuple):
     features: Sequence[int]
 
 
+class Batch(NamedTuple):
+    """Sketches by the `md5sum` of their code, with the numbers of their own that their features have.
+
+    For `trigrams` and `repetitions` see FeatureNumbers.
+    """
+
+    sketches: dict[str, Sketch]
+    trigrams: dict[Trigram, int]
+    repetitions: dict[int, list[int]]
+
+
 def collect_fragments(
-    definitions: Sequence[Record], kinds: Collection[str]
+    definitions: Sequence[Record], kinds: Collection[str], workers: int = 0
 ) -> tuple[list[Fragment], Features]:
     """Return those definitions of these kinds as fragments, sorted by `md5sum`, and their features.
 
     Where two are as good as each other the first is taken, so the order must not depend on places:
-    a renamed file changes nothing but paths.
+    a renamed file changes nothing but paths. Up to so many `workers` are started.
     """
     copies: dict[str, list[Record]] = collections.defaultdict(list)
     for record in definitions:
         if record.kind in kinds:
             copies[record.md5sum].append(record)
     numbers = FeatureNumbers()
-    sketches = collect_sketches(definitions, kinds, numbers)
+    sketches = collect_sketches(definitions, kinds, numbers, workers)
     ranks, features = rank_features(sketches.values(), numbers)
     del numbers  # they take more memory than all fragments
     fragments = []
@@ -4298,21 +4361,80 @@ def collect_fragments(
 
 
 def collect_sketches(
-    definitions: Iterable[Record], kinds: Collection[str], numbers: FeatureNumbers
+    definitions: Iterable[Record],
+    kinds: Collection[str],
+    numbers: FeatureNumbers,
+    workers: int,
 ) -> dict[str, Sketch]:
-    """Return the sketch of each code of these kinds, by its `md5sum`; one copy of each is looked at."""
+    """Return the sketch of each code of these kinds, by its `md5sum`."""
+    todo = list(unseen_nests(definitions, kinds))
+    batches = divided(todo, BATCH_CHARACTERS)
+    size = min(workers, len(batches) // BATCHES_A_WORKER, MOST_WORKERS)
+    if size < 2:
+        return sketch_nests(todo, kinds, numbers)
+    work = functools.partial(sketch_batch, kinds=kinds)
+    # A batch that ended two workers gets its last try here.
+    return merged_sketches(work_in_workers(batches, size, work, work), numbers)
+
+
+def merged_sketches(
+    batches: Iterable[Batch], numbers: FeatureNumbers
+) -> dict[str, Sketch]:
+    """Return the sketches of all batches, with the same number for the same feature."""
     sketches: dict[str, Sketch] = {}
+    for batch in batches:
+        translated = numbers.translated(batch).__getitem__
+        for md5sum, one in batch.sketches.items():
+            features = list(map(translated, one.features))
+            sketches.setdefault(md5sum, one._replace(features=features))
+    return sketches
 
-    def is_new(record: Record) -> bool:
-        return record.kind in kinds and record.md5sum not in sketches
 
+def unseen_nests(
+    definitions: Iterable[Record], kinds: Collection[str]
+) -> Iterator[list[Record]]:
+    """Yield the nests with a code of these kinds that none before has: one copy of each is looked at."""
+    seen: set[str] = set()
     for nest in nests(definitions):
-        if any(map(is_new, nest)):
-            for record, outline, number in outlined(nest):
-                if is_new(record):
-                    sketches[record.md5sum] = sketch_of(
-                        record, outline, number, numbers
-                    )
+        codes = {record.md5sum for record in nest if record.kind in kinds}
+        if not codes <= seen:
+            seen |= codes
+            yield nest
+
+
+def divided(
+    all_nests: Iterable[list[Record]], characters: int
+) -> list[list[list[Record]]]:
+    """Return nests in batches of about so many characters of code."""
+    batches: list[list[list[Record]]] = []
+    room = 0
+    for nest in all_nests:
+        if room <= 0:
+            batches.append([])
+            room = characters
+        batches[-1].append(nest)
+        room -= len(nest[0].normalized_code)
+    return batches
+
+
+def sketch_batch(batch: Sequence[Sequence[Record]], kinds: Collection[str]) -> Batch:
+    """Return the sketches of nests, with numbers of their own; for a worker."""
+    numbers = FeatureNumbers()
+    sketches = sketch_nests(batch, kinds, numbers)
+    return Batch(sketches, dict(numbers.trigrams), dict(numbers.repetitions))
+
+
+def sketch_nests(
+    all_nests: Iterable[Sequence[Record]],
+    kinds: Collection[str],
+    numbers: FeatureNumbers,
+) -> dict[str, Sketch]:
+    """Return the sketch of each code of these kinds, by its `md5sum`."""
+    sketches: dict[str, Sketch] = {}
+    for nest in all_nests:
+        for record, outline, number in outlined(nest):
+            if record.kind in kinds and record.md5sum not in sketches:
+                sketches[record.md5sum] = sketch_of(record, outline, number, numbers)
     return sketches
 
 
@@ -5760,14 +5882,14 @@ def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
 
 
 def find_groups(
-    records: Sequence[Record], options: DuplicateOptions
+    records: Sequence[Record], options: DuplicateOptions, workers: int = 0
 ) -> list[CloneGroup]:
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
     definitions = sorted(
         (record for record in records if record.kind != "file"), key=sort_key
     )
     around = enclosing_places(definitions)
-    fragments, features = collect_fragments(definitions, options.kinds)
+    fragments, features = collect_fragments(definitions, options.kinds, workers)
     clusters = find_clusters(fragments, options, around, features.repetitions)
     facts = Facts(
         bits=feature_bits(features, len(fragments)),
@@ -5789,8 +5911,12 @@ def build_report(
     *,
     run: Mapping[str, object] | None = None,
     error_count: int = 0,
+    workers: int = 0,
 ) -> Report:
-    """Return the report on the records of a run, or of a source tree."""
+    """Return the report on the records of a run, or of a source tree.
+
+    `workers` is the number of processes that may be started; by default there are none.
+    """
     compared = [record for record in records if record.kind in options.kinds]
     missing = collections.Counter(
         record.intent_status for record in compared if not record.intent
@@ -5798,7 +5924,7 @@ def build_report(
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
     areas = file_areas(records)
     file_lines = count_file_lines(records)
-    groups = tuple(find_groups(records, options))
+    groups = tuple(find_groups(records, options, workers))
     sentences = [record_sentence(record, options.intents) for record in compared]
     from_docstrings = sum(
         sentence is not None and sentence.source == DOCSTRING for sentence in sentences
@@ -8501,7 +8627,12 @@ def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args.path)
     records, errors = build_records(args)
-    return build_report(records, duplicate_options(args), error_count=len(errors))
+    return build_report(
+        records,
+        duplicate_options(args),
+        error_count=len(errors),
+        workers=args.workers,
+    )
 
 
 def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
@@ -8510,7 +8641,11 @@ def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
         row, records = read_run(args.db_path, run_id)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(
-        records, duplicate_options(args), run=row, error_count=error_count
+        records,
+        duplicate_options(args),
+        run=row,
+        error_count=error_count,
+        workers=args.workers,
     )
 
 

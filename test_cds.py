@@ -8,6 +8,7 @@ import contextlib
 import encodings.aliases
 import errno
 import fcntl
+import functools
 import gc
 import hashlib
 import html
@@ -2086,7 +2087,8 @@ def test_analysis_leaves_the_garbage_collector_as_it_was(tmp_path, is_enabled):
 
 
 def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_started():
-    pool = cds.WorkerPool(numbered("a.py", "crash.py", "b.py"), 1, process_number)
+    names = ("a.py", "crash.py", "b.py")
+    pool = cds.WorkerPool(numbered(*names), 1, process_number, cds.crashed_file)
     first = pool.result(0)
     while not pool.suspects:
         pool._start_workers()
@@ -5292,6 +5294,66 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     rules = {repr(places): rule for rule, places in expected}
     for rule, places in found:
         assert rule in (rules[repr(places)], "stub", "contained")
+
+
+def many_definitions(tmp_path):
+    """Return the records of several batches, and copies of what stands in other batches."""
+    rng = random.Random(2)
+    code = "\n\n".join(random_definition(rng) for _ in range(1500))
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
+    return [one for one in records if one.kind != "file"]
+
+
+def test_batches_hold_each_new_code_once_and_are_of_about_one_size(tmp_path):
+    records = sorted(many_definitions(tmp_path), key=cds.sort_key)
+    kinds = ("function", "method")
+    nests = list(cds.unseen_nests(records, kinds))
+    batches = cds.divided(nests, 10_000)
+    assert list(itertools.chain(*batches)) == nests
+    assert {one.file_path for nest in nests for one in nest} == {"a.py"}
+    codes = {one.md5sum for one in records if one.kind in kinds}
+    assert codes <= {one.md5sum for nest in nests for one in nest}
+    sizes = [sum(len(nest[0].normalized_code) for nest in batch) for batch in batches]
+    assert len(sizes) > 5 and all(10_000 <= size < 12_000 for size in sizes[:-1])
+
+
+def named_features(sketches, numbers):
+    """Return sketches with what their features are in place of numbers."""
+    names = {number: (trigram, 0) for trigram, number in numbers.trigrams.items()}
+    for trigram, series in numbers.repetitions.items():
+        for ordinal, number in enumerate(series, start=1):
+            names[number] = (names[trigram][0], ordinal)
+    return {
+        md5sum: one._replace(features={names[number] for number in one.features})
+        for md5sum, one in sketches.items()
+    }
+
+
+def test_sketches_from_workers_are_those_of_one_process(tmp_path):
+    records = sorted(many_definitions(tmp_path), key=cds.sort_key)
+    kinds = DUPLICATES.kinds
+    here = cds.FeatureNumbers()
+    expected = cds.sketch_nests(cds.nests(records), kinds, here)
+    assert any(count > 1 for count in map(len, here.repetitions.values()))
+    batches = cds.divided(cds.nests(records), 20_000)
+    assert len(batches) > 6
+    work = functools.partial(cds.sketch_batch, kinds=kinds)
+    merged = cds.FeatureNumbers()
+    found = cds.merged_sketches(cds.work_in_workers(batches, 2, work, work), merged)
+    assert named_features(found, merged) == named_features(expected, here)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_the_same_whoever_parses(workers):
+    resource = pytest.importorskip("resource")
+    # So long that four of them are enough for two workers.
+    long = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
+    records = [record(long + str(n), f"{n}.py") for n in range(4)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    groups = cds.build_report(records, DUPLICATES, workers=workers).groups
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    assert (after > before) == (workers > 1)
+    assert [(one.evidence, one.copies) for one in groups] == [("near", 4)]
 
 
 def test_a_family_is_compared_with_its_head_alone():
