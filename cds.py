@@ -3970,7 +3970,7 @@ class Fragment(NamedTuple):
     name: str
     statements: int
     is_stub: bool
-    labels: Sequence[Label]
+    labels: tuple[Label, ...]
     trigrams: tuple[int, ...]
 
 
@@ -4268,7 +4268,7 @@ class FeatureNumbers:
             series.append(self.new_number())
         return series[:count]
 
-    def of(self, labels: Sequence[Label]) -> list[int]:
+    def of(self, labels: Sequence[Label]) -> tuple[int, ...]:
         """Return the numbers of the features of labels, each once."""
         # A trigram that ends in a mark runs on into the next statement.
         trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
@@ -4279,7 +4279,7 @@ class FeatureNumbers:
                 # A set holds a feature once: as features of their own ten calls in a row are
                 # told from a single one.
                 numbers += self.repetitions_of(trigram, count - 1)
-        return numbers
+        return tuple(numbers)
 
     def translated(self, batch: Batch) -> list[int]:
         """Return what number each feature has here, by the one it has in a batch."""
@@ -4314,8 +4314,8 @@ class Sketch(NamedTuple):
     name: str
     statements: int
     is_stub: bool
-    labels: Sequence[Label]
-    features: Sequence[int]
+    labels: tuple[Label, ...]
+    features: tuple[int, ...]
 
 
 class Batch(NamedTuple):
@@ -4343,8 +4343,9 @@ def collect_fragments(
             copies[record.md5sum].append(record)
     numbers = FeatureNumbers()
     sketches = collect_sketches(definitions, kinds, numbers, workers)
-    ranks, features = rank_features(sketches.values(), numbers)
-    del numbers  # they take more memory than all fragments
+    repetitions = numbers.repetitions
+    del numbers  # the rest takes more memory than all fragments
+    ranks, features = rank_features(sketches.values(), repetitions)
     fragments = []
     for md5sum in sorted(copies):
         of_code = sketches.pop(md5sum)
@@ -4382,11 +4383,15 @@ def merged_sketches(
 ) -> dict[str, Sketch]:
     """Return the sketches of all batches, with the same number for the same feature."""
     sketches: dict[str, Sketch] = {}
+    # Each batch comes with objects of its own for the same labels: one of each is kept.
+    shared: dict[Label, Label] = {}
     for batch in batches:
         translated = numbers.translated(batch).__getitem__
         for md5sum, one in batch.sketches.items():
-            features = list(map(translated, one.features))
-            sketches.setdefault(md5sum, one._replace(features=features))
+            if md5sum not in sketches:
+                features = tuple(map(translated, one.features))
+                labels = tuple(map(shared.setdefault, one.labels, one.labels))
+                sketches[md5sum] = one._replace(labels=labels, features=features)
     return sketches
 
 
@@ -4439,9 +4444,12 @@ def sketch_nests(
 
 
 def rank_features(
-    sketches: Iterable[Sketch], numbers: FeatureNumbers
+    sketches: Iterable[Sketch], repetitions: Mapping[int, Sequence[int]]
 ) -> tuple[list[int], Features]:
-    """Return the rank of each feature by its number, and what is known of the features by rank."""
+    """Return the rank of each feature by its number, and what is known of the features by rank.
+
+    For `repetitions` see FeatureNumbers.
+    """
     counts = collections.Counter(
         itertools.chain.from_iterable(sketch.features for sketch in sketches)
     )
@@ -4449,12 +4457,12 @@ def rank_features(
     ranks = [0] * len(counts)
     for rank, number in enumerate(rarest_first):
         ranks[number] = rank
-    repetitions = {}
-    for series in numbers.repetitions.values():
+    ordinals = {}
+    for series in repetitions.values():
         for ordinal, number in enumerate(series, start=1):
-            repetitions[ranks[number]] = ordinal
+            ordinals[ranks[number]] = ordinal
     frequencies = [counts[number] for number in rarest_first]
-    return ranks, Features(frequencies, repetitions)
+    return ranks, Features(frequencies, ordinals)
 
 
 def sort_key(record: Record) -> Place:
@@ -4506,10 +4514,10 @@ def sketch_of(
         # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
         lines = record.normalized_code.count("\n")
         return Sketch("", lines, is_stub=False, labels=(), features=())
-    labels = outline.labels[outline.starts[number] : outline.ends[number]]
+    span = outline.labels[outline.starts[number] : outline.ends[number]]
     local: dict[Label, Label] = {}
     local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
-    labels = list(map(local.get, labels, labels))
+    labels = tuple(map(local.get, span, span))
     definition: Any = outline.definitions[number]
     return Sketch(
         name=definition.name,
