@@ -3962,14 +3962,16 @@ class DuplicateOptions(NamedTuple):
 class Fragment(NamedTuple):
     """Records of one `md5sum`, sorted by place, and what the report needs of their code.
 
-    `labels` holds those of its nodes in the order of the source, locals made equal, and `trigrams` the
-    ranks of its features, ascending: the rarest come first.
+    It `is_stub` where it only declares, and `is_plain` where it is a constructor that does nothing of
+    its own. `labels` holds those of its nodes in the order of the source, locals made equal, and
+    `trigrams` the ranks of its features, ascending: the rarest come first.
     """
 
     records: tuple[Record, ...]
     name: str
     statements: int
     is_stub: bool
+    is_plain: bool
     labels: tuple[Label, ...]
     trigrams: tuple[int, ...]
 
@@ -4314,6 +4316,7 @@ class Sketch(NamedTuple):
     name: str
     statements: int
     is_stub: bool
+    is_plain: bool
     labels: tuple[Label, ...]
     features: tuple[int, ...]
 
@@ -4354,6 +4357,7 @@ def collect_fragments(
             name=of_code.name,
             statements=of_code.statements,
             is_stub=of_code.is_stub,
+            is_plain=of_code.is_plain,
             labels=of_code.labels,
             trigrams=tuple(sorted(map(ranks.__getitem__, of_code.features))),
         )
@@ -4513,7 +4517,14 @@ def sketch_of(
     if outline is None:
         # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
         lines = record.normalized_code.count("\n")
-        return Sketch("", lines, is_stub=False, labels=(), features=())
+        return Sketch(
+            name="",
+            statements=lines,
+            is_stub=False,
+            is_plain=False,
+            labels=(),
+            features=(),
+        )
     span = outline.labels[outline.starts[number] : outline.ends[number]]
     local: dict[Label, Label] = {}
     local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
@@ -4523,6 +4534,7 @@ def sketch_of(
         name=definition.name,
         statements=labels.count(MARK) // len(MARKS) - 1,
         is_stub=is_stub(definition),
+        is_plain=is_plain_constructor(definition),
         labels=labels,
         features=numbers.of(labels),
     )
@@ -4588,6 +4600,40 @@ def is_constant(node: ast.stmt) -> bool:
     if not isinstance(node, (ast.Assign, ast.AnnAssign)):
         return False
     return not any(isinstance(child, ast.Call) for child in ast.walk(node))
+
+
+def is_plain_constructor(node: ast.stmt) -> bool:
+    """Return whether a statement is a constructor that keeps parameters and calls its base's, no more."""
+    if not isinstance(node, FunctionNode) or node.name != "__init__":
+        return False
+    parameters = {
+        child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)
+    }
+    return all(
+        keeps_parameter(statement, parameters) or calls_base_constructor(statement)
+        for statement in node.body
+    )
+
+
+def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
+    """Return whether a statement is as `self.name = parameter`."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    if not all(isinstance(target, ast.Attribute) for target in targets):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id in parameters
+
+
+def calls_base_constructor(node: ast.stmt) -> bool:
+    """Return whether a statement is a call of `super().__init__`."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    function = node.value.func
+    if not isinstance(function, ast.Attribute) or function.attr != "__init__":
+        return False
+    base = function.value
+    return isinstance(base, ast.Call) and last_name(base.func) == "super"
 
 
 # -- Duplicates: similarity -------------------------------------------------------------------
@@ -4907,37 +4953,48 @@ def record_sentence(record: Record, intents: str) -> Sentence | None:
     return Sentence(DOCSTRING, text) if text else None
 
 
-def shared_sentence(records: Sequence[Record], intents: str) -> Sentence | None:
+def find_sentences(records: Iterable[Record], intents: str) -> dict[Place, Sentence]:
+    """Return the sentence of each record that has one, by its `sort_key`."""
+    sentences = {}
+    for record in records:
+        sentence = record_sentence(record, intents)
+        if sentence:
+            sentences[sort_key(record)] = sentence
+    return sentences
+
+
+def shared_sentence(
+    records: Iterable[Record], sentences: Mapping[Place, Sentence]
+) -> Sentence | None:
     """Return the sentence of equal code; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    found = [record_sentence(record, intents) for record in records]
-    sentences = [sentence for sentence in found if sentence]
+    found = filter(None, map(sentences.get, map(sort_key, records)))
     return min(
-        sentences,
+        found,
         key=lambda sentence: (sentence.source != MODEL, sentence.text),
         default=None,
     )
 
 
 def intent_pairs(
-    fragments: Sequence[Fragment], options: DuplicateOptions
+    fragments: Sequence[Fragment],
+    sentences: Mapping[Place, Sentence],
+    threshold: float,
 ) -> dict[Pair, float]:
     """Return the pairs of fragments of similar sentences, lower index first."""
-    sentences = [
-        shared_sentence(fragment.records, options.intents) for fragment in fragments
-    ]
-    texts = [sentence.text if sentence else "" for sentence in sentences]
-    pairs = similar_intents(texts, options.intent_similarity)
+    shared = [shared_sentence(fragment.records, sentences) for fragment in fragments]
+    texts = [sentence.text if sentence else "" for sentence in shared]
+    pairs = similar_intents(texts, threshold)
     by_docstring = {
         index
-        for index, sentence in enumerate(sentences)
+        for index, sentence in enumerate(shared)
         if sentence and sentence.source == DOCSTRING
     }
     # A model was asked what this code does. Docstrings are formulas more often ("Return the name."),
     # and many describe the whole interface: so they must be more similar to mean the same.
-    least = max(options.intent_similarity, DOCSTRING_SIMILARITY)
+    least = max(threshold, DOCSTRING_SIMILARITY)
     return {
         pair: score
         for pair, score in pairs.items()
@@ -5112,18 +5169,27 @@ def near_rule(
     return rule
 
 
-def intent_rule(fragments: Mapping[int, Fragment], nested: Collection[Pair]) -> Rule:
+def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule:
     """Return the function that names the rule that hides a pair of equal intents, or None."""
-    called = {index: called_names(fragment) for index, fragment in fragments.items()}
+
+    @functools.cache
+    def called(index: int) -> frozenset[str]:
+        return called_names(fragments[index])
+
+    def calls(index: int, name: str) -> bool:
+        # Most code does not even hold the name, but for its own: it need not be parsed again.
+        code = fragments[index].records[0].normalized_code
+        is_own = name == fragments[index].name
+        return code.count(name) > is_own and name in called(index)
 
     def rule(pair: Pair, _similarity: float) -> str | None:
         if pair in nested:
             return INSIDE
         one, other = pair
         # A wrapper has the purpose of what it wraps, and is no second way to serve it.
-        if fragments[one].name in called[other]:
+        if calls(one, fragments[other].name) or calls(other, fragments[one].name):
             return CALLS
-        return CALLS if fragments[other].name in called[one] else None
+        return None
 
     return rule
 
@@ -5142,47 +5208,12 @@ def is_protocol(fragment: Fragment) -> bool:
     """Return whether a protocol dictates what stands in a special method."""
     if is_special_name(fragment.name) and fragment.statements < DUNDER_STATEMENTS:
         return True
-    return fragment.name == "__init__" and is_plain_constructor(fragment)
+    return fragment.is_plain
 
 
 def is_special_name(name: str) -> bool:
     """Return whether a name is one of those that the language calls by itself."""
     return name.startswith("__") and name.endswith("__")
-
-
-def is_plain_constructor(fragment: Fragment) -> bool:
-    """Return whether a constructor only keeps its parameters and calls that of its base class."""
-    node = parse_definition(fragment.records[0].normalized_code)
-    if not isinstance(node, FunctionNode):
-        return False
-    parameters = {
-        child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)
-    }
-    return all(
-        keeps_parameter(statement, parameters) or calls_base_constructor(statement)
-        for statement in node.body
-    )
-
-
-def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
-    """Return whether a statement is as `self.name = parameter`."""
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return False
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    if not all(isinstance(target, ast.Attribute) for target in targets):
-        return False
-    return isinstance(node.value, ast.Name) and node.value.id in parameters
-
-
-def calls_base_constructor(node: ast.stmt) -> bool:
-    """Return whether a statement is a call of `super().__init__`."""
-    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
-        return False
-    function = node.value.func
-    if not isinstance(function, ast.Attribute) or function.attr != "__init__":
-        return False
-    base = function.value
-    return isinstance(base, ast.Call) and last_name(base.func) == "super"
 
 
 def hide_contained(
@@ -5283,20 +5314,21 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 def intent_clusters(
     fragments: Sequence[Fragment],
+    sentences: Mapping[Place, Sentence],
     options: DuplicateOptions,
     around: Mapping[Place, Sequence[Place]],
 ) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
+    alike = intent_pairs(fragments, sentences, options.intent_similarity)
     pairs = {}
-    for pair, similarity in intent_pairs(fragments, options).items():
+    for pair, similarity in alike.items():
         one, other = fragments[pair[0]], fragments[pair[1]]
         if is_class(one) != is_class(other):
             continue
         if jaccard(one.trigrams, other.trigrams) < options.code_similarity:
             pairs[pair] = similarity
     shapes = [[fragment] for fragment in fragments]
-    paired = {index: fragments[index] for pair in pairs for index in pair}
-    rule = intent_rule(paired, nested_pairs(shapes, around))
+    rule = intent_rule(fragments, nested_pairs(shapes, around))
     return linked_clusters(INTENT, shapes, pairs, rule)
 
 
@@ -5416,6 +5448,7 @@ def make_cluster(
 
 def find_clusters(
     fragments: Sequence[Fragment],
+    sentences: Mapping[Place, Sentence],
     options: DuplicateOptions,
     around: Mapping[Place, Sequence[Place]],
     repetitions: Collection[int],
@@ -5435,7 +5468,7 @@ def find_clusters(
         clusters += near_clusters(
             comparable, options.code_similarity, around, repetitions
         )
-    clusters += intent_clusters(large, options, around)
+    clusters += intent_clusters(large, sentences, options, around)
     return hide_contained(clusters, around)
 
 
@@ -5513,10 +5546,10 @@ GeneratorExp generator expression
 
 
 # The same by label, for all that are no part of the source.
-SOURCE_WORDS = {
+SOURCE_WORDS: dict[Label, str] = {
     label: NODE_WORDS.get(label.strip("<>"), "") for label in TYPE_LABELS.values()
 }
-SOURCE_WORDS.update({LOCAL_LABEL: "", "None=": "**"})
+SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
 
 
 class Facts(NamedTuple):
@@ -5625,21 +5658,22 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
     Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
     starts from a name that is not local, as in `np.sum`.
     """
-    told = []
+    told: list[str] = []
     attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
     for label in labels:
-        if label is MARK:
-            told += attributes
+        word = SOURCE_WORDS.get(label, label)
+        if word and word[0] == ".":
+            attributes.append(word)
+            continue
+        if attributes:
+            if word and word == label and word.isidentifier():
+                word = "".join((word, *reversed(attributes)))
+            else:
+                told += attributes
             attributes = []
-        elif label.startswith("."):
-            attributes.append(label)
-        elif label.isidentifier():
-            told.append("".join((label, *reversed(attributes))))
-            attributes = []
-        else:
-            told += (*attributes, SOURCE_WORDS.get(label, label))
-            attributes = []
-    return list(dict.fromkeys(filter(None, told)))
+        if word:
+            told.append(word)
+    return list(dict.fromkeys(told))
 
 
 # Names, intents and areas of members
@@ -5650,6 +5684,7 @@ SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
+LEADING_COMMENTS = re.compile(r"(?:\s*#[^\r\n]*)*")
 GENERATED_HEADER = re.compile(
     r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
     re.IGNORECASE | re.DOTALL,
@@ -5676,10 +5711,12 @@ def defined_name(record: Record) -> str:
 
 
 def with_intents(
-    group: CloneGroup, intents: str, headers: Mapping[str, Sequence[str]]
+    group: CloneGroup,
+    sentences: Mapping[Place, Sentence],
+    headers: Mapping[str, Sequence[str]],
 ) -> CloneGroup:
     """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, intents) for member in group.members]
+    members = [with_intent(member, sentences) for member in group.members]
     group = group._replace(members=tuple(members))
     if group.evidence != INTENT:
         return group
@@ -5689,9 +5726,9 @@ def with_intents(
     return group._replace(score=round(score, 3), are_siblings=are_siblings)
 
 
-def with_intent(member: Member, intents: str) -> Member:
+def with_intent(member: Member, sentences: Mapping[Place, Sentence]) -> Member:
     """Return the member with its sentence, if there is one."""
-    sentence = record_sentence(member.record, intents)
+    sentence = sentences.get(sort_key(member.record))
     if sentence is None:
         return member
     return member._replace(intent=sentence.text, intent_source=sentence.source)
@@ -5775,10 +5812,8 @@ def is_vendored(file_path: str) -> bool:
 
 def is_generated(code: str) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    lines = itertools.takewhile(
-        lambda line: not line or line.startswith("#"), map(str.strip, code.splitlines())
-    )
-    return bool(GENERATED_HEADER.search("\n".join(lines)))
+    header = LEADING_COMMENTS.match(code)
+    return header is not None and bool(GENERATED_HEADER.search(header[0]))
 
 
 def file_areas(records: Iterable[Record]) -> dict[str, str]:
@@ -5786,13 +5821,18 @@ def file_areas(records: Iterable[Record]) -> dict[str, str]:
     areas: dict[str, str] = {}
     for record in records:
         path = record.file_path
-        has_header = record.kind == "file" and is_generated(record.raw_code)
-        if has_header or is_vendored(path):
+        if record.kind == "file" and is_generated(record.raw_code):
             areas[path] = GENERATED
-        else:
-            # The definitions of a generated file must not overrule its header.
-            areas.setdefault(path, TESTS if is_test(path) else CODE)
+        elif path not in areas:
+            areas[path] = area_of(path)
     return areas
+
+
+def area_of(file_path: str) -> str:
+    """Return the area of a file as far as its path tells it."""
+    if is_vendored(file_path):
+        return GENERATED
+    return TESTS if is_test(file_path) else CODE
 
 
 def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str]:
@@ -5890,7 +5930,10 @@ def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
 
 
 def find_groups(
-    records: Sequence[Record], options: DuplicateOptions, workers: int = 0
+    records: Sequence[Record],
+    sentences: Mapping[Place, Sentence],
+    options: DuplicateOptions,
+    workers: int,
 ) -> list[CloneGroup]:
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
     definitions = sorted(
@@ -5898,7 +5941,9 @@ def find_groups(
     )
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, options.kinds, workers)
-    clusters = find_clusters(fragments, options, around, features.repetitions)
+    clusters = find_clusters(
+        fragments, sentences, options, around, features.repetitions
+    )
     facts = Facts(
         bits=feature_bits(features, len(fragments)),
         names=qualified_names(definitions, around),
@@ -5908,7 +5953,7 @@ def find_groups(
     groups = []
     for cluster in clusters:
         group = describe_group(cluster, facts)
-        groups.append(with_intents(group, options.intents, facts.headers))
+        groups.append(with_intents(group, sentences, facts.headers))
     return sorted(groups, key=rank_key)
 
 
@@ -5932,10 +5977,10 @@ def build_report(
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
     areas = file_areas(records)
     file_lines = count_file_lines(records)
-    groups = tuple(find_groups(records, options, workers))
-    sentences = [record_sentence(record, options.intents) for record in compared]
+    sentences = find_sentences(compared, options.intents)
+    groups = tuple(find_groups(records, sentences, options, workers))
     from_docstrings = sum(
-        sentence is not None and sentence.source == DOCSTRING for sentence in sentences
+        sentence.source == DOCSTRING for sentence in sentences.values()
     )
     return Report(
         run=run,

@@ -5150,8 +5150,13 @@ ASSIGNED = "def set_up(self, one):\n    self.one = one\n    self.two = [one]\n"
 SUM = "Adds up the prices of all active rows."
 
 
+def found_groups(records, options):
+    """Return all groups of a report, the hidden ones too."""
+    return list(cds.build_report(records, options).groups)
+
+
 def groups_of(*records, **options):
-    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    groups = found_groups(records, DUPLICATES._replace(**options))
     return [
         (g.evidence, g.hidden_by, [m.record.file_path for m in g.members])
         for g in groups
@@ -5279,7 +5284,7 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
     expected = every_pair_grouped(records, options)
     found = []
-    for group in cds.find_groups(records, options):
+    for group in found_groups(records, options):
         if group.evidence == "near":
             found.append(
                 (
@@ -5421,7 +5426,7 @@ def test_what_a_group_says_of_itself():
         record(TOTAL, "b.py"),
         record(TOTAL_RENAMED, "c.py"),
     ]
-    exact, near = cds.find_groups(twins, DUPLICATES)
+    exact, near = found_groups(twins, DUPLICATES)
     sums = sorted({twin.md5sum for twin in twins})
     assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
     assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
@@ -5434,8 +5439,8 @@ def test_what_a_group_says_of_itself():
 
 
 def test_group_id_ignores_places_and_counts():
-    one = cds.find_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
-    many = cds.find_groups(
+    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
+    many = found_groups(
         [record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES
     )
     assert one[0].id == many[0].id
@@ -5475,9 +5480,7 @@ def test_names_that_are_not_local_tell_code_apart(one, other):
     pair = [
         record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)
     ]
-    assert [group.similarity < 1 for group in cds.find_groups(pair, DUPLICATES)] == [
-        True
-    ]
+    assert [group.similarity < 1 for group in found_groups(pair, DUPLICATES)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -5502,7 +5505,7 @@ def test_every_kind_of_local_name_is_one_placeholder(one, other):
     pair = [
         record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))
     ]
-    assert [group.similarity for group in cds.find_groups(pair, DUPLICATES)] == [1.0]
+    assert [group.similarity for group in found_groups(pair, DUPLICATES)] == [1.0]
 
 
 def test_global_and_class_names_keep_their_names():
@@ -5519,7 +5522,7 @@ def test_global_and_class_names_keep_their_names():
         pair[1] = record(
             pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind
         )
-        groups = cds.find_groups(pair, DUPLICATES._replace(code_similarity=0.1))
+        groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.1))
         assert [group.similarity < 1 for group in groups] == [True]
 
 
@@ -5671,7 +5674,7 @@ def documented(code, text, path, **fields):
 
 def sources(*records, **options):
     """Return the source of each member's intent, of the groups of the third section."""
-    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    groups = found_groups(records, DUPLICATES._replace(**options))
     return [
         [m.intent_source for m in g.members] for g in groups if g.evidence == "intent"
     ]
@@ -5705,7 +5708,7 @@ def test_docstrings_must_be_more_similar_than_intents():
 
 
 def third_section(*records):
-    groups = cds.find_groups(records, DUPLICATES)
+    groups = found_groups(records, DUPLICATES)
     return [
         (g.members[0].record.signature, g.are_siblings)
         for g in groups
@@ -5896,7 +5899,7 @@ SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
 )
 def test_short_bodies_that_share_little_are_hidden(one, other, rule):
     pair = [record(one), record(other, "b.py")]
-    groups = cds.find_groups(pair, DUPLICATES._replace(code_similarity=0.4))
+    groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.4))
     assert [(group.evidence, group.hidden_by) for group in groups] == [("near", rule)]
     assert all(group.similarity < 0.7 for group in groups) or rule is None
 
@@ -6123,6 +6126,8 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
         pytest.param("# me@generated.org", False, id="address"),
         pytest.param("x = 1\n# @generated", False, id="below code"),
         pytest.param("x = '# @generated'", False, id="in code"),
+        pytest.param("\n# a tool\r\n\n  # @generated", True, id="after blank lines"),
+        pytest.param("# a tool\rx = 1  # @generated", False, id="behind code, lone CR"),
     ],
 )
 def test_a_generated_file_says_so_in_its_first_comments(header, expected):
@@ -6197,7 +6202,7 @@ def test_groups_in_tests_come_last():
         record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py")
         for n in range(9)
     ]
-    groups = cds.find_groups(
+    groups = found_groups(
         [*tests, *long, *three], DUPLICATES._replace(code_similarity=1)
     )
     assert [(g.copies, g.area) for g in groups] == [
@@ -6205,7 +6210,7 @@ def test_groups_in_tests_come_last():
         (2, "code"),
         (9, "tests"),
     ]
-    mixed = cds.find_groups(
+    mixed = found_groups(
         [record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES
     )
     assert mixed[0].area == "code"
@@ -6238,7 +6243,7 @@ def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
     for count in (2, 5):
         copies = [record(TOTAL, f"{n}.py") for n in range(count)]
         scores.append(
-            cds.find_groups([*copies, record(OTHER, "z.py")], DUPLICATES)[0].score
+            found_groups([*copies, record(OTHER, "z.py")], DUPLICATES)[0].score
         )
     assert scores[1] == pytest.approx(2 * scores[0], abs=0.2)
     assert scores[0] > 10
@@ -6247,7 +6252,7 @@ def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
 def test_rank_prefers_rare_code_to_many_small_bodies():
     two = [record(TOTAL, f"{n}.py") for n in "ab"]
     four = [record(f"{ASSIGNED}    self.three()", f"{n}.py") for n in "cdef"]
-    groups = cds.find_groups([*four, *two], DUPLICATES)
+    groups = found_groups([*four, *two], DUPLICATES)
     assert [group.members[0].record.file_path for group in groups] == ["a.py", "c.py"]
     assert groups[0].score > groups[1].score
 
@@ -6260,7 +6265,7 @@ def test_tied_groups_are_in_the_order_of_their_ids():
         for name in names
         for n in "ab"
     ]
-    groups = cds.find_groups(copies, DUPLICATES._replace(code_similarity=1))
+    groups = found_groups(copies, DUPLICATES._replace(code_similarity=1))
     assert len(groups) == 5 and len({group.score for group in groups}) == 1
     ids = [group.id for group in groups]
     assert ids == sorted(ids)
@@ -6277,7 +6282,7 @@ def test_tied_pairs_are_linked_in_the_order_of_their_code():
         records = [
             record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])
         ]
-        groups = cds.find_groups(records, DUPLICATES._replace(code_similarity=0.87))
+        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
         linked.add(
             tuple(
                 frozenset(one.md5sum for one in records_in(group)) for group in groups
@@ -6296,7 +6301,7 @@ def test_ties_are_broken_by_content():
     for _ in range(20):
         names = rng.sample(range(100, 200), len(codes))
         records = [record(code, f"{name}.py") for code, name in zip(codes, names)]
-        groups = cds.find_groups(records, DUPLICATES._replace(code_similarity=0.8))
+        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.8))
         found = [
             (g.id, g.score, g.similarity, sorted(one.md5sum for one in records_in(g)))
             for g in groups
@@ -6310,7 +6315,7 @@ def test_ties_are_broken_by_content():
 
 def members_of(*codes, **options):
     records = [record(code, f"{n}.py") for n, code in enumerate(codes)]
-    groups = cds.find_groups(records, DUPLICATES._replace(**options))
+    groups = found_groups(records, DUPLICATES._replace(**options))
     return next(group for group in groups if group.evidence == "near").members
 
 
@@ -6361,7 +6366,7 @@ def test_a_difference_that_rounds_to_nothing_is_one():
         record(f"def f(a):\n{body}"),
         record(f"def f(a):\n{body}\n    x()", "b.py"),
     ]
-    assert cds.find_groups(records, DUPLICATES)[0].similarity == 0.999
+    assert found_groups(records, DUPLICATES)[0].similarity == 0.999
 
 
 @pytest.mark.parametrize(
@@ -6413,7 +6418,7 @@ def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_
     longer = TOTAL.replace("    return", "    check(rate)\n    return")
     ids = set()
     for paths in ("ab", "ba"):
-        groups = cds.find_groups(
+        groups = found_groups(
             [record(TOTAL, paths[0]), record(longer, paths[1])], DUPLICATES
         )
         assert [group.statements for group in groups] == [6]
@@ -6433,7 +6438,7 @@ def test_the_order_of_the_records_changes_nothing():
     ]
     records = [record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
     shuffled = random.Random(2).sample(records, len(records))
-    assert cds.find_groups(records, DUPLICATES) == cds.find_groups(shuffled, DUPLICATES)
+    assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
 # Baseline
@@ -6709,7 +6714,7 @@ def test_matching_agrees_with_trying_every_way():
 
 
 def test_a_gate_is_hit_by_what_is_shown_of_its_evidence():
-    groups = cds.find_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
+    groups = found_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
     shown, _ = sorted(groups, key=lambda group: group.hidden_by or "")
     assert cds.shown_groups(groups, ("exact",)) == [shown]
     assert cds.shown_groups(groups, ("near", "intent")) == []
@@ -7029,7 +7034,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
 
 def test_the_table_says_what_it_compared_found_and_hid():
     records = [*twins(TOTAL), *twins("def f(): pass"), *twins("def f(a): return a.b")]
-    group = cds.find_groups(records, DUPLICATES)[0]
+    group = found_groups(records, DUPLICATES)[0]
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
@@ -7109,7 +7114,7 @@ def test_the_table_gives_each_area_its_own_top_and_total():
 def test_the_table_shows_five_members_and_says_how_to_see_the_others():
     many = [record(TOTAL, f"{n}.py") for n in range(9)]
     lines = lines_of(many)
-    (group,) = cds.find_groups(many, DUPLICATES)
+    (group,) = found_groups(many, DUPLICATES)
     assert sum(line.endswith("  total") for line in lines) == 5
     assert f"  and 4 more: --format json, or --show {group.id}" in lines
     assert "more: --format" not in "".join(lines_of(many[:5]))
@@ -7186,7 +7191,7 @@ def test_the_table_labels_docstrings_and_folds_siblings():
     lines = lines_of(pair)
     assert lines.count(f"    docstring: {PRICES}") == 2
     assert "  without intent (2 skipped); for 2 a docstring stands in" in lines
-    group = cds.find_groups(pair, DUPLICATES)[0]
+    group = found_groups(pair, DUPLICATES)[0]
     siblings = [
         one._replace(file_path="b.py", start_line=n, end_line=n)
         for n, one in enumerate(pair, 1)
@@ -7287,7 +7292,7 @@ def test_a_group_is_shown_whole_with_its_differences():
         TOTAL, line=2, kind="method", raw_code=textwrap.indent(TOTAL, "    ").rstrip()
     )
     other = record(TOTAL_RENAMED, "b.py", intent=SUM)
-    (group,) = cds.find_groups([method, inside, other], DUPLICATES)
+    (group,) = found_groups([method, inside, other], DUPLICATES)
     lines = [line.text for line in cds.group_as_lines(group)]
     assert (
         lines[0]
@@ -7305,7 +7310,7 @@ def test_a_group_is_shown_whole_with_its_differences():
 
 
 def test_a_group_of_the_same_text_says_so():
-    (group,) = cds.find_groups([*twins(TOTAL)], DUPLICATES)
+    (group,) = found_groups([*twins(TOTAL)], DUPLICATES)
     assert (
         list(cds.group_as_lines(group))[-1].text
         == "b.py:1-7 is the same text as a.py:1-7"
@@ -10026,7 +10031,7 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
     """Print, for each type, how many copies are found and how many groups join the unrelated."""
     records = [record for record in built(folder) if record.kind != "file"]
     options = cds.DuplicateOptions(intents=cds.MODEL)
-    twins = _twins(cds.find_groups(records, options))
+    twins = _twins(found_groups(records, options))
     originals = random.Random(seed).sample(sorted(_large_functions(records)), count)
     for change, changed in CHANGES.items():
         rng = random.Random(seed)
@@ -10035,7 +10040,7 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
         home = {
             copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies
         }
-        groups = cds.find_groups([*records, *copies], options)
+        groups = found_groups([*records, *copies], options)
         shown = [
             g
             for g in groups
