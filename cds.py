@@ -1143,7 +1143,20 @@ def keeps_ascii(encoding: str) -> bool:
 
 # Symbols of a module: pure, source in and symbols out.
 
-BLOCK_FIELDS = ("body", "orelse", "finalbody", "handlers", "cases")
+NODE_TYPES = [
+    kind
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+]
+# The fields of a node that hold statements, handlers or cases.
+BLOCK_FIELDS = {
+    kind: tuple(
+        field
+        for field in kind._fields
+        if field in ("body", "orelse", "finalbody", "handlers", "cases")
+    )
+    for kind in NODE_TYPES
+}
 # A placeholder is a statement that stands for one taken out of a tree: a name between two NUL,
 # which no source can hold, unparsed on a line of its own.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
@@ -1199,7 +1212,7 @@ def find_definitions(tree: ast.Module) -> list[Definition]:
     stack: list[tuple[ast.AST, str]] = [(tree, "function")]
     while stack:
         node, function_kind = stack.pop()
-        for field in block_fields(node._fields):
+        for field in BLOCK_FIELDS[type(node)]:
             block = getattr(node, field)
             remove_strings(block, keep_one=node is not tree)
             for position, child in enumerate(block):
@@ -1210,20 +1223,21 @@ def find_definitions(tree: ast.Module) -> list[Definition]:
                 elif isinstance(child, FunctionNode):
                     found.append(Definition(function_kind, child, block, position))
                     inner_kind = "function"
-                if block_fields(child._fields):
+                if BLOCK_FIELDS[type(child)]:
                     stack.append((child, inner_kind))
     return found
 
 
-@functools.cache
-def block_fields(fields: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those fields of a node that hold statements, handlers or cases."""
-    return tuple(field for field in fields if field in BLOCK_FIELDS)
-
-
 def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
-    """Remove the strings that stand as statements from a block; `keep_one` leaves it a `pass`."""
-    kept = [node for node in block if not is_string_statement(node)]
+    """Remove the strings that stand as statements from a block; `keep_one` leaves it a `pass`.
+
+    Such as docstrings, and code put in quotes.
+    """
+    kept = [
+        node
+        for node in block
+        if not (isinstance(node, ast.Expr) and is_string(node.value))
+    ]
     if len(kept) == len(block):
         return
     if not kept and keep_one:
@@ -1231,11 +1245,9 @@ def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
     block[:] = kept
 
 
-def is_string_statement(node: ast.AST) -> bool:
-    """Return whether a statement is a plain string, such as a docstring, or code put in quotes."""
-    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
-        return False
-    return isinstance(node.value.value, str)
+def is_string(node: ast.expr) -> bool:
+    """Return whether an expression is a plain string."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
@@ -1253,7 +1265,9 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
     for number in reversed(range(len(definitions))):
         definition = definitions[number]
         # 1. Unparse the definition; those inside it have become placeholders. Fill these in.
-        text = PLACEHOLDER.sub(fill, ast.unparse(definition.node))
+        text = ast.unparse(definition.node)
+        if "\0" in text:
+            text = PLACEHOLDER.sub(fill, text)
         # 2. From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
         text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
         texts[number] = text
@@ -1421,8 +1435,11 @@ def _docstring_literal(
 # machines lack, and no thread, and it tells which item, such as a file, ended which worker.
 
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
-# A worker has the next item at hand while the results of the last are read.
-ITEMS_AHEAD = 4
+# A worker has the next task at hand while the results of the last are read.
+TASKS_AHEAD = 2
+FILES_A_TASK = 8  # a message costs as much time as a small file
+# So many tasks a worker what is left is divided into, or more: all workers end at about the same time.
+TASKS_LEFT = 4
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
     signal.Signals[name]
@@ -1471,6 +1488,9 @@ def analyze_guarded(
 def may_crash_parser(source: Source) -> bool:
     """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
+        # No level takes less than a byte: most files need not be read twice.
+        if os.path.getsize(source.path) <= HARMLESS_DEPTH:
+            return False
         # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
         text = decode_source(read_bytes(source.path))
     except Exception:  # the analysis meets it again, and tells
@@ -1491,7 +1511,7 @@ def analyze_in_workers(
     sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
 ) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from worker processes, or from this where none can start."""
-    return work_in_workers(sources, workers, analyze, crashed_file)
+    return work_in_workers(sources, workers, analyze, crashed_file, FILES_A_TASK)
 
 
 def crashed_file(source: Source) -> AnalyzerError:
@@ -1504,12 +1524,14 @@ def work_in_workers(
     workers: int,
     work: Callable[[Item], Result],
     crashed: Callable[[Item], Result],
+    task_size: int = 1,
 ) -> Iterator[Result]:
     """Yield what `work` gives for each item, in order, from worker processes.
 
-    Where none can start it is done in this one. Of an item that ended two workers it is what `crashed` gives.
+    Where none can start it is done in this one. Of an item that ended two workers it is what `crashed`
+    gives. A worker is given up to `task_size` items at once.
     """
-    pool = WorkerPool(items, workers, work, crashed)
+    pool = WorkerPool(items, workers, work, crashed, task_size)
     try:
         for number in range(len(items)):
             yield pool.result(number)
@@ -1526,15 +1548,17 @@ class WorkerPool(Generic[Item, Result]):
         size: int,
         work: Callable[[Item], Result],
         crashed: Callable[[Item], Result],
+        task_size: int,
     ) -> None:
         self.items = items
         self.size = size
         self.work = work
         self.crashed = crashed
+        self.task_size = task_size
         self.workers: list[Worker] = []
         self.can_start = True
-        # Each item is to do, assigned to a worker, or done. A suspect was under way when its
-        # worker ended.
+        # Each item is to do, in a task of a worker, or done. A suspect was in the task under way when
+        # a worker ended; they are what is to do first.
         self.todo = collections.deque(range(len(items)))
         self.done: dict[int, Result] = {}
         self.suspects: set[int] = set()
@@ -1570,12 +1594,20 @@ class WorkerPool(Generic[Item, Result]):
 
     def _hand_out(self) -> None:
         for worker in self.workers:
-            while self.todo and len(worker.assigned) < ITEMS_AHEAD:
-                number = self.todo.popleft()
-                worker.assigned.append(number)
+            while self.todo and len(worker.tasks) < TASKS_AHEAD:
+                task = self._next_task()
+                worker.tasks.append(task)
                 # A worker that is gone is noticed where its results are read.
                 with contextlib.suppress(OSError):
-                    worker.connection.send(number)
+                    worker.connection.send(task)
+
+    def _next_task(self) -> list[int]:
+        """Take the next items to do, of which a suspect goes alone."""
+        share = math.ceil(len(self.todo) / (self.size * TASKS_LEFT))
+        count = min(share, self.task_size)
+        if self.todo[0] in self.suspects:
+            count = 1
+        return [self.todo.popleft() for _ in range(count)]
 
     def _receive(self) -> None:
         """Wait for at least one worker, and take one message of each that has some."""
@@ -1595,7 +1627,7 @@ class WorkerPool(Generic[Item, Result]):
         if found is None:
             worker.has_started = True
         else:
-            self.done[worker.assigned.popleft()] = found
+            self.done.update(zip(worker.tasks.popleft(), found))
 
     def _lose(self, worker: Worker) -> None:
         """Take back the items of a worker that ended, and find the one that ended it."""
@@ -1603,28 +1635,29 @@ class WorkerPool(Generic[Item, Result]):
         self.workers.remove(worker)
         if not worker.has_started:
             self.can_start = False
-        elif worker.assigned:
-            # A worker takes its items in order, so it was at the first. The system may have ended
-            # it, for want of memory: the item gets another try.
-            number = worker.assigned.popleft()
-            if number in self.suspects:
-                self.done[number] = self.crashed(self.items[number])
+        elif worker.tasks:
+            # A worker takes its tasks in order, so it was at the first. The system may have ended
+            # it, for want of memory: each item gets another try.
+            task = worker.tasks.popleft()
+            if task[0] in self.suspects:
+                self.done[task[0]] = self.crashed(self.items[task[0]])
             else:
-                self.suspects.add(number)
-                self.todo.appendleft(number)
-        self.todo.extend(worker.assigned)
+                self.suspects.update(task)
+                self.todo.extendleft(reversed(task))
+        for task in worker.tasks:
+            self.todo.extend(task)
 
 
 class Worker:
-    """A worker process, the pipe to it, and the numbers of the items assigned to it.
+    """A worker process, the pipe to it, and its tasks, lists of the numbers of items.
 
-    Its first message is None; then comes one for each item, in the order in which they were sent.
+    Its first message is None; then comes one for each task, in the order in which they were sent.
     """
 
     def __init__(self, items: Sequence[Any], work: Callable[[Any], object]) -> None:
         context = process_context()
         self.connection, other_end = context.Pipe()
-        self.assigned: collections.deque[int] = collections.deque()
+        self.tasks: collections.deque[list[int]] = collections.deque()
         self.has_started = False
         given = (other_end, self.connection, items, work)
         self.process = context.Process(target=serve_results, args=given, daemon=True)
@@ -1691,7 +1724,7 @@ def serve_results(
     items: Sequence[Any],
     work: Callable[[Any], object],
 ) -> None:
-    """In a worker: answer the number of each item with what it gives, until the other end is closed."""
+    """In a worker: answer each task with what its items give, until the other end is closed."""
     # A fork inherits it, and would never see it closed.
     other_end.close()
     # The parent handles Ctrl-C and a lost terminal, and ends its workers.
@@ -1704,7 +1737,7 @@ def serve_results(
     with parsing_quietly(), contextlib.suppress(EOFError, OSError):
         connection.send(None)
         while True:
-            connection.send(work(items[connection.recv()]))
+            connection.send([work(items[number]) for number in connection.recv()])
 
 
 # ---- Building -------------------------------------------------------------------------------
@@ -1716,7 +1749,7 @@ class ModelBuilder:
     def build(self, symbols: Iterable[Symbol]) -> list[Record]:
         """Return a record for each symbol, ordered by path, then the file's own, then by line."""
         records = [
-            Record(**symbol._asdict(), md5sum=fingerprint(symbol.normalized_code))
+            Record(*symbol, md5sum=fingerprint(symbol.normalized_code))
             for symbol in symbols
         ]
         records.sort(
@@ -4080,11 +4113,6 @@ LOCAL_LABEL = "<local>"
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
 LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
 Attribute, Constant, Name, Store = ast.Attribute, ast.Constant, ast.Name, ast.Store
-NODE_TYPES = [
-    kind
-    for kind in vars(ast).values()
-    if isinstance(kind, type) and issubclass(kind, ast.AST)
-]
 # The fields to visit, last one first, since a stack turns them round.
 CHILD_FIELDS = {
     kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)

@@ -2088,7 +2088,7 @@ def test_analysis_leaves_the_garbage_collector_as_it_was(tmp_path, is_enabled):
 
 def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_started():
     names = ("a.py", "crash.py", "b.py")
-    pool = cds.WorkerPool(numbered(*names), 1, process_number, cds.crashed_file)
+    pool = cds.WorkerPool(numbered(*names), 1, process_number, cds.crashed_file, 1)
     first = pool.result(0)
     while not pool.suspects:
         pool._start_workers()
@@ -2098,6 +2098,20 @@ def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_starte
     assert first.line != os.getpid()
     assert pool.result(1).message == "crashes the parser of this Python"
     assert pool.result(2).line == os.getpid()
+
+
+def test_tasks_become_smaller_towards_the_end_and_a_suspect_goes_alone():
+    pool = cds.WorkerPool(
+        numbered(*["a.py"] * 400), 2, process_number, cds.crashed_file, 8
+    )
+    pool.suspects = {0, 1}
+    tasks = []
+    while pool.todo:
+        tasks.append(pool._next_task())
+    assert tasks[:3] == [[0], [1], [2, 3, 4, 5, 6, 7, 8, 9]]
+    assert list(itertools.chain(*tasks)) == list(range(400))
+    sizes = [len(task) for task in tasks[2:]]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-4:] == [1] * 4
 
 
 def test_workers_are_not_forked_where_another_thread_may_hold_a_lock():
