@@ -4327,12 +4327,13 @@ class FeatureNumbers:
 class Features(NamedTuple):
     """The features of a run by rank, the rarest first.
 
-    `frequencies` says how many fragments have each; `repetitions`, for those that repeat a trigram,
-    which repetition they are.
+    `count` is that of the fragments; `frequencies` says how many of them have each, `ordinals` which
+    repetition of a trigram it is, or 0 where it is none.
     """
 
+    count: int
     frequencies: Sequence[int]
-    repetitions: Mapping[int, int]
+    ordinals: Sequence[int]
 
 
 class Sketch(NamedTuple):
@@ -4374,9 +4375,9 @@ def collect_fragments(
             copies[record.md5sum].append(record)
     numbers = FeatureNumbers()
     sketches = collect_sketches(definitions, kinds, numbers, workers)
-    repetitions = numbers.repetitions
-    del numbers  # the rest takes more memory than all fragments
-    ranks, features = rank_features(sketches.values(), repetitions)
+    numbers.trigrams.clear()  # they take more memory than all fragments
+    ranks, features = rank_features(sketches.values(), numbers.repetitions)
+    del numbers
     fragments = []
     for md5sum in sorted(copies):
         of_code = sketches.pop(md5sum)
@@ -4476,7 +4477,7 @@ def sketch_nests(
 
 
 def rank_features(
-    sketches: Iterable[Sketch], repetitions: Mapping[int, Sequence[int]]
+    sketches: Collection[Sketch], repetitions: Mapping[int, Sequence[int]]
 ) -> tuple[list[int], Features]:
     """Return the rank of each feature by its number, and what is known of the features by rank.
 
@@ -4485,16 +4486,20 @@ def rank_features(
     counts = collections.Counter(
         itertools.chain.from_iterable(sketch.features for sketch in sketches)
     )
-    rarest_first = sorted(counts, key=counts.__getitem__)
-    ranks = [0] * len(counts)
-    for rank, number in enumerate(rarest_first):
+    # All numbers, which are all ranks too. New objects of the same values would take more memory
+    # than the fragments, as the counts do.
+    numbers = sorted(counts)
+    rarest_first = sorted(numbers, key=counts.__getitem__)
+    frequencies = [counts[number] for number in rarest_first]
+    del counts
+    ranks = [0] * len(numbers)
+    for rank, number in zip(numbers, rarest_first):
         ranks[number] = rank
-    ordinals = {}
+    ordinals = [0] * len(numbers)
     for series in repetitions.values():
         for ordinal, number in enumerate(series, start=1):
             ordinals[ranks[number]] = ordinal
-    frequencies = [counts[number] for number in rarest_first]
-    return ranks, Features(frequencies, ordinals)
+    return ranks, Features(len(sketches), frequencies, ordinals)
 
 
 def sort_key(record: Record) -> Place:
@@ -5176,11 +5181,11 @@ def nested_pairs(
 
 
 def near_rule(
-    shapes: Sequence[Shape], nested: Collection[Pair], repetitions: Collection[int]
+    shapes: Sequence[Shape], nested: Collection[Pair], ordinals: Sequence[int]
 ) -> Rule:
     """Return the function that names the rule that hides a pair of near copies, or None.
 
-    `repetitions` holds the features that repeat a trigram; what repeats makes no body longer.
+    For `ordinals` see Features: what repeats makes no body longer.
     """
 
     def rule(pair: Pair, similarity: float) -> str | None:
@@ -5191,8 +5196,9 @@ def near_rule(
         one, other = (shapes[index][0] for index in pair)
         if min(one.statements, other.statements) >= SHORT_STATEMENTS:
             return None
-        distinct = common_trigrams([one, other]).difference(repetitions)
-        return SHORT if len(distinct) < SHORT_TRIGRAMS else None
+        common = common_trigrams([one, other])
+        distinct = sum(not ordinals[feature] for feature in common)
+        return SHORT if distinct < SHORT_TRIGRAMS else None
 
     return rule
 
@@ -5308,12 +5314,12 @@ def near_clusters(
     fragments: Sequence[Fragment],
     threshold: float,
     around: Mapping[Place, Sequence[Place]],
-    repetitions: Collection[int],
+    ordinals: Sequence[int],
 ) -> list[Cluster]:
     """Return the clusters of similar code."""
     shapes = collect_shapes(fragments)
     similar = similar_pairs([shape[0].trigrams for shape in shapes], threshold)
-    rule = near_rule(shapes, nested_pairs(shapes, around), repetitions)
+    rule = near_rule(shapes, nested_pairs(shapes, around), ordinals)
     clusters = []
     in_family: set[int] = set()
     for head, members in similar.families.items():
@@ -5479,7 +5485,7 @@ def find_clusters(
     sentences: Mapping[Place, Sentence],
     options: DuplicateOptions,
     around: Mapping[Place, Sequence[Place]],
-    repetitions: Collection[int],
+    ordinals: Sequence[int],
 ) -> list[Cluster]:
     """Return the clusters of all three kinds of evidence, the hidden ones too."""
     large = [
@@ -5493,9 +5499,7 @@ def find_clusters(
         comparable = [
             fragment for fragment in large if is_class(fragment) is of_classes
         ]
-        clusters += near_clusters(
-            comparable, options.code_similarity, around, repetitions
-        )
+        clusters += near_clusters(comparable, options.code_similarity, around, ordinals)
     clusters += intent_clusters(large, sentences, options, around)
     return hide_contained(clusters, around)
 
@@ -5583,26 +5587,28 @@ SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
-    `bits` holds what each feature says, by its rank, `names` the qualified name of each place,
-    `headers` those of the classes of each name, `areas` the area of each file.
+    `names` holds the qualified name of each place, `headers` those of the classes of each name,
+    `areas` the area of each file.
     """
 
-    bits: Sequence[float]
+    features: Features
     names: Mapping[Place, str]
     headers: Mapping[str, Sequence[str]]
     areas: Mapping[str, str]
 
 
-def feature_bits(features: Features, fragment_count: int) -> list[float]:
-    """Return what each feature says, in bits, by its rank.
+def information(shared: Iterable[int], features: Features) -> float:
+    """Return what features say together, in bits.
 
-    It is log2 of the fragments to those that have it; its nth repetition says 1 / (1 + n) of that.
+    Each says log2 of the fragments to those that have it, and its nth repetition 1 / (1 + n) of that.
     """
-    bits = [math.log2(fragment_count / frequency) for frequency in features.frequencies]
     # Repetitions say less and less: a table of fifty alike entries is one idea, not fifty.
-    for rank, ordinal in features.repetitions.items():
-        bits[rank] /= 1 + ordinal
-    return bits
+    count, frequencies, ordinals = features
+    said = (
+        math.log2(count / frequencies[rank]) / (1 + ordinals[rank]) for rank in shared
+    )
+    # The sum must not depend on the order of a set, or ties would.
+    return math.fsum(said)
 
 
 def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
@@ -5611,8 +5617,7 @@ def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
     members = describe_members(cluster, shared, facts.names)
     # A copy of code within a test concerns the code: so the group is in the foremost area.
     areas = {facts.areas[member.record.file_path] for member in members}
-    # The sum must not depend on the order of a set, or ties would.
-    information = math.fsum(facts.bits[feature] for feature in shared)
+    worth = math.sqrt(len(members) - 1) * information(shared, facts.features)
     return CloneGroup(
         id=group_id(cluster),
         evidence=cluster.evidence,
@@ -5621,7 +5626,7 @@ def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
         statements=min(fragment.statements for fragment in cluster.fragments),
         area=min(areas, key=AREAS.index),
         hidden_by=cluster.hidden_by,
-        score=round(math.sqrt(len(members) - 1) * information, 1),
+        score=round(worth, 1),
         members=tuple(members),
         is_family=cluster.is_family,
     )
@@ -5969,11 +5974,9 @@ def find_groups(
     )
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, options.kinds, workers)
-    clusters = find_clusters(
-        fragments, sentences, options, around, features.repetitions
-    )
+    clusters = find_clusters(fragments, sentences, options, around, features.ordinals)
     facts = Facts(
-        bits=feature_bits(features, len(fragments)),
+        features=features,
         names=qualified_names(definitions, around),
         headers=class_headers(definitions),
         areas=file_areas(records),

@@ -5247,7 +5247,7 @@ def every_pair_grouped(records, options):
             and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
             for a, b in itertools.product(one.records, other.records)
         )
-        distinct = both - features.repetitions.keys()
+        distinct = {rank for rank in both if features.ordinals[rank] == 0}
         short = (
             len(distinct) < 25
             and similarity < 0.7
@@ -6231,9 +6231,10 @@ def test_groups_in_tests_come_last():
 
 
 def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
-    features = cds.Features(frequencies=[1, 1, 2, 3], repetitions={0: 1, 1: 2})
-    bits = cds.feature_bits(features, 4)
-    assert bits == [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
+    features = cds.Features(count=4, frequencies=[1, 1, 2, 3], ordinals=[1, 2, 0, 0])
+    bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
+    assert [cds.information({rank}, features) for rank in range(4)] == bits
+    assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
 
 
 def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
@@ -6248,8 +6249,8 @@ def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
         assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
     # A call, its name and its literal stand in a row four times, and what runs on from one call
     # into the next three times.
-    assert sorted(features.repetitions.values()) == [1, 1, 1, 2, 2, 2, 3]
-    assert once.trigrams and features.repetitions.keys().isdisjoint(once.trigrams)
+    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
+    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
