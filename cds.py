@@ -76,6 +76,7 @@ import types
 import unicodedata
 import warnings
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import (
@@ -4006,7 +4007,7 @@ class Fragment(NamedTuple):
     is_stub: bool
     is_plain: bool
     labels: tuple[Label, ...]
-    trigrams: tuple[int, ...]
+    trigrams: array[int]
 
 
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
@@ -4274,6 +4275,8 @@ def lay_out(definition: ast.stmt) -> Outline:
 # Fragments of a run
 
 Trigram = tuple[Label, Label, Label]
+# Of arrays of features. A list would take eight times the memory: numbers are objects there.
+NUMBERS = "I"
 # Large, since each has numbers of its own for trigrams that most have in common, and small enough
 # for all workers to end at about the same time.
 BATCH_CHARACTERS = 1 << 18
@@ -4298,7 +4301,7 @@ class FeatureNumbers:
             series.append(self.new_number())
         return series[:count]
 
-    def of(self, labels: Sequence[Label]) -> tuple[int, ...]:
+    def of(self, labels: Sequence[Label]) -> array[int]:
         """Return the numbers of the features of labels, each once."""
         # A trigram that ends in a mark runs on into the next statement.
         trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
@@ -4309,12 +4312,12 @@ class FeatureNumbers:
                 # A set holds a feature once: as features of their own ten calls in a row are
                 # told from a single one.
                 numbers += self.repetitions_of(trigram, count - 1)
-        return tuple(numbers)
+        return array(NUMBERS, numbers)
 
-    def translated(self, batch: Batch) -> list[int]:
+    def translated(self, batch: Batch) -> array[int]:
         """Return what number each feature has here, by the one it has in a batch."""
         count = len(batch.trigrams) + sum(map(len, batch.repetitions.values()))
-        here = [0] * count
+        here = array(NUMBERS, [0]) * count
         for trigram, number in batch.trigrams.items():
             here[number] = self.trigrams[trigram]
         for trigram_number, series in batch.repetitions.items():
@@ -4327,11 +4330,11 @@ class FeatureNumbers:
 class Features(NamedTuple):
     """The features of a run by rank, the rarest first.
 
-    `count` is that of the fragments; `frequencies` says how many of them have each, `ordinals` which
+    `frequencies` says how many fragments have each, of `fragment_count` in all, `ordinals` which
     repetition of a trigram it is, or 0 where it is none.
     """
 
-    count: int
+    fragment_count: int
     frequencies: Sequence[int]
     ordinals: Sequence[int]
 
@@ -4347,7 +4350,7 @@ class Sketch(NamedTuple):
     is_stub: bool
     is_plain: bool
     labels: tuple[Label, ...]
-    features: tuple[int, ...]
+    features: array[int]
 
 
 class Batch(NamedTuple):
@@ -4376,7 +4379,8 @@ def collect_fragments(
     numbers = FeatureNumbers()
     sketches = collect_sketches(definitions, kinds, numbers, workers)
     numbers.trigrams.clear()  # they take more memory than all fragments
-    ranks, features = rank_features(sketches.values(), numbers.repetitions)
+    count = numbers.new_number()
+    ranks, features = rank_features(sketches.values(), numbers.repetitions, count)
     del numbers
     fragments = []
     for md5sum in sorted(copies):
@@ -4388,7 +4392,7 @@ def collect_fragments(
             is_stub=of_code.is_stub,
             is_plain=of_code.is_plain,
             labels=of_code.labels,
-            trigrams=tuple(sorted(map(ranks.__getitem__, of_code.features))),
+            trigrams=array(NUMBERS, sorted(map(ranks.__getitem__, of_code.features))),
         )
         fragments.append(fragment)
     return fragments, features
@@ -4422,7 +4426,7 @@ def merged_sketches(
         translated = numbers.translated(batch).__getitem__
         for md5sum, one in batch.sketches.items():
             if md5sum not in sketches:
-                features = tuple(map(translated, one.features))
+                features = array(NUMBERS, map(translated, one.features))
                 labels = tuple(map(shared.setdefault, one.labels, one.labels))
                 sketches[md5sum] = one._replace(labels=labels, features=features)
     return sketches
@@ -4477,28 +4481,27 @@ def sketch_nests(
 
 
 def rank_features(
-    sketches: Collection[Sketch], repetitions: Mapping[int, Sequence[int]]
-) -> tuple[list[int], Features]:
+    sketches: Collection[Sketch],
+    repetitions: Mapping[int, Sequence[int]],
+    count: int,
+) -> tuple[array[int], Features]:
     """Return the rank of each feature by its number, and what is known of the features by rank.
 
     For `repetitions` see FeatureNumbers.
     """
-    counts = collections.Counter(
-        itertools.chain.from_iterable(sketch.features for sketch in sketches)
-    )
-    # All numbers, which are all ranks too. New objects of the same values would take more memory
-    # than the fragments, as the counts do.
-    numbers = sorted(counts)
-    rarest_first = sorted(numbers, key=counts.__getitem__)
-    frequencies = [counts[number] for number in rarest_first]
-    del counts
-    ranks = [0] * len(numbers)
-    for rank, number in zip(numbers, rarest_first):
+    nothing = array(NUMBERS, [0]) * count
+    counts = nothing[:]
+    for number in itertools.chain.from_iterable(sketch.features for sketch in sketches):
+        counts[number] += 1
+    rarest_first = array(NUMBERS, sorted(range(count), key=counts.__getitem__))
+    ranks = nothing[:]
+    for rank, number in enumerate(rarest_first):
         ranks[number] = rank
-    ordinals = [0] * len(numbers)
+    ordinals = nothing[:]
     for series in repetitions.values():
         for ordinal, number in enumerate(series, start=1):
             ordinals[ranks[number]] = ordinal
+    frequencies = array(NUMBERS, map(counts.__getitem__, rarest_first))
     return ranks, Features(len(sketches), frequencies, ordinals)
 
 
@@ -4556,7 +4559,7 @@ def sketch_of(
             is_stub=False,
             is_plain=False,
             labels=(),
-            features=(),
+            features=array(NUMBERS),
         )
     span = outline.labels[outline.starts[number] : outline.ends[number]]
     local: dict[Label, Label] = {}
@@ -4751,6 +4754,11 @@ class SimilarityJoin:
         self.sets = sets
         self.sizes = [len(features) for features in sets]
         self.signatures = signatures(sets)
+        # In how many of the prefixes by which sets are found a feature stands, and in which.
+        self.frequencies = array(NUMBERS, [0]) * feature_count(sets)
+        for number in range(len(sets)):
+            for feature in self.found_by(number):
+                self.frequencies[feature] += 1
         self.holders: dict[int, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
@@ -4773,8 +4781,10 @@ class SimilarityJoin:
             self.forget(similar)
         else:
             self.found[new] = similar
-        for feature in self.prefix(new, self.least_shared(new, self.threshold)):
-            self.holders[feature].append(new)
+        for feature in self.found_by(new):
+            # Two thirds of the features stand in one prefix alone: an index of them is large.
+            if self.frequencies[feature] > 1:
+                self.holders[feature].append(new)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the larger sets that are similar to `new`, and how much."""
@@ -4829,6 +4839,10 @@ class SimilarityJoin:
         """Return how many features a set has in common with one that is similar, at least."""
         return math.ceil(share * self.sizes[number] - ROUNDING_SLACK)
 
+    def found_by(self, number: int) -> Sequence[int]:
+        """Return the features of a set by which smaller ones find it."""
+        return self.prefix(number, self.least_shared(number, self.threshold))
+
     def prefix(self, number: int, least: int) -> Sequence[int]:
         """Return the features of a set among which similar ones have PREFIX_MATCHES in common."""
         features = self.sets[number]
@@ -4846,15 +4860,19 @@ class SimilarityJoin:
             ]
 
 
+def feature_count(sets: Iterable[Sequence[int]]) -> int:
+    """Return how many features there are: they are numbers from 0 on, ascending in each set."""
+    return 1 + max((features[-1] for features in sets if features), default=-1)
+
+
 def signatures(sets: Sequence[Sequence[int]]) -> list[int]:
     """Return for each set a number whose bits say of each class of features whether it has an odd count.
 
     Two sets are apart in at least as many features as their signatures are in bits.
     """
     classes = [1 << number for number in range(SIGNATURE_SIZE)]
-    highest = max((features[-1] for features in sets if features), default=0)
     # The class of each feature.
-    bits = classes * (highest // SIGNATURE_SIZE + 1)
+    bits = classes * (feature_count(sets) // SIGNATURE_SIZE + 1)
     return [
         functools.reduce(operator.xor, map(bits.__getitem__, features), 0)
         for features in sets
@@ -5339,7 +5357,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
     shapes: dict[object, list[Fragment]] = {}
     for number, fragment in enumerate(fragments):
         # Without trigrams a fragment is similar to nothing.
-        key = fragment.trigrams or number
+        key = fragment.trigrams.tobytes() or number
         shape = shapes.pop(key, [])
         shape.append(fragment)
         shapes[key] = shape

@@ -6231,7 +6231,7 @@ def test_groups_in_tests_come_last():
 
 
 def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
-    features = cds.Features(count=4, frequencies=[1, 1, 2, 3], ordinals=[1, 2, 0, 0])
+    features = cds.Features(4, frequencies=[1, 1, 2, 3], ordinals=[1, 2, 0, 0])
     bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
     assert [cds.information({rank}, features) for rank in range(4)] == bits
     assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
