@@ -248,7 +248,7 @@ class Analysis(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A symbol with its fingerprint and its intent: one row of the `records` table.
+    """A symbol, with its fields first, its fingerprint and its intent: one row of the `records` table.
 
     `md5sum` is 32 lower-case hex digits. `intent` is None unless `intent_status` is `success`,
     `intent_error` is None unless it is `failed`.
@@ -1230,10 +1230,7 @@ def find_definitions(tree: ast.Module) -> list[Definition]:
 
 
 def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
-    """Remove the strings that stand as statements from a block; `keep_one` leaves it a `pass`.
-
-    Such as docstrings, and code put in quotes.
-    """
+    """Remove strings that stand as statements, such as docstrings; `keep_one` leaves a block a `pass`."""
     kept = [
         node
         for node in block
@@ -1439,8 +1436,7 @@ FILES_A_WORKER = 50  # fewer do not pay for the start of a process
 # A worker has the next task at hand while the results of the last are read.
 TASKS_AHEAD = 2
 FILES_A_TASK = 8  # a message costs as much time as a small file
-# So many tasks a worker what is left is divided into, or more: all workers end at about the same time.
-TASKS_LEFT = 4
+SHARES_A_WORKER = 4  # of what is left: small last tasks let all workers end together
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
     signal.Signals[name]
@@ -1457,15 +1453,15 @@ OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTER
 
 def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from up to so many worker processes."""
-    useful = useful_workers(workers, len(sources))
+    useful = useful_workers(workers, len(sources), FILES_A_WORKER)
     if useful > 1:
         return analyze_in_workers(sources, useful)
     return analyze_guarded(sources) if workers else map(analyze_file, sources)
 
 
-def useful_workers(allowed: int, file_count: int) -> int:
+def useful_workers(allowed: int, item_count: int, items_a_worker: int) -> int:
     """Return how many of the allowed worker processes pay for their start and can be waited for."""
-    return min(allowed, file_count // FILES_A_WORKER, MOST_WORKERS)
+    return min(allowed, item_count // items_a_worker, MOST_WORKERS)
 
 
 def processors() -> int:
@@ -1481,7 +1477,7 @@ def analyze_guarded(
     """Yield what each file gives: of the harmless ones here, of the others from a worker."""
     is_risky = [may_crash_parser(source) for source in sources]
     risky = list(itertools.compress(sources, is_risky))
-    isolated = analyze_in_workers(risky, 1, analyze)
+    isolated = analyze_in_workers(risky, 1, analyze, task_size=1)
     for source, is_isolated in zip(sources, is_risky):
         yield next(isolated) if is_isolated else analyze(source)
 
@@ -1489,7 +1485,7 @@ def analyze_guarded(
 def may_crash_parser(source: Source) -> bool:
     """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
-        # No level takes less than a byte: most files need not be read twice.
+        # No level takes less than a byte, so a small file need not be read twice.
         if os.path.getsize(source.path) <= HARMLESS_DEPTH:
             return False
         # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
@@ -1509,10 +1505,13 @@ def nesting_bound(data: bytes) -> int:
 
 
 def analyze_in_workers(
-    sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
+    sources: Sequence[Source],
+    workers: int,
+    analyze: FileAnalyzer = analyze_file,
+    task_size: int = FILES_A_TASK,
 ) -> Iterator[FileAnalysis]:
     """Yield what each file gives, in order, from worker processes, or from this where none can start."""
-    return work_in_workers(sources, workers, analyze, crashed_file, FILES_A_TASK)
+    return work_in_workers(sources, workers, analyze, crashed_file, task_size)
 
 
 def crashed_file(source: Source) -> AnalyzerError:
@@ -1529,8 +1528,8 @@ def work_in_workers(
 ) -> Iterator[Result]:
     """Yield what `work` gives for each item, in order, from worker processes.
 
-    Where none can start it is done in this one. Of an item that ended two workers it is what `crashed`
-    gives. A worker is given up to `task_size` items at once.
+    Where none can start it is done in this one. A worker is given up to `task_size` items at once. Of
+    an item that ended two workers, or one after which none can start, it is what `crashed` gives.
     """
     pool = WorkerPool(items, workers, work, crashed, task_size)
     try:
@@ -1559,7 +1558,7 @@ class WorkerPool(Generic[Item, Result]):
         self.workers: list[Worker] = []
         self.can_start = True
         # Each item is to do, in a task of a worker, or done. A suspect was in the task under way when
-        # a worker ended; they are what is to do first.
+        # a worker ended.
         self.todo = collections.deque(range(len(items)))
         self.done: dict[int, Result] = {}
         self.suspects: set[int] = set()
@@ -1604,7 +1603,7 @@ class WorkerPool(Generic[Item, Result]):
 
     def _next_task(self) -> list[int]:
         """Take the next items to do, of which a suspect goes alone."""
-        share = math.ceil(len(self.todo) / (self.size * TASKS_LEFT))
+        share = math.ceil(len(self.todo) / (self.size * SHARES_A_WORKER))
         count = min(share, self.task_size)
         if self.todo[0] in self.suspects:
             count = 1
@@ -1639,14 +1638,14 @@ class WorkerPool(Generic[Item, Result]):
         elif worker.tasks:
             # A worker takes its tasks in order, so it was at the first. The system may have ended
             # it, for want of memory: each item gets another try.
-            task = worker.tasks.popleft()
-            if task[0] in self.suspects:
-                self.done[task[0]] = self.crashed(self.items[task[0]])
+            first = worker.tasks[0]
+            if first[0] in self.suspects:
+                worker.tasks.popleft()
+                self.done[first[0]] = self.crashed(self.items[first[0]])
             else:
-                self.suspects.update(task)
-                self.todo.extendleft(reversed(task))
-        for task in worker.tasks:
-            self.todo.extend(task)
+                self.suspects.update(first)
+        for task in reversed(worker.tasks):
+            self.todo.extendleft(reversed(task))
 
 
 class Worker:
@@ -3641,13 +3640,22 @@ def read_run(
             raise PersistenceError(f"{db_path} has {missing}")
         run = dict(zip(columns, row))
         rows = connection.execute(SELECT_RECORDS, (run["id"],))
-        return run, [_without_body(Record(*row)) for row in rows]
+        # Each row comes with objects of its own, and most hold the same few texts.
+        texts: dict[Any, Any] = {}
+        return run, [_compact(Record(*row), texts) for row in rows]
 
 
-def _without_body(record: Record) -> Record:
-    if record.kind == "file":
-        return record
-    return record._replace(raw_code=code_head(record.raw_code, record.signature))
+def _compact(record: Record, texts: dict[Any, Any]) -> Record:
+    code = record.raw_code
+    if record.kind != "file":
+        code = code_head(code, record.signature)
+    return record._replace(
+        kind=texts.setdefault(record.kind, record.kind),
+        file_path=texts.setdefault(record.file_path, record.file_path),
+        raw_code=code,
+        intent_status=texts.setdefault(record.intent_status, record.intent_status),
+        intent_error=texts.setdefault(record.intent_error, record.intent_error),
+    )
 
 
 def read_codes(
@@ -3979,7 +3987,7 @@ Label = Union[str, None]
 
 
 class DuplicateOptions(NamedTuple):
-    """What `duplicates` compares; similarities run from 0 (nothing shared) to 1.
+    """What `duplicates` compares; similarities run from 0 (nothing shared, not allowed here) to 1.
 
     `exclude` holds the patterns that the search for source was given; `intents` is one of
     INTENT_CHOICES.
@@ -4007,7 +4015,7 @@ class Fragment(NamedTuple):
     is_stub: bool
     is_plain: bool
     labels: tuple[Label, ...]
-    trigrams: array[int]
+    trigrams: tuple[int, ...]
 
 
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
@@ -4113,13 +4121,14 @@ LOCAL_LABEL = "<local>"
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
 LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
+# Looked up for every node, which takes half as long here as in `ast`.
 Attribute, Constant, Name, Store = ast.Attribute, ast.Constant, ast.Name, ast.Store
 # The fields to visit, last one first, since a stack turns them round.
 CHILD_FIELDS = {
     kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)
     for kind in NODE_TYPES
 }
-# Of these a name is bound, taken from another scope, or part of the label.
+# The other nodes with a name that is bound, taken from another scope, or part of the label.
 NAMED_NODES = {
     kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)
 }
@@ -4268,16 +4277,15 @@ def lay_out(definition: ast.stmt) -> Outline:
                     push(child)
         elif kind is SpanEnd:
             outline.end(node)
-        # 3. What is left is a gap, such as the key of `**` in a dict.
+        # 3. What is left is a gap, such as the key of `**` in a dict, or a plain value.
     return outline
 
 
 # Fragments of a run
 
 Trigram = tuple[Label, Label, Label]
-# Of arrays of features. A list would take eight times the memory: numbers are objects there.
-NUMBERS = "I"
-# Large, since each has numbers of its own for trigrams that most have in common, and small enough
+TYPECODE = "I"  # of arrays of counts
+# Large, since each batch has numbers of its own for trigrams that most have in common, and small enough
 # for all workers to end at about the same time.
 BATCH_CHARACTERS = 1 << 18
 BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
@@ -4301,7 +4309,7 @@ class FeatureNumbers:
             series.append(self.new_number())
         return series[:count]
 
-    def of(self, labels: Sequence[Label]) -> array[int]:
+    def of(self, labels: Sequence[Label]) -> tuple[int, ...]:
         """Return the numbers of the features of labels, each once."""
         # A trigram that ends in a mark runs on into the next statement.
         trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
@@ -4312,12 +4320,19 @@ class FeatureNumbers:
                 # A set holds a feature once: as features of their own ten calls in a row are
                 # told from a single one.
                 numbers += self.repetitions_of(trigram, count - 1)
-        return array(NUMBERS, numbers)
+        return tuple(numbers)
 
-    def translated(self, batch: Batch) -> array[int]:
+    def all(self) -> list[int]:
+        """Return all numbers in order: each is the one object that stands for it everywhere."""
+        numbers = list(self.trigrams.values())
+        numbers += itertools.chain.from_iterable(self.repetitions.values())
+        numbers.sort()
+        return numbers
+
+    def translated(self, batch: Batch) -> list[int]:
         """Return what number each feature has here, by the one it has in a batch."""
         count = len(batch.trigrams) + sum(map(len, batch.repetitions.values()))
-        here = array(NUMBERS, [0]) * count
+        here = [0] * count
         for trigram, number in batch.trigrams.items():
             here[number] = self.trigrams[trigram]
         for trigram_number, series in batch.repetitions.items():
@@ -4340,9 +4355,9 @@ class Features(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """What is known of a definition by its code alone: the fields of a fragment but for the records.
+    """What is known of a definition by its code alone: what its fragment will hold but for records.
 
-    Its features have their numbers yet, and are in no order.
+    Its features still have their numbers, and are in no order.
     """
 
     name: str
@@ -4350,7 +4365,7 @@ class Sketch(NamedTuple):
     is_stub: bool
     is_plain: bool
     labels: tuple[Label, ...]
-    features: array[int]
+    features: tuple[int, ...]
 
 
 class Batch(NamedTuple):
@@ -4378,10 +4393,10 @@ def collect_fragments(
             copies[record.md5sum].append(record)
     numbers = FeatureNumbers()
     sketches = collect_sketches(definitions, kinds, numbers, workers)
-    numbers.trigrams.clear()  # they take more memory than all fragments
-    count = numbers.new_number()
-    ranks, features = rank_features(sketches.values(), numbers.repetitions, count)
-    del numbers
+    all_numbers, repetitions = numbers.all(), numbers.repetitions
+    del numbers  # the trigrams take more memory than all fragments
+    ranks, features = rank_features(sketches.values(), all_numbers, repetitions)
+    del all_numbers, repetitions
     fragments = []
     for md5sum in sorted(copies):
         of_code = sketches.pop(md5sum)
@@ -4392,7 +4407,7 @@ def collect_fragments(
             is_stub=of_code.is_stub,
             is_plain=of_code.is_plain,
             labels=of_code.labels,
-            trigrams=array(NUMBERS, sorted(map(ranks.__getitem__, of_code.features))),
+            trigrams=tuple(sorted(map(ranks.__getitem__, of_code.features))),
         )
         fragments.append(fragment)
     return fragments, features
@@ -4407,12 +4422,12 @@ def collect_sketches(
     """Return the sketch of each code of these kinds, by its `md5sum`."""
     todo = list(unseen_nests(definitions, kinds))
     batches = divided(todo, BATCH_CHARACTERS)
-    size = min(workers, len(batches) // BATCHES_A_WORKER, MOST_WORKERS)
-    if size < 2:
+    useful = useful_workers(workers, len(batches), BATCHES_A_WORKER)
+    if useful < 2:
         return sketch_nests(todo, kinds, numbers)
     work = functools.partial(sketch_batch, kinds=kinds)
     # A batch that ended two workers gets its last try here.
-    return merged_sketches(work_in_workers(batches, size, work, work), numbers)
+    return merged_sketches(work_in_workers(batches, useful, work, work), numbers)
 
 
 def merged_sketches(
@@ -4426,7 +4441,7 @@ def merged_sketches(
         translated = numbers.translated(batch).__getitem__
         for md5sum, one in batch.sketches.items():
             if md5sum not in sketches:
-                features = array(NUMBERS, map(translated, one.features))
+                features = tuple(map(translated, one.features))
                 labels = tuple(map(shared.setdefault, one.labels, one.labels))
                 sketches[md5sum] = one._replace(labels=labels, features=features)
     return sketches
@@ -4482,27 +4497,32 @@ def sketch_nests(
 
 def rank_features(
     sketches: Collection[Sketch],
+    numbers: Sequence[int],
     repetitions: Mapping[int, Sequence[int]],
-    count: int,
-) -> tuple[array[int], Features]:
+) -> tuple[list[int], Features]:
     """Return the rank of each feature by its number, and what is known of the features by rank.
 
-    For `repetitions` see FeatureNumbers.
+    `numbers` are those of all features, ascending; for `repetitions` see FeatureNumbers.
     """
-    nothing = array(NUMBERS, [0]) * count
-    counts = nothing[:]
+    counts = zeros(len(numbers))
     for number in itertools.chain.from_iterable(sketch.features for sketch in sketches):
         counts[number] += 1
-    rarest_first = array(NUMBERS, sorted(range(count), key=counts.__getitem__))
-    ranks = nothing[:]
-    for rank, number in enumerate(rarest_first):
+    rarest_first = sorted(numbers, key=counts.__getitem__)
+    frequencies = array(TYPECODE, map(counts.__getitem__, rarest_first))
+    ranks = [0] * len(numbers)
+    # Ranks are numbers too: new objects of the same values would take more memory than fragments.
+    for rank, number in zip(numbers, rarest_first):
         ranks[number] = rank
-    ordinals = nothing[:]
+    ordinals = zeros(len(numbers))
     for series in repetitions.values():
         for ordinal, number in enumerate(series, start=1):
             ordinals[ranks[number]] = ordinal
-    frequencies = array(NUMBERS, map(counts.__getitem__, rarest_first))
     return ranks, Features(len(sketches), frequencies, ordinals)
+
+
+def zeros(count: int) -> array[int]:
+    """Return so many zeros to count with, in half the memory of a list."""
+    return array(TYPECODE, [0]) * count
 
 
 def sort_key(record: Record) -> Place:
@@ -4559,7 +4579,7 @@ def sketch_of(
             is_stub=False,
             is_plain=False,
             labels=(),
-            features=array(NUMBERS),
+            features=(),
         )
     span = outline.labels[outline.starts[number] : outline.ends[number]]
     local: dict[Label, Label] = {}
@@ -4754,11 +4774,12 @@ class SimilarityJoin:
         self.sets = sets
         self.sizes = [len(features) for features in sets]
         self.signatures = signatures(sets)
-        # In how many of the prefixes by which sets are found a feature stands, and in which.
-        self.frequencies = array(NUMBERS, [0]) * feature_count(sets)
+        # In how many of the prefixes by which sets are found each feature stands.
+        self.frequencies = zeros(feature_count(sets))
         for number in range(len(sets)):
             for feature in self.found_by(number):
                 self.frequencies[feature] += 1
+        # The sets so far in whose prefix it stands, where it stands in several.
         self.holders: dict[int, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
@@ -4782,7 +4803,7 @@ class SimilarityJoin:
         else:
             self.found[new] = similar
         for feature in self.found_by(new):
-            # Two thirds of the features stand in one prefix alone: an index of them is large.
+            # Two thirds of the features stand in one prefix alone: an index of them would be large.
             if self.frequencies[feature] > 1:
                 self.holders[feature].append(new)
 
@@ -4823,7 +4844,7 @@ class SimilarityJoin:
         size = self.sizes[new]
         reach = (1 + self.threshold) / self.threshold
         met: list[int] = []
-        behind = size + PREFIX_MATCHES
+        behind = size + PREFIX_MATCHES  # m + k of the above
         for holders in map(self.holders.get, self.prefix(new, least)):
             behind -= 1
             if holders:
@@ -5231,8 +5252,8 @@ def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule
     def calls(index: int, name: str) -> bool:
         # Most code does not even hold the name, but for its own: it need not be parsed again.
         code = fragments[index].records[0].normalized_code
-        is_own = name == fragments[index].name
-        return code.count(name) > is_own and name in called(index)
+        own = 1 if name == fragments[index].name else 0
+        return code.count(name) > own and name in called(index)
 
     def rule(pair: Pair, _similarity: float) -> str | None:
         if pair in nested:
@@ -5357,7 +5378,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
     shapes: dict[object, list[Fragment]] = {}
     for number, fragment in enumerate(fragments):
         # Without trigrams a fragment is similar to nothing.
-        key = fragment.trigrams.tobytes() or number
+        key = fragment.trigrams or number
         shape = shapes.pop(key, [])
         shape.append(fragment)
         shapes[key] = shape
@@ -5605,8 +5626,8 @@ SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
-    `names` holds the qualified name of each place, `headers` those of the classes of each name,
-    `areas` the area of each file.
+    `features` are those of all fragments; `names` holds the qualified name of each place, `headers`
+    those of the classes of each name, `areas` the area of each file.
     """
 
     features: Features
@@ -5735,7 +5756,7 @@ SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
-LEADING_COMMENTS = re.compile(r"(?:\s*#[^\r\n]*)*")
+FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
 GENERATED_HEADER = re.compile(
     r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
     re.IGNORECASE | re.DOTALL,
@@ -5863,8 +5884,8 @@ def is_vendored(file_path: str) -> bool:
 
 def is_generated(code: str) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    header = LEADING_COMMENTS.match(code)
-    return header is not None and bool(GENERATED_HEADER.search(header[0]))
+    first = FIRST_CODE.search(code)
+    return bool(GENERATED_HEADER.search(code[: first.start()] if first else code))
 
 
 def file_areas(records: Iterable[Record]) -> dict[str, str]:

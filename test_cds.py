@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import collections
 import contextlib
 import encodings.aliases
 import errno
@@ -1829,9 +1830,9 @@ def numbered(*names):
 
 def test_file_that_crashes_its_worker_is_one_error_and_costs_two_workers(tmp_path):
     names = [
-        *(f"{n}.py" for n in range(200)),
+        *(f"{n}.py" for n in range(203)),  # it stands amid a task
         "crash.py",
-        *(f"{n}.py" for n in range(200, 400)),
+        *(f"{n}.py" for n in range(203, 400)),
     ]
     found = list(cds.analyze_in_workers(numbered(*names), 2, process_number))
     assert [analysis.file_path for analysis in found] == names
@@ -1881,6 +1882,11 @@ def test_only_what_may_crash_the_parser_goes_to_a_worker_of_its_own(tmp_path):
     pids = [analysis.line for analysis in cds.analyze_guarded(sources, process_number)]
     assert (pids[0], pids[3]) == (os.getpid(), os.getpid())
     assert pids[1] == pids[2] != os.getpid()
+
+
+def test_a_file_that_is_little_more_than_operators_may_crash_the_parser(tmp_path):
+    (tmp_path / "a.py").write_text("x = " + "-" * (cds.HARMLESS_DEPTH + 1) + "1")
+    assert cds.may_crash_parser(cds.Source(str(tmp_path / "a.py"), "a.py"))
 
 
 def test_operators_that_an_encoding_writes_beyond_ascii_are_counted(tmp_path):
@@ -2061,18 +2067,18 @@ def test_command_line_starts_as_many_workers_as_are_of_use(
 
 
 @pytest.mark.parametrize(
-    ("allowed", "file_count", "expected"),
+    ("allowed", "item_count", "expected"),
     [
-        pytest.param(8, 99, 1, id="too-few-files-for-two"),
-        pytest.param(8, 100, 2, id="one-for-every-50-files"),
+        pytest.param(8, 99, 1, id="too-few-for-two"),
+        pytest.param(8, 100, 2, id="one-for-every-50"),
         pytest.param(2, 1000, 2, id="as-many-as-allowed"),
         pytest.param(128, 100_000, 61, id="as-many-as-windows-waits-for"),
     ],
 )
-def test_useful_workers_are_bounded_by_files_and_by_the_system(
-    allowed, file_count, expected
+def test_useful_workers_are_bounded_by_items_and_by_the_system(
+    allowed, item_count, expected
 ):
-    assert cds.useful_workers(allowed, file_count) == expected
+    assert cds.useful_workers(allowed, item_count, 50) == expected
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
@@ -2112,6 +2118,35 @@ def test_tasks_become_smaller_towards_the_end_and_a_suspect_goes_alone():
     assert list(itertools.chain(*tasks)) == list(range(400))
     sizes = [len(task) for task in tasks[2:]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-4:] == [1] * 4
+
+
+class LostWorker:
+    """Stands in for a worker whose process has ended amid the first of its tasks."""
+
+    has_started = True
+
+    def __init__(self, *tasks):
+        self.tasks = collections.deque(tasks)
+
+    def stop(self):
+        pass
+
+
+def test_work_that_a_worker_leaves_comes_first_and_each_item_of_its_task_is_suspect():
+    pool = cds.WorkerPool(
+        numbered(*["a.py"] * 9), 2, process_number, cds.crashed_file, 2
+    )
+    pool.todo = collections.deque(range(4, 9))
+    pool.workers = [LostWorker([0, 1], [2, 3])]
+    pool._lose(pool.workers[0])
+    assert list(pool.todo) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert (pool.suspects, pool.done) == ({0, 1}, {})
+    tasks = [pool._next_task(), pool._next_task()]
+    assert tasks == [[0], [1]]
+    pool.workers = [LostWorker(*tasks)]
+    pool._lose(pool.workers[0])
+    assert list(pool.todo) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert pool.done == {0: cds.crashed_file(pool.items[0])}
 
 
 def test_workers_are_not_forked_where_another_thread_may_hold_a_lock():
@@ -5362,17 +5397,33 @@ def test_sketches_from_workers_are_those_of_one_process(tmp_path):
     assert named_features(found, merged) == named_features(expected, here)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_groups_are_the_same_whoever_parses(workers):
-    resource = pytest.importorskip("resource")
-    # So long that four of them are enough for two workers.
-    long = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
-    records = [record(long + str(n), f"{n}.py") for n in range(4)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    groups = cds.build_report(records, DUPLICATES, workers=workers).groups
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    assert (after > before) == (workers > 1)
-    assert [(one.evidence, one.copies) for one in groups] == [("near", 4)]
+# The definitions of this program are worth two workers, since four are very long.
+LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
+LONG_PROGRAM = {
+    f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)
+}
+
+
+def test_a_report_is_the_same_whoever_sketches(tmp_path):
+    records = built(tree(tmp_path, LONG_PROGRAM))
+    alone = cds.build_report(records, DUPLICATES)
+    assert {one.evidence for one in alone.groups} == {"exact", "near"}
+    assert any(member.differs for one in alone.groups for member in one.members)
+    for workers in 1, 2:
+        assert cds.build_report(records, DUPLICATES, workers=workers) == alone
+
+
+@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
+def test_the_command_line_sketches_in_workers(tmp_path):
+    root = tree(tmp_path / "long", LONG_PROGRAM)
+    words = ("duplicates", "--path", str(root), "--format", "json")
+    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
+    # Where there is another thread, workers are not forked.
+    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
+    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
+    if sys.platform == "linux":
+        done = finish(python_command(COUNT_FORKS, (), *words))
+        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
 
 
 def test_a_family_is_compared_with_its_head_alone():
@@ -6415,6 +6466,7 @@ def test_a_difference_that_rounds_to_nothing_is_one():
             "return _(a)", ["return", "_"], id="a name that looks like no name"
         ),
         pytest.param("'text', 1, None", [], id="literals"),
+        pytest.param("(yield).g", [".g", "yield"], id="of a keyword"),
     ],
 )
 def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
