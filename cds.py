@@ -1529,7 +1529,7 @@ def work_in_workers(
     """Yield what `work` gives for each item, in order, from worker processes.
 
     Where none can start it is done in this one. A worker is given up to `task_size` items at once. Of
-    an item that ended two workers, or one after which none can start, it is what `crashed` gives.
+    an item that ended two workers, or one where no other can start, it is what `crashed` gives.
     """
     pool = WorkerPool(items, workers, work, crashed, task_size)
     try:
