@@ -1605,9 +1605,10 @@ class WorkerPool(Generic[Item, Result]):
         """Take the next items to do, of which a suspect goes alone."""
         share = math.ceil(len(self.todo) / (self.size * SHARES_A_WORKER))
         count = min(share, self.task_size)
-        if self.todo[0] in self.suspects:
-            count = 1
-        return [self.todo.popleft() for _ in range(count)]
+        task = [self.todo.popleft()]
+        while len(task) < count and self.suspects.isdisjoint((task[0], self.todo[0])):
+            task.append(self.todo.popleft())
+        return task
 
     def _receive(self) -> None:
         """Wait for at least one worker, and take one message of each that has some."""
@@ -1638,12 +1639,11 @@ class WorkerPool(Generic[Item, Result]):
         elif worker.tasks:
             # A worker takes its tasks in order, so it was at the first. The system may have ended
             # it, for want of memory: each item gets another try.
-            first = worker.tasks[0]
-            if first[0] in self.suspects:
-                worker.tasks.popleft()
-                self.done[first[0]] = self.crashed(self.items[first[0]])
+            if worker.tasks[0][0] in self.suspects:
+                (number,) = worker.tasks.popleft()
+                self.done[number] = self.crashed(self.items[number])
             else:
-                self.suspects.update(first)
+                self.suspects.update(worker.tasks[0])
         for task in reversed(worker.tasks):
             self.todo.extendleft(reversed(task))
 
@@ -3987,7 +3987,7 @@ Label = Union[str, None]
 
 
 class DuplicateOptions(NamedTuple):
-    """What `duplicates` compares; similarities run from 0 (nothing shared, not allowed here) to 1.
+    """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
     `exclude` holds the patterns that the search for source was given; `intents` is one of
     INTENT_CHOICES.
@@ -5626,12 +5626,13 @@ SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
 class Facts(NamedTuple):
     """What is known of a whole run when its groups are described.
 
-    `features` are those of all fragments; `names` holds the qualified name of each place, `headers`
-    those of the classes of each name, `areas` the area of each file.
+    `features` are those of all fragments; `names` holds the qualified name of each place, `sentences`
+    its intent; `headers` those of the classes of each name, `areas` the area of each file.
     """
 
     features: Features
     names: Mapping[Place, str]
+    sentences: Mapping[Place, Sentence]
     headers: Mapping[str, Sequence[str]]
     areas: Mapping[str, str]
 
@@ -5782,19 +5783,15 @@ def defined_name(record: Record) -> str:
     return found[1] if found else ""
 
 
-def with_intents(
-    group: CloneGroup,
-    sentences: Mapping[Place, Sentence],
-    headers: Mapping[str, Sequence[str]],
-) -> CloneGroup:
+def with_intents(group: CloneGroup, facts: Facts) -> CloneGroup:
     """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, sentences) for member in group.members]
+    members = [with_intent(member, facts.sentences) for member in group.members]
     group = group._replace(members=tuple(members))
     if group.evidence != INTENT:
         return group
     # Similarity first, then size: the fourth root lets 16 statements double the score of one.
     score = group.similarity * group.statements**0.25
-    are_siblings = are_overrides(members, headers) or begin_alike(members)
+    are_siblings = are_overrides(members, facts.headers) or begin_alike(members)
     return group._replace(score=round(score, 3), are_siblings=are_siblings)
 
 
@@ -6004,6 +6001,7 @@ def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
 def find_groups(
     records: Sequence[Record],
     sentences: Mapping[Place, Sentence],
+    areas: Mapping[str, str],
     options: DuplicateOptions,
     workers: int,
 ) -> list[CloneGroup]:
@@ -6017,13 +6015,13 @@ def find_groups(
     facts = Facts(
         features=features,
         names=qualified_names(definitions, around),
+        sentences=sentences,
         headers=class_headers(definitions),
-        areas=file_areas(records),
+        areas=areas,
     )
-    groups = []
-    for cluster in clusters:
-        group = describe_group(cluster, facts)
-        groups.append(with_intents(group, sentences, facts.headers))
+    groups = [
+        with_intents(describe_group(cluster, facts), facts) for cluster in clusters
+    ]
     return sorted(groups, key=rank_key)
 
 
@@ -6048,7 +6046,7 @@ def build_report(
     areas = file_areas(records)
     file_lines = count_file_lines(records)
     sentences = find_sentences(compared, options.intents)
-    groups = tuple(find_groups(records, sentences, options, workers))
+    groups = tuple(find_groups(records, sentences, areas, options, workers))
     from_docstrings = sum(
         sentence.source == DOCSTRING for sentence in sentences.values()
     )

@@ -2110,13 +2110,13 @@ def test_tasks_become_smaller_towards_the_end_and_a_suspect_goes_alone():
     pool = cds.WorkerPool(
         numbered(*["a.py"] * 400), 2, process_number, cds.crashed_file, 8
     )
-    pool.suspects = {0, 1}
+    pool.suspects = {0, 1, 4}
     tasks = []
     while pool.todo:
         tasks.append(pool._next_task())
-    assert tasks[:3] == [[0], [1], [2, 3, 4, 5, 6, 7, 8, 9]]
+    assert tasks[:5] == [[0], [1], [2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]]
     assert list(itertools.chain(*tasks)) == list(range(400))
-    sizes = [len(task) for task in tasks[2:]]
+    sizes = [len(task) for task in tasks[4:]]
     assert sizes == sorted(sizes, reverse=True) and sizes[-4:] == [1] * 4
 
 
@@ -5402,6 +5402,17 @@ LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
 LONG_PROGRAM = {
     f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)
 }
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_the_same_whoever_parses(workers):
+    resource = pytest.importorskip("resource")
+    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    groups = cds.build_report(records, DUPLICATES, workers=workers).groups
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    assert (after > before) == (workers > 1)
+    assert [(one.evidence, one.copies) for one in groups] == [("near", 4)]
 
 
 def test_a_report_is_the_same_whoever_sketches(tmp_path):
