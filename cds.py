@@ -48,8 +48,6 @@ Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Duplicates, 
 Command line. A call goes to a room above or within its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import bisect
@@ -85,6 +83,7 @@ from typing import (
     Generic,
     NamedTuple,
     NoReturn,
+    Optional,
     TextIO,
     TypeVar,
     Union,
@@ -225,7 +224,7 @@ class Symbol(NamedTuple):
 
     kind: str
     file_path: str
-    signature: str | None
+    signature: Optional[str]
     start_line: int
     end_line: int
     raw_code: str
@@ -236,7 +235,7 @@ class AnalyzerError(NamedTuple):
     """Why a file gave no symbols. `line` is 1-based, or None; `message` is one line."""
 
     file_path: str
-    line: int | None
+    line: Optional[int]
     message: str
 
 
@@ -256,15 +255,15 @@ class Record(NamedTuple):
 
     kind: str
     file_path: str
-    signature: str | None
+    signature: Optional[str]
     start_line: int
     end_line: int
     raw_code: str
     normalized_code: str
     md5sum: str
-    intent: str | None = None
+    intent: Optional[str] = None
     intent_status: str = SKIPPED
-    intent_error: str | None = None
+    intent_error: Optional[str] = None
 
 
 class RunContext(NamedTuple):
@@ -364,7 +363,7 @@ def character_width(character: str) -> int:
     return 2 if is_wide else 1
 
 
-def fit(text: str, width: int | None) -> str:
+def fit(text: str, width: Optional[int]) -> str:
     """Return text, cut to `width` columns with an ellipsis where it is wider (None: never)."""
     if width is None or display_width(text) <= width:
         return text
@@ -374,7 +373,7 @@ def fit(text: str, width: int | None) -> str:
     return shortened[:width]
 
 
-def fit_end(text: str, width: int | None) -> str:
+def fit_end(text: str, width: Optional[int]) -> str:
     """Return text as `fit` does, but with its beginning cut off."""
     # The ellipsis reads the same in both directions.
     backwards = text[::-1]
@@ -478,7 +477,7 @@ def tell(text: str) -> None:
         silence(sys.stderr)
 
 
-def silence(stream: TextIO | None) -> None:
+def silence(stream: Optional[TextIO]) -> None:
     """Redirect a broken stream to the null device, so that Python's own flush at exit succeeds too."""
     if stream is None:
         return
@@ -488,7 +487,7 @@ def silence(stream: TextIO | None) -> None:
         os.dup2(null, stream.fileno())
 
 
-def escape_unencodable(stream: TextIO | None) -> None:
+def escape_unencodable(stream: Optional[TextIO]) -> None:
     """Have a stream write escapes for the characters that its encoding lacks, instead of failing."""
     if isinstance(stream, io.TextIOWrapper):
         # Reconfiguring flushes, which a broken stream refuses; that is told where it is written to.
@@ -496,19 +495,19 @@ def escape_unencodable(stream: TextIO | None) -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def emit(text: str, stream: TextIO | None) -> None:
+def emit(text: str, stream: Optional[TextIO]) -> None:
     """Write text to a stream; one that is None was closed before Python started."""
     if stream is not None:
         stream.write(text)
 
 
-def flush(stream: TextIO | None) -> None:
+def flush(stream: Optional[TextIO]) -> None:
     """Flush a stream; one that is None was closed before Python started."""
     if stream is not None:
         stream.flush()
 
 
-def terminal_width(stream: TextIO | None) -> int | None:
+def terminal_width(stream: Optional[TextIO]) -> Optional[int]:
     """Return the columns of the terminal behind a stream, or None where there is none."""
     with contextlib.suppress(OSError, ValueError):
         if stream is not None and stream.isatty():
@@ -516,7 +515,7 @@ def terminal_width(stream: TextIO | None) -> int | None:
     return None
 
 
-def has_live_line(stream: TextIO | None) -> bool:
+def has_live_line(stream: Optional[TextIO]) -> bool:
     """Return whether a stream is a terminal on which a line can be cleared and drawn anew."""
     return terminal_width(stream) is not None and os.environ.get("TERM") != "dumb"
 
@@ -586,7 +585,7 @@ class Progress:
         hours, minutes = divmod(minutes, 60)
         return f"{line}  {rate:.3g}/s  {hours}:{minutes:02}:{seconds:02} left"
 
-    def rate(self) -> float | None:
+    def rate(self) -> Optional[float]:
         """Return how many calls have ended a second of late, or None until that can be known."""
         # Calls that begin side by side end side by side, so a rate is that of whole rounds: the time
         # in which as many calls ended as run at once, or a multiple of them. The first call of all
@@ -598,7 +597,7 @@ class Progress:
         seconds = self.end_times[-1] - self.end_times[-1 - calls]
         return calls / max(seconds, 1e-9)
 
-    def seconds_left(self) -> int | None:
+    def seconds_left(self) -> Optional[int]:
         """Return the seconds that the remaining calls take at the present rate, or None without one."""
         if self.completed == self.total:
             return 0
@@ -683,7 +682,7 @@ class Entry(NamedTuple):
 
     path: str
     is_directory: bool
-    work_tree: WorkTree | None
+    work_tree: "Optional[WorkTree]"
 
 
 class Finder:
@@ -757,7 +756,9 @@ class Finder:
                 entries.append(Entry(path, is_directory, work_tree))
         return entries
 
-    def _work_tree(self, directory: Entry, names: Collection[str]) -> WorkTree | None:
+    def _work_tree(
+        self, directory: Entry, names: Collection[str]
+    ) -> "Optional[WorkTree]":
         """Return the work tree that a directory with such names in it belongs to."""
         if ".git" not in names or not directory.path:
             return directory.work_tree
@@ -985,7 +986,7 @@ def refuse_bare_layout(directory: str) -> None:
         raise GitRefusalError("it looks like a bare repository")
 
 
-def enclosing_work_tree(git: Git, root: str) -> WorkTree | None:
+def enclosing_work_tree(git: Git, root: str) -> Optional[WorkTree]:
     """Return the work tree that a directory is, or is in."""
     top = real_root = os.path.realpath(root)
     while not os.path.lexists(os.path.join(top, ".git")):
@@ -1002,7 +1003,7 @@ def enclosing_work_tree(git: Git, root: str) -> WorkTree | None:
     return None if work_tree.ignores_root() else work_tree
 
 
-def find_program(name: str) -> str | None:
+def find_program(name: str) -> Optional[str]:
     """Return the path of a program on PATH, or None.
 
     No relative directory counts, nor the current one, which Windows would search first: the
@@ -1200,7 +1201,7 @@ class Definition(NamedTuple):
     """A node that becomes a symbol, and where it stands: `block[position]` (the module: nowhere)."""
 
     kind: str
-    node: ast.Module | DefinitionNode
+    node: Union[ast.Module, DefinitionNode]
     block: list[Any]
     position: int
 
@@ -1302,7 +1303,7 @@ def with_deep_stack(work: Callable[[], list[str]]) -> list[str]:
 
 
 def line_span(
-    node: ast.Module | DefinitionNode, lines: Sequence[str]
+    node: Union[ast.Module, DefinitionNode], lines: Sequence[str]
 ) -> tuple[int, int]:
     """Return a definition's first line (that of its first decorator) and last, 1-based, inclusive."""
     if isinstance(node, ast.Module):
@@ -1318,8 +1319,8 @@ def line_span(
 
 
 def source_header(
-    node: ast.Module | DefinitionNode, lines: Sequence[str]
-) -> str | None:
+    node: Union[ast.Module, DefinitionNode], lines: Sequence[str]
+) -> Optional[str]:
     """Return the header of a definition, verbatim, from its line's start through its colon."""
     if isinstance(node, ast.Module):
         return None
@@ -1373,7 +1374,7 @@ SENTENCE_END = re.compile(
 )
 
 
-def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
+def docstring_sentence(raw_code: str, signature: Optional[str]) -> Optional[str]:
     """Return the first sentence of a definition's docstring, on one line, or None without one.
 
     `signature` is the header as it stands in the code, through its colon. A docstring of several
@@ -1391,13 +1392,13 @@ def docstring_sentence(raw_code: str, signature: str | None) -> str | None:
     return (line[: end.end()] if end else line) or None
 
 
-def code_head(raw_code: str, signature: str | None) -> str:
+def code_head(raw_code: str, signature: Optional[str]) -> str:
     """Return the code of a definition as far as its docstring goes, or nothing where it has none."""
     literal = _docstring_literal(raw_code, signature) if signature else None
     return raw_code[: literal[1].end()] if literal else ""
 
 
-def _docstring(raw_code: str, signature: str) -> str | None:
+def _docstring(raw_code: str, signature: str) -> Optional[str]:
     literal = _docstring_literal(raw_code, signature)
     if literal is None:
         return None
@@ -1410,7 +1411,7 @@ def _docstring(raw_code: str, signature: str) -> str | None:
 
 def _docstring_literal(
     raw_code: str, signature: str
-) -> tuple[re.Match[str], re.Match[str]] | None:
+) -> Optional[tuple[re.Match[str], re.Match[str]]]:
     """Return what starts and what ends the literal that is a definition's docstring."""
     header = raw_code.find(signature)
     start = (
@@ -1619,7 +1620,7 @@ class WorkerPool(Generic[Item, Result]):
             if worker.connection in ready:
                 self._receive_from(worker)
 
-    def _receive_from(self, worker: Worker) -> None:
+    def _receive_from(self, worker: "Worker") -> None:
         try:
             found = worker.connection.recv()
         except (EOFError, OSError):
@@ -1630,7 +1631,7 @@ class WorkerPool(Generic[Item, Result]):
         else:
             self.done.update(zip(worker.tasks.popleft(), found))
 
-    def _lose(self, worker: Worker) -> None:
+    def _lose(self, worker: "Worker") -> None:
         """Take back the items of a worker that ended, and find the one that ended it."""
         worker.stop()
         self.workers.remove(worker)
@@ -1823,8 +1824,8 @@ class LLMClient(ABC):
 class Outcome(NamedTuple):
     """What came of one call: an intent, or the error that says why there is none."""
 
-    intent: str | None = None
-    error: IntentGenerationError | None = None
+    intent: Optional[str] = None
+    error: Optional[IntentGenerationError] = None
 
 
 class Stop(NamedTuple):
@@ -1858,10 +1859,10 @@ class IntentEnricher:
         progress_batch_size: int = DEFAULT_BATCH_SIZE,
         *,
         jobs: int = 1,
-        known: Mapping[str, str] | None = None,
+        known: Optional[Mapping[str, str]] = None,
         interrupted: Callable[[], bool] = lambda: False,
-        on_intent: Callable[[str, str], object] | None = None,
-        limit: int | None = None,
+        on_intent: Optional[Callable[[str, str], object]] = None,
+        limit: Optional[int] = None,
         limit_name: str = "limit",
     ) -> None:
         """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
@@ -1878,7 +1879,7 @@ class IntentEnricher:
         self.on_intent = on_intent
         self.limit = limit
         self.limit_name = limit_name
-        self.stop: Stop | None = None
+        self.stop: Optional[Stop] = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
         """Return the records in the same order, each in scope with its intent or its error."""
@@ -1969,8 +1970,8 @@ class IntentEnricher:
 
 
 def reason_to_stop(
-    error: IntentGenerationError | None, server_errors: int
-) -> Stop | None:
+    error: Optional[IntentGenerationError], server_errors: int
+) -> Optional[Stop]:
     """Return why no call should follow one that ended with `error`, the nth server error in a row."""
     if isinstance(error, ProviderError):
         return Stop(str(error))
@@ -1992,7 +1993,7 @@ def with_outcome(record: Record, outcome: Outcome) -> Record:
 
 def calls_in_flight(
     call: Callable[[str], Outcome], codes: Mapping[str, str], jobs: int
-) -> Iterator[tuple[str, Outcome] | None]:
+) -> Iterator[Optional[tuple[str, Outcome]]]:
     """Yield (md5sum, outcome) as calls end, at most `jobs` at once; None after a tick without one.
 
     Another call begins only when the next outcome is asked for: to stop asking stops the calls.
@@ -2115,8 +2116,8 @@ class Address(NamedTuple):
 
     url: str
     host: str
-    user: str | None
-    password: str | None
+    user: Optional[str]
+    password: Optional[str]
 
 
 def parse_provider_url(text: str) -> Address:
@@ -2190,7 +2191,7 @@ def is_own_address(family: int, where: Any) -> bool:
 # Secrets
 
 
-def authorization(address: Address, api_key: str, key_name: str) -> str | None:
+def authorization(address: Address, api_key: str, key_name: str) -> Optional[str]:
     """Return the value of the Authorization header: for the API key, else for user and password."""
     import base64
     from urllib.parse import unquote
@@ -2205,7 +2206,7 @@ def authorization(address: Address, api_key: str, key_name: str) -> str | None:
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
-def address_secrets(user: str | None, password: str | None) -> list[str]:
+def address_secrets(user: Optional[str], password: Optional[str]) -> list[str]:
     """Return what is secret in the user and password of a URL, as they stand there and decoded."""
     from urllib.parse import unquote
 
@@ -2320,7 +2321,7 @@ class Attempt:
         self._timer = threading.Timer(seconds, self._time_out)
         self._timer.daemon = True
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> "Attempt":
         # Where the system allows no further thread, the socket's own time-out has to do.
         with contextlib.suppress(RuntimeError):
             self._timer.start()
@@ -2434,7 +2435,7 @@ class Patience:
         self.waits = 0
         self.waited_seconds = 0.0
 
-    def pause_after(self, error: TransientError, has_answered: bool) -> float | None:
+    def pause_after(self, error: TransientError, has_answered: bool) -> Optional[float]:
         """Return the seconds to wait after a failed try, or None where its budget is spent."""
         if error.lasting and has_answered:
             if self.waited_seconds >= LASTING_SECONDS:
@@ -2474,7 +2475,7 @@ class Transport:
         api_key: str = "",
         key_name: str = "the API key",
         absent: str = "check the provider URL",
-        wait: Callable[[float], object] | None = None,
+        wait: Optional[Callable[[float], object]] = None,
     ) -> None:
         """Take the address, the seconds that a try may last, and the key with its name for errors.
 
@@ -2529,7 +2530,7 @@ class Transport:
             (self._wait or abandoned.wait)(pause)
 
     def ask(
-        self, path: str, payload: Mapping[str, object] | None, seconds: float
+        self, path: str, payload: Optional[Mapping[str, object]], seconds: float
     ) -> Response:
         """Return the response to a POST, or to a GET where there is no payload, at the first try."""
         return self._exchange(path, payload, min(seconds, self.timeout), self.abandoned)
@@ -2554,7 +2555,7 @@ class Transport:
     def _exchange(
         self,
         path: str,
-        payload: Mapping[str, object] | None,
+        payload: Optional[Mapping[str, object]],
         seconds: float,
         abandoned: threading.Event,
     ) -> Response:
@@ -2663,7 +2664,7 @@ def is_tls_refusal(error: Exception) -> bool:
     return isinstance(error, ssl.SSLError) and not is_end
 
 
-def json_object(body: bytes | str) -> Reply:
+def json_object(body: Union[bytes, str]) -> Reply:
     """Return the JSON object in a body, or None where there is none."""
     try:
         value = json.loads(body)
@@ -2732,7 +2733,7 @@ class AnswerBudget:
         self._is_told = False
         self._lock = threading.Lock()
 
-    def raised(self, tokens: int, room: int) -> int | None:
+    def raised(self, tokens: int, room: int) -> Optional[int]:
         """Return more tokens for a call to which `tokens` were too few, or None; at most `room`."""
         with self._lock:
             # A step that the room cuts short is worth a try too, as long as it is more.
@@ -2774,7 +2775,7 @@ class ChatClient(LLMClient):
         timeout: float = DEFAULT_TIMEOUT,
         num_ctx: int = DEFAULT_NUM_CTX,
         api_key: str = "",
-        wait: Callable[[float], object] | None = None,
+        wait: Optional[Callable[[float], object]] = None,
     ) -> None:
         """Take the address (as `parse_provider_url`), seconds a try may last, tokens of context.
 
@@ -3171,7 +3172,7 @@ class OpenAIClient(ChatClient):
     def _refusal(
         self,
         response: Response,
-        problem: Problem,
+        problem: "Problem",
         question: Question,
     ) -> IntentGenerationError:
         if response.status in (400, 422):
@@ -3194,7 +3195,7 @@ class Problem(NamedTuple):
         return f"{self.kind} {self.code} {self.text}"
 
 
-def find_problem(response: Response) -> Problem | None:
+def find_problem(response: Response) -> Optional[Problem]:
     """Return the problem that a response stands for, or None where it holds an answer."""
     reply = response.reply or {}
     # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
@@ -3230,7 +3231,7 @@ def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_refused(
     fields: Mapping[str, object], problem: Problem
-) -> dict[str, object] | None:
+) -> Optional[dict[str, object]]:
     """Return the fields to send once a server has refused one of them, or None where it names none."""
     if TOO_LONG.search(problem.all_words()):  # such a text names the tokens asked for
         return None
@@ -3619,7 +3620,7 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
 
 
 def read_run(
-    db_path: str, run_id: int | None = None
+    db_path: str, run_id: Optional[int] = None
 ) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
@@ -3754,7 +3755,7 @@ class PendingIntents:
         self.db_path = db_path
         self.model = model
         self.sync = sync
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Optional[sqlite3.Connection] = None
         self._has_failed = False
         self._is_closed = threading.Event()
         self._has_unsynced = threading.Event()
@@ -4028,7 +4029,7 @@ class Cluster(NamedTuple):
     evidence: str
     fragments: Sequence[Fragment]
     similarity: float
-    hidden_by: str | None
+    hidden_by: Optional[str]
     is_family: bool = False
 
 
@@ -4044,8 +4045,8 @@ class Member(NamedTuple):
     qualified_name: str
     shared: float
     differs: tuple[str, ...]
-    intent: str | None = None
-    intent_source: str | None = None
+    intent: Optional[str] = None
+    intent_source: Optional[str] = None
 
 
 class CloneGroup(NamedTuple):
@@ -4065,7 +4066,7 @@ class CloneGroup(NamedTuple):
     copies: int
     statements: int
     area: str
-    hidden_by: str | None
+    hidden_by: Optional[str]
     score: float
     members: tuple[Member, ...]
     are_siblings: bool = False
@@ -4092,7 +4093,7 @@ class Report(NamedTuple):
     `from_docstrings` the records whose docstring stands in for an intent.
     """
 
-    run: Mapping[str, object] | None
+    run: Optional[Mapping[str, object]]
     options: DuplicateOptions
     groups: tuple[CloneGroup, ...]
     record_count: int
@@ -4101,7 +4102,7 @@ class Report(NamedTuple):
     area_lines: Mapping[str, tuple[int, int]]
     file_pairs: tuple[FilePair, ...]
     error_count: int
-    stale: int | None = None
+    stale: Optional[int] = None
     from_docstrings: int = 0
 
 
@@ -4208,7 +4209,7 @@ def names_within(span: Span, names: Sequence[PlacedName]) -> set[str]:
     return {name for _, name in names[first:last]}
 
 
-def bound_name(node: ast.AST) -> str | None:
+def bound_name(node: ast.AST) -> Optional[str]:
     """Return the name that a node binds, or None."""
     if isinstance(node, ast.Name):
         return node.id if isinstance(node.ctx, ast.Store) else None
@@ -4228,13 +4229,13 @@ def class_attributes(node: ast.ClassDef) -> Iterator[str]:
         yield from filter(None, map(bound_name, targets))
 
 
-def parse_outline(code: str) -> Outline | None:
+def parse_outline(code: str) -> Optional[Outline]:
     """Return the outline of a definition, or None where this Python cannot parse it."""
     definition = parse_definition(code)
     return lay_out(definition) if definition else None
 
 
-def parse_definition(code: str) -> ast.stmt | None:
+def parse_definition(code: str) -> Optional[ast.stmt]:
     """Return the tree of a definition, or None where this Python cannot parse it."""
     try:
         return ast.parse(code).body[0]
@@ -4329,7 +4330,7 @@ class FeatureNumbers:
         numbers.sort()
         return numbers
 
-    def translated(self, batch: Batch) -> list[int]:
+    def translated(self, batch: "Batch") -> list[int]:
         """Return what number each feature has here, by the one it has in a batch."""
         count = len(batch.trigrams) + sum(map(len, batch.repetitions.values()))
         here = [0] * count
@@ -4520,7 +4521,7 @@ def rank_features(
     return ranks, Features(len(sketches), frequencies, ordinals)
 
 
-def zeros(count: int) -> array[int]:
+def zeros(count: int) -> "array[int]":
     """Return so many zeros to count with, in half the memory of a list."""
     return array(TYPECODE, [0]) * count
 
@@ -4553,7 +4554,7 @@ def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
         yield nest
 
 
-def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, int]]:
+def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Optional[Outline], int]]:
     """Yield each record of a nest with an outline and the number of its definition there."""
     # The outermost definition holds the code of all, in the order of their lines: one parse will do.
     outline = parse_outline(nest[0].normalized_code)
@@ -4567,7 +4568,7 @@ def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Outline | None, i
 
 
 def sketch_of(
-    record: Record, outline: Outline | None, number: int, numbers: FeatureNumbers
+    record: Record, outline: Optional[Outline], number: int, numbers: FeatureNumbers
 ) -> Sketch:
     """Return the sketch of a definition, the one of that `number` in an outline."""
     if outline is None:
@@ -5012,7 +5013,7 @@ class Sentence(NamedTuple):
     text: str
 
 
-def record_sentence(record: Record, intents: str) -> Sentence | None:
+def record_sentence(record: Record, intents: str) -> Optional[Sentence]:
     """Return the intent of a record, or where it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
@@ -5037,7 +5038,7 @@ def find_sentences(records: Iterable[Record], intents: str) -> dict[Place, Sente
 
 def shared_sentence(
     records: Iterable[Record], sentences: Mapping[Place, Sentence]
-) -> Sentence | None:
+) -> Optional[Sentence]:
     """Return the sentence of equal code; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
@@ -5227,7 +5228,7 @@ def near_rule(
     For `ordinals` see Features: what repeats makes no body longer.
     """
 
-    def rule(pair: Pair, similarity: float) -> str | None:
+    def rule(pair: Pair, similarity: float) -> Optional[str]:
         if pair in nested:
             return INSIDE
         if similarity >= SHORT_SIMILARITY:
@@ -5255,7 +5256,7 @@ def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule
         own = 1 if name == fragments[index].name else 0
         return code.count(name) > own and name in called(index)
 
-    def rule(pair: Pair, _similarity: float) -> str | None:
+    def rule(pair: Pair, _similarity: float) -> Optional[str]:
         if pair in nested:
             return INSIDE
         one, other = pair
@@ -5267,7 +5268,9 @@ def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule
     return rule
 
 
-def group_rule(fragments: Sequence[Fragment], pair_rule: str | None) -> str | None:
+def group_rule(
+    fragments: Sequence[Fragment], pair_rule: Optional[str]
+) -> Optional[str]:
     """Return the rule that hides a group of which the pairs are hidden by `pair_rule`, or None."""
     if all(fragment.is_stub for fragment in fragments):
         return STUB
@@ -5413,7 +5416,7 @@ def linked_clusters(
     grouped: Collection[int] = (),
 ) -> list[Cluster]:
     """Link the pairs that no rule hides, then those that one hides among the shapes left."""
-    by_rule: dict[str | None, dict[Pair, float]] = {name: {} for name in PAIR_RULES}
+    by_rule: dict[Optional[str], dict[Pair, float]] = {name: {} for name in PAIR_RULES}
     for pair, similarity in pairs.items():
         by_rule[rule(pair, similarity)][pair] = similarity
     clusters = []
@@ -5483,7 +5486,7 @@ def family_clusters(
     shapes: Sequence[Shape], head: int, members: Mapping[int, float], rule: Rule
 ) -> list[Cluster]:
     """Return the members of a family, parted by the rule that hides their pair with the head."""
-    by_rule: dict[str | None, list[int]] = {name: [] for name in PAIR_RULES}
+    by_rule: dict[Optional[str], list[int]] = {name: [] for name in PAIR_RULES}
     for index, similarity in members.items():
         pair = (min(head, index), max(head, index))
         by_rule[rule(pair, similarity)].append(index)
@@ -5509,7 +5512,7 @@ def make_cluster(
     evidence: str,
     fragments: Sequence[Fragment],
     similarity: float,
-    pair_rule: str | None,
+    pair_rule: Optional[str],
     *,
     is_family: bool = False,
 ) -> Cluster:
@@ -6030,7 +6033,7 @@ def build_report(
     records: Sequence[Record],
     options: DuplicateOptions,
     *,
-    run: Mapping[str, object] | None = None,
+    run: Optional[Mapping[str, object]] = None,
     error_count: int = 0,
     workers: int = 0,
 ) -> Report:
@@ -6262,7 +6265,7 @@ class Matching:
 
     def _hand_on(self, free: int, reached_from: Mapping[int, int]) -> None:
         """Let a free member serve, and each one on the path to it serve the next."""
-        position: int | None = free
+        position: Optional[int] = free
         while position is not None:
             served = reached_from[position]
             before = self.served_by.get(served)
@@ -6518,7 +6521,7 @@ class Line(NamedTuple):
 
 
 def styled_lines(
-    lines: Iterable[Line], width: int | None, is_coloured: bool
+    lines: Iterable[Line], width: Optional[int], is_coloured: bool
 ) -> Iterator[str]:
     """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
@@ -6530,7 +6533,7 @@ def styled_lines(
                 yield text
 
 
-def fitted_lines(line: Line, width: int | None) -> list[str]:
+def fitted_lines(line: Line, width: Optional[int]) -> list[str]:
     """Return the text of a line in `width` columns (None: as wide as it is)."""
     text = printable(line.text)
     if width is None or display_width(text) <= width:
@@ -6548,7 +6551,7 @@ def fitted_lines(line: Line, width: int | None) -> list[str]:
     return lines
 
 
-def wants_colour(stream: TextIO | None) -> bool:
+def wants_colour(stream: Optional[TextIO]) -> bool:
     """Return whether to write colour: to a terminal, unless NO_COLOR or FORCE_COLOR say otherwise."""
     # Set but empty counts as not set (https://no-color.org); where both are set, no colour is
     # the safer reading.
@@ -7293,9 +7296,9 @@ class Row(NamedTuple):
     """A line of one code beside its like of another, as HTML; a number is None where there is none."""
 
     differs: bool
-    first_number: int | None
+    first_number: Optional[int]
     first: str
-    other_number: int | None
+    other_number: Optional[int]
     other: str
 
 
@@ -7729,8 +7732,8 @@ def compared_rows(first: Record, other: Record) -> Iterator[Row]:
 
 
 def numbered_line(
-    lines: Sequence[str], position: int | None, start_line: int
-) -> tuple[int | None, str]:
+    lines: Sequence[str], position: Optional[int], start_line: int
+) -> tuple[Optional[int], str]:
     """Return the number in its file and the text of a line, or None and no text for no line."""
     if position is None:
         return None, ""
@@ -7756,7 +7759,7 @@ def aligned(
     first: Sequence[str],
     other: Sequence[str],
     keys: Sequence[Callable[[str], str]],
-) -> Iterator[tuple[int | None, int | None]]:
+) -> Iterator[tuple[Optional[int], Optional[int]]]:
     """Yield the positions of lines that belong together; None where one has no like.
 
     Lines are matched by the first key, those in between by the next, and at last by their order.
@@ -7780,7 +7783,7 @@ def aligned(
             yield moved(near, i), moved(far, j)
 
 
-def moved(position: int | None, offset: int) -> int | None:
+def moved(position: Optional[int], offset: int) -> Optional[int]:
     """Return a position of a part as one of the whole; None stays None."""
     return None if position is None else position + offset
 
@@ -8021,7 +8024,7 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
 def table_lines(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
-    width: int | None,
+    width: Optional[int],
 ) -> Iterator[str]:
     """Yield the lines of a table, fitted to `width` columns (None: nothing is cut)."""
     lines = printable_table(header, rows)
@@ -8079,7 +8082,7 @@ def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
     return shrunk
 
 
-def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
+def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[str]:
     """Yield the lines of the table of records."""
     header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
     rows = []
@@ -8089,7 +8092,7 @@ def record_table(records: Iterable[Record], width: int | None) -> Iterator[str]:
     return table_lines(header, rows, width)
 
 
-def intent_table(records: Sequence[Record], width: int | None) -> Iterator[str]:
+def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[str]:
     """Yield the lines of the table of intents, or of the reasons why there are none.
 
     Skipped records are only counted, in the last line.
@@ -8146,7 +8149,9 @@ def record_json(
     yield "]}\n"
 
 
-def json_lines(entries: Iterable[Record] | Iterable[AnalyzerError]) -> Iterator[str]:
+def json_lines(
+    entries: Union[Iterable[Record], Iterable[AnalyzerError]],
+) -> Iterator[str]:
     """Yield the members of a JSON array, each on a line of its own."""
     separator = "\n"
     for entry in entries:
@@ -8358,7 +8363,7 @@ def check_path(path: str) -> None:
         raise UsageError(f"--path: {path} is not readable: check its permissions")
 
 
-def check_output(path: str | None) -> None:
+def check_output(path: Optional[str]) -> None:
     """Raise UsageError unless `path` can be written to; touch nothing."""
     if path is None:
         return
@@ -8493,7 +8498,7 @@ def make_enricher(
     make_client: ClientFactory,
     interrupts: Interrupts,
     known: Mapping[str, str],
-    on_intent: Callable[[str, str], object] | None = None,
+    on_intent: Optional[Callable[[str, str], object]] = None,
 ) -> IntentEnricher:
     """Return the enricher that the command line asks for, its client checked."""
     with named_errors("--provider-url"):
@@ -8682,7 +8687,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
-def gated_evidence(fail_on: str | Sequence[str] | None) -> Sequence[str]:
+def gated_evidence(fail_on: Optional[Union[str, Sequence[str]]]) -> Sequence[str]:
     """Return the evidence whose groups hit the gate: all of it, unless the gate names less."""
     if isinstance(fail_on, str):
         return FAIL_ON_EVIDENCE[fail_on]
@@ -8721,7 +8726,7 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
     return inputs
 
 
-def read_reports(args: argparse.Namespace) -> tuple[Report, Report | None]:
+def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
     # A baseline that cannot be read must be told of before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
@@ -8756,7 +8761,7 @@ def report_on_source(args: argparse.Namespace) -> Report:
     )
 
 
-def report_on_run(args: argparse.Namespace, run_id: int | None) -> Report:
+def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
     with named_errors("--db-path", RUN_REMEDY):
         row, records = read_run(args.db_path, run_id)
@@ -8864,7 +8869,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
 
 def with_codes(
     args: argparse.Namespace,
-    run: Mapping[str, object] | None,
+    run: Optional[Mapping[str, object]],
     groups: Sequence[CloneGroup],
 ) -> tuple[CloneGroup, ...]:
     """Return groups whose members have the whole of their code."""
@@ -8926,7 +8931,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     return named_tokens(KINDS, text)
 
 
-def parse_fail_on(text: str) -> str | tuple[str, ...]:
+def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
     """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
     if text.strip() in FAIL_ON_EVIDENCE:
         return text.strip()
@@ -8948,7 +8953,7 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
     return tokens
 
 
-def run_id_or_file(text: str) -> int | str:
+def run_id_or_file(text: str) -> Union[int, str]:
     """Return the id of a run, or the path of a report."""
     # A report whose name is a number can still be named, as `./7`.
     return positive_int(text) if re.fullmatch("[0-9]+", text) else text
@@ -9022,7 +9027,7 @@ class StoreOnce(argparse.Action):
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
         values: object,
-        option_string: str | None = None,
+        option_string: Optional[str] = None,
     ) -> None:
         # What is given cannot be told from the values: one may be given that equals the default.
         given = vars(namespace).setdefault("given", set())
@@ -9369,7 +9374,7 @@ COMMANDS = {
 
 
 def main(
-    argv: Sequence[str] | None = None,
+    argv: Optional[Sequence[str]] = None,
     *,
     make_client: ClientFactory = make_provider_client,
 ) -> int:
@@ -9396,7 +9401,7 @@ def main(
         return EXIT_FATAL
 
 
-def run_command_line(argv: Sequence[str] | None, make_client: ClientFactory) -> int:
+def run_command_line(argv: Optional[Sequence[str]], make_client: ClientFactory) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
     # The parser is inside too: an interrupt ends with one line from the first moment on.
@@ -9412,7 +9417,7 @@ def run_command_line(argv: Sequence[str] | None, make_client: ClientFactory) -> 
     return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace | None:
+def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
     """Return the options of a command line, or None where it asked for help or version, now printed."""
     # What argparse prints is collected, so that it meets the same care as every other output.
     printed = io.StringIO()
