@@ -1924,11 +1924,10 @@ class IntentEnricher:
 
     def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
         """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
-        if self.interrupted():
-            # Nothing has begun, so there is nothing to save.
-            raise KeyboardInterrupt
-        self.stop = None
         outcomes: dict[str, Outcome] = {}
+        self.stop = Stop(INTERRUPTED) if self.interrupted() else None
+        if self.stop:
+            return self._completed(outcomes, codes)
         progress = Progress(len(codes), self.batch_size, jobs=self.jobs)
         server_errors = 0
         for ended in calls_in_flight(self._call, codes, self.jobs):
@@ -8258,6 +8257,7 @@ FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
 RUN_REMEDY = "name a file that 'cds persist' wrote"
+SAME_SIGNAL_SECONDS = 1.0
 
 
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
@@ -8275,12 +8275,16 @@ class Interrupts:
 
     Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
     sets `is_requested`, so that the calls in flight end the enrichment and what is done is
-    written. The second raises all the same: whoever asks twice will not wait.
+    written. A later one raises all the same: whoever asks twice will not wait. But `timeout`
+    signals a command and then its whole group, and a terminal that is closed may send several
+    kinds: what comes within a second of the first is part of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.is_requested = False
         self._is_deferring = False
+        self._clock = clock
+        self._first_at: Optional[float] = None
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -8315,6 +8319,11 @@ class Interrupts:
     def _receive(self, *_: object) -> None:
         # A handler runs between any two instructions of the main thread, locks held or not: so it
         # writes nothing and takes no lock.
+        now = self._clock()
+        if self._first_at is None:
+            self._first_at = now
+        elif now - self._first_at < SAME_SIGNAL_SECONDS:
+            return
         if self.is_requested or not self._is_deferring:
             raise KeyboardInterrupt
         self.is_requested = True

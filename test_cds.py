@@ -14,6 +14,7 @@ import gc
 import hashlib
 import html
 import http.server
+import io
 import itertools
 import json
 import math
@@ -2485,11 +2486,18 @@ def test_enricher_abandons_what_is_in_flight_when_interrupted():
     assert len(client.asked) <= 2
 
 
-def test_enricher_that_is_interrupted_before_the_first_call_makes_none():
-    client = FakeClient()
-    with pytest.raises(KeyboardInterrupt):
-        cds.IntentEnricher(client, interrupted=lambda: True).enrich(codes(3))
-    assert client.asked == []
+@pytest.mark.parametrize("reused", [0, 1, 3])
+def test_enricher_that_is_interrupted_before_the_first_call_keeps_what_is_reused(
+    reused,
+):
+    client, records = FakeClient(), codes(3)
+    known = {record.md5sum: "Known." for record in records[:reused]}
+    enricher = cds.IntentEnricher(client, known=known, interrupted=lambda: True)
+    assert statuses(enricher.enrich(records)) == [
+        *[("Known.", "success", None)] * reused,
+        *[(None, "failed", "interrupted")] * (3 - reused),
+    ]
+    assert client.asked == [] and enricher.stop == cds.Stop("interrupted")
 
 
 def test_enricher_hands_over_each_intent_as_its_call_ends():
@@ -9449,10 +9457,63 @@ def persisting(tmp_path, address, *options, count=40):
         process.communicate()
 
 
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
 @sends_interrupts
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str
+    ("first", "second"), [(INT, INT), (TERM, TERM), (TERM, HUP), (HUP, TERM)], ids=str
 )
+def test_signals_within_a_second_are_one(first, second):
+    now = [100.0]
+    interrupts = cds.Interrupts(clock=lambda: now[0])
+    with interrupts.handled(), interrupts.deferred():
+        signal.raise_signal(first)
+        now[0] += 0.9
+        signal.raise_signal(second)
+        assert interrupts.is_requested
+        now[0] += 1.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+
+
+def test_signal_that_comes_twice_does_not_interrupt_the_end_of_a_command():
+    interrupts = cds.Interrupts(clock=lambda: 100.0)
+    with interrupts.handled():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(TERM)
+        signal.raise_signal(TERM)
+
+
+class SignallingStream(io.StringIO):
+    """Sends this process a signal where a message with some words is written."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
+
+    def write(self, text):
+        if self.words in text:
+            signal.raise_signal(TERM)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("is_reusing", [True, False])
+def test_interrupt_between_analysis_and_calls_stores_the_run(tmp_path, is_reusing):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    assert persist(source, tmp_path / "db", "--limit", "2") == 0
+    client, options = FakeClient(), ["--reuse-intents"] * is_reusing
+    with contextlib.redirect_stderr(SignallingStream("enrich files=")):
+        assert persist(source, tmp_path / "db", *options, client=client) == 130
+    query = """SELECT intent IS NOT NULL, intent_error, count(*) FROM records
+        WHERE run_id = 2 AND kind = 'function' GROUP BY 1, 2 ORDER BY 1"""
+    expected = [(0, "interrupted", 1), (1, None, 2)] if is_reusing else []
+    assert client.asked == []
+    assert rows(tmp_path / "db", query) == (expected or [(0, "interrupted", 3)])
+
+
+@sends_interrupts
+@pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
 def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
     with (
         serving(answer(), answer(), silence) as (address, requests),
@@ -9527,9 +9588,17 @@ def test_interrupt_before_the_first_call_writes_nothing(tmp_path, good_server):
 
 
 @sends_interrupts
-@pytest.mark.parametrize("signals", [1, 2])
-def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(
-    tmp_path, signals
+@pytest.mark.parametrize(
+    ("numbers", "seconds", "is_stored"),
+    [
+        pytest.param([INT], 0.5, True, id="once"),
+        pytest.param([TERM, TERM], 0.1, True, id="as-of-timeout"),
+        pytest.param([HUP, TERM], 0.1, True, id="as-of-a-closed-terminal"),
+        pytest.param([INT, INT], 1.2, False, id="twice"),
+    ],
+)
+def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
+    tmp_path, numbers, seconds, is_stored
 ):
     db = tmp_path / "db"
     with (
@@ -9541,10 +9610,10 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(
         with persisting(tmp_path, address, count=3) as process:
             wait_for(lambda: len(requests) == 3)
             time.sleep(0.5)
-            for _ in range(signals):
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.5)
-            if signals == 1:
+            for number in numbers:
+                process.send_signal(number)
+                time.sleep(seconds)
+            if is_stored:
                 lock.execute("COMMIT")
             out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in err
@@ -9552,8 +9621,8 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_second_stops_it(
         name
         for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")
     ]
-    assert tables == (["other", "runs", "records"] if signals == 1 else ["other"])
-    assert out.startswith("persisted run_id=1") is (signals == 1)
+    assert tables == (["other", "runs", "records"] if is_stored else ["other"])
+    assert out.startswith("persisted run_id=1") is is_stored
 
 
 # ---- Command line ---------------------------------------------------------------------------
