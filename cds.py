@@ -8158,17 +8158,26 @@ def json_lines(
         separator = ",\n"
 
 
-# Files and stdout
+# Files and streams
+
+# What stands in these has the number of an open file for its name.
+DESCRIPTOR_DIRECTORIES = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
+MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
 
 
 def write_file(path: str, pieces: Iterable[str]) -> None:
-    """Write text to a file whole, or leave the file as it was and raise OSError."""
+    """Write text to a file whole, or leave the file as it was and raise OSError.
+
+    What is no regular file, or is open as a standard stream, gets the text as a stream does.
+    """
+    if is_stream(path):
+        write_stream(path, pieces)
+        return
     # A link stays one: what is replaced is the file that it leads to.
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
-    is_special = os.path.exists(path) and not os.path.isfile(path)
-    if is_special or not os.access(directory, os.W_OK | os.X_OK):
-        # A device or pipe is not to be replaced; and here it is the file alone that may be written.
+    if not os.access(directory, os.W_OK | os.X_OK):
+        # Here it is the file alone that may be written.
         with open(path, "w", **FILE_TEXT) as file:
             file.writelines(pieces)
         return
@@ -8189,6 +8198,75 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def is_stream(path: str) -> bool:
+    """Return whether a path names what is to be written to as a stream, not replaced."""
+    is_special = os.path.exists(path) and not os.path.isfile(path)
+    return is_special or descriptor_of(path) is not None
+
+
+def write_stream(path: str, pieces: Iterable[str]) -> None:
+    """Write text to the stream that a path names; that its reader has gone away is no error."""
+    target: Union[int, str] = path
+    descriptor = descriptor_of(path)
+    if descriptor is not None:
+        # Its copy goes on where it stands, behind what was printed before.
+        flush(sys.stdout)
+        target = os.dup(descriptor)
+    try:
+        with open(target, "w", **FILE_TEXT) as stream:
+            stream.writelines(pieces)
+    except OSError as error:
+        if not is_closed_pipe(error):
+            raise
+
+
+def descriptor_of(path: str) -> Optional[int]:
+    """Return the open file that a path such as /dev/stdout names, or a standard stream's own file.
+
+    Return None if the path does neither.
+    """
+    number = descriptor_number(path)
+    if number is None and os.path.isfile(path):
+        return next((stream for stream in (1, 2, 0) if is_open_as(path, stream)), None)
+    return number
+
+
+def is_open_as(path: str, descriptor: int) -> bool:
+    """Return whether a descriptor is open, and is the file that a path leads to."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:  # closed, perhaps before Python started
+        return False
+
+
+def descriptor_number(path: str) -> Optional[int]:
+    """Return the number of the open file that a path names, through whatever links, or None.
+
+    It is -1, which no file can have, if the path is in a directory of them and names none.
+    """
+    directories = set(map(os.path.realpath, DESCRIPTOR_DIRECTORIES))
+    # Link by link: `realpath` would go on to the file that the descriptor was opened for.
+    for _ in range(MOST_LINKS):
+        directory, name = os.path.split(path)
+        if os.path.realpath(directory) in directories:
+            return int(name) if re.fullmatch("[0-9]{1,9}", name) else -1
+        try:
+            path = os.path.join(directory, os.readlink(path))
+        except OSError:  # no link, or nothing at all
+            return None
+    return None
+
+
+def is_open_for_writing(descriptor: int) -> bool:
+    """Return whether an open file was opened for writing."""
+    try:
+        # Nothing is written; the system looks only at how the file was opened.
+        os.write(descriptor, b"")
+    except OSError as error:
+        return error.errno != errno.EBADF
+    return True
 
 
 def rescue_text(pieces: Iterable[str]) -> str:
@@ -8251,6 +8329,8 @@ DATABASE_ENDINGS = (
     PENDING_ENDING,
     f"{PENDING_ENDING}-wal",
 )
+# The names of side files begin with the database's path and one of these.
+SIDE_ENDINGS = ("-journal", "-wal", "-shm", PENDING_ENDING)
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
@@ -8379,15 +8459,24 @@ def check_output(path: Optional[str]) -> None:
     # Behind a dangling link, the file is created where the link leads.
     target = os.path.realpath(absolute_path("--output", path))
     directory = os.path.dirname(target)
-    is_there = os.path.exists(path)
+    is_there = descriptor_of(path) is not None or os.path.exists(path)
     if os.path.isdir(path) or not os.path.basename(path):
         raise UsageError(f"--output: {path or repr(path)} is a directory: name a file")
     if not is_there and not os.path.isdir(directory):
         raise UsageError(
             f"--output: directory {directory} does not exist: create it first"
         )
-    if not os.access(path if is_there else directory, os.W_OK):
+    if not can_be_written(path):
         raise UsageError(f"--output: {path} is not writable: name another file")
+
+
+def can_be_written(path: str) -> bool:
+    """Return whether a stream or file may be written to, or created if it is not there."""
+    descriptor = descriptor_of(path)
+    if descriptor is not None:
+        return is_open_for_writing(descriptor)
+    directory = os.path.dirname(os.path.realpath(path))
+    return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
 def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
@@ -8399,6 +8488,27 @@ def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
             raise UsageError(
                 f"{option}: {path} is a file that this command reads: name another one"
             )
+    output = getattr(args, "output", None)
+    db_path = getattr(args, "db_path", None)
+    if output and db_path and is_side_file(output, db_path):
+        raise UsageError(
+            f"--output: {output} is a name for files beside the database: name another one"
+        )
+
+
+def is_side_file(path: str, db_path: str) -> bool:
+    """Return whether a path is one that SQLite or this program may use beside a database."""
+    # By the identity of the database, since the file may be called after another of its names.
+    database = file_identity(db_path)
+    return any(file_identity(owner) == database for owner in side_file_owners(path))
+
+
+def side_file_owners(path: str) -> Iterator[str]:
+    """Yield each database that a path would be a side file of, whether or not the two are there."""
+    directory, name = os.path.split(os.path.realpath(path))
+    for end in range(1, len(name)):
+        if name.startswith(SIDE_ENDINGS, end):
+            yield os.path.join(directory, name[:end])
 
 
 def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:

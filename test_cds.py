@@ -8244,10 +8244,115 @@ def test_output_keeps_mode_and_link_of_what_it_replaces(tmp_path, capsys):
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
 
 
-def test_output_may_be_a_pipe(tmp_path):
-    tree(tmp_path, {"a.py": "x = 1"})
-    done = shell("model-build", "--path", tmp_path, "--output", "/dev/stdout")
-    assert done.returncode == 0 and "a.py:1-1" in done.stdout
+@pytest.fixture
+def small_tree(tmp_path):
+    """The words of a command that reads one file, and what it prints."""
+    words = ("model-build", "--path", tree(tmp_path / "src", {"a.py": ""}))
+    return words, shell(*words).stdout
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "/dev/stdout",
+        "/dev/fd/1",
+        "/dev/../dev/fd/1",
+        "/proc/self/fd/1",
+        "/proc/thread-self/fd/1",
+        "{}/link",
+        "{}/link-to-link",
+        "{}/log",
+        "{}/link-to-log",
+        "{}/hard-link",
+    ],
+)
+def test_output_that_is_stdout_goes_on_where_stdout_is(tmp_path, small_tree, output):
+    words, printed = small_tree
+    log = tmp_path / "log"
+    log.write_text("kept\nlost")
+    os.link(log, tmp_path / "hard-link")
+    for name, target in {
+        "link": "/dev/stdout",
+        "link-to-link": "link",
+        "link-to-log": "log",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    if not os.path.isdir("/proc/self/fd") and output.startswith("/proc"):
+        pytest.skip("no /proc here")
+    with open(log, "r+b") as file:
+        file.seek(5)
+        done = shell(*words, "--output", output.format(tmp_path), stdout=file)
+    assert done.returncode == 0 and log.read_text() == f"kept\n{printed}"
+    assert os.path.samefile(log, tmp_path / "hard-link")
+
+
+@pytest.mark.parametrize("output", ["/dev/stderr", "/dev/stdout", "{}/log"])
+def test_output_and_messages_of_one_file_stay_in_order(tmp_path, small_tree, output):
+    words, printed = small_tree
+    log = tmp_path / "log"
+    log.write_text("kept\n")
+    with open(log, "a") as file:
+        words = (*words, "--output", output.format(tmp_path))
+        assert shell(*words, stdout=file, stderr=file).returncode == 0
+    assert log.read_text() == f"kept\nsearch files=1 skipped=0\n{printed}"
+
+
+def test_output_may_be_any_open_file(tmp_path, small_tree):
+    words, printed = small_tree
+    (tmp_path / "log").write_text("kept\n")
+    with open(tmp_path / "log", "a") as file:
+        number = file.fileno()
+        shell(*words, "--output", f"/dev/fd/{number}", pass_fds=[number])
+    assert (tmp_path / "log").read_text() == f"kept\n{printed}"
+
+
+def test_output_may_be_a_pipe(tmp_path, small_tree):
+    words, printed = small_tree
+    done = shell(*words, "--output", "/dev/stdout")
+    assert (done.returncode, done.stdout) == (0, printed)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(command_of(*words, "--output", pipe))
+    assert pipe.read_text() == printed
+    assert process.wait(20) == 0 and stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@needs_terminal
+def test_output_may_be_a_terminal(small_tree):
+    words, printed = small_tree
+    reader, terminal = os.openpty()
+    assert shell(*words, "--output", os.ttyname(terminal)).returncode == 0
+    expected = printed.replace("\n", "\r\n").encode()
+    with open(reader, "rb") as file:
+        assert file.read(len(expected)) == expected
+    os.close(terminal)
+
+
+@needs_full_device
+def test_output_to_stdout_fails_as_stdout_does(small_tree):
+    words = (*small_tree[0], "--output", "/dev/stdout")
+    with closed_pipe() as writer:
+        done = shell(*words, stdout=writer, env=BUFFERED)
+    assert (done.returncode, done.stderr) == (0, "search files=1 skipped=0\n")
+    with open("/dev/full", "w") as full:
+        done = shell(*words, stdout=full, env=BUFFERED)
+    told = done.stderr.splitlines()[1:]
+    assert done.returncode == 1 and len(told) == 1
+    assert told[0].startswith("cds: --output: /dev/stdout could not be written: ")
+
+
+@pytest.mark.parametrize("output", ["/dev/stdin", "/dev/fd/0", "{}/log", "/dev/fd/999"])
+def test_output_to_what_is_not_open_for_writing_is_refused(
+    tmp_path, small_tree, output
+):
+    log = tmp_path / "log"
+    log.write_text("kept")
+    output = output.format(tmp_path)
+    with open(log) as file:
+        done = shell(*small_tree[0], "--output", output, stdin=file)
+    told = f"cds: --output: {output} is not writable: name another file\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    assert log.read_text() == "kept"
 
 
 @needs_unicode_names
@@ -8724,18 +8829,33 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     assert source.exists()
 
 
-@pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-pending"])
+@pytest.mark.parametrize(
+    "ending", ["", "-journal", "-wal", "-shm", "-pending", "-pending-1.jsonl"]
+)
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
     store(db, [record()], root_path="/src")
     (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "other").symlink_to("db")
+    (tmp_path / "to-be").symlink_to(f"db{ending}")
+    os.link(db, tmp_path / "hard-link")
     before = db.read_bytes()
-    for output in (f"{db}{ending}", tmp_path / f"link/db{ending}"):
-        err = refused(
-            capsys, tmp_path, "duplicates", "--db-path", db, "--output", output
-        )
-        assert f"--output: {output} is a file that this command reads" in err
+    for named in (db, tmp_path / "other", tmp_path / "hard-link"):
+        for output in (f"{db}{ending}", f"{tmp_path}/link/db{ending}", "to-be"):
+            words = ("--db-path", named, "--output", tmp_path / output)
+            err = refused(capsys, tmp_path, "duplicates", *words)
+            assert f"--output: {tmp_path / output} is a " in err
+            assert err.endswith(": name another one\n")
     assert db.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["db-wa", "other-wal", "db.json", "new-db-wal"])
+def test_report_may_stand_beside_its_database(tmp_path, name):
+    store(tmp_path / "db", [record()], root_path="/src")
+    (tmp_path / "other").touch()
+    words = ("--db-path", tmp_path / "db", "--output", tmp_path / name)
+    assert run("duplicates", *words) == 0
+    assert (tmp_path / name).read_text().startswith("Run 1 of /src")
 
 
 def test_report_may_not_replace_its_baseline(tmp_path, capsys):
