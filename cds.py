@@ -311,6 +311,7 @@ ELLIPSIS = "..."
 # A byte that is no UTF-8 is a surrogate in a path (PEP 383), and an escape such as \udcff in what
 # is stored. The pattern finds both, since a path may also hold the six characters themselves.
 ESCAPED_BYTE = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]")
+STORED_ESCAPE = re.compile(r"\\(?:(\\)|u(dc[89a-f][0-9a-f]))")
 
 
 def one_line(text: str) -> str:
@@ -438,6 +439,15 @@ def stored_path(path: str) -> str:
         path = path.replace("\\", "\\\\")
     encoded = path.encode("utf-8", "backslashreplace")
     return encoded.decode()
+
+
+def restored_path(stored: str) -> str:
+    """Return the path that `stored_path` gave a text for, with `/` between its names."""
+    if not ESCAPED_BYTE.search(stored):
+        return stored
+    return STORED_ESCAPE.sub(
+        lambda escape: escape[1] or chr(int(escape[2], 16)), stored
+    )
 
 
 def location(record: Record) -> str:
@@ -7911,7 +7921,10 @@ def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
     run = {
         "tool": {"driver": sarif_driver()},
         "invocations": [invocation],
-        "results": [sarif_result(report, group, directory) for group in kept],
+        "results": [
+            sarif_result(report, group, start, directory)
+            for group, start in zip(kept, sarif_starts(kept))
+        ],
     }
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
@@ -7954,12 +7967,48 @@ def sarif_driver() -> dict[str, object]:
     return {"name": "cds", "version": __version__, "rules": rules}
 
 
+class SarifStart(NamedTuple):
+    """Where a result begins: the number of a member in its group, its file and a line in it."""
+
+    number: int
+    place: tuple[str, int]
+
+
+def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
+    """Yield where the result of each group begins, no two of a rule at one place.
+
+    Where not even the lines of its first member are left, a group begins at that member.
+    """
+    # GitHub knows an alert by its rule and the code from its first line on: of two that began at
+    # one place it would show one.
+    taken: dict[str, set[tuple[str, int]]] = {evidence: set() for evidence in EVIDENCE}
+    for group in groups:
+        starts = list(possible_starts(group.members[:SARIF_LOCATIONS]))
+        places = taken[group.evidence]
+        free = (start for start in starts if start.place not in places)
+        start = next(free, starts[0])
+        places.add(start.place)
+        yield start
+
+
+def possible_starts(members: Sequence[Member]) -> Iterator[SarifStart]:
+    """Yield where a result may begin, best first: at its members, or in the first of them."""
+    for number, member in enumerate(members):
+        record = member.record
+        yield SarifStart(number, (record.file_path, record.start_line))
+    first = members[0].record
+    for line in range(first.start_line + 1, first.end_line + 1):
+        yield SarifStart(0, (first.file_path, line))
+
+
 def sarif_result(
-    report: Report, group: CloneGroup, directory: str
+    report: Report, group: CloneGroup, start: SarifStart, directory: str
 ) -> dict[str, object]:
-    """Return a group as a result at its first member, with links to the others."""
+    """Return a group as a result at one of its members, with links to the others."""
     name, text = SARIF_RULES[group.evidence]
-    first, *others = group.members[:SARIF_LOCATIONS]
+    others = list(group.members[:SARIF_LOCATIONS])
+    first = others.pop(start.number)
+    begun = first._replace(record=first.record._replace(start_line=start.place[1]))
     links = []
     related = []
     # A link finds its location by the number.
@@ -7972,15 +8021,12 @@ def sarif_result(
         "ruleIndex": list(SARIF_RULES).index(group.evidence),
         "level": sarif_level(report, group),
         "message": {"text": message},
-        "locations": [sarif_location(first, directory)],
+        "locations": [sarif_location(begun, directory)],
         "relatedLocations": related,
         # The id follows from the code alone, so that an alert stays the same one where its file
-        # is moved. GitHub follows a result by the first name only, and numbers equal ones: an id
-        # occurs once.
-        "partialFingerprints": {
-            "primaryLocationLineHash": f"{group.id}:1",
-            "cloneGroup/v1": group.id,
-        },
+        # is moved. `primaryLocationLineHash` is left to GitHub, which computes it and warns of
+        # any that is another.
+        "partialFingerprints": {"cloneGroup/v1": group.id},
     }
 
 
@@ -8005,12 +8051,14 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
     from urllib.parse import quote
 
     record = member.record
-    joined = os.path.join(directory, record.file_path)
+    joined = os.path.join(directory, restored_path(record.file_path))
     path = os.path.normpath(joined).replace(os.sep, "/")
+    # Byte by byte, since a name need not be UTF-8.
+    name = path.encode("utf-8", sys.getfilesystemencodeerrors())
     region = {"startLine": record.start_line, "endLine": record.end_line}
     return {
         "physicalLocation": {
-            "artifactLocation": {"uri": quote(path)},
+            "artifactLocation": {"uri": quote(name)},
             "region": region,
         },
         "message": {"text": one_line(member.qualified_name) or record.kind},
@@ -8959,7 +9007,9 @@ def write_sarif(args: argparse.Namespace, report: Report) -> None:
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
-    directory = str(report.run["root_path"]) if report.run else str(args.path)
+    directory = str(args.path)
+    if report.run:
+        directory = restored_path(str(report.run["root_path"]))
     if os.path.isfile(directory):
         directory = os.path.dirname(directory) or os.curdir
     try:

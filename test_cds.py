@@ -1113,7 +1113,7 @@ def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
 )
 def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, stored):
     root = tree(tmp_path / "s", {name: "x = 1"})
-    assert found(root)[0] == [stored]
+    assert found(root)[0] == [stored] and cds.restored_path(stored) == name
     assert persist(root, tmp_path / "db") == 0
     assert rows(tmp_path / "db", "SELECT file_path FROM records") == [(stored,)]
 
@@ -8044,6 +8044,59 @@ def test_sarif_fingerprints_follow_from_the_code_alone():
         == moved["partialFingerprints"]
         != other["partialFingerprints"]
     )
+    # GitHub warns of a `primaryLocationLineHash` that it has not computed itself.
+    assert list(result["partialFingerprints"]) == ["cloneGroup/v1"]
+
+
+def starts_of(*groups):
+    """Return where the results of groups begin that consist of such members, a letter each."""
+    copies = [record(TOTAL, f"{name}.py", line=5) for name in "abcdef"]
+    report = cds.build_report(copies, DUPLICATES)
+    (whole,) = report.groups
+    by_name = {member.record.file_path[0]: member for member in whole.members}
+    made = []
+    for evidence, names in groups:
+        members = tuple(by_name[name] for name in names)
+        made.append(
+            whole._replace(evidence=evidence, copies=len(names), members=members)
+        )
+    log = cds.report_as_sarif(report._replace(groups=tuple(made)), ".")
+    check_sarif(log)
+    starts = []
+    for (_, names), result in zip(groups, log["runs"][0]["results"]):
+        assert sorted(uri[0] for uri in uris_of(result)) == sorted(names)
+        region = result["locations"][0]["physicalLocation"]["region"]
+        assert region["endLine"] == 11
+        starts.append((uris_of(result)[0][0], region["startLine"]))
+    return starts
+
+
+@pytest.mark.parametrize(
+    ("groups", "starts"),
+    [
+        pytest.param(["near ab", "near ac"], ["a5", "c5"], id="next-member"),
+        pytest.param(["near ab", "near bc", "near bad"], ["a5", "b5", "d5"], id="last"),
+        pytest.param(["exact ab", "near ab", "intent ab"], ["a5"] * 3, id="own-rules"),
+        pytest.param(
+            ["near ab", "near ab", "near ab", "near ba"],
+            ["a5", "b5", "a6", "b6"],
+            id="next-line",
+        ),
+        pytest.param(
+            ["near ab"] * 9,
+            ["a5", "b5", *(f"a{line}" for line in range(6, 12)), "a5"],
+            id="nothing-left",
+        ),
+    ],
+)
+def test_sarif_results_of_a_rule_begin_at_places_of_their_own(groups, starts):
+    found = starts_of(*(group.split() for group in groups))
+    assert [f"{name}{line}" for name, line in found] == starts
+
+
+def test_sarif_results_of_all_pairs_begin_at_places_of_their_own():
+    pairs = [("near", pair) for pair in itertools.combinations("abcdef", 2)]
+    assert len(set(starts_of(*pairs))) == len(pairs)
 
 
 @pytest.mark.parametrize(
@@ -8055,6 +8108,12 @@ def test_sarif_fingerprints_follow_from_the_code_alone():
         pytest.param(
             "[x](1){0}\n.py", "%5Bx%5D%281%29%7B0%7D%0A.py", id="link-in-a-name"
         ),
+        pytest.param("%FF.py", "%25FF.py", id="looks-percent-encoded"),
+        pytest.param("a\\b.py", "a%5Cb.py", id="backslash"),
+        pytest.param("\\udcff.py", "%FF.py", id="byte"),
+        pytest.param("\\\\udcff.py", "%5Cudcff.py", id="looks-like-an-escape"),
+        pytest.param("\\\\\\udcff.py", "%5C%FF.py", id="backslash-and-byte"),
+        pytest.param("\\ud800.py", "%5Cud800.py", id="no-byte"),
     ],
 )
 def test_sarif_paths_are_percent_encoded_and_end_no_link(path, text):
@@ -8125,6 +8184,46 @@ def test_sarif_of_a_stored_run_names_the_files_of_its_root(
     )
     log = json.loads(Path("x.sarif").read_text(encoding="utf-8"))
     assert uris_of(log["runs"][0]["results"][0]) == ["src/a.py", "src/a.py"]
+
+
+ODD_NAMES = [
+    b"\xff.py",
+    b"\\udcff.py",
+    b"\\\xff.py",
+    b"a\\b.py",
+    b"\\ud800.py",
+    b"%FF.py",
+    b":x.py",
+    b"a#b?.py",
+    b"n\nl\t.py",
+    b"\xed\xb3\xbf.py",
+    "ü😀.py".encode(),
+]
+
+
+@needs_unicode_names
+@pytest.mark.parametrize("is_stored", [False, True], ids=["tree", "run"])
+@pytest.mark.parametrize("root", [b"src", b"\xfe", b"\\udcfe", b"a:\n\\"], ids=repr)
+def test_sarif_names_every_file_whatever_it_is_called(
+    tmp_path, capsys, monkeypatch, root, is_stored
+):
+    root = os.fsdecode(root)
+    names = [f"{root}/{os.fsdecode(name)}" for name in ODD_NAMES]
+    monkeypatch.chdir(tree(tmp_path, dict.fromkeys(names, TOTAL)))
+    words = ["--path", root]
+    if is_stored:
+        assert persist(root, "db") == 0
+        words = ["--db-path", "db"]
+    for form in ("sarif", "json", "html", "table"):
+        capsys.readouterr()
+        assert run("duplicates", *words, "--format", form, "--output", form) == 0
+        assert run("duplicates", *words, "--format", form) == 0
+    (result, *_) = json.loads(Path("sarif").read_text())["runs"][0]["results"]
+    found = {os.fsdecode(urllib.parse.unquote_to_bytes(uri)) for uri in uris_of(result)}
+    assert found == set(names)
+    stored = {cds.stored_path(os.fsdecode(name)) for name in ODD_NAMES}
+    (group, *_) = json.loads(Path("json").read_text())["groups"]
+    assert {member["file_path"] for member in group["members"]} == stored
 
 
 # Files and streams
