@@ -22,7 +22,7 @@ From code:
     import cds
 
     started_at = cds.timestamp()
-    search = cds.find_sources("src", ".py")
+    search = cds.find_sources("src", cds.PythonAnalyzer.suffixes)
     symbols, errors = cds.PythonAnalyzer().analyze(search.sources)
     records = cds.ModelBuilder().build(symbols)
     client = cds.OllamaClient("localhost:11434", "M")
@@ -661,9 +661,9 @@ class Source(NamedTuple):
 class Search(NamedTuple):
     """What a search found.
 
-    `skipped` counts files and directories by the reason why they were skipped; `errors` names the
-    directories that could not be read. `warnings` are lines for the user. `unmatched` holds the
-    exclude patterns that matched nothing.
+    `skipped` counts files and directories by the reason why they were skipped, and by their suffix
+    files of kinds that are not read; `errors` names the directories that could not be read.
+    `warnings` are lines for the user. `unmatched` holds the exclude patterns that matched nothing.
     """
 
     sources: list[Source]
@@ -673,34 +673,52 @@ class Search(NamedTuple):
     unmatched: list[str]
 
 
-def find_sources(root: str, suffix: str, exclude: Sequence[str] = ()) -> Search:
+def find_sources(
+    root: str,
+    suffixes: Union[str, tuple[str, ...]],
+    exclude: Sequence[str] = (),
+    unread: Sequence[str] = (),
+) -> Search:
     """Return the regular files with a suffix below the directory `root`, sorted; or `root`, if a file.
 
-    `exclude` holds glob patterns as in a `.gitignore`: one without a slash matches a name at any
-    depth, any other a path below the root; `*` stays within a name, `**` crosses any number of
-    directories. A directory that matches is not searched.
+    `suffixes` (one, or several) are lower-case, and match capitals too. `exclude` holds glob
+    patterns as in a `.gitignore`: one without a slash matches a name at any depth, any other a path
+    below the root; `*` stays within a name, `**` crosses any number of directories. A directory
+    that matches is not searched. Files with a suffix of `unread` are counted as skipped, if no
+    rule keeps them from the search.
     """
     if os.path.isdir(root):
-        return Finder(root, suffix, exclude).find()
+        return Finder(root, suffixes, exclude, unread).find()
     name = os.path.basename(root)
     alone = Source(root, stored_path(name))
     return Search([alone], collections.Counter(), [], [], list(exclude))
 
 
 class Entry(NamedTuple):
-    """A file or directory below the root: its path there, with `/`, and the work tree it is in."""
+    """A file or directory below the root: its path there, with `/`, and the work tree it is in.
+
+    `unread` is the suffix of a file that is only counted, and otherwise empty.
+    """
 
     path: str
     is_directory: bool
     work_tree: "Optional[WorkTree]"
+    unread: str = ""
 
 
 class Finder:
     """One search of a directory."""
 
-    def __init__(self, root: str, suffix: str, exclude: Sequence[str]) -> None:
+    def __init__(
+        self,
+        root: str,
+        suffixes: Union[str, tuple[str, ...]],
+        exclude: Sequence[str],
+        unread: Sequence[str],
+    ) -> None:
         self.root = root
-        self.suffix = suffix
+        self.suffixes = suffixes
+        self.unread = unread
         self.patterns = {pattern: pattern_names(pattern) for pattern in exclude}
         self.matched: set[str] = set()
         self.git = Git()
@@ -720,6 +738,8 @@ class Finder:
             for entry in self._without_ignored(listed):
                 if entry.is_directory:
                     level.append(entry)
+                elif entry.unread:
+                    found.skipped[entry.unread] += 1
                 else:
                     found.sources.append(self._source(entry))
         found.sources.sort(key=lambda source: source.file_path)
@@ -754,17 +774,25 @@ class Finder:
         entries = []
         for item in items:
             is_directory = item.is_dir(follow_symlinks=False)
-            if not is_directory and not item.name.endswith(self.suffix):
+            unread = "" if is_directory else self._unread_suffix(item.name)
+            if unread is None:
                 continue
             path = f"{directory.path}/{item.name}".lstrip("/")
             reason = skip_reason(item, is_project)
             if self._is_excluded(path):
                 reason = "excluded"
-            if reason:
+            if not reason:
+                entries.append(Entry(path, is_directory, work_tree, unread))
+            elif not unread:
                 self.found.skipped[reason] += 1
-            else:
-                entries.append(Entry(path, is_directory, work_tree))
         return entries
+
+    def _unread_suffix(self, name: str) -> Optional[str]:
+        """Return "" for a file to read, its suffix for one to count, and None for any other."""
+        name = name.lower()
+        if name.endswith(self.suffixes):
+            return ""
+        return next((suffix for suffix in self.unread if name.endswith(suffix)), None)
 
     def _work_tree(
         self, directory: Entry, names: Collection[str]
@@ -794,9 +822,13 @@ class Finder:
         for work_tree, inside in paths.items():
             if work_tree is not None:
                 ignored |= work_tree.ignored(inside)
-        if ignored:
-            self.found.skipped["ignored by git"] += len(ignored)
-        return [entry for entry in entries if entry.path not in ignored]
+        kept = []
+        for entry in entries:
+            if entry.path not in ignored:
+                kept.append(entry)
+            elif not entry.unread:
+                self.found.skipped["ignored by git"] += 1
+        return kept
 
 
 def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
@@ -1040,9 +1072,14 @@ Result = TypeVar("Result")
 
 
 class Analyzer(ABC):
-    """Where another language is plugged in."""
+    """Where another language is plugged in.
 
-    suffix: str
+    Of a directory, it reads the files with one of the `suffixes`; those with one of the
+    `unread_suffixes`, which a user may take for source as well, are counted.
+    """
+
+    suffixes: tuple[str, ...]
+    unread_suffixes: tuple[str, ...] = ()
 
     @abstractmethod
     def analyze(self, sources: Sequence[Source]) -> Analysis:
@@ -1057,7 +1094,8 @@ class PythonAnalyzer(Analyzer):
     caller too.
     """
 
-    suffix = ".py"
+    suffixes = (".py", ".pyw")
+    unread_suffixes = (".ipynb", ".pyi", ".pyx")
 
     def __init__(self, workers: int = 0) -> None:
         self.workers = workers
@@ -5882,8 +5920,9 @@ def is_test(file_path: str) -> bool:
     *directories, name = file_path.split("/")
     if name == "conftest.py" or "tests" in directories:
         return True
-    is_module = name.startswith("test_") and name.endswith(".py")
-    return is_module or name.endswith("_test.py")
+    stem, suffix = os.path.splitext(name)
+    is_named_test = stem.startswith("test_") or stem.endswith("_test")
+    return is_named_test and suffix.lower() in PythonAnalyzer.suffixes
 
 
 def is_vendored(file_path: str) -> bool:
@@ -8498,6 +8537,20 @@ def check_path(path: str) -> None:
         raise UsageError(f"--path: {path} is neither a file nor a directory")
     if not os.access(path, os.R_OK):
         raise UsageError(f"--path: {path} is not readable: check its permissions")
+    if os.path.isfile(path) and has_foreign_suffix(path):
+        suffixes = " or ".join(PythonAnalyzer.suffixes)
+        raise UsageError(
+            f"--path: {path} is no Python source by its suffix: "
+            f"name a {suffixes} file, one without a suffix, or a directory"
+        )
+
+
+def has_foreign_suffix(path: str) -> bool:
+    """Return whether a file's name says that it is something else than Python source."""
+    suffix = os.path.splitext(path)[1].lower()
+    # A script may be called `pip3.11`.
+    is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
+    return is_suffix and suffix not in PythonAnalyzer.suffixes
 
 
 def check_output(path: Optional[str]) -> None:
@@ -8574,7 +8627,9 @@ def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
     """Search, analyze and build what `--path` names; log what was found, and each error."""
     analyzer = PythonAnalyzer(args.workers)
-    search = find_sources(args.path, analyzer.suffix, args.exclude)
+    search = find_sources(
+        args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes
+    )
     # As soon as it is known which files are read: one named by mistake must not cost the source.
     refuse_overwriting(args, [source.path for source in search.sources])
     log_search(search, args.path)
@@ -8586,8 +8641,9 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
         line = "" if error.line is None else f":{error.line}"
         log(f"analyzer_error: {error.file_path}{line}: {error.message}")
     if not search.sources:
+        suffixes = " or ".join(analyzer.suffixes)
         raise UsageError(
-            f"--path: no {analyzer.suffix} file below {args.path}: name another directory"
+            f"--path: no {suffixes} file below {args.path}: name another directory"
         )
     return ModelBuilder().build(analysis.symbols), errors
 

@@ -647,9 +647,9 @@ def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
 # ---- Search ---------------------------------------------------------------------------------
 
 
-def found(root, *exclude):
+def found(root, *exclude, suffixes=".py", unread=()):
     """Search a folder: the stored paths, and what was left out by which rule."""
-    search = cds.find_sources(str(root), ".py", exclude)
+    search = cds.find_sources(str(root), suffixes, exclude, unread)
     return [source.file_path for source in search.sources], dict(search.skipped)
 
 
@@ -1098,7 +1098,75 @@ def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
     )
     search, message = capsys.readouterr().err.splitlines()
     assert search == "search files=0 skipped=1 (hidden directory 1)"
-    assert message.startswith("cds: --path: no .py file below")
+    assert message.startswith("cds: --path: no .py or .pyw file below")
+
+
+def test_search_finds_every_suffix_of_python_source(tmp_path, capsys):
+    names = ["a.py", "b.pyw", "C.PY", "d.pyc", "e.pyw.txt", "f", "py", "g.xpy"]
+    source = tree(tmp_path, dict.fromkeys(names, "x = 1"))
+    assert run("model-build", "--path", source, "--format", "json") == 0
+    out, err = capsys.readouterr()
+    files = [record["file_path"] for record in json.loads(out)["records"]]
+    assert files == ["C.PY", "a.py", "b.pyw"] and err == "search files=3 skipped=0\n"
+
+
+def test_search_counts_what_is_nearly_python_by_suffix(tmp_path, capsys):
+    names = ["a.py", "a.pyi", "p/b.pyi", "c.ipynb", "d.PYX", "e.pyx.txt", "f.pxd"]
+    names += ["env/pyvenv.cfg", "env/x.pyi", ".x/y.pyi", "left/out.py", "left/out.pyi"]
+    source = tree(tmp_path, dict.fromkeys(names, "home = /usr"))
+    (source / "link.pyi").symlink_to("a.pyi")
+    words = ("model-build", "--path", source, "--exclude", "left")
+    assert run(*words) == 0
+    skipped = "(.ipynb 1, .pyi 2, .pyx 1, excluded 1, hidden directory 1, virtual environment 1)"
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == f"search files=1 skipped=7 {skipped}"
+    assert run(*words, "--exclude", "*.pyi", "--exclude", "c.*") == 0
+    search, *others = capsys.readouterr().err.splitlines()
+    assert search.startswith("search files=1 skipped=4 (.pyx 1, excluded 1, ")
+    assert not any("matches nothing" in line for line in others)
+
+
+@needs_git
+def test_search_counts_no_file_that_git_ignores_by_its_suffix(tmp_path):
+    ignored = {".gitignore": "*.pyi\nx.py\nbuilt/\n", "x.py": "", "built/b.ipynb": ""}
+    tree(tmp_path, {**ignored, "a.py": "", "a.pyi": "", "n.ipynb": ""})
+    git(tmp_path, "init")
+    assert found(tmp_path, unread=(".pyi", ".ipynb")) == (
+        ["a.py"],
+        {"ignored by git": 2, "hidden directory": 1, ".ipynb": 1},
+    )
+
+
+@pytest.mark.parametrize("command", ["model-build", "enrich-intent", "persist"])
+@pytest.mark.parametrize(
+    "name", ["n.ipynb", "data.json", "a.pyi", "a.py.txt", "A.JSON", ".x.cfg"]
+)
+def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, name):
+    path = tree(tmp_path / "s", {name: '{"cells": []}'}) / name
+    options = [word.format(tmp_path) for word in OPTIONS[command]]
+    assert refused(capsys, tmp_path, command, "--path", path, *options) == (
+        f"cds: --path: {path} is no Python source by its suffix: "
+        "name a .py or .pyw file, one without a suffix, or a directory\n"
+    )
+
+
+def test_report_on_a_single_file_of_another_language_is_refused(tmp_path, capsys):
+    path = tree(tmp_path, {"n.ipynb": '{"cells": []}'}) / "n.ipynb"
+    assert " no Python source " in refused(
+        capsys, tmp_path, "duplicates", "--path", path
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."]
+)
+def test_single_file_that_may_be_python_is_read(tmp_path, capsys, name):
+    path = tree(tmp_path, {name: "x = 1"}) / name
+    assert run("model-build", "--path", path) == 0
+    assert f"{name}:1-1" in capsys.readouterr().out
+    path.write_text("no Python at all")
+    assert run("model-build", "--path", path) == 0
+    assert f"analyzer_error: {name}:1: invalid syntax" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -6174,6 +6242,8 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     [
         ("test_a.py", True),
         ("x/a_test.py", True),
+        ("test_window.pyw", True),
+        ("test_data", False),
         ("x/tests/a.py", True),
         ("x/conftest.py", True),
         ("tests.py", False),
