@@ -2141,9 +2141,14 @@ PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
 TRIES = 3
 LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
 LONGEST_RETRY_AFTER = 60.0  # seconds
-QUOTED_CHARACTERS = 300  # of a server's own words
-SHORTEST_MASKED = 4  # characters; what is shorter may be part of any word
-SHORTEST_KEY = 12  # characters; what is shorter may be a word of any sentence
+SERVER_CHARACTERS = 2000  # of a server's own words; nothing looks at what follows
+QUOTED_CHARACTERS = 300  # of those that are shown
+SHORTEST_SECRET = 4  # characters; what is shorter may be part of any word
+PIECE_CHARACTERS = 12  # of a secret; what is shorter may be a word of any sentence
+HEADER_CHARACTERS = 100  # of a header; a date has 29
+ENCODINGS_DEEP = 3  # such as JSON in JSON, in a URL
+ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
+ESCAPED_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 ADDRESS_HINT = "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 
 # Two colons at least: one stands before a port.
@@ -2280,54 +2285,72 @@ def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
 
 
 class Secrets:
-    """The texts that must never be shown, and how a server's own words are shown without them."""
+    """The texts that must never be shown, and whether they stand in what a server says.
+
+    Case is ignored. What is decoded is bounded first, so the work is bounded too.
+    """
 
     def __init__(self, *secrets: str) -> None:
-        texts = set(secrets) - {""}
-        self.hides_all = any(len(text) < SHORTEST_MASKED for text in texts)
-        self._pattern = any_of(texts)
-        self._keys = any_of(text for text in texts if len(text) >= SHORTEST_KEY)
+        texts = {one_line(text).lower() for text in secrets if text}
+        self.hides_all = any(len(text) < SHORTEST_SECRET for text in texts)
+        self._pieces = {piece for text in texts for piece in pieces_of(text)}
+        self._short = {text for text in texts if len(text) < PIECE_CHARACTERS}
 
     def quote(self, words: str) -> str:
-        """Return a server's own words as one short line without a secret; "" if that cannot be had."""
-        if self.hides_all:
+        """Return a server's own words on one short line, or "" if a secret stands in them."""
+        words = words[:SERVER_CHARACTERS]
+        if self.hides_all or self.are_in(words):
             return ""
-        # Before and after: what is dropped on the way to one line could stand in a secret's midst.
-        words = one_line(self._pattern.sub("***", words))
-        return self._pattern.sub("***", words)[:QUOTED_CHARACTERS]
+        forms = decoded_forms(words)
+        if any(secret in form for secret in self._short for form in forms):
+            return ""
+        return one_line(words)[:QUOTED_CHARACTERS]
 
-    def mask(self, answer: str) -> str:
-        """Return an answer without the secrets in it that are too long to be words of its own."""
-        return self._keys.sub("***", answer)
-
-
-def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for any of the texts, however spelled; the longest of them first."""
-    patterns = [any_spelling(text) for text in sorted(texts, key=len, reverse=True)]
-    return re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
+    def are_in(self, text: str) -> bool:
+        """Return whether twelve characters in a row of a secret stand in a short text, however encoded."""
+        forms = decoded_forms(text)
+        return any(not self._pieces.isdisjoint(pieces_of(form)) for form in forms)
 
 
-def any_spelling(text: str) -> str:
-    """Return a pattern for a text in which JSON, HTML or a URL may have spelled any character."""
-    return "".join(f"(?:{'|'.join(spellings(character))})" for character in text)
+def pieces_of(text: str) -> set[str]:
+    """Return each run of twelve characters of a text."""
+    starts = range(len(text) - PIECE_CHARACTERS + 1)
+    return {text[start : start + PIECE_CHARACTERS] for start in starts}
 
 
-def spellings(character: str) -> Iterator[str]:
-    """Yield a pattern for each way to write a character; case is to be ignored."""
+def decoded_forms(text: str) -> set[str]:
+    """Return a text and what it decodes to by JSON, URLs and HTML, one in another, in any order.
+
+    Each form is one line in lower case. No decoding makes a text longer.
+    """
     import html
+    from urllib.parse import unquote, unquote_plus
 
-    # The bounds on repetitions keep the search linear in what a hostile server sends.
-    yield r"\\{0,8}" + re.escape(character)
-    yield re.escape(html.escape(character))
-    yield f"&#0{{0,6}}{ord(character)};"
-    yield f"&#x0{{0,6}}{ord(character):x};"
-    yield "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    yield "".join(
-        rf"\\{{1,8}}u{units[start : start + 4]}" for start in range(0, len(units), 4)
-    )
-    if character == " ":
-        yield r"\+|\s{1,8}"
+    newest = {one_line(text)}
+    forms = set(newest)
+    for _ in range(ENCODINGS_DEEP):
+        newest = {
+            one_line(decode(form))
+            for form in newest
+            for decode in (json_unescaped, unquote, unquote_plus, html.unescape)
+        }
+        newest -= forms
+        forms |= newest
+    return {form.lower() for form in forms}
+
+
+def json_unescaped(text: str) -> str:
+    """Return a text without the escapes that stand in JSON, and in what `repr` returns."""
+    text = ESCAPE.sub(_unescaped, text)
+    # A character beyond the first plane is two escapes, of its surrogates.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    digits = escape[1] or escape[2]
+    if digits:
+        return chr(int(digits, 16))
+    return ESCAPED_CONTROLS.get(escape[3], escape[3])
 
 
 # One request
@@ -2347,7 +2370,9 @@ class Response(NamedTuple):
 
     def retry_after(self) -> float:
         """Return the seconds that the server asks to wait, or 0."""
-        return parse_retry_after(self.headers.get("Retry-After", ""))
+        return parse_retry_after(
+            self.headers.get("Retry-After", "")[:HEADER_CHARACTERS]
+        )
 
 
 class Attempt:
@@ -2881,10 +2906,12 @@ class ChatClient(LLMClient):
 
     def _ask(self, question: Question, abandoned: threading.Event) -> str:
         def read(response: Response) -> str:
-            secrets = response.secrets
-            # Before and after, as where an error is quoted.
-            text = secrets.mask(self._answer_text(response, question))
-            return secrets.mask(clean_answer(text))
+            intent = clean_answer(self._answer_text(response, question))
+            if response.secrets.are_in(intent):
+                raise IntentGenerationError(
+                    "the answer is withheld: it holds a key or password"
+                )
+            return intent
 
         return self._transport.call(self.path, self._request(question), read, abandoned)
 
@@ -3060,10 +3087,14 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
 
 def ollama_error(response: Response) -> str:
     """Return what the server says is wrong, in its own words and not yet fit to be shown, or ""."""
-    text = (response.reply or {}).get("error")
-    if not isinstance(text, str):
-        return ""
+    text = error_text(response)
     return str(inner_error(text).get("message", text))
+
+
+def error_text(response: Response) -> str:
+    """Return the start of the error in a reply, or ""."""
+    text = (response.reply or {}).get("error")
+    return text[:SERVER_CHARACTERS] if isinstance(text, str) else ""
 
 
 def inner_error(text: str) -> dict[str, Any]:
@@ -3074,14 +3105,15 @@ def inner_error(text: str) -> dict[str, Any]:
 
 def oversized_prompt(response: Response) -> str:
     """Return what the error says of a prompt that is too long, or "" where it says something else."""
-    text = (response.reply or {}).get("error")
-    error = inner_error(text) if isinstance(text, str) else {}
+    error = inner_error(error_text(response))
     if error.get("type") != "exceed_context_size_error":
         return ""
     tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    unsaid = "the prompt has more tokens than the context"
     if not isinstance(tokens, int) or not isinstance(context, int):
-        return "the prompt has more tokens than the context"
-    return f"the prompt has {tokens} tokens, the context {context}"
+        return unsaid
+    sizes = f"the prompt has {tokens} tokens, the context {context}"
+    return response.quote(sizes, instead=unsaid)
 
 
 # ---- OpenAI ---------------------------------------------------------------------------------
@@ -3263,10 +3295,11 @@ def find_problem(response: Response) -> Optional[Problem]:
 
 
 def text_of(value: object) -> str:
-    """Return a JSON value as text, "" for null."""
+    """Return the start of a JSON value as text, "" for null."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:SERVER_CHARACTERS]
 
 
 def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
