@@ -1814,6 +1814,7 @@ class ModelBuilder:
 # ---- Enrichment -----------------------------------------------------------------------------
 
 INTENT_CHARACTERS = 1000
+ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # are looked at; marks go
 ERROR_CHARACTERS = 500
 SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
 # How often a wait for answers is left, to draw and to look for a signal.
@@ -1830,10 +1831,44 @@ For example: Computes the phase of the moon: finds how much of its lit side can 
 - Answer with the sentence alone, as plain text.
 """
 INTENT_QUESTION = "What does the code above do? Answer with one sentence in that form."
-THINKING = re.compile(r"(?:\s*<think>.*?</think>)+", re.DOTALL)
-FENCED = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
+# What opens a thought in the text of an answer, and what closes it, as models were taught.
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>", "<|channel|>final<|message|>"),
+    ("<|channel>", "<channel|>"),
+)
+THOUGHT_OPENINGS = tuple(opening for opening, _ in THOUGHTS)
+# What the template of a conversation puts between its turns, with the role that may follow.
+TEMPLATE_MARK = re.compile(
+    r"(?:<[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|</?(?:s|answer|bos|eos)>|<(?:start|end)_of_turn>"
+    r"|<\|?turn\|?>|\[/?INST\])(?:(?:assistant|model)(?=[\n<]))?"
+)
+# Not where a sentence names such a mark.
+TURN_END = re.compile(
+    rf"(?<![\w,;:] )(?<![`'\"(]){TEMPLATE_MARK.pattern}|{TEMPLATE_MARK.pattern}\Z"
+)
+FENCE = re.compile("`{3,}|~{3,}")
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
-STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*(\S|\S.*?\S)\*\*(?!\w)|`([^`]+)`")
+STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)|`([^`]+)`")
+NAME_OR_WORD = re.compile(r"\w+")
+# A string of Python, or the start of one that does not end.
+STRING_LITERAL = re.compile(
+    r'"{3}(?:[^\\]|\\.)*?(?:"{3}|\Z)'
+    r"|'{3}(?:[^\\]|\\.)*?(?:'{3}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*"?'
+    r"|'(?:[^'\\\n]|\\.)*'?",
+    re.DOTALL,
+)
+REPEATED_WORDS = 6  # in a row; fewer may be anybody's
+REPEATED = "the answer repeats the question"
+PARSER_LOCK = threading.Lock()
 # The mark that closes what another opens.
 QUOTES = {
     '"': '"',
@@ -2108,24 +2143,63 @@ def start_threads(work: Callable[[], None], count: int) -> int:
 # The answer
 
 
-def clean_answer(text: str) -> str:
-    """Return an answer as one line of plain text, cut to length; raise IntentGenerationError if empty."""
-    thought = THINKING.match(text)
-    if thought:
-        text = text[thought.end() :]
-    if text.lstrip().startswith("<think>"):
+def clean_answer(text: str, code: str = "") -> str:
+    """Return an answer as one line of plain text, cut to length.
+
+    Raises IntentGenerationError if the answer holds only a thought, no words, or what was asked:
+    the prompt or the `code` (normalized).
+    """
+    text = after_thoughts(text)
+    if text.startswith(THOUGHT_OPENINGS):
         raise IntentGenerationError("the model only thought, and gave no answer")
-    fenced = FENCED.fullmatch(text.strip())
-    if fenced:
-        text = fenced[1]
-    # Cut first: a megabyte of marks would keep the patterns, and with them the process, for minutes.
-    text = one_line(text)[: 4 * INTENT_CHARACTERS]
-    text = LEADING_MARK.sub("", text)
-    text = STRONG_OR_CODE.sub(r"\1\2", text)
-    text = without_quotes(text)[:INTENT_CHARACTERS].strip()
-    if not text:
+    text = without_fence(TURN_END.split(text.rstrip(), maxsplit=1)[0].strip())
+    first_line = plain_line("".join(text.splitlines()[:1]))
+    sentence = plain_line(text)
+    if not sentence:
         raise IntentGenerationError("the answer is empty")
+    if not holds_words(sentence):
+        raise IntentGenerationError("the answer is no sentence of words")
+    if is_python(first_line) or repeats(sentence, code):
+        raise IntentGenerationError(REPEATED)
+    return sentence[:INTENT_CHARACTERS].strip()
+
+
+def after_thoughts(text: str) -> str:
+    """Return what follows the thoughts in an answer and the marks of a template, cut to length.
+
+    It begins with the opening of a thought if that has no end.
+    """
+    # Plain searches, since the text may be long and hostile. A template may hold the opening, so
+    # only the closing stands in the text.
+    ends = [
+        text.rfind(closing) + len(closing) for _, closing in THOUGHTS if closing in text
+    ]
+    text = text[max(ends, default=0) :].lstrip()[:ANSWER_CHARACTERS]
+    while not text.startswith(THOUGHT_OPENINGS):
+        mark = TEMPLATE_MARK.match(text)
+        if mark is None:
+            break
+        text = text[mark.end() :].lstrip()
     return text
+
+
+def without_fence(text: str) -> str:
+    """Return what stands in the fence that text begins with, or text if it begins with none."""
+    opening = FENCE.match(text)
+    if opening is None:
+        return text
+    inner, closing, _ = text[opening.end() :].partition(opening[0])
+    info, is_block, block = inner.partition("\n")
+    if not closing or (is_block and info.strip().lower() in ("py", "python")):
+        raise IntentGenerationError(REPEATED)
+    return (block if is_block else inner).strip()
+
+
+def plain_line(text: str) -> str:
+    """Return text on one line, without Markdown and the quotes around all of it."""
+    text = LEADING_MARK.sub("", one_line(text))
+    text = STRONG_OR_CODE.sub(r"\1\2", text)
+    return without_quotes(text)
 
 
 def without_quotes(text: str) -> str:
@@ -2139,6 +2213,50 @@ def without_quotes(text: str) -> str:
     if opening in inner or closing in inner:
         return text
     return without_quotes(inner.strip())
+
+
+def is_python(line: str) -> bool:
+    """Return whether a line is a statement of Python, or the header of one; a single word is none."""
+    if re.fullmatch(r"[\w-]*", line):
+        return False
+    # A decorator and a header need something below.
+    below = "\ndef f(): pass" if line.startswith("@") else " pass"
+    is_whole = not line.startswith("@") and not line.endswith(":")
+    # The filters of warnings are the process's, and the parser warns of what it reads.
+    with PARSER_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            statements = ast.parse(line if is_whole else line + below).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return not all(map(is_prose, statements))
+
+
+def is_prose(statement: ast.stmt) -> bool:
+    """Return whether a statement may be a sentence: a word, a string, or "Settings: names"."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Name) or is_string(statement.value)
+    return isinstance(statement, ast.AnnAssign) and statement.value is None
+
+
+def repeats(sentence: str, code: str) -> bool:
+    """Return whether a sentence repeats the prompt or, outside its strings, the code."""
+    said = set(runs_of_words(sentence))
+    asked = (INTENT_RULES, INTENT_QUESTION, STRING_LITERAL.sub(" ", code))
+    return any(not said.isdisjoint(runs_of_words(text)) for text in asked)
+
+
+def runs_of_words(text: str) -> Iterator[tuple[str, ...]]:
+    """Return each run of as many words of a text as nobody repeats by chance, in lower case."""
+    words = NAME_OR_WORD.findall(text.lower())
+    return zip(*(words[start:] for start in range(REPEATED_WORDS)))
+
+
+def holds_words(text: str) -> bool:
+    """Return whether text holds a word, and more letters and digits than signs."""
+    signs = NAME_OR_WORD.sub("", text).replace(" ", "")
+    has_word = re.search(r"[^\W\d_]{2}", text)
+    return has_word is not None and 2 * len(signs) < len(text.replace(" ", ""))
 
 
 # ---- Transport ------------------------------------------------------------------------------
@@ -2157,6 +2275,7 @@ SERVER_CHARACTERS = 2000  # of a server's own words; nothing looks at what follo
 QUOTED_CHARACTERS = 300  # of those that are shown
 SHORTEST_SECRET = 4  # characters; what is shorter may be part of any word
 PIECE_CHARACTERS = 12  # of a secret; what is shorter may be a word of any sentence
+INTEGER_DIGITS = 20  # of a count or a status
 HEADER_CHARACTERS = 100  # of a header; a date has 29
 ENCODINGS_DEEP = 3  # such as JSON in JSON, in a URL
 ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
@@ -2751,10 +2870,18 @@ def is_tls_refusal(error: Exception) -> bool:
 def json_object(body: Union[bytes, str]) -> Reply:
     """Return the JSON object in a body, or None where there is none."""
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_int=short_integer)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def short_integer(digits: str) -> int:
+    """Return the integer that digits stand for; raise ValueError if they are too many for a count."""
+    # Python itself has a limit since 3.9.14 only, and takes quadratic time.
+    if len(digits) > INTEGER_DIGITS:
+        raise ValueError("too many digits")
+    return int(digits)
 
 
 def parse_retry_after(value: str) -> float:
@@ -2918,7 +3045,8 @@ class ChatClient(LLMClient):
 
     def _ask(self, question: Question, abandoned: threading.Event) -> str:
         def read(response: Response) -> str:
-            intent = clean_answer(self._answer_text(response, question))
+            text = self._answer_text(response, question)
+            intent = clean_answer(text, question.code)
             if response.secrets.are_in(intent):
                 raise IntentGenerationError(
                     "the answer is withheld: it holds a key or password"
@@ -2964,8 +3092,7 @@ def length_error(
     """Return the error of an answer that took all its tokens, be it for thinking or for the answer."""
     text = content if isinstance(content, str) else ""
     # Where a thought has no field of its own, it stands in the content, cut off in its midst.
-    is_unclosed = text.lstrip().startswith("<think>") and "</think>" not in text
-    if thought or is_unclosed:
+    if thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
         return ThinkingError(f"the model was still thinking after {tokens} tokens")
     return IntentGenerationError(f"the answer is longer than {tokens} tokens")
 

@@ -2657,6 +2657,185 @@ def test_prompt_shows_an_example_of_the_form_that_it_asks_for():
     assert len(example.split()) <= 20
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("It adds, I think.\n</think>\n\nAdds.", id="closing-alone"),
+        pytest.param("<think>a</think><think>b</think>Adds.", id="two"),
+        pytest.param("Hm. <think>a</think>\nAdds.", id="words-before"),
+        pytest.param("<reasoning>so</reasoning> Adds.", id="reasoning"),
+        pytest.param("<thought>\n</think></thought>\nAdds.", id="mark-in-a-thought"),
+        pytest.param("[THINK]so[/THINK]Adds.", id="brackets"),
+        pytest.param(
+            "<|channel|>analysis<|message|>So.<|end|><|start|>assistant"
+            "<|channel|>final<|message|>Adds.<|return|>",
+            id="channels",
+        ),
+        pytest.param("<|channel>thought\nSo.<channel|>Adds.<turn|>", id="channel"),
+        pytest.param("Adds.<|eot_id|>", id="end-of-turn"),
+        pytest.param("Adds. </s>\n", id="end-of-sequence"),
+        pytest.param("Adds.<|im_end|>\n<|im_start|>user\nMore?", id="turn-of-a-user"),
+        pytest.param(
+            "<|start_header_id|>assistant<|end_header_id|>\n\nAdds.", id="header"
+        ),
+        pytest.param("<start_of_turn>model\nAdds.<end_of_turn>", id="role-on-a-line"),
+        pytest.param("<\uff5cAssistant\uff5c><answer>Adds.</answer>", id="answer"),
+        pytest.param("<think>so</think><|end|>```\nAdds.\n```", id="then-a-fence"),
+        pytest.param("x" * 4_000_000 + "</think>Adds.", id="long-thought"),
+    ],
+)
+def test_answer_is_what_follows_the_thoughts_without_the_marks_of_templates(text):
+    assert cds.clean_answer(text) == "Adds."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wraps text in <s> and </s> marks.",
+        "Ends each turn with `<|im_end|>`: closes what a speaker said.",
+        "Detects thoughts: tells whether <think> begins a text.",
+    ],
+)
+def test_answer_may_name_the_marks_of_templates(text):
+    assert cds.clean_answer(text) == text.replace("`", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>for ever",
+        "<reasoning>\nfor ever",
+        "<think>a</think> <think>b",
+        "<|channel|>analysis<|message|>It adds.<|end|>",
+        "<|begin_of_text|><thought>It adds.",
+    ],
+)
+def test_answer_that_is_a_thought_without_an_end_is_none(text):
+    with pytest.raises(cds.IntentGenerationError, match="only thought"):
+        cds.clean_answer(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["@@@@", "@@@@ @@ a @@@@", "<think>so</think> ???", "1.", "--- add ---------", "_"],
+)
+def test_answer_without_words_is_none(text):
+    with pytest.raises(cds.IntentGenerationError, match="no sentence of words"):
+        cds.clean_answer(text)
+
+
+ECHOED = """\
+@cached(size=3)
+def load_rows(path, limit=None):
+    with open(path, encoding='find the first row that is not empty') as lines:
+        return [row for row in lines if row and row is not None][:limit]"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(ECHOED, id="code"),
+        pytest.param(f"```python\n{ECHOED}\n```", id="fenced"),
+        pytest.param(f"```\n{ECHOED}", id="fence-without-end"),
+        pytest.param("```\nLoads rows.", id="fence-without-end-of-words"),
+        pytest.param("```py\nload_rows\n```\nLoads rows.", id="fence-before-words"),
+        pytest.param("````text\nLoads rows.\n```", id="longer-fence-without-end"),
+        pytest.param("def load_rows(path, limit=None):", id="header"),
+        pytest.param("@cached(size=3)\n\ndef f(x): ...", id="decorator"),
+        pytest.param("`return rows`", id="code-span"),
+        pytest.param("- rows = []", id="after-a-mark"),
+        pytest.param("load_rows('a.csv')\nLoads rows.", id="call-first"),
+        pytest.param(
+            "It says: Row for row in lines, if row and row.", id="words-of-the-code"
+        ),
+        pytest.param(
+            "Loads rows: name the thing in the SAME form.", id="words-of-the-prompt"
+        ),
+        pytest.param(cds.INTENT_QUESTION, id="question"),
+        pytest.param(re.search("For example: (.*)", cds.INTENT_RULES)[1], id="example"),
+    ],
+)
+def test_answer_that_repeats_the_question_is_none(text):
+    with pytest.raises(cds.IntentGenerationError, match="repeats the question"):
+        cds.clean_answer(text, ECHOED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Loads rows of a file: reads its lines and keeps those that are not empty.",
+        "Finds the first row that is not empty: skips what holds nothing.",
+        "Says row for row in lines: five words of the code.",
+        "Sorts",
+        "Auto-reload",
+        "Settings: names",
+        "Counts # of rows",
+        'Returns "a" or "b"',
+        "return the rows",
+        "Rows: all of them, None or not.",
+        "\u6392\u5e8f\u5217\u8868: \u6309\u503c\u6392\u5217",
+    ],
+)
+def test_answer_in_words_of_its_own_is_taken_whole(text):
+    assert cds.clean_answer(text, ECHOED) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**Sorts a list:** puts its items in order.",
+        "`Sorts a list`: puts its items in order.",
+        "Sorts a list:\n\nputs its items in order.",
+        "1. **Sorts a list**: puts its items in order.",
+    ],
+)
+def test_answer_keeps_what_stands_before_its_colon(text):
+    assert cds.clean_answer(text) == "Sorts a list: puts its items in order."
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        pytest.param("f(b'a \\' b', c)", "f b c", id="escaped-quote"),
+        pytest.param('f("it\'s", c)', "f c", id="other-quote"),
+        pytest.param("f(f'''a\n'b' ''', c)", "f f c", id="over-lines"),
+        pytest.param("f('a\nc", "f c", id="without-end"),
+        pytest.param("f('''a\n'c", "f", id="over-lines-without-end"),
+    ],
+)
+def test_string_literals_of_code_are_passed_over(code, words):
+    code = cds.STRING_LITERAL.sub(" ", code)
+    assert " ".join(cds.NAME_OR_WORD.findall(code)) == words
+
+
+def test_work_on_a_hostile_answer_is_bounded():
+    # A child process, since no signal ends a search by a pattern.
+    source = """
+import cds
+pieces = ["</think>", "<think>", "<|channel|>final<|message|>", "<|a|>", "</s> ", "[INST]", "`", "```\\n"]
+pieces += ["**a", "** ", "`a", "\\"'", "'\\"", "1. ", "-", "(", "not ", "a.", "\\\\", "a b ", "\\n", "\\0", "'''"]
+for piece in pieces:
+    for text in (piece * (4_000_000 // len(piece)), "Adds " + piece * (4_000_000 // len(piece))):
+        try:
+            assert len(cds.clean_answer(text, text[:100_000])) <= 1000
+        except cds.IntentGenerationError:
+            pass
+print("done")
+"""
+    done = finish(python_command(source))
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize("is_openai", [True, False])
+def test_clients_fail_an_answer_that_repeats_the_code(is_openai):
+    text = f"It says: {ECHOED.splitlines()[3]}"
+    with serving(openai_answer(text) if is_openai else answer(text)) as (address, _):
+        client = openai_client_of(address) if is_openai else client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match="repeats the question"):
+            client.generate_intent(ECHOED)
+        assert client.generate_intent("x = 1").startswith("It says: return [row for")
+
+
 # ---- Transport ------------------------------------------------------------------------------
 
 
@@ -3035,6 +3214,20 @@ except cds.ProviderError as error:
     done = finish(python_command(source, kind, path), input=json.dumps(said))
     assert (done.stderr, done.returncode) == ("", 0)
     assert 50 < int(done.stdout) < 400
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param("", id="integer"), pytest.param(".5e9", id="float")]
+)
+def test_number_without_end_costs_no_time(number):
+    # As on a Python that has no limit of its own.
+    source = """
+import cds
+getattr(sys, "set_int_max_str_digits", print)(0)
+print(cds.json_object(b'{"n_ctx": ' + b"9" * 4_000_000 + sys.argv[1].encode() + b"}") is None)
+"""
+    done = finish(python_command(source, number))
+    assert done.stdout.split()[-1] == str(number == "")
 
 
 def drip(start):
@@ -3573,6 +3766,18 @@ def test_client_forgets_thoughts_without_an_end_once_one_has_come_to_an_end():
         ),
         pytest.param({"content": "Adds and adds and"}, [256], id="no-thought"),
         pytest.param({"content": "<think></think> Adds and"}, [256], id="closed-tag"),
+        pytest.param(
+            {"content": "<think>a</think><think> names"}, [256, 2048, 8192], id="second"
+        ),
+        pytest.param(
+            {"content": "\n<reasoning>names"}, [256, 2048, 8192], id="other-tag"
+        ),
+        pytest.param(
+            {"content": "<|start|>assistant<|channel|>analysis<|message|>names"},
+            [256, 2048, 8192],
+            id="channel",
+        ),
+        pytest.param({"content": "names</think> Adds and"}, [256], id="closing-alone"),
     ],
 )
 def test_client_pays_for_thoughts_alone(message, budgets):
@@ -3843,7 +4048,7 @@ def test_long_error_keeps_its_remedy():
         ("Adds\r\n  two\tnumbers.", "Adds two numbers."),
         ("<think>so\nmany</think>\nAdds.", "Adds."),
         (" <think>a</think> <think>b</think> Adds.", "Adds."),
-        ("Strips <think>x</think> tags.", "Strips <think>x</think> tags."),
+        ("Strips <think> tags.", "Strips <think> tags."),
         ("```\nAdds.\n```", "Adds."),
         ("```text\nAdds.```", "Adds."),
         ('"Adds."', "Adds."),
@@ -3856,10 +4061,10 @@ def test_long_error_keeps_its_remedy():
         ("## Adds.", "Adds."),
         ("1. Adds.", "Adds."),
         ("**Adds** `a` to 2 ** 3 ** 4.", "Adds a to 2 ** 3 ** 4."),
-        ('"a" and "b"', '"a" and "b"'),
+        ('"a" and "b" are "c"', '"a" and "b" are "c"'),
         ("Adds\x00\x1b[31m\u202e\ud800 it.", "Adds[31m it."),
         ("a" * 2000, "a" * 1000),
-        ("**a " * 250_000, ("**a " * 250)[:-1]),
+        ("**add " * 250_000, ("**add " * 167)[:1000]),
         ("Computes a**b and c**d.", "Computes a**b and c**d."),
         ('\x00 "Adds."', "Adds."),
     ],
