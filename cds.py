@@ -158,6 +158,10 @@ class IntentGenerationError(CdsError):
     """The model gave no usable sentence for one piece of code."""
 
 
+class RefusalError(IntentGenerationError):
+    """The server refused one request, by its status."""
+
+
 class ServerError(IntentGenerationError):
     """The server is at fault, not the code: it timed out, or failed every try."""
 
@@ -1478,6 +1482,19 @@ def _docstring_literal(
     return start, end
 
 
+# Stubs, by their normalized code: decorators, a header, and a body that only declares.
+
+STUB_CODE = re.compile(
+    r"(?:@[^\n]*\n)*(?:async def|def|class) [^\n]*:"
+    r"(?:\n    (?:pass|\.\.\.|raise NotImplementedError(?:\(\))?))+"
+)
+
+
+def is_stub_code(normalized_code: str) -> bool:
+    """Return whether a definition's body is nothing but `pass`, `...` or a bare NotImplementedError."""
+    return STUB_CODE.fullmatch(normalized_code) is not None
+
+
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
 # machines lack, and no thread, and it tells which item, such as a file, ended which worker.
 
@@ -1817,6 +1834,7 @@ INTENT_CHARACTERS = 1000
 ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # are looked at; marks go
 ERROR_CHARACTERS = 500
 SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
+REFUSALS_AT_FIRST = 8  # alike: after as many of the first calls too
 # How often a wait for answers is left, to draw and to look for a signal.
 TICK_SECONDS = 0.2
 INTERRUPTED = "interrupted"
@@ -1963,7 +1981,7 @@ class IntentEnricher:
         """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
 
         `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds. At
-        most `limit` calls are made; the error of the records beyond names it by `limit_name`.
+        most `limit` calls are made; the records beyond are skipped, and `stop` gives `limit_name`.
         """
         self.client = client
         self.scope = scope
@@ -1977,7 +1995,10 @@ class IntentEnricher:
         self.stop: Optional[Stop] = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records in the same order, each in scope with its intent or its error."""
+        """Return the records in the same order, each in scope with its intent or its error.
+
+        Records beyond the limit stay as they are.
+        """
         in_scope = [record for record in records if self.wants(record)]
         codes = {record.md5sum: record.normalized_code for record in in_scope}
         reused = {
@@ -2002,20 +2023,19 @@ class IntentEnricher:
 
         outcomes = {**reused, **self._call_all(calls)}
         if beyond:
-            limit = Stop(self.limit_name)
-            self.stop = self.stop or limit
-            outcomes = {**dict.fromkeys(missing, limit.outcome()), **outcomes}
+            self.stop = self.stop or Stop(self.limit_name)
         return [
             with_outcome(record, outcomes[record.md5sum])
-            if self.wants(record)
+            if record.md5sum in outcomes and self.wants(record)
             else record
             for record in records
         ]
 
     def wants(self, record: Record) -> bool:
-        """Return whether a record gets an intent: it is in scope and holds code."""
+        """Return whether a record gets an intent: it is in scope, and holds code that does something."""
         is_in_scope = record.kind in self.scope or ALL in self.scope
-        return is_in_scope and record.normalized_code != ""
+        code = record.normalized_code
+        return is_in_scope and code != "" and not is_stub_code(code)
 
     def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
         """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
@@ -2024,7 +2044,7 @@ class IntentEnricher:
         if self.stop:
             return self._completed(outcomes, codes)
         progress = Progress(len(codes), self.batch_size, jobs=self.jobs)
-        server_errors = 0
+        failures = Failures()
         for ended in calls_in_flight(self._call, codes, self.jobs):
             if ended is not None:
                 md5sum, outcome = ended
@@ -2032,9 +2052,7 @@ class IntentEnricher:
                 progress.add(failed=outcome.error is not None)
                 if self.on_intent and outcome.intent is not None:
                     self.on_intent(md5sum, outcome.intent)
-                is_server_error = isinstance(outcome.error, ServerError)
-                server_errors = server_errors + 1 if is_server_error else 0
-                self.stop = reason_to_stop(outcome.error, server_errors)
+                self.stop = failures.add(outcome.error)
             if self.interrupted():
                 self.stop = Stop(INTERRUPTED)
             if self.stop:
@@ -2063,15 +2081,33 @@ class IntentEnricher:
             return Outcome(error=IntentGenerationError(describe_error(error)))
 
 
-def reason_to_stop(
-    error: Optional[IntentGenerationError], server_errors: int
-) -> Optional[Stop]:
-    """Return why no call should follow one that ended with `error`, the nth server error in a row."""
-    if isinstance(error, ProviderError):
-        return Stop(str(error))
-    if server_errors >= SERVER_ERRORS_IN_A_ROW:
-        return Stop(f"{server_errors} calls in a row failed: {error}")
-    return None
+class Failures:
+    """Watches how calls end, and says when no other call is worth making."""
+
+    def __init__(self) -> None:
+        self.server_errors = 0  # in a row
+        self.calls = 0
+        # The refusals so far, while every call was refused.
+        self.refusals: set[str] = set()
+
+    def add(self, error: Optional[IntentGenerationError]) -> Optional[Stop]:
+        """Take how a call ended (None: well); return why no call should follow, or None."""
+        self.calls += 1
+        self.server_errors += 1
+        if not isinstance(error, ServerError):
+            self.server_errors = 0
+        if isinstance(error, ProviderError):
+            return Stop(str(error))
+        if self.server_errors >= SERVER_ERRORS_IN_A_ROW:
+            return Stop(f"{self.server_errors} calls in a row failed: {error}")
+        if self.calls > REFUSALS_AT_FIRST:
+            return None
+        # Whatever else a server may say: what it says to every call, it will say to the next.
+        refusal = str(error) if isinstance(error, RefusalError) else ""
+        self.refusals.add(refusal)
+        if self.calls < REFUSALS_AT_FIRST or len(self.refusals) > 1 or not refusal:
+            return None
+        return Stop(f"the first {self.calls} calls were refused alike: {error}")
 
 
 def with_outcome(record: Record, outcome: Outcome) -> Record:
@@ -3097,6 +3133,21 @@ def length_error(
     return IntentGenerationError(f"the answer is longer than {tokens} tokens")
 
 
+def ended_text(response: Response, text: object, reason: object) -> str:
+    """Return the text of an answer that ended for a reason, None if the server gives none.
+
+    Raises IntentGenerationError for any reason but the end of the answer, and without text.
+    """
+    if reason not in (None, "stop"):
+        shown = response.quote(repr(reason), instead="that is withheld")
+        raise IntentGenerationError(f"the answer ended for the reason {shown}")
+    if reason is None and (not isinstance(text, str) or not text.strip()):
+        raise IntentGenerationError("the answer holds no text, and no reason why")
+    if not isinstance(text, str):
+        raise IntentGenerationError("the answer holds no text")
+    return text
+
+
 # ---- Ollama ---------------------------------------------------------------------------------
 
 # What a server says whose every further answer would be the same.
@@ -3175,12 +3226,7 @@ class OllamaClient(ChatClient):
         reason = reply.get("done_reason")
         if reason == "length":
             raise length_error(text, message.get("thinking"), question.tokens)
-        if reason != "stop":
-            shown = response.quote(repr(reason), instead="that is withheld")
-            raise IntentGenerationError(f"the answer ended for the reason {shown}")
-        if not isinstance(text, str):
-            raise IntentGenerationError("the answer holds no text")
-        return text
+        return ended_text(response, text, reason)
 
 
 def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
@@ -3190,7 +3236,7 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
     said = response.quote(whole)
     sizes = oversized_prompt(response)
     if sizes:
-        return IntentGenerationError(f"{sizes}: raise num_ctx")
+        return RefusalError(f"{sizes}: raise num_ctx")
     if status in range(300, 400):
         return ProviderError(
             f"the server redirects (HTTP status {status}): give its final address"
@@ -3219,7 +3265,7 @@ def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
             retry_after=response.retry_after(),
             remedy=NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else "",
         )
-    return IntentGenerationError(said)
+    return RefusalError(said)
 
 
 def ollama_error(response: Response) -> str:
@@ -3262,6 +3308,7 @@ TOO_LONG = re.compile(
     "|context the overflows|reduce the length",
     re.IGNORECASE,
 )
+LOADING = re.compile("loading", re.IGNORECASE)
 MODERATED = re.compile("moderation|flagged", re.IGNORECASE)
 # No request with this model, on this account or of this shape will ever be answered.
 WRONG_MODEL = re.compile(
@@ -3326,15 +3373,18 @@ class OpenAIClient(ChatClient):
 
     def check(self) -> None:
         """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
-        # The list is not read: many servers answer by any name.
         response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
         problem = find_problem(response)
         if problem is not None:
-            error = openai_refusal(response, problem)
-            raise (
-                error
-                if response.status in (401, 403)
-                else IntentGenerationError(str(error))
+            self._refuse_at_check(response, problem)
+            return
+        # Only a warning, since many servers answer by any name.
+        names = listed_models(response.reply or {})
+        if names is not None and names.isdisjoint((self.model, f"{self.model}:latest")):
+            listed = response.quote(", ".join(sorted(names)), instead="others")
+            log(
+                f"warning: the server does not list the model {self.model!r}"
+                f" (but {listed if names else 'none'}): it may refuse it, or answer by another"
             )
         # No other server is known to have this path; one that fails here is none of Ollama's.
         with contextlib.suppress(IntentGenerationError):
@@ -3344,6 +3394,17 @@ class OpenAIClient(ChatClient):
                     "this is an Ollama server, which cuts long prompts in silence when asked by /v1:"
                     " give its address without /v1"
                 )
+
+    def _refuse_at_check(self, response: Response, problem: "Problem") -> None:
+        """Raise what the answer to the check says, unless it is only that calls have to wait."""
+        error = openai_refusal(response, problem)
+        if LOADING.search(problem.text) and isinstance(error, TransientError):
+            log(
+                "the server is still loading the model: calls wait for it, up to a minute"
+            )
+            return
+        is_refused = response.status in (401, 403)
+        raise error if is_refused else IntentGenerationError(str(error))
 
     def _request(self, question: Question) -> dict[str, object]:
         fields = dict(question.fields)
@@ -3372,18 +3433,9 @@ class OpenAIClient(ChatClient):
         if reason == "length":
             thought = message.get("reasoning_content") or message.get("reasoning")
             raise length_error(text, thought, question.tokens)
-        if reason is None:  # Ollama's guard against repeated tokens
-            raise IntentGenerationError(
-                "the model was stopped because it repeated itself"
-            )
-        if reason != "stop":
-            shown = response.quote(repr(reason), instead="that is withheld")
-            raise IntentGenerationError(f"the answer ended for the reason {shown}")
-        if text is None:  # as some servers say "nothing"
-            return ""
-        if not isinstance(text, str):
-            raise IntentGenerationError("the answer holds no text")
-        return text
+        if text is None and reason is not None:  # as some servers say "nothing"
+            text = ""
+        return ended_text(response, text, reason)
 
     def _refusal(
         self,
@@ -3446,6 +3498,15 @@ def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
+def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
+    """Return the names in a list of models, or None if the reply holds no such list."""
+    entries = reply.get("data")
+    if not isinstance(entries, list):
+        return None
+    names = (entry.get("id") for entry in entries if isinstance(entry, dict))
+    return {name for name in names if isinstance(name, str)}
+
+
 def without_refused(
     fields: Mapping[str, object], problem: Problem
 ) -> Optional[dict[str, object]]:
@@ -3486,11 +3547,9 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
             f"the server redirects (HTTP status {status}): give its final address"
         )
     if TOO_LONG.search(words) and status < 500:
-        return IntentGenerationError(
-            f"the prompt is too long for the server's context: {said}"
-        )
+        return RefusalError(f"the prompt is too long for the server's context: {said}")
     if status == 403 and MODERATED.search(words):
-        return IntentGenerationError(said)
+        return RefusalError(said)
     if status in (401, 403):
         return ProviderError(
             f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL"
@@ -3506,11 +3565,11 @@ def openai_refusal(response: Response, problem: Problem) -> IntentGenerationErro
     if WRONG_SHAPE.search(words):
         return ProviderError(f"the server refuses the request: {said}")
     if status in (408, 429) or status >= 500:
-        is_lasting = status == 429 or "loading" in problem.text.lower()
+        is_lasting = status == 429 or LOADING.search(problem.text) is not None
         return TransientError(
             said, lasting=is_lasting, retry_after=response.retry_after()
         )
-    return IntentGenerationError(said)
+    return RefusalError(said)
 
 
 # ---- Persistence ----------------------------------------------------------------------------
@@ -8367,7 +8426,7 @@ def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[st
     skipped_count = len(records) - len(rows)
     if skipped_count:
         skipped = counted(skipped_count, "record")
-        yield f"{skipped} skipped: out of scope, or without code\n"
+        yield f"{skipped} skipped: out of scope, without code, or beyond the limit\n"
 
 
 def wrapped_table_lines(
@@ -9577,7 +9636,7 @@ def add_call_options(parser: Parser) -> None:
         "--limit",
         type=positive_int,
         metavar="N",
-        help="at most N calls, so as to try a model; the rest of the records fail as not attempted",
+        help="at most N calls, so as to try a model; the rest of the records are skipped",
     )
     parser.add_argument(
         "--num-ctx",

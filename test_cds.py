@@ -2414,7 +2414,7 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
         record("x = 1", "module.py", kind="file"),
         record("", "empty.py", kind="file"),
         *[record(file_path=name) for name in ("a.py", "b.py")],
-        record("class A:\n    pass", "c.py", kind="class"),
+        record("class A:\n    x = 1", "c.py", kind="class"),
     ]
     client = FakeClient(lambda code: f"Says {code[:5]}.")
     enriched = cds.IntentEnricher(client, ("function",)).enrich(records)
@@ -2443,6 +2443,37 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
         )
         == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "is_asked"),
+    [
+        pytest.param("def f(a):\n    pass", "function", False, id="pass"),
+        pytest.param("@overload\nasync def f(a): ...", "method", False, id="overload"),
+        pytest.param("@a.b('x:')\n@c\ndef f(a='\\n'): ...", "method", False, id="many"),
+        pytest.param("def f():\n    ...\n    pass", "function", False, id="two"),
+        pytest.param(
+            "def f(): raise NotImplementedError", "method", False, id="not-implemented"
+        ),
+        pytest.param(
+            "def f(): raise NotImplementedError()", "method", False, id="called"
+        ),
+        pytest.param("class E(Exception): pass", "class", False, id="class"),
+        pytest.param(
+            "def f(a):\n    if a:\n        pass", "function", True, id="inner-block"
+        ),
+        pytest.param("def f(a):\n    g()\n    pass", "function", True, id="more"),
+        pytest.param("def f(a):\n    return ...", "function", True, id="returned"),
+        pytest.param("def f(): raise NotImplementedError(a())", "method", True, id="a"),
+        pytest.param("class A:\n    x = 1", "class", True, id="field"),
+        pytest.param("class A:\n    def f(self): ...", "class", True, id="interface"),
+    ],
+)
+def test_enricher_asks_nothing_about_a_stub(code, kind, is_asked):
+    client = FakeClient()
+    [enriched] = cds.IntentEnricher(client).enrich([record(code, kind=kind)])
+    assert len(client.asked) == is_asked
+    assert enriched.intent_status == ("success" if is_asked else "skipped")
 
 
 def refuse_odd(code):
@@ -2532,6 +2563,47 @@ def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
     )
 
 
+def refusing(pattern):
+    """Return what answers the nth call as the nth letter says: `.`, or a refusal of its own text."""
+
+    def scripted(code):
+        outcome = pattern[int(code.split()[-1]) - 1]
+        if outcome == "e":
+            raise cds.IntentGenerationError("the answer is empty")
+        if outcome != ".":
+            raise cds.RefusalError(f"unknown field {outcome}")
+        return "Works."
+
+    return scripted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "asked"),
+    [
+        pytest.param("a" * 10, 8, id="alike"),
+        pytest.param("a" * 7, 7, id="fewer-than-eight"),
+        pytest.param("aaaabaaaaaaa", 12, id="another-text"),
+        pytest.param("aaaaaaa." + "a" * 10, 18, id="one-answer"),
+        pytest.param("." + "a" * 11, 12, id="after-an-answer"),
+        pytest.param("e" * 12, 12, id="answers-of-the-model"),
+        pytest.param("eaaaaaaaaaaa", 12, id="one-answer-that-failed"),
+    ],
+)
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_enricher_ends_the_calls_when_the_first_eight_are_refused_alike(
+    capsys, pattern, asked, jobs
+):
+    client = FakeClient(refusing(pattern))
+    enricher = cds.IntentEnricher(client, jobs=jobs)
+    enriched = enricher.enrich(codes(len(pattern)))
+    assert asked <= len(client.asked) < asked + jobs
+    reason = "the first 8 calls were refused alike: unknown field a"
+    told = f"no further calls are made: {reason}" in capsys.readouterr().err
+    assert told is (len(pattern) > asked)
+    if told:
+        assert enriched[-1].intent_error == f"not attempted: {reason}"
+
+
 def test_enricher_makes_a_clients_mistake_that_records_failure():
     def mistaken(code):
         raise ZeroDivisionError("a client's mistake")
@@ -2592,13 +2664,9 @@ def test_enricher_makes_no_more_calls_than_its_limit(capsys):
     enricher = cds.IntentEnricher(client, known=known, limit=2, limit_name="--limit")
     enriched = enricher.enrich(records)
     assert client.asked == [records[0].normalized_code, records[2].normalized_code]
-    assert [r.intent_status for r in enriched] == [
-        *["success"] * 3,
-        *["failed"] * 2,
-        "success",
-    ]
-    assert [r.intent_error for r in enriched[3:5]] == ["not attempted: --limit"] * 2
-    assert enricher.stop == cds.Stop("--limit")
+    statuses = [r.intent_status for r in enriched]
+    assert statuses == [*["success"] * 3, *["skipped"] * 2, "success"]
+    assert enriched[3:5] == records[3:5] and enricher.stop == cds.Stop("--limit")
     line = "enrich files=1 records=6 in_scope=6 calls=2 reused=1 beyond_limit=2"
     assert capsys.readouterr().err.splitlines()[0] == line
     cds.IntentEnricher(client, known=known, limit=4).enrich(records)
@@ -3916,7 +3984,13 @@ NESTED = json.dumps(
             id="runaway",
         ),
         pytest.param(answer(done_reason="load"), "one", 1, "'load'", id="load"),
-        pytest.param(answer(done_reason=None), "one", 1, "None", id="no-reason"),
+        pytest.param(
+            answer(" ", done_reason=None),
+            "one",
+            1,
+            "no text, and no reason why",
+            id="no-text-no-reason",
+        ),
         pytest.param(answer(message="text"), "one", 1, "no text", id="message-is-text"),
         pytest.param(answer(text=["a"]), "one", 1, "no text", id="content-is-list"),
         pytest.param((200, b"<html>"), "one", 1, "not a JSON object", id="html"),
@@ -4165,11 +4239,10 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             openai_answer("<think></think>"), "one", 1, "empty", id="thought-alone"
         ),
         pytest.param(
-            openai_answer(" the" * 31, None),
-            "one",
-            1,
-            "repeated itself",
-            id="null-reason",
+            openai_answer("", None), "one", 1, "no reason why", id="no-text-no-reason"
+        ),
+        pytest.param(
+            openai_answer(None, None), "one", 1, "no reason why", id="null-null"
         ),
         pytest.param(
             openai_answer("the a", "length"),
@@ -4715,7 +4788,10 @@ def test_openai_client_sends_no_prompt_beyond_the_context(code):
             id="no-list",
         ),
         pytest.param(
-            openai_error(503, "Loading model"), "odd", "Loading model", id="loading"
+            openai_error(400, "Loading failed"),
+            "odd",
+            "Loading failed",
+            id="not-loaded",
         ),
         pytest.param(silence, "odd", r"timed out after 0\.3 seconds", id="slow"),
     ],
@@ -4726,6 +4802,49 @@ def test_openai_client_check_tells_a_no_from_no_answer(models, family, message):
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
             client.check()
     assert isinstance(raised.value, cds.ProviderError) is (family == "no")
+
+
+@pytest.mark.parametrize(
+    "text", ["Loading model", "The model is loading, please wait", "model loading"]
+)
+def test_openai_client_check_says_that_calls_wait_for_a_model_that_loads(capsys, text):
+    gets = {"/v1/models": openai_error(503, text, type="unavailable_error")}
+    with serving(gets=gets) as (address, _):
+        openai_client_of(address).check()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("the server is still loading the model: calls wait for it")
+
+
+@pytest.mark.parametrize("reason", ["stop", None])
+def test_answer_without_a_reason_is_taken_if_text_is_there(reason):
+    ollama = answer(done_reason=reason)
+    if reason is None:
+        del ollama[1]["done_reason"]
+    with serving(ollama, openai_answer(reason=reason)) as (address, _):
+        assert client_of(address).generate_intent("x") == "Adds numbers."
+        assert openai_client_of(address).generate_intent("x") == "Adds numbers."
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        pytest.param({"data": [{"id": "m"}, {"id": "n"}]}, None, id="listed"),
+        pytest.param({"data": [{"id": "m:latest"}]}, None, id="with-a-tag"),
+        pytest.param({"object": "list"}, None, id="no-list"),
+        pytest.param({"data": [{"id": "b"}, {"id": "a"}]}, "(but a, b)", id="others"),
+        pytest.param({"data": []}, "(but none)", id="none"),
+        pytest.param({"data": [7, {"id": None}, {"x": "m"}]}, "(but none)", id="odd"),
+        pytest.param({"data": [{"id": "k3y-long"}]}, "(but others)", id="secret"),
+    ],
+)
+def test_openai_client_check_warns_of_a_model_that_is_not_listed(capsys, listed, says):
+    with serving(gets={"/v1/models": (200, listed)}) as (address, _):
+        openai_client_of(address, api_key="k3y-long").check()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == (says is not None)
+    if says:
+        assert told[0].startswith("warning: the server does not list the model 'm' ")
+        assert says in told[0]
 
 
 @pytest.mark.parametrize(
@@ -7300,7 +7419,7 @@ def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, characte
         character if character == "é漢" else character.encode("unicode_escape").decode()
     )
     name = f"a{character}b.py"
-    source = tree(tmp_path / "src", {name: "def f(): pass\n", f"c{name}": "("})
+    source = tree(tmp_path / "src", {name: "def f(): g()\n", f"c{name}": "("})
     assert (
         run(
             "enrich-intent",
@@ -7362,14 +7481,14 @@ def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
         "a.py:1-3    good   success  Returns what it is given.\n"
         "b/c.py:1-4  Bad    failed   the answer is empty\n"
         "b/c.py:3-4  worse  failed   the answer is empty\n"
-        "2 records skipped: out of scope, or without code\n"
+        "2 records skipped: out of scope, without code, or beyond the limit\n"
     )
 
 
 @needs_terminal
 @pytest.mark.parametrize("columns", [80, 200])
 def test_enrich_intent_on_a_terminal_cuts_neither_lines_nor_intents(tmp_path, columns):
-    source = f"def {'long_' * 9}(): pass\n{'#' * 1234}\n\nasync  def fünf(): pass\nclass Six: pass\n"
+    source = f"def {'long_' * 9}(): g()\n{'#' * 1234}\n\nasync  def fünf(): pass\nclass Six: pass\n"
     tree(tmp_path, {f"{'package/' * 6}module.py": source})
     sentence = (
         "Returns the number of "
@@ -9240,8 +9359,10 @@ def test_limit_leaves_the_rest_for_a_run_that_reuses_intents(tmp_path, capsys):
     source = tree(tmp_path / "src", {"a.py": many_functions(9)})
     client, db = FakeClient(), tmp_path / "db"
     assert persist(source, db, "--limit", 4, client=client) == 0
-    query = "SELECT count(*) FROM records WHERE intent_error = 'not attempted: --limit'"
-    assert len(client.asked) == 4 and rows(db, query) == [(5,)]
+    query = """SELECT intent_status, count(*) FROM records
+        WHERE kind = 'function' AND intent_error IS NULL GROUP BY 1 ORDER BY 1"""
+    assert len(client.asked) == 4
+    assert rows(db, query) == [("skipped", 5), ("success", 4)]
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
@@ -9250,9 +9371,21 @@ def test_limit_leaves_the_rest_for_a_run_that_reuses_intents(tmp_path, capsys):
     assert persist(source, db, "--reuse-intents", client=client) == 0
     assert len(client.asked) == 9
     assert rows(db, "SELECT status FROM runs") == [
-        ("completed_with_errors",),
+        ("completed",),
         ("completed",),
     ]
+
+
+@pytest.mark.parametrize(("limit", "skipped"), [(5, 5), (9, 1)])
+def test_enrich_intent_lists_as_many_rows_as_its_limit(
+    tmp_path, capsys, limit, skipped
+):
+    source = tree(tmp_path / "src", {"a.py": many_functions(9)})
+    argv = ["--path", source, *LOCAL, "--limit", limit]
+    assert run("enrich-intent", *argv) == 0
+    _, *listed, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in listed] == ["success"] * limit
+    assert last.startswith(f"{skipped} record") and "beyond the limit" in last
 
 
 def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
