@@ -7488,7 +7488,7 @@ def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
 @needs_terminal
 @pytest.mark.parametrize("columns", [80, 200])
 def test_enrich_intent_on_a_terminal_cuts_neither_lines_nor_intents(tmp_path, columns):
-    source = f"def {'long_' * 9}(): g()\n{'#' * 1234}\n\nasync  def fünf(): pass\nclass Six: pass\n"
+    source = f"def {'long_' * 9}(): g()\n{'#' * 1234}\n\nasync  def fünf(): g()\nclass Six: x = 1\n"
     tree(tmp_path, {f"{'package/' * 6}module.py": source})
     sentence = (
         "Returns the number of "
