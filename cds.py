@@ -79,6 +79,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from datetime import datetime, timezone
 from typing import (
     Any,
+    BinaryIO,
     Callable,
     Generic,
     NamedTuple,
@@ -2179,6 +2180,12 @@ def start_threads(work: Callable[[], None], count: int) -> int:
 # The answer
 
 
+def is_intent(text: str) -> bool:
+    """Return whether a text could be an intent: one line that is clean, neither empty nor too long."""
+    is_clean = text.isprintable() and text == text.strip()
+    return is_clean and 0 < len(text) <= INTENT_CHARACTERS
+
+
 def clean_answer(text: str, code: str = "") -> str:
     """Return an answer as one line of plain text, cut to length.
 
@@ -3652,37 +3659,23 @@ SELECT name FROM sqlite_master
 WHERE (type <> 'index' OR tbl_name <> 'records')
 AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+MD5SUM = re.compile(r"[0-9a-f]{32}")
 
+# Finished calls are kept beside the database. Older versions did so in an SQLite file of this
+# ending alone; each run now adds random digits.
 PENDING_ENDING = "-pending"
-# Marks a side file as this program's, in the header of the file.
-PENDING_ID = 0x43445350
-PENDING_LOCK_SECONDS = 5.0
-PENDING_TRIES = 20  # to open a file that other runs delete and create
-PENDING_LOSS = (
-    "if this run is killed, its calls are lost: "
-    "move that file away, or make room and let it be written"
-)
+PENDING_FILE = re.compile(PENDING_ENDING + r"-[0-9a-f]{16}\.jsonl")
+PENDING_BYTES = 1 << 28  # a million calls
+PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
+PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
 SYNC_SECONDS = 0.5
-CREATE_PENDING = """
-CREATE TABLE IF NOT EXISTS pending (
-    model TEXT NOT NULL,
-    md5sum TEXT NOT NULL,
-    intent TEXT NOT NULL,
-    PRIMARY KEY (model, md5sum)
-) WITHOUT ROWID"""
-INSERT_PENDING = (
-    "INSERT OR REPLACE INTO pending (model, md5sum, intent) VALUES (?, ?, ?)"
-)
-SELECT_PENDING = "SELECT md5sum, intent FROM pending WHERE model = ?"
-SELECT_STORED_TABLES = (
-    "SELECT 1 FROM stored.sqlite_master WHERE name IN ('runs', 'records')"
-)
-DELETE_STORED = """
-DELETE FROM pending WHERE EXISTS (
-    SELECT 1 FROM stored.records JOIN stored.runs ON runs.id = records.run_id
-    WHERE records.md5sum = pending.md5sum AND records.intent_status = 'success'
-    AND runs.model = pending.model
-)"""
+O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
+# Windows locks bytes, which nobody else can read then: so one that is never there.
+LOCK_POSITION = (1 << 31) - 2
+# The unary plus leaves the index to the md5sum: by the status alone nearly all rows would be looked at.
+SELECT_STORED = """
+SELECT 1 FROM records
+WHERE (SELECT model FROM runs WHERE id = run_id) = ? AND md5sum = ? AND +intent_status = 'success'"""
 
 # Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -3993,24 +3986,20 @@ def store_in_new_file(
 # Calls that are finished but not yet part of a stored run
 
 
-def sync_file(path: str) -> None:
-    """Have the operating system write a file to the disk, if there is one."""
-    with contextlib.suppress(OSError), open(path, "r+b") as file:
-        os.fsync(file.fileno())
+# The model that was asked, and the md5sum of the code.
+Call = tuple[str, str]
 
 
-def sync_directory(path: str) -> None:
-    """Have the operating system write the names in a directory to the disk, where it can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+class PendingIntent(NamedTuple):
+    """A finished call, one line of a side file: the intent that a model gave a code."""
+
+    model: str
+    md5sum: str
+    intent: str
 
 
 class PendingIntents:
-    """The intents of finished calls that no stored run holds yet, in a side file of the database.
+    """The intents of finished calls that no stored run holds yet, in a side file of each run.
 
     An intent that is kept survives the process, and after a second a power cut too. The file is
     worth less than the run: its first failure is logged, and everything goes on without it.
@@ -4021,211 +4010,276 @@ class PendingIntents:
         db_path: str,
         model: str,
         *,
-        sync: Callable[[str], None] = sync_file,
+        sync: Callable[[int], object] = os.fsync,
     ) -> None:
         """Take the path of the database, and the model whose intents are kept and read.
 
-        `sync(path)` has a file written to the disk.
+        `sync(descriptor)` has an open file written to the disk.
         """
-        self.path = os.path.realpath(db_path) + PENDING_ENDING
-        self.db_path = db_path
+        self.db_path = os.path.realpath(db_path)
         self.model = model
         self.sync = sync
-        self._connection: Optional[sqlite3.Connection] = None
+        self._path = ""
+        self._descriptor: Optional[int] = None
+        self._thread: Optional[threading.Thread] = None
         self._has_failed = False
         self._is_closed = threading.Event()
         self._has_unsynced = threading.Event()
+        self._warned: set[str] = set()
 
     def read(self) -> dict[str, str]:
-        """Return the intents that earlier runs left behind, by md5sum; create no file."""
-        with self._surviving_failure():
-            if os.path.lexists(self.path):
-                self._delete_stored(self._open())
-                return dict(self._open().execute(SELECT_PENDING, (self.model,)))
-        return {}
+        """Return the intents of other runs that no stored run holds, by md5sum.
+
+        Deletes the side files of nothing else whose run is over.
+        """
+        old = self.db_path + PENDING_ENDING
+        if os.path.isfile(old):
+            self._warn(
+                old,
+                "is not read: --reuse-intents of the older version that wrote it takes it up",
+            )
+        return {
+            md5sum: intent
+            for (model, md5sum), intent in self._tidy_up().items()
+            if model == self.model
+        }
 
     def keep(self, md5sum: str, intent: str) -> None:
         """Keep the intent of a call that has just ended."""
-        with self._surviving_failure():
-            if not self._has_failed:
-                self._open().execute(INSERT_PENDING, (self.model, md5sum, intent))
-                self._has_unsynced.set()
+        if self._has_failed:
+            return
+        entry = PendingIntent(self.model, md5sum, intent)
+        line = (json.dumps(entry._asdict()) + "\n").encode()
+        try:
+            descriptor = self._open()
+            while line:
+                line = line[os.write(descriptor, line) :]
+        except OSError as error:
+            self._has_failed = True
+            reason = describe_error(error)
+            path = self._path or f"a file beside {self.db_path}"
+            self._warn(path, f"cannot be used: {reason}; {PENDING_LOSS}")
+            return
+        self._has_unsynced.set()
+        if self._thread is None:
+            self._sync_written(descriptor)
 
     def forget_stored(self) -> None:
-        """Delete the intents of every model that a stored run holds now."""
-        if self._connection is not None:
-            # Where this fails, the next run does it.
-            with contextlib.suppress(sqlite3.Error):
-                self._delete_stored(self._connection)
+        """Delete each side file, this run's own too, of which a stored run holds all now."""
+        self.close()
+        self._tidy_up()
 
     def close(self) -> None:
-        """Close the file; delete it where it is empty and no other run has it open."""
+        """Close the file, and have the disk hold all of it."""
         self._is_closed.set()
-        if self._connection is None:
-            return
-        with contextlib.closing(self._connection) as connection:
-            self._connection = None
-            # Where this fails, the next run does it.
-            with contextlib.suppress(OSError, sqlite3.Error):
-                delete_if_empty(connection, self.path)
+        if self._thread is not None:
+            self._thread.join()
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            # What it could report is known since the last sync.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = open_pending(self.path)
-            try:
-                threading.Thread(target=self._sync_regularly, daemon=True).start()
-            except RuntimeError:
-                # The system allows no further thread, so SQLite itself has to sync, if slowly.
-                self._connection.execute("PRAGMA synchronous = FULL")
-        return self._connection
-
-    def _sync_regularly(self) -> None:
-        # A commit to a write-ahead log is in the operating system's hands, and so survives the
-        # process; to survive a power cut it must be synced. SQLite would do so at each commit,
-        # which is slow; this thread does it for all the commits of half a second.
-        sync_directory(os.path.dirname(self.path))
-        while not self._is_closed.wait(SYNC_SECONDS):
-            if self._has_unsynced.is_set():
-                self._has_unsynced.clear()  # first, so that no later commit is missed
-                self.sync(self.path + "-wal")
-
-    def _delete_stored(self, connection: sqlite3.Connection) -> None:
-        if not os.path.exists(self.db_path):
-            return
-        uri = f"{database_uri(os.path.abspath(self.db_path))}?mode=rw"
-        connection.execute("ATTACH ? AS stored", (uri,))
-        try:
-            execute_waiting(
-                connection, "SELECT 1 FROM stored.sqlite_master", LOCK_SECONDS
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._path, self._descriptor = create_side_file(self.db_path)
+            thread = threading.Thread(
+                target=self._sync_regularly, args=(self._descriptor,), daemon=True
             )
-            if len(connection.execute(SELECT_STORED_TABLES).fetchall()) == len(
-                TABLE_NAMES
-            ):
-                execute_waiting(connection, DELETE_STORED, LOCK_SECONDS)
-        finally:
-            connection.execute("DETACH stored")
+            try:
+                thread.start()
+                self._thread = thread
+            except RuntimeError:
+                # The system allows no further one, so each line is synced as it is written.
+                sync_directory(os.path.dirname(self._path))
+        return self._descriptor
 
-    @contextlib.contextmanager
-    def _surviving_failure(self) -> Iterator[None]:
-        """Log a failure of the side file, after which it is used no more."""
+    def _sync_regularly(self, descriptor: int) -> None:
+        # What is written is in the operating system's hands, and so survives the process; to
+        # survive a power cut it must be synced. To do so line by line would be slow: this thread
+        # does it for all the lines of half a second.
+        sync_directory(os.path.dirname(self._path))
+        is_over = False
+        while not is_over:
+            is_over = self._is_closed.wait(SYNC_SECONDS)
+            self._sync_written(descriptor)
+
+    def _sync_written(self, descriptor: int) -> None:
+        if not self._has_unsynced.is_set():
+            return
+        self._has_unsynced.clear()  # first, so that no later line is missed
         try:
-            yield
-        except (OSError, sqlite3.Error, PersistenceError, ValueError) as error:
-            reason = describe_error(error) if isinstance(error, OSError) else error
-            log(f"warning: {self.path} cannot be used: {reason}; {PENDING_LOSS}")
-            self._has_failed = True
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self.sync(descriptor)
+        except OSError as error:
+            reason = describe_error(error)
+            self._warn(
+                self._path,
+                f"cannot be synced: {reason}; a power cut could cost its calls",
+            )
 
-
-def open_pending(path: str) -> sqlite3.Connection:
-    """Open a side file, created where there is none, for its owner alone.
-
-    Raises OSError, sqlite3.Error or PersistenceError where it cannot be used.
-    """
-    for tries_left in reversed(range(PENDING_TRIES)):
-        created = None
+    def _tidy_up(self) -> dict[Call, str]:
+        """Return the intents in side files that no stored run holds; delete the files without any."""
+        left: dict[Call, str] = {}
         try:
-            created = create_private_file(path)
-            connection = connect_pending(path, created)
-        except (OSError, sqlite3.Error, PersistenceError) as error:
-            # What fails on a file that was deleted meanwhile says nothing of the next one. And who
-            # still has the deleted one open may remove the journal of the next: an I/O error there.
-            is_same = file_identity(path) == created
-            is_final = is_same and "disk I/O" not in str(error)
-            if is_final or not tries_left:
-                raise
-            continue
-        # Whoever deletes the file holds an exclusive lock, and in WAL mode a prepared connection
-        # holds a shared one until it is closed. So a file that is still there now, stays.
-        if file_identity(path) == created:
-            return connection
-        connection.close()
-    raise PersistenceError("other runs delete it again and again")
+            paths = side_files(self.db_path)
+        except OSError as error:
+            directory = os.path.dirname(self.db_path)
+            self._warn(directory, f"cannot be searched: {describe_error(error)}")
+            return left
+        for path in paths:
+            try:
+                left.update(self._tidy_up_file(path))
+            except FileNotFoundError:
+                continue  # another run has just deleted it
+            except (OSError, PersistenceError) as error:
+                reason = describe_error(error) if isinstance(error, OSError) else error
+                self._warn(path, f"is left as it is: {reason}")
+        return left
+
+    def _tidy_up_file(self, path: str) -> dict[Call, str]:
+        with open_side_file(path) as file:
+            # Who writes holds the lock to the end. This run's own file is tidied up once it is closed.
+            is_over = path == self._path or try_lock(file.fileno())
+            *lines, last = file.read(PENDING_BYTES).split(b"\n")
+            # A run that goes on may be writing the last one just now.
+            if last and is_over:
+                lines.append(last)
+            entries = list(map(parse_pending, lines))
+            invalid = [number for number, one in enumerate(entries, 1) if one is None]
+            if invalid:
+                count = counted(len(invalid), "line")
+                first = f"passed over, the first is line {invalid[0]}"
+                self._warn(path, f"holds {count} without a finished call: {first}")
+            intents = {(one.model, one.md5sum): one.intent for one in entries if one}
+            unstored = unstored_calls(self.db_path, intents)
+            # A file with lines, none of which is a finished call, is one of something else.
+            if is_over and not unstored and (intents or not lines):
+                if os.name == "nt":
+                    file.close()  # Windows deletes no open file
+                os.unlink(path)
+        return {call: intents[call] for call in unstored}
+
+    def _warn(self, path: str, told: str) -> None:
+        """Log what is wrong with a file, unless it was told of before."""
+        if path not in self._warned:
+            self._warned.add(path)
+            log(f"warning: {path} {told}")
 
 
-def connect_pending(path: str, created: object) -> sqlite3.Connection:
-    """Return a connection to the side file with the identity `created`, with the table it needs."""
-    uri = f"{database_uri(path)}?mode=rw"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=PENDING_LOCK_SECONDS, isolation_level=None
+def side_files(db_path: str) -> list[str]:
+    """Return the paths of all side files of a database, sorted; raise OSError if it has no directory."""
+    directory, name = os.path.split(os.path.realpath(db_path))
+    return sorted(
+        os.path.join(directory, found)
+        for found in os.listdir(directory)
+        if found.startswith(name) and PENDING_FILE.fullmatch(found, len(name))
     )
+
+
+def companion_files(db_path: str) -> list[str]:
+    """Return the side files of a database, as far as its directory can be listed."""
     try:
-        # As soon as it is open: the number of a file that was deleted may be given to a later one,
-        # but not as long as anybody has it open.
-        if file_identity(path) != created:
-            raise PersistenceError("another run has replaced it")
-        prepare_pending(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        return side_files(db_path)
+    except OSError:  # whatever uses the database says what is wrong with the directory
+        return []
 
 
-def create_private_file(path: str) -> object:
-    """Create a file that only its owner may read and write, or check that there is one.
+def create_side_file(db_path: str) -> tuple[str, int]:
+    """Create a side file for this run, which only its owner may read; return path and descriptor.
 
-    Return what `file_identity` returns for it.
+    The file is locked until it is closed.
     """
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | O_BINARY
+    while True:
+        path = f"{db_path}{PENDING_ENDING}-{os.urandom(8).hex()}.jsonl"
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            # Until it is locked, another run may take it for an empty one that is left behind.
+            if try_lock(descriptor) and os.path.exists(path):
+                return path, descriptor
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            os.unlink(path)
+            raise
+        os.close(descriptor)
+
+
+def open_side_file(path: str) -> BinaryIO:
+    """Open a side file for reading; raise PersistenceError where it cannot be one of this user."""
     status = os.lstat(path)
+    # To open it could take for ever, or lead elsewhere.
     if not stat.S_ISREG(status.st_mode):
         raise PersistenceError("it is not a regular file")
     # In a directory that others may write to, it could hold whatever they want to be stored.
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         raise PersistenceError("it belongs to another user")
-    return status.st_dev, status.st_ino
+    if status.st_size > PENDING_BYTES:
+        raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
+    # Writable, since some file systems lock no other file.
+    file = os.fdopen(os.open(path, os.O_RDWR | O_BINARY), "rb")
+    if os.path.samestat(status, os.fstat(file.fileno())):
+        return file
+    file.close()
+    raise PersistenceError("it was replaced just now")
 
 
-def prepare_pending(connection: sqlite3.Connection) -> None:
-    """Create the table of a new side file; raise PersistenceError for a file of another kind."""
-    if not is_pending(connection):
-        # Another run may be creating the table just now. So look again, under the lock that it
-        # would need: what is seen there holds until the commit.
-        connection.execute("BEGIN IMMEDIATE")
-        if not is_pending(connection):
-            create_pending(connection)
-        connection.execute("COMMIT")
-    # Where the file system cannot have it, SQLite stays with its rollback journal: slower.
-    execute_waiting(connection, "PRAGMA journal_mode = WAL", PENDING_LOCK_SECONDS)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("SELECT 1 FROM pending").fetchone()
+def try_lock(descriptor: int) -> bool:
+    """Lock a file for as long as it is open; return whether nobody else has it locked.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, LOCK_POSITION, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            # Not `lockf`: such a lock goes when the process closes any descriptor of the file.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
-def is_pending(connection: sqlite3.Connection) -> bool:
-    """Return whether a database is marked as a side file."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    return bool(application_id == PENDING_ID)
+def parse_pending(line: bytes) -> Optional[PendingIntent]:
+    """Return the finished call that a line of a side file holds, or None for any other line."""
+    if len(line) > PENDING_LINE_BYTES:
+        return None
+    try:
+        entry = PendingIntent(**json.loads(line.decode()))
+        is_text = all(isinstance(value, str) for value in entry)
+        if is_text and MD5SUM.fullmatch(entry.md5sum) and is_intent(entry.intent):
+            entry.model.encode()  # no surrogates, or no run could be asked for it
+            return entry
+    except (ValueError, TypeError, RecursionError):
+        pass  # no JSON, or no object with these fields
+    return None
 
 
-def create_pending(connection: sqlite3.Connection) -> None:
-    """Create the table in an empty database, and mark it; raise PersistenceError for any other."""
-    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-    tables = connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    if application_id or tables:
-        raise PersistenceError("it is a database of something else")
-    connection.execute(CREATE_PENDING)
-    connection.execute(f"PRAGMA application_id = {PENDING_ID}")
+def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
+    """Return those calls whose success no stored run holds."""
+    if not calls or not os.path.exists(db_path):
+        return list(calls)
+    with open_database(db_path, "rw") as connection:
+        begin_reading(connection)
+        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+            return list(calls)
+        found = (connection.execute(SELECT_STORED, call).fetchone() for call in calls)
+        return [call for call, row in zip(calls, found) if row is None]
 
 
-def delete_if_empty(connection: sqlite3.Connection, path: str) -> None:
-    """Delete a side file that holds nothing, unless another run has it open."""
-    if connection.execute("SELECT 1 FROM pending").fetchone():
-        return
-    connection.execute("PRAGMA busy_timeout = 0")
-    # To leave WAL mode takes an exclusive lock, which no connection gets beside another. It is not
-    # kept: until it is taken again, another run may have opened the file, and gone back to WAL.
-    connection.execute("PRAGMA journal_mode = DELETE")
-    connection.execute("BEGIN EXCLUSIVE")
-    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-    if mode != "delete" or connection.execute("SELECT 1 FROM pending").fetchone():
-        return
-    if os.name == "nt":
-        # Windows deletes no open file, and so none that another run has open.
-        connection.close()
-    os.unlink(path)
+def sync_directory(path: str) -> None:
+    """Have the operating system write the names in a directory to the disk, where it can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def file_identity(path: str) -> object:
@@ -8846,8 +8900,14 @@ def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     if getattr(args, "output", None):
         yield "--output", args.output
     if args.command == "persist":
-        for ending in DATABASE_ENDINGS:
-            yield "--db-path", args.db_path + ending
+        for path in database_files(args.db_path):
+            yield "--db-path", path
+
+
+def database_files(db_path: str) -> list[str]:
+    """Return the files of a database, those that SQLite may create too, and what lies beside it."""
+    own = [db_path + ending for ending in DATABASE_ENDINGS]
+    return own + companion_files(db_path)
 
 
 # Source to records
@@ -9025,7 +9085,7 @@ def run_persist(
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
     # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
-    #    A side file without entries is deleted, so an empty source of that name is refused first.
+    #    A side file of nothing new is deleted, so a source of that name is refused first.
     refuse_overwriting(args, filter(os.path.isfile, [args.path]))
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
@@ -9067,7 +9127,7 @@ def log_left_behind(
         else f"--reuse-intents would save {usable}"
     )
     log(
-        f"runs that were never stored left {counted(len(left_behind), 'finished call')}: {saved}"
+        f"runs that were not stored left {counted(len(left_behind), 'finished call')}: {saved}"
     )
 
 
@@ -9174,7 +9234,7 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
         inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
         db_path = absolute_path("--db-path", args.db_path)
-        inputs += [db_path + ending for ending in DATABASE_ENDINGS]
+        inputs += database_files(db_path)
     return inputs
 
 

@@ -5194,20 +5194,50 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
 
 # Finished calls
 
-PENDING = "SELECT model, md5sum, intent FROM pending ORDER BY 1, 2"
+
+def md5(number):
+    """Return an md5sum of no code."""
+    return f"{number:032x}"
+
+
+def side_files(db):
+    """Return the side files of a database."""
+    return sorted(db.parent.glob(f"{db.name}-pending-*.jsonl"))
+
+
+def kept(db):
+    """Return the finished calls in all side files of a database."""
+    lines = [
+        line for path in side_files(db) for line in path.read_bytes().splitlines(True)
+    ]
+    return sorted(tuple(json.loads(line).values()) for line in lines)
 
 
 def keep(db, *md5sums, model="m"):
-    """Leave finished calls behind, as a run that is killed does."""
+    """Leave finished calls behind, as a run that is killed does; return the side file."""
+    before = side_files(db)
     pending = cds.PendingIntents(str(db), model)
     for md5sum in md5sums:
         pending.keep(md5sum, f"Intent of {md5sum}.")
     pending.close()
-    return Path(f"{db}-pending")
+    (path,) = set(side_files(db)) - set(before)
+    return path
+
+
+def left_behind(db, model="m"):
+    """Return what a run finds of the runs before, and delete what is stored."""
+    with contextlib.closing(cds.PendingIntents(str(db), model)) as pending:
+        return pending.read()
+
+
+def warnings_of(capsys):
+    """Return the warnings on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning: ")]
 
 
 def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
-    db, pending = tmp_path / "db", tmp_path / "db-pending"
+    db = tmp_path / "db"
     answers = [answer(f"Returns {number}.") for number in range(3)]
     with (
         serving(*answers, silence) as (address, requests),
@@ -5216,9 +5246,10 @@ def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
         wait_for(lambda: len(requests) == 4)
         process.kill()
         process.wait()
+    (pending,) = side_files(db)
     assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
-    kept = sorted(intent for _, _, intent in rows(pending, PENDING))
-    assert kept == ["Returns 0.", "Returns 1.", "Returns 2."]
+    told = ["Returns 0.", "Returns 1.", "Returns 2."]
+    assert sorted(intent for _, _, intent in kept(db)) == told
     assert persist(tmp_path / "s", tmp_path / "other") == 0
     client = FakeClient()
     capsys.readouterr()
@@ -5226,23 +5257,16 @@ def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
         persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client)
         == 0
     )
-    left = "runs that were never stored left 3 finished calls: --reuse-intents would save 0 calls\n"
+    left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
     assert left in capsys.readouterr().err
     assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
     assert ": 3 calls saved\n" in capsys.readouterr().err
-    assert len(client.asked) == 2 and not pending.exists()
+    assert len(client.asked) == 2 and side_files(db) == []
     intents = rows(
         db,
         "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id",
     )
-    told = [
-        "Returns 0.",
-        "Returns 1.",
-        "Returns 2.",
-        "Does something.",
-        "Does something.",
-    ]
-    assert [intent for (intent,) in intents] == told
+    assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
 
 
 def test_finished_calls_of_a_run_before_count_only_where_they_save_some(
@@ -5250,62 +5274,85 @@ def test_finished_calls_of_a_run_before_count_only_where_they_save_some(
 ):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     [code] = [one for one in built(source) if one.kind == "function"]
-    pending = keep(db, code.md5sum, "gone")
-    assert persist(source, db) == 0
-    line = "runs that were never stored left 2 finished calls: --reuse-intents would save 1 call\n"
-    assert line in capsys.readouterr().err
-    assert [md5sum for _, md5sum, _ in rows(pending, PENDING)] == ["gone"]
+    keep(db, code.md5sum, md5(1))
+    for would_save, left in (("2", "1 call"), ("1", "0 calls")):
+        assert persist(source, db) == 0
+        calls = "call" if would_save == "1" else "calls"
+        line = (
+            f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
+        )
+        assert line in capsys.readouterr().err
+    # What a stored run holds is not counted, but the file stays whole.
+    assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
 
 
-def test_finished_call_goes_only_with_a_stored_success_of_its_model(tmp_path):
+def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path):
     source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
     sums = [one.md5sum for one in built(source) if one.kind == "function"]
-    pending = keep(db, *sums)
-    keep(db, *sums, model="other")
+    ours, other = keep(db, *sums), keep(db, *sums, model="other")
     refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
-    assert persist(source, db, "--limit", "2", client=refused) == 0
+    assert persist(source, db, client=refused) == 0
     assert persist(source, db, "--model", "third") == 0
-    kept = [("m", md5sum) for md5sum in sums[1:]] + [
-        ("other", md5sum) for md5sum in sums
-    ]
-    assert sorted(row[:2] for row in rows(pending, PENDING)) == sorted(kept)
+    assert sorted(side_files(db)) == sorted([ours, other])
     assert persist(source, db, "--model", "other") == 0
+    assert side_files(db) == [ours]
     assert persist(source, db) == 0
-    assert not pending.exists()
+    assert side_files(db) == []
 
 
 def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "link").symlink_to("d/db")
-    keep(tmp_path / "link", "1")
-    keep(tmp_path / "d/db", "1", "2", model="other")
     with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
-        assert pending.read() == {"1": "Intent of 1."}
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "d",
-        "db-pending",
-        "link",
-    ]
+        pending.keep(md5(1), "Works.")
+    keep(tmp_path / "d/db", md5(1), md5(2), model="other")
+    keep(tmp_path / "d/db-pending", md5(3))  # a database whose name begins alike
+    assert left_behind(tmp_path / "link") == {md5(1): "Works."}
+    assert len(side_files(tmp_path / "d/db")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
 
 
-def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path):
+def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path, capsys):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     store(db)
     client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
     assert persist(source, db, client=client) == 1
-    assert [intent for _, _, intent in rows(f"{db}-pending", PENDING)] == ["Works."]
+    assert "rescued, whole, in " in capsys.readouterr().err
+    assert [intent for _, _, intent in kept(db)] == ["Works."]
 
 
-def test_finished_call_is_synced_to_the_disk_soon(tmp_path):
-    synced = []
-    pending = cds.PendingIntents(str(tmp_path / "db"), "m", sync=synced.append)
+def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
+    db, synced = tmp_path / "db", []
+
+    def sync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
     for count in (1, 2):
-        pending.keep(str(count), "Works.")
+        pending.keep(md5(count), "Works.")
+        assert kept(db) == [("m", md5(n + 1), "Works.") for n in range(count)]
         wait_for(lambda count=count: len(synced) == count)
+    pending.keep(md5(3), "Works.")
     pending.close()
-    assert synced == [f"{tmp_path}/db-pending-wal"] * 2
-    cds.sync_file(f"{tmp_path}/db-pending")
-    cds.sync_file(f"{tmp_path}/no file at all")
+    line = len(side_files(db)[0].read_bytes()) // 3
+    assert synced == [line, 2 * line, 3 * line]
+
+
+def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
+    def sync(descriptor):
+        failed.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    db, failed = tmp_path / "db", []
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
+    for count in (1, 2):
+        pending.keep(md5(count), "Works.")
+        wait_for(lambda count=count: len(failed) == count)
+    pending.close()
+    assert len(kept(db)) == 2
+    says = f"warning: {side_files(db)[0]} cannot be synced: Input/output error; "
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(says)
 
 
 @not_for_root
@@ -5313,137 +5360,195 @@ def test_finished_call_is_kept_where_the_system_allows_no_thread(tmp_path):
     pytest.importorskip("resource")
     program = """if True:
         import cds
-        pending = cds.PendingIntents(sys.argv[1], "m")
-        pending.keep("1", "Works.")
+        pending = cds.PendingIntents(sys.argv[1], "m", sync=lambda _: print("synced"))
+        pending.keep(32 * "1", "Works.")
+        pending.keep(32 * "2", "Works.")
         pending.close()"""
     command = python_command(program, tmp_path / "db")
     done = finish(limited("NPROC", 1, command))
     assert (done.returncode, done.stderr) == (0, "")
-    assert [row[1] for row in rows(tmp_path / "db-pending", PENDING)] == ["1"]
+    assert done.stdout == "synced\n" * 2 and len(kept(tmp_path / "db")) == 2
 
 
-def test_side_file_is_shared_and_goes_with_its_last_user(tmp_path):
+def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
     db = tmp_path / "db"
     first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
-    first.keep("1", "One.")
-    second.keep("2", "Two.")
-    store(db, [record(md5sum="1", intent="One.")])
-    first.forget_stored()
-    first.close()
-    assert second.read() == {"2": "Two."}
-    second.keep("3", "Three.")
-    store(db, [record(md5sum="2", intent="Two."), record(md5sum="3", intent="Three.")])
-    third = cds.PendingIntents(str(db), "m")
-    assert third.read() == {}
+    first.keep(md5(1), "One.")
+    second.keep(md5(2), "Two.")
+    assert len(side_files(db)) == 2
+    store(db, [record(md5sum=md5(2), intent="Two.")])
+    # Who goes on may be writing a line just now: that is no reason for a warning.
+    (of_second,) = [path for path in side_files(db) if md5(2) in path.read_text()]
+    with open(of_second, "a") as file:
+        file.write('{"mod')
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 2 and warnings_of(capsys) == []
     second.close()
-    assert Path(f"{db}-pending").exists()  # the third still has it open
-    third.keep("4", "Four.")
-    third.close()
-    assert [row[1] for row in rows(f"{db}-pending", PENDING)] == ["4"]
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 1 and len(warnings_of(capsys)) == 1
+    store(db, [record(md5sum=md5(1), intent="One.")])
+    first.forget_stored()
+    assert side_files(db) == []
 
 
-def test_side_file_that_another_run_is_just_creating_is_no_foreign_one(tmp_path):
-    path = tmp_path / "db-pending"
-    path.touch(0o600)
-    opened = []
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as creator:
-        creator.execute("BEGIN IMMEDIATE")
-        cds.create_pending(creator)
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            # What the other run sees before the commit is an empty file without the mark.
-            assert not cds.is_pending(other)
-            thread = threading.Thread(
-                target=lambda: opened.append(keep(tmp_path / "db", "1"))
-            )
-            thread.start()
-            time.sleep(0.3)  # it waits for the lock by now
-            creator.execute("COMMIT")
-            thread.join()
-    assert opened == [path] and [row[1] for row in rows(path, PENDING)] == ["1"]
-
-
-def test_side_file_that_is_deleted_before_it_is_locked_is_created_anew(tmp_path):
-    def keep_another():
-        started.set()
-        keep(tmp_path / "db", "2")
-
-    path, started = keep(tmp_path / "db", "1"), threading.Event()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as deleter:
-        deleter.execute("PRAGMA journal_mode = DELETE")
-        deleter.execute("BEGIN EXCLUSIVE")
-        thread = threading.Thread(target=keep_another)
-        thread.start()
-        started.wait()
-        time.sleep(0.5)  # it has the file open by now, and waits for the lock
-        path.unlink()
-    thread.join()
-    assert [md5sum for _, md5sum, _ in rows(path, PENDING)] == ["2"]
-
-
-def test_side_file_that_is_deleted_while_others_open_it_loses_nothing(tmp_path):
-    store(tmp_path / "db", [record(md5sum="same", intent="Same.")])
+def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
+    db = tmp_path / "db"
+    store(db, [record(md5sum=md5(0), intent="Same.")])
     program = """if True:
         import cds
         _, db, name = sys.argv
         for number in range(60):
             pending = cds.PendingIntents(db, "m")
             pending.read()
-            pending.keep("same", "goes at once, and the file with it")
+            pending.keep(f"{0:032x}", "goes at once, and the file with it")
             if number % 20 == 0:
-                pending.keep(f"{name}-{number}", "stays")
-            pending.forget_stored()
-            pending.close()"""
-    command = python_command(program, tmp_path / "db")
+                pending.keep(f"{int(name) + number:032x}", "stays")
+            pending.forget_stored()"""
     runs = [
-        subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True)
-        for name in "ab"
+        subprocess.Popen(
+            python_command(program, db, name), stderr=subprocess.PIPE, text=True
+        )
+        for name in (100, 200)
     ]
-    told = [process.communicate(timeout=60)[1] for process in runs]
-    assert told == ["", ""]
-    expected = sorted(f"{name}-{number}" for name in "ab" for number in (0, 20, 40))
-    assert [
-        md5sum for _, md5sum, _ in rows(tmp_path / "db-pending", PENDING)
-    ] == expected
+    assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
+    expected = {md5(name + number) for name in (100, 200) for number in (0, 20, 40)}
+    assert set(left_behind(db)) == expected
+    assert len(side_files(db)) == len(expected)
 
 
-def write_directory(path):
-    path.mkdir()
+GOOD_LINE = json.dumps({"model": "m", "md5sum": md5(1), "intent": "Works."}) + "\n"
 
 
-def write_foreign_database(path):
-    execute(path, "CREATE TABLE pending (model, md5sum, intent)")
+def changed_line(**fields):
+    """Return the line of a finished call with other fields."""
+    return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
 
 
-def write_torn_database(path):
-    keep(str(path).removesuffix("-pending"), *map(str, range(200)))
-    with open(path, "r+b") as file:
-        file.seek(4096)
-        file.write(b"torn" * 5000)
+def test_line_that_is_right_is_taken(tmp_path):
+    for line in (
+        GOOD_LINE,
+        changed_line(intent="x" * 1000),
+        changed_line(intent="Größe  \U0001f600"),
+    ):
+        assert cds.parse_pending(line.encode()) == tuple(json.loads(line).values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gets `  ` `  ` the `x` **of** a   point: returns **one** coordinate.",
+        "“Größe\x00 \u2028 \u202eist: \U0001f600 gives a size.” ",
+        "Says " + "more and " * 500 + "more.",
+    ],
+)
+def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
+    intent = cds.clean_answer(text)
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "db"), "m")) as pending:
+        pending.keep(md5(1), intent)
+    assert left_behind(tmp_path / "db") == {md5(1): intent}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"\xff\n", id="not-utf-8"),
+        pytest.param(GOOD_LINE.encode("utf-16") + b"\n", id="utf-16"),
+        pytest.param("\0" * 4096 + "\n", id="zeros"),
+        pytest.param("\n", id="empty-line"),
+        pytest.param("no JSON\n", id="no-json"),
+        pytest.param(f"[{GOOD_LINE.strip()}]\n", id="list"),
+        pytest.param("null\n", id="null"),
+        pytest.param("1" * 10_000 + "\n", id="huge-number"),
+        pytest.param("[" * 60_000 + "\n", id="deep"),
+        pytest.param(GOOD_LINE[:-2] + "\n", id="half"),
+        pytest.param('{"model": "m", "intent": "Works."}\n', id="without-md5sum"),
+        pytest.param(changed_line(sql="DROP TABLE runs"), id="another-field"),
+        pytest.param(changed_line(model=None), id="model-null"),
+        pytest.param(changed_line(model="\ud800"), id="model-surrogate"),
+        pytest.param(changed_line(md5sum=1), id="md5sum-number"),
+        pytest.param(changed_line(md5sum="A" * 32), id="md5sum-upper-case"),
+        pytest.param(changed_line(md5sum=md5(1) + "\n"), id="md5sum-line-end"),
+        pytest.param(changed_line(intent=["Works."]), id="intent-list"),
+        pytest.param(changed_line(intent={"a": 1}), id="intent-object"),
+        pytest.param(changed_line(intent=""), id="intent-empty"),
+        pytest.param(changed_line(intent=" Works."), id="intent-padded"),
+        pytest.param(changed_line(intent="Works.\nWell."), id="intent-of-two-lines"),
+        pytest.param(changed_line(intent="Works.\u2028"), id="intent-separator"),
+        pytest.param(changed_line(intent="\x1b[31mred"), id="intent-escape"),
+        pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
+        pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
+        pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
+        pytest.param(changed_line(model="x" * (1 << 16)), id="huge-line"),
+    ],
+)
+def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    content = line if isinstance(line, bytes) else line.encode()
+    first, second = path.read_bytes().splitlines(True)
+    path.write_bytes(first + content + second + content)
+    for _ in range(2):
+        assert set(left_behind(db)) == {md5(1), md5(2)}
+        (warning,) = warnings_of(capsys)
+        found = re.search(
+            r" holds (\d+) lines without a finished call: .*, the first is line 2$",
+            warning,
+        )
+        assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
+    store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
+    pending = cds.PendingIntents(str(db), "m")
+    assert pending.read() == {} and side_files(db) == []
+
+
+def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    whole = path.read_bytes()
+    for end in (len(whole) - 2, len(whole) // 2 + 1):
+        path.write_bytes(whole[:end])
+        assert list(left_behind(db)) == [md5(1)]
+        (warning,) = warnings_of(capsys)
+        assert (
+            "1 line without a finished call: passed over, the first is line 2"
+            in warning
+        )
+    # Nothing but the end of the line is missing: the call is there.
+    path.write_bytes(whole[:-1])
+    assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
+
+
+def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(
+    tmp_path, capsys
+):
+    other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
+    other.write_text("What I must not forget:\n")
+    empty.touch()
+    assert persist(tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db") == 0
+    assert [other.exists(), empty.exists()] == [True, False]
+    assert len(warnings_of(capsys)) == 1
 
 
 def write_file_of_another_user(path):
-    path.touch()
+    path.write_text(GOOD_LINE)
     os.chown(path, 12345, -1)
+
+
+def write_link(path):
+    (path.parent / "elsewhere").write_text(GOOD_LINE)
+    path.symlink_to("elsewhere")
+
+
+def write_huge_file(path):
+    path.write_text(GOOD_LINE)
+    os.truncate(path, 1 << 40)
 
 
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        pytest.param(
-            lambda path: path.write_text("no database\n" * 500),
-            "not a database",
-            id="text",
-        ),
-        pytest.param(write_torn_database, "malformed", id="torn"),
-        pytest.param(
-            write_foreign_database, "a database of something else", id="foreign"
-        ),
-        pytest.param(write_directory, "not a regular file", id="directory"),
-        pytest.param(
-            lambda path: path.symlink_to(path.with_name("s")),
-            "not a regular file",
-            id="link",
-        ),
+        pytest.param(Path.mkdir, "not a regular file", id="directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="pipe"),
+        pytest.param(write_link, "not a regular file", id="link"),
         pytest.param(
             write_file_of_another_user,
             "belongs to another user",
@@ -5452,54 +5557,67 @@ def write_file_of_another_user(path):
                 os.geteuid() != 0, reason="only root can give files away"
             ),
         ),
+        pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
-def test_side_file_that_is_of_no_use_costs_one_warning(
+def test_side_file_of_something_else_costs_one_warning(
     tmp_path, capsys, write, says, options
 ):
-    source, db, path = (
-        tree(tmp_path / "s", {"a.py": many_functions(3)}),
-        tmp_path / "db",
-        tmp_path / "db-pending",
-    )
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    path = tmp_path / f"db-pending-{1:016x}.jsonl"
     write(path)
     before = path.lstat()
     assert persist(source, db, *options) == 0
-    warnings = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if line.startswith("warning: ")
-    ]
-    assert len(warnings) == 1 and says in warnings[0]
-    assert cds.printable(f"{path} cannot be used: ") in warnings[0]
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(f"warning: {path} is left as it is: ") and says in warning
     assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
-    assert (path.lstat().st_size, path.lstat().st_mode) == (
-        before.st_size,
-        before.st_mode,
-    )
+    assert path.lstat() == before and side_files(db) == [path]
+
+
+def test_side_file_of_an_older_version_is_named_and_left_alone(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    old = tmp_path / "db-pending"
+    execute(old, "CREATE TABLE pending (model, md5sum, intent)")
+    old.chmod(0)
+    before = old.lstat()
+    for options in ((), ("--reuse-intents",)):
+        assert persist(source, db, *options) == 0
+        (warning,) = warnings_of(capsys)
+        assert warning.startswith(f"warning: {old} is not read: ")
+        assert "--reuse-intents of the older version" in warning
+    assert old.lstat() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "db-pending", "s"]
 
 
 @pytest.mark.skipif(
     os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
 )
-def test_side_file_that_cannot_be_written_costs_one_warning(tmp_path, good_server):
-    path = keep(tmp_path / "db", "1")
-    path.chmod(0o400)
-    words = (
-        "--path",
-        tree(tmp_path / "s", {"a.py": TOTAL}),
-        *good_server,
-        "--db-path",
-        tmp_path / "db",
-    )
+@pytest.mark.parametrize(
+    ("target", "mode", "says"),
+    [
+        pytest.param("file", 0o000, "is left as it is: Permission denied", id="file"),
+        pytest.param("directory", 0o300, "cannot be searched: Perm", id="directory"),
+    ],
+)
+def test_side_file_that_cannot_be_read_costs_one_warning(
+    tmp_path, good_server, target, mode, says
+):
+    (tmp_path / "d").mkdir()
+    path = keep(tmp_path / "d/db", md5(1))
+    if target == "directory":
+        path = path.parent
+    source = tree(tmp_path / "s", {"a.py": TOTAL})
+    path.chmod(mode)
+    words = ("--path", source, *good_server, "--db-path", tmp_path / "d/db")
     done = finish(
         [sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]]
     )
+    path.chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
     assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
-    assert f"warning: {path} cannot be used: " in done.stderr
+    assert f"warning: {path} {says}" in done.stderr
 
 
 def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
@@ -5509,13 +5627,16 @@ def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         pending = cds.PendingIntents(sys.argv[1], "m")
         for number in range(500):
-            pending.keep(str(number), "Works." * 100)
-        pending.forget_stored()
-        pending.close()"""
-    done = finish(python_command(program, tmp_path / "db"))
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
-    assert f"warning: {tmp_path}/db-pending cannot be used: " in done.stderr
-    assert rows(tmp_path / "db-pending", "PRAGMA integrity_check") == [("ok",)]
+            pending.keep(f"{number:032x}", "Works. " * 100 + "Well.")
+        pending.forget_stored()"""
+    db = tmp_path / "db"
+    done = finish(python_command(program, db))
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *others = done.stderr.splitlines()
+    assert first.startswith(f"warning: {side_files(db)[0]} cannot be used: File too ")
+    assert others == []
+    line = len(side_files(db)[0].read_bytes().splitlines()[0]) + 1
+    assert len(left_behind(db)) == 100_000 // line
 
 
 def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
@@ -5531,14 +5652,83 @@ def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
                 wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
                 process.kill()
                 process.wait()
-        assert rows(tmp_path / "db-pending", "PRAGMA integrity_check") == [("ok",)]
         with persisting(tmp_path, address, *options, count=count) as process:
-            process.communicate(timeout=30)
+            err = process.communicate(timeout=30)[1]
     assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
+    assert "warning: " not in err
     assert rows(
         tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''"
     ) == [(count,)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
+@sends_interrupts
+@pytest.mark.parametrize("signals", [1, 2])
+def test_side_file_stays_if_an_interrupted_run_is_not_stored(tmp_path, signals):
+    db = tmp_path / "db"
+    with (
+        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
+        serving(answer()) as (address, requests),
+    ):
+        lock.execute("CREATE TABLE other (x)")
+        lock.execute("BEGIN IMMEDIATE")
+        with persisting(tmp_path, address, count=3) as process:
+            wait_for(lambda: len(requests) == 3 and len(kept(db)) == 3)
+            for _ in range(signals):
+                process.send_signal(signal.SIGINT)
+                time.sleep(1.2)  # a second signal at once would be the same one
+            if signals == 1:
+                lock.execute("COMMIT")
+            process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(kept(db)) == (0 if signals == 1 else 3)
+
+
+def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
+    # What a disk holds after a power cut is what was synced.
+    program = """if True:
+        import os
+        fsync, sizes = os.fsync, {}
+        def noting(descriptor):
+            size = os.fstat(descriptor).st_size
+            fsync(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if path.endswith(".jsonl"):
+                with open(path + ".synced", "w") as file:
+                    file.write(str(size))
+        os.fsync = noting
+        import cds
+        cds.main()"""
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("no /proc here")
+    db, ended = tmp_path / "db", []
+    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
+
+    def slow(handler):
+        time.sleep(0.005)
+        respond(handler, *answer())
+        ended.append(time.monotonic())
+
+    with serving(slow) as (address, _):
+        words = ("persist", "--path", source, *provider(address), "--db-path", db)
+        for _ in range(3):
+            ended.clear()
+            process = subprocess.Popen(
+                python_command(program, *words, "--reuse-intents"),
+                stderr=subprocess.DEVNULL,
+            )
+            wait_for(lambda: len(ended) > 200)
+            process.kill()
+            process.wait()
+            cut = time.monotonic()
+            (noted,) = tmp_path.glob("*.synced")
+            path = noted.with_suffix("")
+            os.truncate(path, int(noted.read_text()))
+            noted.unlink()
+            surely = sum(end < cut - 1 for end in ended)
+            held = len(path.read_bytes().splitlines())
+            assert surely <= held <= len(ended)
+            path.unlink()
 
 
 # Rescue
@@ -9432,7 +9622,8 @@ def test_file_to_write_may_not_be_one_that_is_read(
 
 
 def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
-    source = tree(tmp_path, {"db-pending": ""}) / "db-pending"
+    name = f"db-pending-{1:016x}.jsonl"
+    source = tree(tmp_path, {name: ""}) / name
     words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
     err = refused(capsys, tmp_path, "persist", *words)
     assert f"--db-path: {source} is a file that this command reads" in err
@@ -9440,11 +9631,13 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "-journal", "-wal", "-shm", "-pending", "-pending-1.jsonl"]
+    "ending", ["", "-journal", "-wal", "-shm", "-pending", f"-pending-{1:016x}.jsonl"]
 )
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
     store(db, [record()], root_path="/src")
+    if ending.endswith(".jsonl"):
+        Path(f"{db}{ending}").write_text(GOOD_LINE)
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to("db")
     (tmp_path / "to-be").symlink_to(f"db{ending}")
@@ -9838,12 +10031,12 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
         f"('{host}', {port})"
     ]
     assert {name for event, name in events if event == "subprocess.Popen"} == programs
-    named = {str(db), f"{db}-pending", f"{db}-pending-wal", os.devnull}
     assert {name.removeprefix("file://").partition("?")[0] for name in files} == {
-        str(db),
-        f"{db}-pending",
+        str(db)
     }
-    assert {name for event, name in events if event in ("open", "os.remove")} <= named
+    written = {name for event, name in events if event in ("open", "os.remove")}
+    (pending,) = written - {str(db), os.devnull}
+    assert re.fullmatch(re.escape(f"{db}-pending-") + r"[0-9a-f]{16}\.jsonl", pending)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
 
 
