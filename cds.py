@@ -1215,6 +1215,10 @@ BLOCK_FIELDS = {
 # A placeholder is a statement that stands for one taken out of a tree: a name between two NUL,
 # which no source can hold, unparsed on a line of its own.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
+# How normalized code of a definition begins, and what only a second statement, or a literal of
+# several lines, has after that.
+DEFINITION_HEADER = re.compile(r"(?:@.*\n)*(?:async def|def|class) ")
+OUTER_LINE = re.compile(r"\n(?![ \n])")
 DEEP_STACK_BYTES = 1 << 29
 # Frames; some 5 KiB of C stack each on Python 3.9 and 3.10.
 DEEP_RECURSION_LIMIT = 100_000
@@ -1330,6 +1334,27 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
             name = ast.Name(f"\0{number}\0", ast.Load())
             definition.block[definition.position] = ast.Expr(name)
     return texts
+
+
+def may_be_definition(code: str) -> bool:
+    """Return whether normalized code is one definition, or nothing that this Python can parse."""
+    # To parse all code would take as long as a report: nearly all of it is told by its lines.
+    header = DEFINITION_HEADER.match(code)
+    has_other_ends = "\r" in code or "\f" in code
+    if header and not has_other_ends and not OUTER_LINE.search(code, header.end()):
+        return True
+    try:
+        with parsing_quietly():
+            body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # A newer Python wrote it, or an analyzer of another language.
+        return True
+    return is_definition(body)
+
+
+def is_definition(body: Sequence[ast.stmt]) -> bool:
+    """Return whether the statements of a module are a single definition."""
+    return len(body) == 1 and isinstance(body[0], (*FunctionNode, ast.ClassDef))
 
 
 def with_deep_stack(work: Callable[[], list[str]]) -> list[str]:
@@ -3639,7 +3664,7 @@ INSERT_RECORD = (
     f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
 )
 SELECT_INTENTS = """
-SELECT records.md5sum, records.intent
+SELECT records.run_id, records.md5sum, records.intent
 FROM records JOIN runs ON runs.id = records.run_id
 WHERE runs.model = ? AND records.intent_status = 'success'
 ORDER BY runs.id"""
@@ -3647,8 +3672,8 @@ SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM run
 # The code of a file is that of its definitions once more, so only its header is read.
 SELECT_RECORDS = """
 SELECT kind, file_path, signature, start_line, end_line,
-    CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END,
-    CASE kind WHEN 'file' THEN '' ELSE normalized_code END,
+    CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END AS raw_code,
+    CASE kind WHEN 'file' THEN '' ELSE normalized_code END AS normalized_code,
     md5sum, intent, intent_status, intent_error
 FROM records WHERE run_id = ? ORDER BY id"""
 SELECT_CODES = """
@@ -3659,7 +3684,12 @@ SELECT name FROM sqlite_master
 WHERE (type <> 'index' OR tbl_name <> 'records')
 AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
+# A line takes a byte at least, and source no more than this.
+LAST_LINE = SOURCE_BYTES
 MD5SUM = re.compile(r"[0-9a-f]{32}")
+STORED_KINDS = ("file", *KINDS)
+STATUSES = (SUCCESS, FAILED, SKIPPED)
 
 # Finished calls are kept beside the database. Older versions did so in an SQLite file of this
 # ending alone; each run now adds random digits.
@@ -3785,6 +3815,7 @@ def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(
             uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None
         )
+        connection.text_factory = text_or_bytes
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
@@ -3795,6 +3826,14 @@ def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
         ):
             raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
         raise PersistenceError(f"{db_path}: {error}") from error
+
+
+def text_or_bytes(data: bytes) -> Union[str, bytes]:
+    """Return text of a database, or what is no UTF-8 as it is: then it is found like a blob."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def database_uri(path: str, separator: str = os.sep) -> str:
@@ -3877,15 +3916,25 @@ def expected_columns(name: str) -> list[tuple[Any, ...]]:
 
 
 def read_intents(db_path: str, model: str) -> dict[str, str]:
-    """Return the newest intent that `model` gave each code of earlier runs, by md5sum."""
+    """Return the newest intent that `model` gave each code of earlier runs, by md5sum.
+
+    Raises PersistenceError where the file cannot be read, or a value is none that `persist` stores.
+    """
     if not os.path.exists(db_path):
         return {}
+    intents = {}
     with open_database(db_path, "rw") as connection:
         begin_reading(connection)
         if not all(table_columns(connection, name) for name in TABLE_NAMES):
             return {}
         # In the order of the runs: a later intent of the same code replaces an earlier one.
-        return dict(connection.execute(SELECT_INTENTS, (model,)))
+        for run_id, md5sum, intent in connection.execute(SELECT_INTENTS, (model,)):
+            row = {"md5sum": md5sum, "intent": intent}
+            for column, value in row.items():
+                if not isinstance(value, str):
+                    raise invalid_value(db_path, run_id, "records", column, value)
+            intents[md5sum] = intent
+    return intents
 
 
 def read_run(
@@ -3895,7 +3944,7 @@ def read_run(
 
     The code of a file ends after its header, that of a definition after its docstring: the whole
     takes more memory than all else, and `read_codes` reads what is shown of it.
-    Raises PersistenceError where there is no such run.
+    Raises PersistenceError where there is no such run, or a value is none that `persist` stores.
     """
     with open_database(db_path, "rw") as connection:
         begin_reading(connection)
@@ -3909,10 +3958,70 @@ def read_run(
             )
             raise PersistenceError(f"{db_path} has {missing}")
         run = dict(zip(columns, row))
-        rows = connection.execute(SELECT_RECORDS, (run["id"],))
+        for column in invalid_run_columns(run):
+            raise invalid_value(db_path, run["id"], "runs", column, run[column])
         # Each row comes with objects of its own, and most hold the same few texts.
         texts: dict[Any, Any] = {}
-        return run, [_compact(Record(*row), texts) for row in rows]
+        records = []
+        for row in connection.execute(SELECT_RECORDS, (run["id"],)):
+            record = Record(*row)
+            column = invalid_column(record)
+            if column:
+                value = getattr(record, column)
+                raise invalid_value(db_path, run["id"], "records", column, value)
+            records.append(_compact(record, texts))
+        return run, records
+
+
+def invalid_value(
+    db_path: str, run_id: object, table: str, column: str, value: object
+) -> PersistenceError:
+    """Return the error for a value that `persist` never stores in a column."""
+    import reprlib  # which shortens what is long
+
+    place = f"run {run_id}: column {column!r} of table {table!r}"
+    holds = f"holds {reprlib.repr(value)}, which 'cds persist' never stores"
+    return PersistenceError(f"{db_path}: {place} {holds}: name another file")
+
+
+def invalid_run_columns(run: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the columns of a run that hold no text, or no count, where they should."""
+    for column, allowed in column_types("runs").items():
+        value = run[column]
+        is_negative = isinstance(value, int) and value < 0
+        if is_negative or not isinstance(value, allowed):
+            yield column
+
+
+def invalid_column(record: Record) -> str:
+    """Return the first column of a record that holds what `persist` never stores, or nothing."""
+    allowed = column_types("records")
+    for column, value in zip(record._fields, record):
+        if not isinstance(value, allowed[column]):
+            return column
+    if record.kind not in STORED_KINDS:
+        return "kind"
+    if not 1 <= record.start_line <= LAST_LINE:
+        return "start_line"
+    if not record.start_line <= record.end_line <= LAST_LINE:
+        return "end_line"
+    if not MD5SUM.fullmatch(record.md5sum):
+        return "md5sum"
+    if record.intent_status not in STATUSES:
+        return "intent_status"
+    if record.kind != "file" and not may_be_definition(record.normalized_code):
+        return "normalized_code"
+    return ""
+
+
+@functools.cache
+def column_types(table: str) -> dict[str, tuple[type, ...]]:
+    """Return what the values of each column of a table may be in Python."""
+    allowed: dict[str, tuple[type, ...]] = {}
+    for column, declared, is_required, is_key in expected_columns(table):
+        kind = PYTHON_TYPES[declared]
+        allowed[column] = (kind,) if is_required or is_key else (kind, type(None))
+    return allowed
 
 
 def _compact(record: Record, texts: dict[Any, Any]) -> Record:
@@ -3936,12 +4045,13 @@ def read_codes(
     """Return the code of definitions of a run by their file, first line and last line."""
     with open_database(db_path, "rw") as connection:
         begin_reading(connection)
-        rows = connection.execute(SELECT_CODES, (run_id,))
-        return {
-            (path, start, end): code
-            for path, start, end, code in rows
-            if (path, start, end) in places
-        }
+        codes = {}
+        for path, start, end, code in connection.execute(SELECT_CODES, (run_id,)):
+            if (path, start, end) in places:
+                if not isinstance(code, str):
+                    raise invalid_value(db_path, run_id, "records", "raw_code", code)
+                codes[path, start, end] = code
+        return codes
 
 
 # Rescue
@@ -4566,11 +4676,12 @@ def parse_outline(code: str) -> Optional[Outline]:
 
 
 def parse_definition(code: str) -> Optional[ast.stmt]:
-    """Return the tree of a definition, or None where this Python cannot parse it."""
+    """Return the tree of a definition, or None where this Python cannot parse it as one."""
     try:
-        return ast.parse(code).body[0]
+        body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    return body[0] if is_definition(body) else None
 
 
 def lay_out(definition: ast.stmt) -> Outline:
