@@ -654,6 +654,7 @@ BARE_LAYOUT = ("HEAD", "objects", "refs")
 PROJECT_FILES = ("pyproject.toml", "setup.py")
 BUILD_DIRECTORIES = ("build", "dist")
 FOREIGN_DIRECTORIES = ("__pycache__", "node_modules", "site-packages")
+VENV_CHARACTERS = 1 << 16  # `venv` writes some hundred
 
 
 class Source(NamedTuple):
@@ -848,12 +849,25 @@ def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
         return item.name
     if item.name.startswith("."):
         return "hidden directory"
-    mark = os.path.join(item.path, "pyvenv.cfg")  # PEP 405
-    if os.path.lexists(mark):
+    if is_virtual_environment(item.path):
         return "virtual environment"
     if is_project and item.name in BUILD_DIRECTORIES:
         return "build output"
     return ""
+
+
+def is_virtual_environment(directory: str) -> bool:
+    """Return whether a directory has a `pyvenv.cfg` with the key `home`, as `site` reads it (PEP 405)."""
+    path = os.path.join(directory, "pyvenv.cfg")
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            text = file.read(VENV_CHARACTERS)
+    except OSError:  # what cannot be read hides no source
+        return False
+    pairs = [line.partition("=") for line in text.split("\n")]
+    return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
 
 
 def pattern_names(pattern: str) -> list[str]:

@@ -672,7 +672,8 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
         "p/dist/x.py",
     ]
     names += ["q/pyproject.toml", "q/dist/x.py", "pkg/build/x.py"]
-    assert found(tree(tmp_path, dict.fromkeys(names, ""))) == (
+    files = {**dict.fromkeys(names, ""), "env/pyvenv.cfg": "home = /usr/bin\n"}
+    assert found(tree(tmp_path, files)) == (
         [".hidden.py", "a.py", "build/x.py", "p/setup.py", "pkg/build/x.py"],
         {
             "hidden directory": 1,
@@ -685,6 +686,39 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
     )
     assert found(tmp_path / "node_modules")[0] == ["x.py"]
     assert found(tmp_path / "b.txt")[0] == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("config", "is_environment"),
+    [
+        pytest.param("home = /usr/bin\nversion = 3.11.7\n", True, id="venv"),
+        pytest.param("home=/usr/bin", True, id="no-blanks"),
+        pytest.param("version = 3\r\n\t HOME \t= C:\\py\r\n", True, id="windows"),
+        pytest.param("\ufeffhome = /usr/bin", True, id="byte-order-mark"),
+        pytest.param(b"prompt = \xe9\xff\nhome = /usr\n", True, id="not-utf-8"),
+        pytest.param("home = /usr\n" + "x" * 9_000_000, True, id="huge"),
+        pytest.param("", False, id="empty"),
+        pytest.param("# home = /usr/bin\n", False, id="comment"),
+        pytest.param("home\nx = home = 1\nhomepage = y", False, id="other-keys"),
+        pytest.param("x" * 9_000_000 + "\nhome = /usr\n", False, id="too-far-down"),
+    ],
+)
+def test_virtual_environment_is_what_says_where_its_python_is(
+    tmp_path, config, is_environment
+):
+    tree(tmp_path, {"pkg/pyvenv.cfg": config, "pkg/a.py": ""})
+    skipped = {"virtual environment": 1}
+    assert found(tmp_path) == (([], skipped) if is_environment else (["pkg/a.py"], {}))
+
+
+def test_what_is_no_file_makes_no_virtual_environment(tmp_path):
+    names = ["fifo/a.py", "folder/a.py", "folder/pyvenv.cfg/home", "gone/a.py"]
+    root = tree(tmp_path, dict.fromkeys([*names, "link/a.py"], ""))
+    os.mkfifo(root / "fifo/pyvenv.cfg")
+    (root / "gone/pyvenv.cfg").symlink_to(root / "nowhere")
+    (root / "link/pyvenv.cfg").symlink_to(root / "link/pyvenv.cfg")
+    expected = ["fifo/a.py", "folder/a.py", "gone/a.py", "link/a.py"]
+    assert found(root) == (expected, {})
 
 
 @pytest.mark.parametrize(
