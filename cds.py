@@ -237,7 +237,7 @@ class Symbol(NamedTuple):
 
 
 class AnalyzerError(NamedTuple):
-    """Why a file gave no symbols. `line` is 1-based, or None; `message` is one line."""
+    """Why a file, or a definition in one, gave no symbol. `line` is 1-based or None, `message` one line."""
 
     file_path: str
     line: Optional[int]
@@ -1084,8 +1084,7 @@ def find_program(name: str) -> Optional[str]:
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 DefinitionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef]
-FileAnalysis = Union[list[Symbol], AnalyzerError]
-FileAnalyzer = Callable[[Source], FileAnalysis]
+FileAnalyzer = Callable[[Source], Analysis]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -1102,7 +1101,7 @@ class Analyzer(ABC):
 
     @abstractmethod
     def analyze(self, sources: Sequence[Source]) -> Analysis:
-        """Return the symbols of the sources, and an error for each that gives none."""
+        """Return the symbols of the sources, and an error for each source or definition that gives none."""
 
 
 class PythonAnalyzer(Analyzer):
@@ -1123,11 +1122,9 @@ class PythonAnalyzer(Analyzer):
         """Return the symbols of Python files, in the order of the sources."""
         analysis = Analysis([], [])
         with parsing_quietly():
-            for found in analyze_files(sources, self.workers):
-                if isinstance(found, AnalyzerError):
-                    analysis.errors.append(found)
-                else:
-                    analysis.symbols.extend(found)
+            for symbols, errors in analyze_files(sources, self.workers):
+                analysis.symbols.extend(symbols)
+                analysis.errors.extend(errors)
         return analysis
 
 
@@ -1156,8 +1153,8 @@ FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
 ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
 
 
-def analyze_file(source: Source) -> FileAnalysis:
-    """Return the symbols of one file, its own first, or the reason why it gives none."""
+def analyze_file(source: Source) -> Analysis:
+    """Return the symbols of one file, its own first, and the reasons why it gives none, or not all."""
     try:
         text = decode_source(read_bytes(source.path))
         return python_symbols(text, source.file_path)
@@ -1165,7 +1162,12 @@ def analyze_file(source: Source) -> FileAnalysis:
         Exception
     ) as error:  # foreign code finds every weakness of the parser and the unparser
         line = getattr(error, "lineno", None) or None
-        return AnalyzerError(source.file_path, line, describe_error(error))
+        return failed_file(source, describe_error(error), line)
+
+
+def failed_file(source: Source, message: str, line: Optional[int] = None) -> Analysis:
+    """Return the analysis of a file that gives no symbols."""
+    return Analysis([], [AnalyzerError(source.file_path, line, message)])
 
 
 def read_bytes(path: str) -> bytes:
@@ -1236,68 +1238,111 @@ OUTER_LINE = re.compile(r"\n(?![ \n])")
 DEEP_STACK_BYTES = 1 << 29
 # Frames; some 5 KiB of C stack each on Python 3.9 and 3.10.
 DEEP_RECURSION_LIMIT = 100_000
+# Exceptions as `except` takes them.
+Exceptions = tuple[type[Exception], ...]
 
 
-def python_symbols(source: str, file_path: str) -> list[Symbol]:
-    """Return the symbols of a module's source, ordered by line; raise what parser and unparser raise."""
+def python_symbols(source: str, file_path: str) -> Analysis:
+    """Return the symbols of a module's source, its own first, then by line; raise what the parser raises.
+
+    A definition that cannot be unparsed is an error, and left out with those around it.
+    """
+    try:
+        module = normalize(source, (RecursionError,))
+    except RecursionError:
+        module = with_deep_stack(lambda: normalize(source, ()))
     # A text stream ends lines where the parser does, and `splitlines` in other places too.
     lines = io.StringIO(source, newline="").readlines()
-    definitions = find_definitions(ast.parse(source))
-    try:
-        texts = normalized_texts(definitions)
-    except RecursionError:
-        texts = with_deep_stack(
-            lambda: normalized_texts(find_definitions(ast.parse(source)))
-        )
-    symbols = []
-    for definition, normalized_code in zip(definitions, texts):
-        start_line, end_line = line_span(definition.node, lines)
-        raw_code = "".join(lines[start_line - 1 : end_line])
-        symbol = Symbol(
-            kind=definition.kind,
-            file_path=file_path,
-            signature=source_header(definition.node, lines),
-            start_line=start_line,
-            end_line=end_line,
-            raw_code=raw_code.removesuffix("\n").removesuffix("\r"),
-            normalized_code=normalized_code,
-        )
-        symbols.append(symbol)
-    return sorted(
-        symbols, key=lambda symbol: (symbol.kind != "file", symbol.start_line)
+    analysis = Analysis([], [])
+    for number, definition in enumerate(module.definitions):
+        if number in module.texts:
+            normalized_code = module.texts[number]
+            symbol = make_symbol(definition, file_path, lines, normalized_code)
+            analysis.symbols.append(symbol)
+        elif number in module.failures:
+            first, _ = line_span(definition.node, lines)
+            line = None if definition.kind == "file" else first
+            error = AnalyzerError(file_path, line, module.failures[number])
+            analysis.errors.append(error)
+    analysis.symbols.sort(key=lambda one: (one.kind != "file", one.start_line))
+    analysis.errors.sort(key=lambda error: error.line or 0)
+    return analysis
+
+
+def make_symbol(
+    definition: "Definition",
+    file_path: str,
+    lines: Sequence[str],
+    normalized_code: str,
+) -> Symbol:
+    """Return the symbol of a definition in a file of these lines."""
+    start_line, end_line = line_span(definition.node, lines)
+    raw_code = "".join(lines[start_line - 1 : end_line])
+    return Symbol(
+        kind=definition.kind,
+        file_path=file_path,
+        signature=source_header(definition.node, lines),
+        start_line=start_line,
+        end_line=end_line,
+        raw_code=raw_code.removesuffix("\n").removesuffix("\r"),
+        normalized_code=normalized_code,
     )
 
 
 class Definition(NamedTuple):
-    """A node that becomes a symbol, and where it stands: `block[position]` (the module: nowhere)."""
+    """A node that becomes a symbol, and where it stands: `block[position]` (the module: nowhere).
+
+    `outer` is the number of the definition around it, or None for the module.
+    """
 
     kind: str
     node: Union[ast.Module, DefinitionNode]
     block: list[Any]
     position: int
+    outer: Optional[int]
+
+
+class NormalizedModule(NamedTuple):
+    """The definitions of a module, and by their numbers what `ast.unparse` gave, or why it failed.
+
+    What is around a failure has neither.
+    """
+
+    definitions: Sequence[Definition]
+    texts: Mapping[int, str]
+    failures: Mapping[int, str]
+
+
+def normalize(source: str, raised: Exceptions) -> NormalizedModule:
+    """Return a module normalized; raise what the parser raises, and what `raised` names of the unparser."""
+    definitions = find_definitions(ast.parse(source))
+    texts, failures = normalized_texts(definitions, raised)
+    return NormalizedModule(definitions, texts, failures)
 
 
 def find_definitions(tree: ast.Module) -> list[Definition]:
     """Return the definitions of a tree, outer ones first; remove the strings that stand as statements."""
-    found = [Definition("file", tree, [], 0)]
-    # Each node whose blocks are to be looked through, with the kind of a function in them. A
-    # stack, no recursion: a chain of `elif` is as deep as it is long.
-    stack: list[tuple[ast.AST, str]] = [(tree, "function")]
+    found = [Definition("file", tree, [], 0, None)]
+    # Each node whose blocks are to be looked through, with the kind of a function in them and the
+    # number of the definition around them. A stack, no recursion: a chain of `elif` is as deep as
+    # it is long.
+    stack: list[tuple[ast.AST, str, int]] = [(tree, "function", 0)]
     while stack:
-        node, function_kind = stack.pop()
+        node, function_kind, outer = stack.pop()
         for field in BLOCK_FIELDS[type(node)]:
             block = getattr(node, field)
             remove_strings(block, keep_one=node is not tree)
             for position, child in enumerate(block):
-                inner_kind = function_kind
+                kind, inner_kind, around = "", function_kind, outer
                 if isinstance(child, ast.ClassDef):
-                    found.append(Definition("class", child, block, position))
-                    inner_kind = "method"
+                    kind, inner_kind = "class", "method"
                 elif isinstance(child, FunctionNode):
-                    found.append(Definition(function_kind, child, block, position))
-                    inner_kind = "function"
+                    kind, inner_kind = function_kind, "function"
+                if kind:
+                    around = len(found)
+                    found.append(Definition(kind, child, block, position, outer))
                 if BLOCK_FIELDS[type(child)]:
-                    stack.append((child, inner_kind))
+                    stack.append((child, inner_kind, around))
     return found
 
 
@@ -1320,9 +1365,42 @@ def is_string(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
-    """Return `ast.unparse` of each definition, unparsing every statement once; use up the trees."""
-    texts = [""] * len(definitions)
+def normalized_texts(
+    definitions: Sequence[Definition], raised: Exceptions
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return `ast.unparse` of each definition, unparsing every statement once; use up the trees.
+
+    The second dict says why a definition cannot be unparsed. The exceptions of `raised` are not caught.
+    """
+    texts: dict[int, str] = {}
+    failures: dict[int, str] = {}
+    around_failures: set[Optional[int]] = set()
+    # Backwards, since inner definitions come behind the ones around them.
+    for number in reversed(range(len(definitions))):
+        definition = definitions[number]
+        if number in around_failures:
+            around_failures.add(definition.outer)
+            continue
+        try:
+            text = unparse(definition, texts)
+        except raised:
+            raise
+        except Exception as error:  # foreign code finds every weakness of the unparser
+            failures[number] = describe_error(error)
+            around_failures.add(definition.outer)
+            continue
+        texts[number] = text
+        # Put a placeholder where the definition stood. But a string over several lines (in an
+        # f-string) must not be indented: such a definition stays, to be unparsed once more
+        # with what is around it.
+        if definition.kind != "file" and '"""' not in text and "'''" not in text:
+            name = ast.Name(f"\0{number}\0", ast.Load())
+            definition.block[definition.position] = ast.Expr(name)
+    return texts, failures
+
+
+def unparse(definition: Definition, texts: Mapping[int, str]) -> str:
+    """Return `ast.unparse` of a definition, with the texts of those inside it for their placeholders."""
 
     def fill(hole: re.Match[str]) -> str:
         indent = hole[1]
@@ -1331,23 +1409,19 @@ def normalized_texts(definitions: Sequence[Definition]) -> list[str]:
         # `ast.unparse` sets a definition off by a blank line, but no name.
         return ("\n" if hole.start() else "") + indent + indented
 
-    # Backwards, since inner definitions come behind the ones around them.
-    for number in reversed(range(len(definitions))):
-        definition = definitions[number]
-        # 1. Unparse the definition; those inside it have become placeholders. Fill these in.
-        text = ast.unparse(definition.node)
-        if "\0" in text:
-            text = PLACEHOLDER.sub(fill, text)
-        # 2. From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
-        text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-        texts[number] = text
-        # 3. Put a placeholder where the definition stood. But a string over several lines (in an
-        #    f-string) must not be indented: such a definition stays, to be unparsed once more
-        #    with what is around it.
-        if definition.kind != "file" and '"""' not in text and "'''" not in text:
-            name = ast.Name(f"\0{number}\0", ast.Load())
-            definition.block[definition.position] = ast.Expr(name)
-    return texts
+    text = ast.unparse(definition.node)
+    if "\0" in text:
+        text = PLACEHOLDER.sub(fill, text)
+    # From 3.12 on `ast.unparse` leaves in f-strings what no UTF-8, or no source, can hold.
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def parse(code: str) -> ast.Module:
+    """Return the tree of source, however deep, as far as this Python can parse it; raise as `ast.parse`."""
+    try:
+        return ast.parse(code)
+    except RecursionError:
+        return with_deep_stack(lambda: ast.parse(code))
 
 
 def may_be_definition(code: str) -> bool:
@@ -1359,8 +1433,8 @@ def may_be_definition(code: str) -> bool:
         return True
     try:
         with parsing_quietly():
-            body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+            body = parse(code).body
+    except (SyntaxError, ValueError, RuntimeError, MemoryError):
         # A newer Python wrote it, or an analyzer of another language.
         return True
     return is_definition(body)
@@ -1371,11 +1445,11 @@ def is_definition(body: Sequence[ast.stmt]) -> bool:
     return len(body) == 1 and isinstance(body[0], (*FunctionNode, ast.ClassDef))
 
 
-def with_deep_stack(work: Callable[[], list[str]]) -> list[str]:
+def with_deep_stack(work: Callable[[], Result]) -> Result:
     """Return what `work` returns (or raise what it raises), run where recursion may go far deeper."""
     from concurrent.futures import Future
 
-    outcome: Future[list[str]] = Future()
+    outcome: Future[Result] = Future()
 
     def run_work() -> None:
         try:
@@ -1557,7 +1631,7 @@ NESTING_CHARACTERS = b"-+~*/%@&|^<>.([{:"
 OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTERS)
 
 
-def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[FileAnalysis]:
+def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[Analysis]:
     """Yield what each file gives, in order, from up to so many worker processes."""
     useful = useful_workers(workers, len(sources), FILES_A_WORKER)
     if useful > 1:
@@ -1579,7 +1653,7 @@ def processors() -> int:
 
 def analyze_guarded(
     sources: Sequence[Source], analyze: FileAnalyzer = analyze_file
-) -> Iterator[FileAnalysis]:
+) -> Iterator[Analysis]:
     """Yield what each file gives: of the harmless ones here, of the others from a worker."""
     is_risky = [may_crash_parser(source) for source in sources]
     risky = list(itertools.compress(sources, is_risky))
@@ -1615,14 +1689,14 @@ def analyze_in_workers(
     workers: int,
     analyze: FileAnalyzer = analyze_file,
     task_size: int = FILES_A_TASK,
-) -> Iterator[FileAnalysis]:
+) -> Iterator[Analysis]:
     """Yield what each file gives, in order, from worker processes, or from this where none can start."""
     return work_in_workers(sources, workers, analyze, crashed_file, task_size)
 
 
-def crashed_file(source: Source) -> AnalyzerError:
-    """Return the error of a file that ends the process in which it is parsed."""
-    return AnalyzerError(source.file_path, None, "crashes the parser of this Python")
+def crashed_file(source: Source) -> Analysis:
+    """Return the analysis of a file that ends the process in which it is parsed."""
+    return failed_file(source, "crashes the parser of this Python")
 
 
 def work_in_workers(
