@@ -4667,6 +4667,9 @@ DEFINITIONS = {*FunctionNode, ast.ClassDef}
 # Labels of nodes without a name of their own.
 TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
 CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
+MANY_CONSTANTS = 5  # from which on they are a table, no settings
+ENUM_ENDINGS = ("Enum", "Flag", "Choices")  # as of IntFlag, StrEnum and TextChoices
 
 Span = tuple[int, int]
 PlacedName = tuple[int, str]
@@ -5167,23 +5170,51 @@ def last_name(node: ast.expr) -> str:
 def is_stub(node: ast.stmt) -> bool:
     """Return whether a statement only declares: there is nothing in it to merge."""
     if isinstance(node, FunctionNode):
-        decorators = set(map(last_name, node.decorator_list))
-        if not decorators.isdisjoint(("overload", "abstractmethod")):
-            return True
         return all(map(is_stub, node.body))
     if isinstance(node, ast.ClassDef):
-        return all(
-            is_stub(statement) or is_constant(statement) for statement in node.body
-        )
+        return is_stub_class(node)
     if isinstance(node, ast.Raise) and node.exc is not None:
-        return ast.unparse(node.exc).startswith("NotImplementedError")
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return last_name(raised) == "NotImplementedError"
+    if isinstance(node, ast.Return):
+        return node.value is None or is_nothing(node.value)
     is_literal = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_literal or isinstance(node, ast.Pass)
 
 
+def is_nothing(node: ast.expr) -> bool:
+    """Return whether an expression is None or an empty dict, list or tuple."""
+    if isinstance(node, ast.Constant):
+        return node.value is None
+    if isinstance(node, ast.Dict):
+        return not node.values
+    return isinstance(node, (ast.List, ast.Tuple)) and not node.elts
+
+
+def is_stub_class(node: ast.ClassDef) -> bool:
+    """Return whether a class only declares: its methods are stubs, and it holds no data."""
+    fields = [one for one in node.body if isinstance(one, ASSIGNMENTS)]
+    others = [one for one in node.body if not isinstance(one, ASSIGNMENTS)]
+    if not all(map(is_stub, others)):
+        return False
+    methods = sum(isinstance(one, FunctionNode) for one in others)
+    # An interface declares some attributes beside its methods, in whatever way.
+    return len(fields) <= methods or not are_data(fields, node.bases)
+
+
+def are_data(fields: Sequence[ast.stmt], bases: Iterable[ast.expr]) -> bool:
+    """Return whether assignments in a class with these bases are what it is for: fields or members.
+
+    A few constants in a class of any other kind only set up what it inherits.
+    """
+    if len(fields) >= MANY_CONSTANTS or not all(map(is_constant, fields)):
+        return True
+    return any(last_name(base).endswith(ENUM_ENDINGS) for base in bases)
+
+
 def is_constant(node: ast.stmt) -> bool:
-    """Return whether a statement gives a name a value and calls nothing for it."""
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+    """Return whether an assignment has no annotation and calls nothing for its value."""
+    if isinstance(node, ast.AnnAssign):
         return False
     return not any(isinstance(child, ast.Call) for child in ast.walk(node))
 
@@ -5203,7 +5234,7 @@ def is_plain_constructor(node: ast.stmt) -> bool:
 
 def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
     """Return whether a statement is as `self.name = parameter`."""
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+    if not isinstance(node, ASSIGNMENTS):
         return False
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     if not all(isinstance(target, ast.Attribute) for target in targets):

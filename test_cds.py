@@ -6944,14 +6944,86 @@ def test_methods_of_one_name_in_one_file_are_siblings():
         pytest.param(
             "def f(): raise NotImplementedError('x')", "stub", id="not implemented"
         ),
-        pytest.param("@t.overload\ndef f(a):\n    a()\n    b()", "stub", id="overload"),
+        pytest.param("@t.overload\ndef f(a):\n    ...", "stub", id="overload"),
         pytest.param(
-            "@abstractmethod\nasync def f(a):\n    a()\n    b()", "stub", id="abstract"
+            "@t.overload\ndef f(a):\n    a()\n    b()", None, id="overload with a body"
         ),
+        pytest.param(
+            "@abstractmethod\nasync def f(a):\n    'Doc.'\n    raise NotImplementedError",
+            "stub",
+            id="abstract",
+        ),
+        pytest.param(
+            "@abstractmethod\nasync def f(a):\n    a()\n    b()",
+            None,
+            id="abstract with a body",
+        ),
+        pytest.param(
+            "@abc.abstractproperty\ndef f(a):\n    b = a.c()\n    return b",
+            None,
+            id="abstract property with a body",
+        ),
+        pytest.param("def f(): raise errors.NotImplementedError", "stub", id="dotted"),
+        pytest.param(
+            "def f():\n    a = 1\n    raise NotImplementedErrors()",
+            None,
+            id="another exception",
+        ),
+        pytest.param("def f():\n    'Doc.'\n    return {}", "stub", id="nothing"),
         pytest.param(
             "class A:\n    x = 1\n    def f(self): ...", "stub", id="declarations"
         ),
         pytest.param("class A:\n    x = f()\n    y = 2", None, id="class with a call"),
+        pytest.param(
+            "@dataclass\nclass A:\n    x: int\n    y: str = ''", None, id="dataclass"
+        ),
+        pytest.param(
+            "class A(NamedTuple):\n    x: int\n    y: int", None, id="named tuple"
+        ),
+        pytest.param("class A(TypedDict):\n    x: int\n    y: int", None, id="dict"),
+        pytest.param("class A(enum.Enum):\n    X = 1\n    Y = 2", None, id="enum"),
+        pytest.param("class A(str, IntFlag):\n    X = 1\n    Y = 2", None, id="flags"),
+        pytest.param(
+            "class A:\n    V = 1\n    W = 2\n    X = 3\n    Y = 4\n    Z = 5",
+            None,
+            id="table of constants",
+        ),
+        pytest.param(
+            "class Meta:\n    app_label = 'a'\n    db_table = 'b'\n    managed = False",
+            "stub",
+            id="settings",
+        ),
+        pytest.param(
+            "class E(HTTPError):\n    code = 404\n    text = 'x'", "stub", id="error"
+        ),
+        pytest.param(
+            "class I(Interface):\n    a = Attribute('A.')\n"
+            "    def f(): 'F.'\n    def g():\n        return {}",
+            "stub",
+            id="interface",
+        ),
+        pytest.param(
+            "class I(Protocol):\n    a: int\n    @property\n    def f(self): ...",
+            "stub",
+            id="protocol",
+        ),
+        pytest.param(
+            "class A(ABC):\n    a: int\n    b: int\n    @abstractmethod\n"
+            "    def f(self): ...",
+            None,
+            id="fields and an abstract method",
+        ),
+        pytest.param(
+            "class A(ABC):\n    a = 1\n    b = 2\n    @abstractmethod\n"
+            "    def f(self): ...",
+            "stub",
+            id="constants and an abstract method",
+        ),
+        pytest.param(
+            "class A(ABC):\n    @abstractmethod\n    def f(self): return self.x",
+            None,
+            id="abstract method with a body",
+        ),
         pytest.param(
             "def f(self, a):\n    self.a = a\n    self.b = 1", None, id="assignments"
         ),
@@ -6967,7 +7039,7 @@ def test_methods_of_one_name_in_one_file_are_siblings():
     ],
 )
 def test_exact_noise_is_hidden_by_its_rule(code, rule):
-    pair = twins(code, "class" if code.startswith("class") else "function")
+    pair = twins(code, "class" if "class " in code else "function")
     assert groups_of(*pair) == [("exact", rule, ["a.py", "b.py"])]
 
 
