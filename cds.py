@@ -4616,9 +4616,10 @@ class Report(NamedTuple):
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
     lines of each file; `area_lines` those of the files of each area, and how many of them are in
-    copies beyond the first; `file_pairs` the files that share most. `error_count` counts the files
-    that could not be analyzed, `stale` the groups that only a baseline has (None without one),
-    `from_docstrings` the records whose docstring stands in for an intent.
+    copies beyond the first; `file_pairs` the files that share most. `error_count` counts the errors
+    of the analyzer, `stale` the groups that only a baseline has (None without one),
+    `from_docstrings` the records whose docstring stands in for an intent, `unparsed_count` those
+    whose normalized code this Python cannot parse: they are in no near group.
     """
 
     run: Optional[Mapping[str, object]]
@@ -4632,6 +4633,7 @@ class Report(NamedTuple):
     error_count: int
     stale: Optional[int] = None
     from_docstrings: int = 0
+    unparsed_count: int = 0
 
 
 # -- Duplicates: fragments --------------------------------------------------------------------
@@ -4769,8 +4771,9 @@ def parse_outline(code: str) -> Optional[Outline]:
 def parse_definition(code: str) -> Optional[ast.stmt]:
     """Return the tree of a definition, or None where this Python cannot parse it as one."""
     try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        body = parse(code).body
+    # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
+    except (SyntaxError, ValueError, RuntimeError, MemoryError):
         return None
     return body[0] if is_definition(body) else None
 
@@ -6568,8 +6571,11 @@ def find_groups(
     areas: Mapping[str, str],
     options: DuplicateOptions,
     workers: int,
-) -> list[CloneGroup]:
-    """Return every clone group of a run, the hidden ones too, by section and then by rank."""
+) -> tuple[list[CloneGroup], int]:
+    """Return every clone group of a run, the hidden ones too, by section and then by rank.
+
+    The number is that of the records whose code cannot be parsed.
+    """
     definitions = sorted(
         (record for record in records if record.kind != "file"), key=sort_key
     )
@@ -6586,7 +6592,8 @@ def find_groups(
     groups = [
         with_intents(describe_group(cluster, facts), facts) for cluster in clusters
     ]
-    return sorted(groups, key=rank_key)
+    unparsed = [fragment.records for fragment in fragments if not fragment.labels]
+    return sorted(groups, key=rank_key), sum(map(len, unparsed))
 
 
 @parsing_quietly()
@@ -6610,14 +6617,14 @@ def build_report(
     areas = file_areas(records)
     file_lines = count_file_lines(records)
     sentences = find_sentences(compared, options.intents)
-    groups = tuple(find_groups(records, sentences, areas, options, workers))
+    groups, unparsed = find_groups(records, sentences, areas, options, workers)
     from_docstrings = sum(
         sentence.source == DOCSTRING for sentence in sentences.values()
     )
     return Report(
         run=run,
         options=options,
-        groups=groups,
+        groups=tuple(groups),
         record_count=len(compared),
         without_intent=missing,
         file_lines=file_lines,
@@ -6625,6 +6632,7 @@ def build_report(
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
         from_docstrings=from_docstrings,
+        unparsed_count=unparsed,
     )
 
 
@@ -7032,6 +7040,7 @@ def report_json(report: Report) -> Iterator[str]:
         "options": report.options._asdict(),
         "record_count": report.record_count,
         "error_count": report.error_count,
+        "unparsed_count": report.unparsed_count,
         "stale": report.stale,
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
@@ -7155,9 +7164,17 @@ def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
         parts += [f"{known} known", f"{report.stale} stale"]
     # What was not read was not compared: without this, a broken file would pass as a clean one.
     if report.error_count:
-        files = counted(report.error_count, "file")
-        parts.append(f"not compared: {files} with analyzer errors")
+        errors = counted(report.error_count, "analyzer error")
+        parts.append(f"not compared: code with {errors}")
+    if report.unparsed_count:
+        parts.append(f"not compared for near copies: {unparsed_records(report)}")
     return "gate: " + "; ".join(parts)
+
+
+def unparsed_records(report: Report) -> str:
+    """Return how many records are left out where near copies are looked for."""
+    records = counted(report.unparsed_count, "record")
+    return f"{records} that this Python cannot parse"
 
 
 def _scope_lines(report: Report) -> Iterator[str]:
@@ -7170,6 +7187,8 @@ def _scope_lines(report: Report) -> Iterator[str]:
     similar = f"Similar code from {options.code_similarity}"
     similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
+    if report.unparsed_count:
+        yield f"Not compared for near copies: {unparsed_records(report)}"
 
 
 def _head_lines(report: Report) -> Iterator[str]:

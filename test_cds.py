@@ -7043,6 +7043,95 @@ def test_exact_noise_is_hidden_by_its_rule(code, rule):
     assert groups_of(*pair) == [("exact", rule, ["a.py", "b.py"])]
 
 
+def test_classes_with_similar_fields_are_near():
+    fields = "\n".join(f"    field_{letter}: int = 0" for letter in "abcdefghij")
+    one, other = (f"@dataclass\nclass {name}:\n{fields}" for name in ("A", "B"))
+    pair = [record(one, kind="class"), record(other, "b.py", kind="class")]
+    assert groups_of(*pair) == [("near", None, ["a.py", "b.py"])]
+
+
+# Deep code: deeper than the recursion limit lets `ast.unparse` go, or the parser of 3.11.
+
+DEEP_SUM = " + ".join(f"x{number}" for number in range(330))
+
+
+@pytest.mark.parametrize(
+    ("code", "rule"),
+    [
+        pytest.param("def f(a): raise ValueError({})", "min-statements", id="raised"),
+        pytest.param("def f(a): raise {}", "min-statements", id="raised alone"),
+        pytest.param("def f(a): raise a[0]({}).b", "min-statements", id="in a chain"),
+        pytest.param("def f(a): raise E() from {}", "min-statements", id="cause"),
+        pytest.param(
+            "class A:\n    def f(a): raise ValueError({})", None, id="in a method"
+        ),
+        pytest.param("@deco({})\ndef f(a):\n    a()\n    b()", None, id="decorator"),
+        pytest.param("def f(a={}):\n    a()\n    b()", None, id="default"),
+        pytest.param("class A({}):\n    x = f()\n    y = 2", None, id="base"),
+        pytest.param("class A:\n    x = {}\n    y: {} = 2", None, id="field"),
+        pytest.param(
+            "def __init__(self, a):\n    self.a = {}\n    b()\n    c()\n    d()\n    e()",
+            None,
+            id="constructor",
+        ),
+    ],
+)
+def test_deep_code_is_compared_wherever_it_stands(tmp_path, code, rule):
+    code = code.replace("{}", DEEP_SUM)
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
+    groups = found_groups(records, DUPLICATES)
+    assert (groups[0].evidence, groups[0].hidden_by) == ("exact", rule)
+
+
+def test_deep_not_implemented_error_is_a_stub(tmp_path):
+    code = f"def f(a):\n    raise NotImplementedError({DEEP_SUM})"
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
+    [group] = found_groups(records, DUPLICATES)
+    assert (group.evidence, group.hidden_by) == ("exact", "stub")
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit"
+)
+@pytest.mark.parametrize("code", TOO_DEEP_FOR_3_11)
+def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
+    body = textwrap.indent(code, "    ")
+    files = {f"{name}.py": f"def {name}(a):\n    b = a\n{body}" for name in "fg"}
+    report = cds.build_report(built(tree(tmp_path, files)), DUPLICATES)
+    assert [group.evidence for group in report.groups] == ["near"]
+    assert report.unparsed_count == 0
+
+
+UNPARSABLE = "def f(a):\n    return (a b)"  # in the syntax of a later Python, say
+
+
+def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
+    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
+    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
+    pair = [one._replace(md5sum="0" * 32) for one in pair]
+    report = cds.build_report([*pair, *near], DUPLICATES)
+    assert [(group.evidence, group.copies) for group in report.groups] == [
+        ("exact", 2),
+        ("near", 2),
+    ]
+    assert report.unparsed_count == 2
+    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
+
+
+def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
+    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
+    broken = [
+        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one
+        for one in records
+    ]
+    report = cds.build_report(broken, DUPLICATES)
+    assert [(group.evidence, group.copies) for group in report.groups] == [("exact", 2)]
+    assert report.unparsed_count == 2
+    methods = DUPLICATES._replace(kinds=("method",))
+    assert cds.build_report(broken, methods).unparsed_count == 0
+
+
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
     pair = twins("def f(a): return a.b")
     assert groups_of(*pair, min_statements=1) == [("exact", None, ["a.py", "b.py"])]
@@ -8258,6 +8347,16 @@ def test_the_table_says_what_it_compared_found_and_hid():
         "Near: no groups",
         "Intent: no groups",
     ]
+
+
+def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
+    broken = [one._replace(normalized_code="def f(:") for one in twins(TOTAL)]
+    report = cds.build_report(broken, DUPLICATES, run=RUN)
+    line = "ot compared for near copies: 2 records that this Python cannot parse"
+    assert lines_of(broken)[3] == f"N{line}"
+    assert json.loads("".join(cds.report_json(report)))["unparsed_count"] == 2
+    assert f"<p>N{line}</p>" in "".join(cds.report_as_page(report))
+    assert cds.verdict_line(report, []) == f"gate: no groups; n{line}"
 
 
 def test_the_table_of_a_source_tree_says_what_intents_would_need():
@@ -10523,7 +10622,7 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
     gate = (*command, "--against", base, "--fail-on", "new")
     assert run(*command, "--format", "json", "--output", base, "--fail-on", "any") == 3
     (group,) = json.loads(base.read_text())["groups"]
-    errors = "not compared: 1 file with analyzer errors"
+    errors = "not compared: code with 1 analyzer error"
     assert capsys.readouterr().err.endswith(
         f"\ngate: 1 group: {group['id']}; {errors}\n"
     )
