@@ -416,12 +416,13 @@ def wrap(text: str, width: int) -> list[str]:
 def divide(word: str, width: int) -> list[str]:
     """Return a word in pieces of at most `width` columns, or of one character."""
     pieces = []
-    while display_width(word) > width:
+    start = 0
+    while start < len(word):
         # One character may be wider than the width; without it the loop would not end.
-        piece = cut(word, width) or word[0]
+        piece = cut(word[start : start + 4 * width], width) or word[start]
         pieces.append(piece)
-        word = word[len(piece) :]
-    return [*pieces, word]
+        start += len(piece)
+    return pieces
 
 
 def counted(count: int, noun: str) -> str:
@@ -1521,20 +1522,23 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
 
 # Docstrings: the first sentence, without parsing the code again
 
-# What may stand between a header and its docstring: blanks, comments, line ends.
+# What may stand between a header and its docstring, a line each: blanks, comments, line ends.
+EMPTY_LINE = re.compile(r"[ \t\f]*(?:#[^\r\n]*|\\)?(?:\r\n?|\n)")
 DOCSTRING_START = re.compile(
-    r"""(?: [ \t\f]* (?: \#[^\r\n]* | \\ )? (?: \r\n? | \n ) )*  [ \t\f]*
-    (?P<prefix> [rRuU]? ) (?P<quotes> \"{3} | '{3} | " | ' )""",
-    re.VERBOSE,
+    r"""[ \t\f]*(?P<prefix>[rRuU]?)(?P<quotes>"{3}|'{3}|"|')"""
 )
+# An escape, or what may end a literal, by the quotes that begin it.
+ESCAPE_OR_QUOTES = {
+    quotes: re.compile(rf"\\.|{quotes}", re.DOTALL)
+    for quotes in ('"', "'", '"""', "'''")
+}
 STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-PARAMETER = re.compile(
-    r"\*{0,2}\w+ \([^\n]*\)[ \t]*:"
-)  # as in "size (int): how many", no sentence
-ROLE = re.compile(r":[a-z:+-]+:(?=`)")  # as in :class:`Record`
+# As in "size (int): how many", which is no sentence.
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
+ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(
     r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)"
 )
@@ -1571,7 +1575,11 @@ def _docstring(raw_code: str, signature: str) -> Optional[str]:
     start, end = literal
     text = raw_code[start.end() : end.start()]
     if "\\" in text and start["prefix"] not in ("r", "R"):
-        text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
+        try:
+            text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
+        except (SyntaxError, ValueError):
+            # A stored run may hold what no parser has seen.
+            return None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -1579,21 +1587,47 @@ def _docstring_literal(
     raw_code: str, signature: str
 ) -> Optional[tuple[re.Match[str], re.Match[str]]]:
     """Return what starts and what ends the literal that is a definition's docstring."""
-    header = raw_code.find(signature)
-    start = (
-        DOCSTRING_START.match(raw_code, header + len(signature))
-        if header >= 0
-        else None
-    )
+    header = header_start(raw_code, signature)
+    if header is None:
+        return None
+    position = header + len(signature)
+    # Line by line: one pattern for all of them would try each line in several ways.
+    while line := EMPTY_LINE.match(raw_code, position):
+        position = line.end()
+    start = DOCSTRING_START.match(raw_code, position)
     if start is None:
         return None
     quotes = start["quotes"]
-    ends = re.compile(rf"\\.|{quotes}", re.DOTALL).finditer(raw_code, start.end())
+    ends = ESCAPE_OR_QUOTES[quotes].finditer(raw_code, start.end())
     end = next((found for found in ends if found[0] == quotes), None)
     # More may follow, such as a call of a method: then the statement is no docstring.
     if end is None or not STATEMENT_END.match(raw_code, end.end()):
         return None
     return start, end
+
+
+def header_start(raw_code: str, signature: str) -> Optional[int]:
+    """Return where the header of a definition begins in its code, or None if it is not there."""
+    first = raw_code.find(signature)
+    if first > 0 and raw_code.find(signature, first + 1) > 0:
+        # What a decorator is given may hold the text of the header, and so may the body.
+        return parsed_header_start(raw_code, signature)
+    return None if first < 0 else first
+
+
+def parsed_header_start(raw_code: str, signature: str) -> Optional[int]:
+    """Return what `header_start` does, told by the parser."""
+    # A method is indented, and so needs a block around it.
+    around = "if 1:\n" if raw_code[0].isspace() else ""
+    try:
+        body: Any = parse(around + raw_code).body
+    except (SyntaxError, ValueError, RuntimeError, MemoryError):
+        return None
+    statement = body[0].body[0] if around else body[0]
+    lines = io.StringIO(raw_code, newline="").readlines()
+    line = statement.lineno - len(around.splitlines())
+    start = sum(map(len, lines[: line - 1]))
+    return start if raw_code.startswith(signature, start) else None
 
 
 # Stubs, by their normalized code: decorators, a header, and a body that only declares.
@@ -6323,6 +6357,8 @@ SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
+# The header of a file is looked for in so much of it, which a stored run reads too.
+HEAD_CHARACTERS = 4_000
 FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
 GENERATED_HEADER = re.compile(
     r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
@@ -6448,8 +6484,9 @@ def is_vendored(file_path: str) -> bool:
 
 def is_generated(code: str) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    first = FIRST_CODE.search(code)
-    return bool(GENERATED_HEADER.search(code[: first.start()] if first else code))
+    head = code[:HEAD_CHARACTERS]
+    first = FIRST_CODE.search(head)
+    return bool(GENERATED_HEADER.search(head[: first.start()] if first else head))
 
 
 def file_areas(records: Iterable[Record]) -> dict[str, str]:
