@@ -311,10 +311,21 @@ needs_unicode_names = pytest.mark.skipif(
 
 @pytest.fixture
 def heard_interrupts():
-    """Let child processes hear SIGINT, even where this one was told to ignore it (as under `nohup`)."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let child processes hear the signals that stop CDS, even where this one was told to ignore some.
+
+    `nohup` has a program ignore SIGHUP, a shell without job control one in the background SIGINT.
+    """
+    ignored = [
+        number
+        for number in cds.STOP_SIGNALS
+        if signal.getsignal(number) == signal.SIG_IGN
+    ]
+    for number in ignored:
+        # A child ignores what this process ignores, and has the default for what this one handles.
+        signal.signal(number, lambda *_: None)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 sends_interrupts = pytest.mark.usefixtures("heard_interrupts")
@@ -1780,7 +1791,11 @@ has_digit_limit = pytest.mark.skipif(
         pytest.param(
             "# coding: punycode\nx = 1",
             None,
-            "encoding not supported: punycode",
+            # Where `tokenize` decodes the declaration, as in 3.14, it has words of its own.
+            (
+                "encoding not supported: punycode",
+                "invalid or missing encoding declaration",
+            ),
             id="punycode",
         ),
         pytest.param(
@@ -1843,7 +1858,8 @@ def test_analyzer_error_is_one_per_file_and_the_others_go_on(
     assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
     [error] = analysis.errors
     assert (error.file_path, error.line) == ("bad/b.py", line)
-    assert message in error.message
+    messages = [message] if isinstance(message, str) else message
+    assert any(one in error.message for one in messages)
     assert "\n" not in error.message
 
 
