@@ -48,6 +48,34 @@ Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Duplicates, 
 Command line. A call goes to a room above or within its own.
 """
 
+# No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
+# of the analyzed tree. So annotations are evaluated, and must be valid in Python 3.9.
+import sys
+
+if __name__ == "__main__":
+    # A program must run no code of the tree that it analyzes, such as a `random.py`. That tree may
+    # be the directory of this file or the current one, so neither is searched for modules. Python
+    # has put one of them in front, unless told otherwise. It goes before anything is imported:
+    # after the option -S that would be already `os`.
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+        del sys.path[0]
+    import os
+
+    def directory_key(path: str) -> object:
+        """Return what all paths of one directory have in common."""
+        try:
+            found = os.stat(path or ".")
+        except OSError:  # nothing is there
+            return path
+        return found.st_dev, found.st_ino
+
+    # Read from standard input, a program has no file.
+    own_directory = os.path.dirname(globals().get("__file__", ""))
+    tree_keys = {directory_key(own_directory), directory_key(".")}
+    # The standard library stays, for those who analyze it from within.
+    tree_keys.discard(directory_key(os.path.dirname(os.__file__)))
+    sys.path[:] = [one for one in sys.path if directory_key(one) not in tree_keys]
+
 import argparse
 import ast
 import bisect
@@ -67,7 +95,6 @@ import re
 import signal
 import sqlite3
 import stat
-import sys
 import threading
 import time
 import types
@@ -1657,6 +1684,7 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if name in signal.Signals.__members__
 ]
+SAFE_PATH = "PYTHONSAFEPATH"
 HARMLESS_BYTES = 1 << 20
 # So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
 HARMLESS_DEPTH = 5_000
@@ -1873,10 +1901,13 @@ class Worker:
         self.connection, other_end = context.Pipe()
         self.tasks: collections.deque[list[int]] = collections.deque()
         self.has_started = False
-        given = (other_end, self.connection, items, work)
-        self.process = context.Process(target=serve_results, args=given, daemon=True)
         try:
-            with signals_blocked(), caller_hidden():
+            with signals_blocked(), caller_hidden(), outside_tree(context) as directory:
+                self.process = context.Process(
+                    target=serve_results,
+                    args=(other_end, self.connection, directory, items, work),
+                    daemon=True,
+                )
                 self.process.start()
         except BaseException:
             self.connection.close()
@@ -1896,11 +1927,16 @@ def process_context() -> Any:
     """Return multiprocessing's context for the way of starting processes that fits this one."""
     import multiprocessing
 
+    # Results are pickled by the name of this module. A profiler runs a program under a name that
+    # is another module's, and some loaders register none.
+    if getattr(sys.modules.get(__name__), "__dict__", None) is not globals():
+        raise OSError("another process would not find this program's classes")
     # A fork is by far the quickest, and safe where no other thread holds a lock. macOS has
     # threads of its own.
     if sys.platform == "linux" and threading.active_count() == 1:
         return multiprocessing.get_context("fork")
-    if __name__ == "__main__" and not hasattr(sys.modules[__name__], "__file__"):
+    # There is none where the program came from standard input, or from a zip file.
+    if __name__ == "__main__" and not os.path.isfile(globals().get("__file__", "")):
         raise OSError("this program has no file that another process could load")
     return multiprocessing.get_context("spawn")
 
@@ -1924,21 +1960,61 @@ def signals_blocked() -> Iterator[None]:
 def caller_hidden() -> Iterator[None]:
     """Keep a new process from running the caller's script, which may have no `__main__` guard."""
     main_module = sys.modules["__main__"]
+    spec = main_module.__spec__
     if __name__ != "__main__":
         sys.modules["__main__"] = types.ModuleType("__main__")
+    else:
+        # Then the process loads this program by its path. After `python -m cds` it would go by the
+        # name, which may lead to the current directory.
+        main_module.__spec__ = None
     try:
         yield
     finally:
+        main_module.__spec__ = spec
         sys.modules["__main__"] = main_module
+
+
+@contextlib.contextmanager
+def outside_tree(context: Any) -> Iterator[Optional[str]]:
+    """Start a process where it imports nothing from the current directory, which may be the analyzed tree.
+
+    Yield that directory, to which the new process must go back; None for a fork, which stays there.
+    Until the process is started, all threads of this one have another current directory.
+    """
+    if context.get_start_method() == "fork":
+        yield None
+        return
+    # A new Python imports what it needs before it knows this one's path, and looks first into its
+    # current directory. With the variable, which no version before 3.11 heeds, it does not; and
+    # with the option -E it heeds no variable. In the standard library it finds only that.
+    here = os.getcwd()
+    os.chdir(here)  # fails now rather than afterwards, where there is no way back
+    path = sys.path[:]
+    is_safe = os.environ.get(SAFE_PATH)
+    try:
+        sys.path[:] = map(os.path.abspath, path)
+        os.environ[SAFE_PATH] = "1"
+        os.chdir(os.path.dirname(os.__file__))
+        yield here
+    finally:
+        os.chdir(here)
+        sys.path[:] = path
+        del os.environ[SAFE_PATH]
+        if is_safe is not None:
+            os.environ[SAFE_PATH] = is_safe
 
 
 def serve_results(
     connection: Any,
     other_end: Any,
+    directory: Optional[str],
     items: Sequence[Any],
     work: Callable[[Any], object],
 ) -> None:
-    """In a worker: answer each task with what its items give, until the other end is closed."""
+    """In a worker: answer each task with what its items give, until the other end is closed.
+
+    Relative paths among the items start at `directory`, or at the current one where that is None.
+    """
     # A fork inherits it, and would never see it closed.
     other_end.close()
     # The parent handles Ctrl-C and a lost terminal, and ends its workers.
@@ -1949,6 +2025,8 @@ def serve_results(
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with parsing_quietly(), contextlib.suppress(EOFError, OSError):
+        if directory is not None:
+            os.chdir(directory)
         connection.send(None)
         while True:
             connection.send([work(items[number]) for number in connection.recv()])

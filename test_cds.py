@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import py_compile
 import random
 import re
 import shlex
@@ -39,6 +40,7 @@ import textwrap
 import threading
 import time
 import urllib.parse
+import zipapp
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -2533,6 +2535,30 @@ def test_program_from_standard_input_analyzes_any_number_of_files(tmp_path, word
         done = finish(
             [sys.executable, *words, "-", "model-build", "--path", root], stdin=program
         )
+    assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
+    assert done.stdout.count("\n") == 301
+
+
+# Runs a library that is in no table of modules.
+UNREGISTERED = """if True:
+    import importlib.util, sys
+    spec = importlib.util.spec_from_file_location("cds", sys.argv[1])
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    del sys.argv[1]
+    library.main()"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("-m", "cProfile", "-o", os.devnull), id="profiler"),
+        pytest.param(("-c", UNREGISTERED), id="unregistered"),
+    ],
+)
+def test_program_that_pickle_cannot_find_analyzes_any_number_of_files(tmp_path, words):
+    root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
+    done = finish([sys.executable, *words, CDS, "model-build", "--path", root])
     assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
     assert done.stdout.count("\n") == 301
 
@@ -11359,6 +11385,283 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(
             "persist": "persisted run_id=1",
         }
         assert shown[name] in done.stdout
+
+
+# The program and the modules of the tree that it analyzes
+
+# As in the tree of somebody who wants CDS to run it: each module says that it was.
+HOSTILE = """import os
+with open({marker!r}, "a") as file:
+    file.write(__name__ + chr(10))
+"""
+
+
+def imported_names():
+    """Return the names of the modules that cds.py imports, wherever in its code."""
+    names = set()
+    for node in ast.walk(ast.parse(Path(CDS).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def library_names():
+    """Return the names of all modules that cds.py, or what it imports, may look for."""
+    library = Path(os.__file__).parent
+    found = [*library.iterdir(), *library.glob("lib-dynload/*")]
+    names = {path.name.partition(".")[0] for path in found}
+    # `pickle` looks for the first of these in every Python, `platform` for the second.
+    names |= {"org", "java", "__future__", "sitecustomize", *imported_names()}
+    return {name for name in names if name.isidentifier()}
+
+
+def hostile_tree(tmp_path, names, form="{}.py"):
+    """Make a tree of modules of these names, and of enough files for two workers; return it."""
+    source = HOSTILE.format(marker=str(tmp_path / "marker"))
+    content = source
+    if form == "{}.pyc":
+        compiled = tmp_path / "compiled.pyc"
+        py_compile.compile(
+            str(tree(tmp_path, {"hostile.py": source}) / "hostile.py"), str(compiled)
+        )
+        content = compiled.read_bytes()
+    files = {form.format(name): content for name in names}
+    # Large enough for a worker even where there is one processor.
+    files["large.py"] = "#" * cds.HARMLESS_BYTES + "\n"
+    files.update({f"filler/m{number:03}.py": TOTAL for number in range(130)})
+    return tree(tmp_path / "tree", files)
+
+
+# Python runs it before the program, which then starts its workers in one way or another. It tells
+# how many Pythons were started, and forgets the way, so that workers start as they would without.
+SITE_CUSTOMIZE = """import os
+with open(os.environ["STARTED"], "a") as file:
+    file.write("x")
+method = os.environ.pop("START_METHOD", "fork")
+if method != "fork":
+    import threading
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+if method == "forkserver":
+    import multiprocessing
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda _: get_context("forkserver")
+"""
+
+
+def zip_of(folder, main=None, name="cds.py"):
+    """Pack cds.py, under a name, into a zip file that Python runs; return the bytes."""
+    tree(folder, {f"packed/{name}": Path(CDS).read_bytes()})
+    zipapp.create_archive(folder / "packed", folder / "app.pyz", main=main)
+    return (folder / "app.pyz").read_bytes()
+
+
+def start_in(root, elsewhere, way):
+    """Prepare one way to start CDS where the current directory is the tree; return its words."""
+    program = Path(CDS).read_bytes()
+    tree(elsewhere, {"cds.py": program})
+    if way == "script in the tree":
+        tree(root, {"cds.py": program})
+        return ["cds.py"]
+    if way == "link in the tree":
+        (root / "cds.py").symlink_to(elsewhere / "cds.py")
+        return ["cds.py"]
+    if way == "zip file in the tree":
+        tree(root, {"app.pyz": zip_of(elsewhere, "cds:main")})
+        return ["app.pyz"]
+    if way == "zip file of the program alone":
+        tree(root, {"app.pyz": zip_of(elsewhere, name="__main__.py")})
+        return ["app.pyz"]
+    if way == "installed command":
+        command = "from cds import main\nraise SystemExit(main())"
+        return [tree(elsewhere, {"bin/cds": command}) / "bin/cds"]
+    return {
+        "script elsewhere": [elsewhere / "cds.py"],
+        "standard input": ["-"],
+        "module, safely": ["-P", "-m", "cds"],
+    }[way]
+
+
+def ran(tmp_path):
+    """Return the names of the modules of the hostile tree that were run."""
+    marker = tmp_path / "marker"
+    return marker.read_text().split() if marker.exists() else []
+
+
+def run_there(tmp_path, words, *argv, method="fork", paths=()):
+    """Run CDS in the hostile tree; return the process and how many Pythons were started.
+
+    `paths` are entries of PYTHONPATH.
+    """
+    started = tree(tmp_path, {"started": ""}) / "started"
+    site = tree(tmp_path / "site", {"sitecustomize.py": SITE_CUSTOMIZE})
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [site, *paths])),
+        "STARTED": str(started),
+        "START_METHOD": method,
+    }
+    command = [sys.executable, *words, *argv]
+    with open(CDS, encoding="utf-8") as program:
+        done = finish(command, cwd=tmp_path / "tree", env=environment, stdin=program)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    return done, len(started.read_text())
+
+
+DUPLICATES_THERE = ("duplicates", "--path", ".", "--format", "json")
+
+
+def copies(done):
+    """Return how many copies the largest group of a report in JSON has."""
+    return max(group["copies"] for group in json.loads(done.stdout)["groups"])
+
+
+WAYS = [
+    "script in the tree",
+    "link in the tree",
+    "script elsewhere",
+    "standard input",
+    "zip file in the tree",
+    "zip file of the program alone",
+    "installed command",
+    pytest.param("module, safely", marks=since(3, 11)),
+]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("way", WAYS)
+def test_no_module_of_the_analyzed_tree_is_run(tmp_path, way, method):
+    root = hostile_tree(tmp_path, library_names())
+    elsewhere = tmp_path / "elsewhere"
+    words = start_in(root, elsewhere, way)
+    done, started = run_there(
+        tmp_path, words, *DUPLICATES_THERE, method=method, paths=[elsewhere]
+    )
+    assert (ran(tmp_path), copies(done)) == ([], 130)
+    # A zip file, like standard input, is nothing that a new process could load the program from.
+    can_start = way not in ("standard input", "zip file of the program alone")
+    assert (started > 2) == (can_start and method != "fork")
+
+
+@pytest.mark.parametrize("form", ["{}.py", "{}/__init__.py", "{}.pyc"])
+def test_no_command_runs_a_module_of_the_analyzed_tree(tmp_path, form):
+    root = hostile_tree(tmp_path, library_names(), form)
+    words = start_in(root, tmp_path / "elsewhere", "script in the tree")
+    db = tmp_path / "db"
+    with serving(answer()) as (address, requests):
+        asking = ("--path", ".", *provider(address), "--limit", "2")
+        storing = ("persist", *asking, "--db-path", db)
+        run_there(tmp_path, words, *storing, method="spawn")
+    # Nobody listens any more, and what kind of error that is takes modules too.
+    run_there(tmp_path, words, "enrich-intent", *asking)
+    assert len(requests) == 2
+    for name in ("html", "sarif"):
+        stored = ("duplicates", "--db-path", db, "--format", name)
+        run_there(tmp_path, words, *stored)
+    done, _ = run_there(tmp_path, words, *DUPLICATES_THERE)
+    group = json.loads(done.stdout)["groups"][0]["id"]
+    run_there(tmp_path, words, "duplicates", "--db-path", db, "--show", group)
+    assert ran(tmp_path) == []
+
+
+OFTEN_SHADOWED = ("argparse", "html", "tokenize", "random", "queue", "multiprocessing")
+
+
+# `runpy`, which is behind the option -m, has by then imported what it needs: none of those above.
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("place", ["tree", "elsewhere"])
+def test_module_run_by_its_name_imports_nothing_more_from_the_tree(
+    tmp_path, place, method
+):
+    root = hostile_tree(tmp_path, OFTEN_SHADOWED)
+    elsewhere = tmp_path / "elsewhere"
+    start_in(root, elsewhere, f"script {'in the tree' if place == 'tree' else place}")
+    paths = [] if place == "tree" else [elsewhere]
+    words = ["-m", "cds"]
+    done, started = run_there(
+        tmp_path, words, *DUPLICATES_THERE, method=method, paths=paths
+    )
+    assert (ran(tmp_path), copies(done)) == ([], 130)
+    assert (started > 2) == (method == "spawn")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param("{}/tree", id="path"),
+        pytest.param("{}/link", id="link"),
+        pytest.param(".", id="relative"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_program_does_not_look_into_the_current_directory_though_it_is_named(
+    tmp_path, entry
+):
+    root = hostile_tree(tmp_path, OFTEN_SHADOWED)
+    (tmp_path / "link").symlink_to(root)
+    words = start_in(root, tmp_path / "elsewhere", "script elsewhere")
+    done, _ = run_there(
+        tmp_path, words, *DUPLICATES_THERE, paths=[entry.format(tmp_path)]
+    )
+    assert (ran(tmp_path), copies(done)) == ([], 130)
+
+
+@pytest.mark.parametrize(
+    "options", [("-E",), ("-S",), ("-I",), ("-E", "-S")], ids=" ".join
+)
+def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(
+    tmp_path, options
+):
+    root = hostile_tree(tmp_path, library_names())
+    program = f"""if True:
+        import sys
+        sys.path.append({str(Path(CDS).parent)!r})
+        import cds
+        {A_THREAD}
+        pool = cds.WorkerPool([cds.Source("large.py", "large.py")] * 2, 2, cds.analyze_file, cds.crashed_file, 1)
+        print([pool.result(n)[0].kind for n in range(2)], [one.has_started for one in pool.workers])
+        pool.stop()"""
+    script = tree(tmp_path / "elsewhere", {"script.py": program}) / "script.py"
+    done = finish([sys.executable, *options, script], cwd=root)
+    assert (done.stdout, done.stderr) == ("['file', 'file'] [True, True]\n", "")
+    assert ran(tmp_path) == []
+
+
+def test_modules_of_the_hostile_tree_are_run_by_a_program_that_looks_there(tmp_path):
+    root = hostile_tree(tmp_path, ["html"])
+    finish([sys.executable, "-c", "import html"], cwd=root)
+    assert ran(tmp_path) == ["html"]
+
+
+def test_import_of_the_library_changes_no_path_nor_do_its_workers(tmp_path):
+    root = tree(tmp_path, {f"m{number}.py": TOTAL for number in range(2)})
+    program = f"""if True:
+        import os, sys
+        sys.path.insert(1, "relative")
+        before = [sys.path[:], os.getcwd(), dict(os.environ)]
+        sys.path.append({str(Path(CDS).parent)!r})
+        import cds
+        {A_THREAD}
+        sources = cds.find_sources(".", ".py").sources
+        found = list(cds.analyze_in_workers(sources, 2, task_size=1))
+        print([one[1].kind for one in found])
+        print(before == [sys.path[:-1], os.getcwd(), dict(os.environ)])"""
+    for given in ({}, {"PYTHONSAFEPATH": "1"}):
+        done = finish(
+            [sys.executable, "-c", program], cwd=root, env={**os.environ, **given}
+        )
+        assert (done.stdout, done.stderr) == ("['function', 'function']\nTrue\n", "")
+
+
+def test_standard_library_is_analyzed_from_within():
+    library = os.path.dirname(os.__file__)
+    done = shell("model-build", "--path", "json", "--format", "json", cwd=library)
+    assert done.returncode == 0
+    assert any(
+        "class JSONDecoder" in one["raw_code"]
+        for one in json.loads(done.stdout)["records"]
+    )
 
 
 def test_second_path_is_refused_since_it_would_replace_the_first(tmp_path, capsys):
