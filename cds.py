@@ -93,7 +93,6 @@ import operator
 import os
 import re
 import signal
-import sqlite3
 import stat
 import threading
 import time
@@ -105,6 +104,7 @@ from array import array
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import (
+    TYPE_CHECKING,
     Any,
     BinaryIO,
     Callable,
@@ -117,12 +117,16 @@ from typing import (
     Union,
 )
 
+if TYPE_CHECKING:
+    import sqlite3
+
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # Ctrl-C before `main` handles it, and after, ends quietly too.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-# What only some commands need (urllib, http, hashlib, tempfile, subprocess) is imported where it is
-# used: together they cost more start-up time than all of the above.
+# What only some commands need (urllib, http, hashlib, sqlite3, tempfile, subprocess) is imported where
+# it is used: together they cost more start-up time than all of the above, and some Pythons are built
+# without SQLite.
 
 __version__ = "0.1.0"
 __all__ = [
@@ -2866,8 +2870,11 @@ def connection_class(address: Address) -> Any:
 
     context: Any = None
     if address.url.startswith("https:"):
-        import ssl
-
+        try:
+            import ssl
+        except ImportError as error:
+            remedy = "use another Python, or an address that begins with http://"
+            raise UsageError(f"this Python has no TLS ({error}): {remedy}") from None
         context = ssl.create_default_context()
 
     class Connection(http.client.HTTPConnection):
@@ -3091,7 +3098,6 @@ class Transport:
         """Return the error for a request without a complete response."""
         import http.client
         import socket
-        import ssl
 
         # urllib wraps what failed before the response; socket.timeout is a TimeoutError from 3.10 on.
         cause = getattr(error, "reason", None)
@@ -3101,9 +3107,10 @@ class Transport:
         if isinstance(error, http.client.InvalidURL):
             # Of a proxy's address that lacks the host, urllib takes the password for the port.
             return ProviderError(PROXY_USELESS)
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if is_tls_error(error, "SSLCertVerificationError"):
+            reason = getattr(error, "verify_message", "")
             return ProviderError(
-                f"the certificate of {url} is not trusted ({error.verify_message}):"
+                f"the certificate of {url} is not trusted ({reason}):"
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
@@ -3126,13 +3133,19 @@ class Transport:
         )
 
 
+def is_tls_error(error: Exception, *names: str) -> bool:
+    """Return whether an error is of one of these classes of the module ssl."""
+    # A Python that was built without TLS has no such module, and no such errors. In any other it is
+    # there by now: http.client imports it.
+    module = sys.modules.get("ssl")
+    return any(isinstance(error, getattr(module, name)) for name in names if module)
+
+
 def is_tls_refusal(error: Exception) -> bool:
     """Return whether an error during the TLS handshake says that the server speaks no TLS."""
-    import ssl
-
     # Such a server answers nonsense; one that ends the handshake may just be ending itself.
-    is_end = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-    return isinstance(error, ssl.SSLError) and not is_end
+    is_end = is_tls_error(error, "SSLEOFError", "SSLZeroReturnError")
+    return is_tls_error(error, "SSLError") and not is_end
 
 
 def json_object(body: Union[bytes, str]) -> Reply:
@@ -3939,6 +3952,7 @@ class SQLitePersistence(Persistence):
 
         Only reads (though SQLite itself repairs a file that a killed process left behind).
         """
+        require_sqlite()
         self._check_directory()
         if not os.path.lexists(self.db_path):
             return
@@ -4002,13 +4016,25 @@ def is_writable(directory: str) -> bool:
 # Connections
 
 
+def require_sqlite() -> None:
+    """Raise PersistenceError in a Python that was built without SQLite."""
+    try:
+        import sqlite3  # noqa: F401
+    except ImportError as error:
+        reason = f"this Python has no SQLite ({error})"
+        raise PersistenceError(f"{reason}: use another Python") from None
+
+
 @contextlib.contextmanager
-def open_database(db_path: str, mode: str) -> Iterator[sqlite3.Connection]:
+def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
     """Open an SQLite file, and close it without what was not committed.
 
     Whatever goes wrong meanwhile is raised as PersistenceError. `mode` is that of SQLite's URIs:
     `rw` never creates a file, `rwc` does.
     """
+    require_sqlite()
+    import sqlite3
+
     try:
         uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         # No isolation level: transactions begin and end where this program says so.
@@ -4062,12 +4088,14 @@ def needs_writable_directory(db_path: str) -> bool:
 
 
 def execute_waiting(
-    connection: sqlite3.Connection,
+    connection: "sqlite3.Connection",
     sql: str,
     seconds: float,
     *values: object,
-) -> sqlite3.Cursor:
+) -> "sqlite3.Cursor":
     """Execute a statement, waiting so many seconds for the locks of other processes."""
+    import sqlite3
+
     # SQLite's busy timeout blocks signal handling, so it is short, and the waiting is done here.
     deadline = time.monotonic() + seconds
     while True:
@@ -4078,14 +4106,14 @@ def execute_waiting(
                 raise
 
 
-def begin_reading(connection: sqlite3.Connection) -> None:
+def begin_reading(connection: "sqlite3.Connection") -> None:
     """Begin a transaction in which every statement reads the same state of the database."""
     execute_waiting(connection, "BEGIN", LOCK_SECONDS)
     # BEGIN alone takes no lock: the first SELECT does, and it alone may have to wait.
     execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
 
 
-def refuse_other_tables(connection: sqlite3.Connection, db_path: str) -> None:
+def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
     """Raise PersistenceError where a file uses the names of the schema for something else."""
     for name in TABLE_NAMES:
         columns = table_columns(connection, name)
@@ -4098,7 +4126,7 @@ def refuse_other_tables(connection: sqlite3.Connection, db_path: str) -> None:
         )
 
 
-def table_columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, ...]]:
+def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any, ...]]:
     """Return name, type, NOT NULL and key of each column of a table; none where there is no table."""
     return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
 
@@ -4106,6 +4134,8 @@ def table_columns(connection: sqlite3.Connection, name: str) -> list[tuple[Any, 
 @functools.cache
 def expected_columns(name: str) -> list[tuple[Any, ...]]:
     """Return what `table_columns` gives for a table that SCHEMA has made."""
+    import sqlite3
+
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         for statement in SCHEMA:
             connection.execute(statement)

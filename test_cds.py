@@ -11387,6 +11387,82 @@ def test_one_file_alone_runs_every_command_isolated_and_without_site(
         assert shown[name] in done.stdout
 
 
+# Runs a program in a Python that lacks a module.
+WITHOUT = """if True:
+    import runpy, sys
+    sys.modules[sys.argv[1]] = None
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")"""
+
+
+def without(module, *argv):
+    """Run cds.py as a process of its own, in a Python that lacks a module."""
+    return finish([sys.executable, "-c", WITHOUT, module, CDS, *map(str, argv)])
+
+
+@pytest.mark.parametrize("module", ["_sqlite3", "sqlite3", "_ssl", "ssl"])
+def test_what_stores_nothing_works_in_a_python_that_lacks_a_module(
+    tmp_path, good_server, no_server, module
+):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    for name, words in (
+        ("model-build", ()),
+        ("duplicates", ()),
+        ("enrich-intent", good_server),
+        ("enrich-intent", no_server),
+    ):
+        argv = (name, "--path", source, *words)
+        done, expected = without(module, *argv), shell(*argv)
+        assert (done.returncode, done.stdout) == (0, expected.stdout)
+        assert done.stderr == expected.stderr
+
+
+@pytest.mark.parametrize("module", ["_sqlite3", "sqlite3"])
+def test_what_needs_sqlite_is_refused_at_once_in_a_python_without(tmp_path, module):
+    source = tree(tmp_path / "s", {"a.py": TOTAL})
+    store(tmp_path / "db", [record(TOTAL)])
+    before = snapshot(tmp_path)
+    with serving(answer()) as (address, requests):
+        storing = ("persist", "--path", source, *provider(address))
+        for argv in (
+            (*storing, "--db-path", tmp_path / "new"),
+            (*storing, "--db-path", tmp_path / "db", "--reuse-intents"),
+            ("duplicates", "--db-path", tmp_path / "db"),
+            ("duplicates", "--db-path", tmp_path / "db", "--against", "1"),
+        ):
+            done = without(module, *argv)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith("cds: --db-path: this Python has no SQLite (")
+            assert done.stderr.endswith("): use another Python\n")
+            assert done.stderr.count("\n") == 1
+    assert (requests, snapshot(tmp_path)) == ([], before)
+
+
+@pytest.mark.parametrize("module", ["_ssl", "ssl"])
+def test_https_is_refused_at_once_in_a_python_without_tls(tmp_path, module):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    words = ("--path", source, "--provider-url", "https://localhost", "--model", "m")
+    done = without(module, "enrich-intent", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("cds: this Python has no TLS (")
+
+
+def test_classes_say_that_this_python_lacks_sqlite(tmp_path):
+    program = """if True:
+        import sys
+        sys.modules["_sqlite3"] = None
+        import cds
+        for work in (cds.SQLitePersistence("db").check, lambda: cds.read_run("db")):
+            try:
+                work()
+            except cds.PersistenceError as error:
+                print(error)"""
+    done = finish(python_command(program), cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and done.stderr == ""
+    assert all(line.startswith("this Python has no SQLite (") for line in lines)
+
+
 # The program and the modules of the tree that it analyzes
 
 # As in the tree of somebody who wants CDS to run it: each module says that it was.
