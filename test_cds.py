@@ -10361,7 +10361,7 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     source = tree(tmp_path, {name: ""}) / name
     words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
     err = refused(capsys, tmp_path, "persist", *words)
-    assert f"--db-path: {source} is a file that this command reads" in err
+    assert f"--path: {source} is no Python source" in err
     assert source.exists()
 
 
@@ -11696,7 +11696,7 @@ def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(
         import cds
         {A_THREAD}
         pool = cds.WorkerPool([cds.Source("large.py", "large.py")] * 2, 2, cds.analyze_file, cds.crashed_file, 1)
-        print([pool.result(n)[0].kind for n in range(2)], [one.has_started for one in pool.workers])
+        print([pool.result(n).symbols[0].kind for n in range(2)], [one.has_started for one in pool.workers])
         pool.stop()"""
     script = tree(tmp_path / "elsewhere", {"script.py": program}) / "script.py"
     done = finish([sys.executable, *options, script], cwd=root)
