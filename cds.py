@@ -6630,6 +6630,7 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str
 # What the report begins with: how much stands in copies, and in which files
 
 PAIRED_FILES = 100  # at most; what stands in more files says nothing about two of them
+Lines = tuple[int, int]  # the first and the last one
 
 
 def count_area_lines(
@@ -6638,17 +6639,16 @@ def count_area_lines(
     areas: Mapping[str, str],
 ) -> dict[str, tuple[int, int]]:
     """Return the lines of each area, and how many of them are in copies beyond the first."""
-    # A line counts once, however many groups it is in.
-    copied: dict[str, int] = collections.defaultdict(int)
+    copied: dict[str, list[Lines]] = collections.defaultdict(list)
     for group in shown_groups(groups, COPIES):
         for path, lines in lines_by_file(group.members[1:]).items():
-            copied[path] |= lines
+            copied[path] += lines
     totals = dict.fromkeys(AREAS, 0)
     beyond = dict.fromkeys(AREAS, 0)
     for path, count in file_lines.items():
         area = areas[path]
         totals[area] += count
-        beyond[area] += bit_count(copied[path])
+        beyond[area] += count_lines(copied[path])
     return {area: (totals[area], beyond[area]) for area in AREAS}
 
 
@@ -6659,14 +6659,15 @@ def rank_file_pairs(
 
     What stands in more than PAIRED_FILES files is left out.
     """
-    shared: dict[tuple[str, str], tuple[int, int]] = {}
+    shared: dict[tuple[str, str], tuple[list[Lines], list[Lines]]] = {}
     for group in shown_groups(groups, COPIES):
         lines = lines_by_file(group.members)
         if len(lines) > PAIRED_FILES:
             continue
         for one, other in itertools.combinations(sorted(lines), 2):
-            of_one, of_other = shared.get((one, other), (0, 0))
-            shared[one, other] = (of_one | lines[one], of_other | lines[other])
+            of_one, of_other = shared.setdefault((one, other), ([], []))
+            of_one += lines[one]
+            of_other += lines[other]
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
         # What code shares with tests ranks with what tests share.
@@ -6676,18 +6677,27 @@ def rank_file_pairs(
 
     pairs = []
     for (one, other), (of_one, of_other) in shared.items():
-        lines_in_both = min(bit_count(of_one), bit_count(of_other))
+        lines_in_both = min(count_lines(of_one), count_lines(of_other))
         pairs.append(FilePair(one, other, lines_in_both))
     return tuple(sorted(pairs, key=rank))
 
 
-def lines_by_file(members: Iterable[Member]) -> dict[str, int]:
-    """Return the lines of each file that members stand on, as a number with a bit for each line."""
-    lines: dict[str, int] = collections.defaultdict(int)
+def lines_by_file(members: Iterable[Member]) -> dict[str, list[Lines]]:
+    """Return the lines of each file that members stand on."""
+    lines: dict[str, list[Lines]] = collections.defaultdict(list)
     for member in members:
         record = member.record
-        lines[record.file_path] |= (2 << record.end_line) - (1 << record.start_line)
+        lines[record.file_path].append((record.start_line, record.end_line))
     return lines
+
+
+def count_lines(stretches: Iterable[Lines]) -> int:
+    """Return on how many lines the stretches stand: what several of them hold counts once."""
+    count = last = 0
+    for start, end in sorted(stretches):
+        count += max(0, end - max(start - 1, last))
+        last = max(last, end)
+    return count
 
 
 def shown_groups(

@@ -39,6 +39,7 @@ import termios
 import textwrap
 import threading
 import time
+import tracemalloc
 import urllib.parse
 import zipapp
 import zlib
@@ -7687,6 +7688,38 @@ def test_code_in_a_hundred_files_pairs_none():
     many = [record(TOTAL, f"{n}.py") for n in range(101)]
     assert cds.build_report(many, DUPLICATES).file_pairs == ()
     assert len(cds.build_report(many[:100], DUPLICATES).file_pairs) == 100 * 99 / 2
+
+
+@pytest.mark.parametrize(
+    ("places", "beyond", "pairs"),
+    [
+        pytest.param([("a.py", 1), ("a.py", 9)], 7, [], id="few copies"),
+        pytest.param(
+            [("a.py", 1), ("b.py", 1), ("b.py", 4), ("b.py", 30)],
+            10 + 7,
+            [("a.py", "b.py", 7)],
+            id="copies that overlap",
+        ),
+        pytest.param(
+            [(f"{n:02}.py", n) for n in range(20)],
+            19 * 7,
+            [(f"{n:02}.py", f"{m:02}.py", 7) for n in range(20) for m in range(n)],
+            id="many pairs of files",
+        ),
+    ],
+)
+def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
+    far = 100_000_000
+    records = [record(TOTAL, path, far + line) for path, line in places]
+    tracemalloc.start()
+    report = cds.build_report(records, DUPLICATES)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # A bit for each line would take twelve million bytes a file.
+    assert peak < 10_000_000
+    assert sum(copied for _, copied in report.area_lines.values()) == beyond
+    found = [(*sorted(pair[:2]), pair[2]) for pair in report.file_pairs]
+    assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
 # Order and gate
