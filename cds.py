@@ -5443,26 +5443,78 @@ def similar_pairs(
     """
     by_size = sorted(range(len(sets)), key=lambda index: -len(sets[index]))
     ordered = [sets[index] for index in by_size]
-    join = SimilarityJoin(ordered, threshold, family_size)
-    for number in range(len(ordered)):
-        join.add(number)
-    pairs = {}
-    for new, similar in join.found.items():
-        for old, similarity in similar.items():
-            # Since they were compared, the older one may have become part of a family.
-            if old in join.found:
-                one, other = by_size[old], by_size[new]
-                pairs[min(one, other), max(one, other)] = similarity
-    families = {}
-    for head, members in join.families.items():
-        families[by_size[head]] = {
-            by_size[member]: similarity for member, similarity in members.items()
-        }
-    return Similar(pairs, families)
+    return SimilarityJoin(ordered, threshold, family_size).join(by_size)
 
 
-class SimilarityJoin:
-    """Compares sets one after the other, largest first, with those before."""
+class Join:
+    """Compares what has numbers, one after the other, with those before.
+
+    What is similar to `family_size` of them is the head of a family: they leave the comparison, and
+    what comes later is compared with the head alone.
+    """
+
+    def __init__(self, family_size: int) -> None:
+        self.family_size = family_size
+        # The numbers so far that are found by a key.
+        self.holders: dict[object, list[int]] = collections.defaultdict(list)
+        self.found: dict[int, dict[int, float]] = {}
+        self.families: dict[int, dict[int, float]] = {}
+
+    def compare(self, new: int) -> dict[int, float]:
+        """Return which of those before are similar to `new`, and how much."""
+        raise NotImplementedError
+
+    def keys(self, number: int) -> Iterable[object]:
+        """Return by what those to come find a number."""
+        raise NotImplementedError
+
+    def join(self, indexes: Sequence[int]) -> Similar:
+        """Return what is similar, once all was compared: each number stands for one of the indexes."""
+        for number in range(len(indexes)):
+            self.add(number)
+        pairs = {}
+        for new, similar in self.found.items():
+            for old, similarity in similar.items():
+                # Since they were compared, the older one may have become part of a family.
+                if old in self.found:
+                    one, other = indexes[old], indexes[new]
+                    pairs[min(one, other), max(one, other)] = similarity
+        families = {}
+        for head, members in self.families.items():
+            families[indexes[head]] = {
+                indexes[member]: similarity for member, similarity in members.items()
+            }
+        return Similar(pairs, families)
+
+    def add(self, new: int) -> None:
+        """Compare a number with those before, and let those to come find it."""
+        similar = self.compare(new)
+        heads = [old for old in similar if old in self.families]
+        # A member leaves the comparison: it is in no pair, and later ones find the head alone.
+        if heads:
+            head = max(heads, key=lambda old: (similar[old], -old))
+            self.families[head][new] = similar[head]
+            return
+        if len(similar) >= self.family_size:
+            self.families[new] = similar
+            self.forget(similar)
+        else:
+            self.found[new] = similar
+        for key in self.keys(new):
+            self.holders[key].append(new)
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Take numbers out of the comparison."""
+        keys: set[object] = set()
+        for number in numbers:
+            keys.update(self.keys(number))
+            del self.found[number]
+        for key in keys:
+            self.holders[key] = [old for old in self.holders[key] if old not in numbers]
+
+
+class SimilarityJoin(Join):
+    """Compares sets, largest first."""
 
     # Two sets x and y with a Jaccard index of t share at least n = t / (1 + t) (|x| + |y|) features.
     # Let both be sorted the same way, and c be the k-th feature that they have in common: n - k or
@@ -5476,7 +5528,8 @@ class SimilarityJoin:
     def __init__(
         self, sets: Sequence[Sequence[int]], threshold: float, family_size: int
     ) -> None:
-        self.threshold, self.family_size = threshold, family_size
+        super().__init__(family_size)
+        self.threshold = threshold
         self.sets = sets
         self.sizes = [len(features) for features in sets]
         self.signatures = signatures(sets)
@@ -5485,33 +5538,10 @@ class SimilarityJoin:
         for number in range(len(sets)):
             for feature in self.found_by(number):
                 self.frequencies[feature] += 1
-        # The sets so far in whose prefix it stands, where it stands in several.
-        self.holders: dict[int, list[int]] = collections.defaultdict(list)
-        self.found: dict[int, dict[int, float]] = {}
-        self.families: dict[int, dict[int, float]] = {}
         # The first set with no more than so many features, by their number.
         growing = [-size for size in self.sizes]
         largest = max(self.sizes, default=0)
         self.starts = [bisect.bisect_left(growing, -n) for n in range(largest + 1)]
-
-    def add(self, new: int) -> None:
-        """Compare a set with the larger ones, and let the smaller ones find it."""
-        similar = self.compare(new)
-        heads = [old for old in similar if old in self.families]
-        # A member leaves the comparison: it is in no pair, and later sets find the head alone.
-        if heads:
-            head = max(heads, key=lambda old: (similar[old], -old))
-            self.families[head][new] = similar[head]
-            return
-        if len(similar) >= self.family_size:
-            self.families[new] = similar
-            self.forget(similar)
-        else:
-            self.found[new] = similar
-        for feature in self.found_by(new):
-            # Two thirds of the features stand in one prefix alone: an index of them would be large.
-            if self.frequencies[feature] > 1:
-                self.holders[feature].append(new)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the larger sets that are similar to `new`, and how much."""
@@ -5575,16 +5605,14 @@ class SimilarityJoin:
         features = self.sets[number]
         return features[: max(0, len(features) - least + PREFIX_MATCHES)]
 
-    def forget(self, numbers: Collection[int]) -> None:
-        """Take sets out of the comparison."""
-        features: set[int] = set()
-        for number in numbers:
-            features.update(self.sets[number])
-            del self.found[number]
-        for feature in features & self.holders.keys():
-            self.holders[feature] = [
-                old for old in self.holders[feature] if old not in numbers
-            ]
+    def keys(self, number: int) -> Iterable[int]:
+        """Return the features of a set by which smaller ones find it, where several have them."""
+        # Two thirds of the features stand in one prefix alone: an index of them would be large.
+        return [
+            feature
+            for feature in self.found_by(number)
+            if self.frequencies[feature] > 1
+        ]
 
 
 def feature_count(sets: Iterable[Sequence[int]]) -> int:
@@ -5617,6 +5645,9 @@ WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
 DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
 GHOST_WORDS = 3  # the words more that each sentence counts as having
+# Many formulas ("Return the name.") of many functions each make a family each, so it begins earlier
+# than one of code. In libraries a sentence has up to forty similar ones.
+INTENT_FAMILY_SIZE = 100
 # Added when words are counted, so that a small run weighs as a large one.
 WORDLESS_SENTENCES = 2_000
 RARE = 1_000  # a word in one sentence out of so many, or fewer, has the weight 1
@@ -5760,24 +5791,18 @@ def intent_pairs(
     fragments: Sequence[Fragment],
     sentences: Mapping[Place, Sentence],
     threshold: float,
-) -> dict[Pair, float]:
-    """Return the pairs of fragments of similar sentences, lower index first."""
-    shared = [shared_sentence(fragment.records, sentences) for fragment in fragments]
-    texts = [sentence.text if sentence else "" for sentence in shared]
-    pairs = similar_intents(texts, threshold)
-    by_docstring = {
-        index
-        for index, sentence in enumerate(shared)
-        if sentence and sentence.source == DOCSTRING
-    }
+) -> Similar:
+    """Return which fragments, by index, have similar sentences: a class and a function never."""
     # A model was asked what this code does. Docstrings are formulas more often ("Return the name."),
     # and many describe the whole interface: so they must be more similar to mean the same.
-    least = max(threshold, DOCSTRING_SIMILARITY)
-    return {
-        pair: score
-        for pair, score in pairs.items()
-        if score >= least or by_docstring.isdisjoint(pair)
-    }
+    of_docstring = max(threshold, DOCSTRING_SIMILARITY)
+    texts, thresholds = [], []
+    for fragment in fragments:
+        sentence = shared_sentence(fragment.records, sentences)
+        texts.append(sentence.text if sentence else "")
+        is_docstring = sentence is not None and sentence.source == DOCSTRING
+        thresholds.append(of_docstring if is_docstring else threshold)
+    return similar_intents(texts, thresholds, [*map(is_class, fragments)])
 
 
 def meaningful_words(sentence: str) -> frozenset[str]:
@@ -5790,28 +5815,27 @@ def meaningful_words(sentence: str) -> frozenset[str]:
     return frozenset(meaningful)
 
 
-def similar_intents(sentences: Sequence[str], threshold: float) -> dict[Pair, float]:
-    """Return the pairs of sentences, lower index first, with a similarity of `threshold` or more.
+def similar_intents(
+    sentences: Sequence[str],
+    thresholds: Sequence[float],
+    kinds: Sequence[object],
+    family_size: int = INTENT_FAMILY_SIZE,
+) -> Similar:
+    """Return which sentences of the same kind are as similar as the higher one of their thresholds asks.
 
     The similarity is the cosine of the sentences' words by weight, from 0 to 1. A sentence without
-    words is similar to none.
+    words is similar to none. One that is similar to `family_size` shorter ones heads a family, as in
+    `similar_pairs`.
     """
     words = [meaningful_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
-
-    def squared_length(own: Iterable[str]) -> float:
-        # Rounded once, so that the order of a set does not show in the last digit.
-        return math.fsum(squares[word] for word in own)
-
-    lengths = [GHOST_WORDS + squared_length(own) for own in words]
-
-    pairs = {}
-    for one, other in intent_candidates(words, squares, lengths, threshold):
-        shared = squared_length(words[one] & words[other])
-        similarity = shared / math.sqrt(lengths[one] * lengths[other])
-        if similarity >= threshold:
-            pairs[min(one, other), max(one, other)] = similarity
-    return pairs
+    by_length = sorted(
+        range(len(words)), key=lambda index: squared_length(words[index], squares)
+    )
+    intents = [
+        Intent(words[index], thresholds[index], kinds[index]) for index in by_length
+    ]
+    return IntentJoin(intents, squares, family_size).join(by_length)
 
 
 def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
@@ -5831,48 +5855,90 @@ def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
     return squares
 
 
-def intent_candidates(
-    sentences: Sequence[frozenset[str]],
-    squares: Mapping[str, float],
-    lengths: Sequence[float],
-    threshold: float,
-) -> Iterator[Pair]:
-    """Yield each pair that may be similar, once, without comparing all with all.
-
-    Weights and lengths are squared, and g of each length is the ghost words'. Let a sentence have the
-    length T and share s with a similar one, whose length is then at least s + g:
-
-        s >= t sqrt(T (s + g)),  that is  s >= h + sqrt(h^2 + 2 h g)  with  h = t^2 T / 2
-
-    If the other is no shorter, the bound is higher: s >= t T. Words are taken in one order for all
-    sentences. The first word that two share stands, in both, before the weight left falls below what
-    they share. So the pair is found where each sentence looks itself up under its words up to the
-    first bound, and is indexed, for those no shorter, under its words up to the second.
-    """
-    order = word_order(squares)
-    holders: dict[str, list[int]] = collections.defaultdict(list)
-    for new in sorted(range(len(sentences)), key=lengths.__getitem__):
-        # 1. How much a similar sentence must share: any one, and one that is no shorter.
-        half = threshold**2 * lengths[new] / 2
-        least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS) - ROUNDING_SLACK
-        least_of_longer = threshold * lengths[new] - ROUNDING_SLACK
-        # 2. Look up the sentences before, and index this one for those to come.
-        left = lengths[new] - GHOST_WORDS
-        found: set[int] = set()
-        for word in sorted(sentences[new], key=order.__getitem__):
-            if left < least:
-                break
-            found.update(holders[word])
-            if left >= least_of_longer:
-                holders[word].append(new)
-            left -= squares[word]
-        yield from ((old, new) for old in found)
+def squared_length(words: Iterable[str], squares: Mapping[str, float]) -> float:
+    """Return the squared length of words by weight."""
+    # Rounded once, so that the order of a set does not show in the last digit.
+    return math.fsum(squares[word] for word in words)
 
 
 def word_order(squares: Mapping[str, float]) -> dict[str, int]:
     """Return the place of each word in the one order that all sentences keep to."""
     words = sorted(squares, key=lambda word: (-squares[word], word))
     return {word: place for place, word in enumerate(words)}
+
+
+class Intent(NamedTuple):
+    """What is compared of a sentence: its words, from which similarity on, and with which others."""
+
+    words: frozenset[str]
+    threshold: float
+    kind: object
+
+
+class IntentJoin(Join):
+    """Compares sentences, shortest first."""
+
+    # Weights and lengths are squared, and g of each length is the ghost words'. Let a sentence have the
+    # length T and share s with a similar one, whose length is then at least s + g:
+    #
+    #     s >= t sqrt(T (s + g)),  that is  s >= h + sqrt(h^2 + 2 h g)  with  h = t^2 T / 2
+    #
+    # If the other is no shorter, the bound is higher: s >= t T. Words are taken in one order for all
+    # sentences. The first word that two share stands, in both, before the weight left falls below what
+    # they share. So the pair is found where each sentence looks itself up under its words up to the
+    # first bound, and is indexed, for those no shorter, under its words up to the second. The t of two
+    # is the higher one of theirs, so with its own each looks far enough.
+
+    def __init__(
+        self,
+        intents: Sequence[Intent],
+        squares: Mapping[str, float],
+        family_size: int,
+    ) -> None:
+        super().__init__(family_size)
+        self.intents, self.squares = intents, squares
+        self.order = word_order(squares)
+        self.lengths = [
+            GHOST_WORDS + squared_length(intent.words, squares) for intent in intents
+        ]
+
+    def compare(self, new: int) -> dict[int, float]:
+        """Return the shorter sentences that are similar to `new`, and how much."""
+        words, threshold, _ = self.intents[new]
+        half = threshold**2 * self.lengths[new] / 2
+        least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS)
+        candidates: set[int] = set()
+        for key in self.prefix(new, least):
+            candidates.update(self.holders.get(key, ()))
+        similar = {}
+        for old in sorted(candidates):
+            other = self.intents[old]
+            shared = squared_length(words & other.words, self.squares)
+            similarity = shared / math.sqrt(self.lengths[new] * self.lengths[old])
+            if similarity >= max(threshold, other.threshold):
+                similar[old] = similarity
+        return similar
+
+    def keys(self, number: int) -> Iterable[object]:
+        """Return the words of a sentence by which those no shorter find it."""
+        return self.prefix(
+            number, self.intents[number].threshold * self.lengths[number]
+        )
+
+    def prefix(self, number: int, least: float) -> list[tuple[object, str]]:
+        """Return the words of a sentence among which a similar one has the first that they share.
+
+        It shares at least a weight of `least`.
+        """
+        words, _, kind = self.intents[number]
+        left = self.lengths[number] - GHOST_WORDS
+        prefix = []
+        for word in sorted(words, key=self.order.__getitem__):
+            if left < least - ROUNDING_SLACK:
+                break
+            prefix.append((kind, word))
+            left -= self.squares[word]
+        return prefix
 
 
 # -- Duplicates: rules ------------------------------------------------------------------------
@@ -6100,17 +6166,29 @@ def intent_clusters(
     around: Mapping[Place, Sequence[Place]],
 ) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    alike = intent_pairs(fragments, sentences, options.intent_similarity)
-    pairs = {}
-    for pair, similarity in alike.items():
-        one, other = fragments[pair[0]], fragments[pair[1]]
-        if is_class(one) != is_class(other):
-            continue
-        if jaccard(one.trigrams, other.trigrams) < options.code_similarity:
-            pairs[pair] = similarity
+    similar = intent_pairs(fragments, sentences, options.intent_similarity)
     shapes = [[fragment] for fragment in fragments]
     rule = intent_rule(fragments, nested_pairs(shapes, around))
-    return linked_clusters(INTENT, shapes, pairs, rule)
+
+    def is_near(pair: Pair) -> bool:
+        one, other = (fragments[index].trigrams for index in pair)
+        return jaccard(one, other) >= options.code_similarity
+
+    clusters = []
+    for head, members in similar.families.items():
+        others = {
+            index: similarity
+            for index, similarity in members.items()
+            if not is_near((head, index))
+        }
+        for cluster in family_clusters(shapes, head, others, rule):
+            clusters.append(cluster._replace(evidence=INTENT))
+    pairs = {
+        pair: similarity
+        for pair, similarity in similar.pairs.items()
+        if not is_near(pair)
+    }
+    return clusters + linked_clusters(INTENT, shapes, pairs, rule)
 
 
 def linked_clusters(

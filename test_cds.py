@@ -6947,6 +6947,13 @@ def random_sentences(rng):
     )
 
 
+def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
+    count = len(sentences)
+    return cds.similar_intents(
+        sentences, [threshold] * count, [False] * count, family_size
+    )
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.46, 0.55, 0.65])
 def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
@@ -6957,7 +6964,8 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
         for pair in itertools.combinations(range(140), 2)
     }
     expected = {pair: score for pair, score in scores.items() if score >= threshold}
-    assert cds.similar_intents(sentences, threshold) == pytest.approx(expected)
+    found = similar_sentences(sentences, threshold, family_size=140)
+    assert found == (pytest.approx(expected), {})
     assert 0 < len(expected) < len(scores)
 
 
@@ -6974,15 +6982,70 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
 )
 def test_short_sentences_must_share_more_than_long_ones(one, other, score):
     expected = {(0, 1): pytest.approx(score)} if score else {}
-    assert cds.similar_intents([one, other], 0.01) == expected
+    assert similar_sentences([one, other], 0.01).pairs == expected
 
 
 def test_common_words_count_less():
     common = [f"alpha filler{n}" for n in range(200)]
-    pairs = cds.similar_intents(
-        [*common, "alpha beta", "alpha gamma", "delta zeta", "delta eta"], 0.01
-    )
+    pairs = similar_sentences(
+        [*common, "alpha beta", "alpha gamma", "delta zeta", "delta eta"], 0.01, 300
+    ).pairs
     assert pairs[200, 201] < pairs[202, 203]
+
+
+LONG_INTENT = " ".join(f"alpha{n}beta" for n in range(100))
+OTHER_INTENT = " ".join(f"gamma{n}delta" for n in range(100))
+MANY = 800
+
+
+@pytest.mark.parametrize(
+    ("sentences", "family_count"),
+    [
+        pytest.param([LONG_INTENT] * MANY, 1, id="equal"),
+        pytest.param(
+            [f"{('the', 'a', 'its')[n % 3]} {LONG_INTENT}" for n in range(MANY)],
+            1,
+            id="stop words differ",
+        ),
+        pytest.param(
+            [f"{LONG_INTENT} rare{n}word" for n in range(MANY)], 1, id="a word more"
+        ),
+        pytest.param([LONG_INTENT, OTHER_INTENT] * (MANY // 2), 2, id="two families"),
+        pytest.param(
+            [f"{LONG_INTENT} set{n % 10}s {n % 10}sign{n % 10}" for n in range(MANY)],
+            1,
+            id="sets of a family",
+        ),
+        pytest.param(
+            [" ".join(f"set{n % 4}s{k}" for k in range(30)) for n in range(MANY)],
+            4,
+            id="many families",
+        ),
+    ],
+)
+def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
+    others = random_sentences(random.Random(7))
+    alone = similar_sentences(others, 0.46).pairs
+    pairs, families = similar_sentences([*sentences, *others], 0.46)
+    assert len(families) == family_count
+    in_family = {index for head in families for index in (head, *families[head])}
+    assert in_family == set(range(MANY))
+    assert all(min(members.values()) >= 0.46 for members in families.values())
+    # The weights of the others' words are lower in the smaller run.
+    assert {(one - MANY, other - MANY) for one, other in pairs} >= alone.keys()
+    assert all(one >= MANY for one, _ in pairs)
+
+
+def test_few_similar_sentences_are_compared_each_with_each():
+    size = cds.INTENT_FAMILY_SIZE
+    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
+    assert len(pairs) == size * (size - 1) // 2 and families == {}
+
+
+def test_sentences_are_compared_with_those_of_their_kind_from_the_higher_threshold_on():
+    sentences, kinds = [LONG_INTENT] * 4, [False, True, False, False]
+    found = cds.similar_intents(sentences, [0.46, 0.46, 0.99, 0.5], kinds)
+    assert [*found.pairs] == [(0, 3)]
 
 
 def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
@@ -7031,7 +7094,7 @@ def test_docstrings_must_be_more_similar_than_intents():
         OTHER,
         "alpha beta gamma delta zeta eta",
     )
-    score = cds.similar_intents([pair[0].intent, pair[2]], 0.1)[0, 1]
+    score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
     assert DUPLICATES.intent_similarity < score < 0.5
     assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [
         ["model", "model"]
@@ -7039,6 +7102,98 @@ def test_docstrings_must_be_more_similar_than_intents():
     assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
     pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
     assert sources(*pair, intent_similarity=0.9) == []
+
+
+FEW = cds.INTENT_FAMILY_SIZE + 20
+
+
+def unlike(number, header="def f{}(c):"):
+    """Return code of five statements that is near no other number's."""
+    calls = "".join(
+        f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(5)
+    )
+    return f"{header.format(number)}\n{calls}"
+
+
+def families(records):
+    """Return copies, section, rule and whether it is a family, of the groups of similar intents."""
+    return [
+        (group.copies, group.hidden_by, group.is_family)
+        for group in found_groups(records, DUPLICATES)
+        if group.evidence == "intent"
+    ]
+
+
+@pytest.mark.parametrize("make", [documented, None], ids=["docstrings", "a model"])
+def test_many_records_of_one_intent_are_a_family(make):
+    def described(number, text):
+        path = f"m{number}.py"
+        if make:
+            return make(unlike(number), text, path)
+        return record(unlike(number), path, intent=text)
+
+    one = [described(n, LONG_INTENT) for n in range(FEW)]
+    assert families(one) == [(FEW, None, True)]
+    assert families(one[:20]) == [(20, None, False)]
+    other = [described(FEW + n, OTHER_INTENT) for n in range(FEW)]
+    assert families([*one, *other]) == [(FEW, None, True)] * 2
+
+
+def test_a_family_of_intents_has_classes_and_functions_apart():
+    functions = [record(unlike(n), f"f{n}.py", intent=LONG_INTENT) for n in range(FEW)]
+    classes = [
+        record(
+            unlike(FEW + n, "class C{}:"), f"c{n}.py", kind="class", intent=LONG_INTENT
+        )
+        for n in range(FEW)
+    ]
+    assert families([*functions, *classes]) == [(FEW, None, True)] * 2
+
+
+def family_head(records):
+    """Return the record that the others of a family of equal sentences are compared with."""
+    by_md5sum = sorted(records, key=lambda made: made.md5sum)
+    return by_md5sum[cds.INTENT_FAMILY_SIZE]
+
+
+def one_that_follows(head, code):
+    """Return a record of code with a number in it, chosen so that the head stays the head."""
+    candidates = (
+        record(code.format(n), "other.py", intent=LONG_INTENT)
+        for n in itertools.count()
+    )
+    return next(made for made in candidates if made.md5sum > head.md5sum)
+
+
+def one_family():
+    """Return the records of a family, its head first."""
+    records = [record(unlike(n), f"m{n}.py", intent=LONG_INTENT) for n in range(FEW)]
+    head = family_head(records)
+    return [head, *(made for made in records if made != head)]
+
+
+def test_a_family_of_intents_leaves_out_what_is_near_its_head():
+    head, *others = one_family()
+    near_head = one_that_follows(head, head.raw_code.replace("(c)", "(c={})"))
+    assert families([head, *others, near_head]) == [(FEW, None, True)]
+    near_other = one_that_follows(head, others[0].raw_code.replace("(c)", "(c={})"))
+    assert families([head, *others, near_other]) == [(FEW + 1, None, True)]
+
+
+def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
+    head, *others = one_family()
+    name = head.raw_code[4 : head.raw_code.index("(")]
+    calling = one_that_follows(head, f"{unlike(FEW)}    {name}({{}})")
+    assert families([head, *others, calling]) == [(FEW, None, True)]
+    head = head._replace(end_line=99)
+    inside = [
+        made._replace(file_path=head.file_path, start_line=10 * n, end_line=10 * n + 5)
+        for n, made in enumerate(others[:2], 1)
+    ]
+    assert families([head, *inside, *others[2:]]) == [
+        (FEW - 2, None, True),
+        (2, "inside", True),
+    ]
 
 
 def third_section(*records):
@@ -12424,7 +12579,9 @@ def bench_intents(pairs_path, background_path):
 
 def _found_intents(known, others, threshold):
     """Return what is found of the pairs in `known` as a text, and the count of groups of others."""
-    groups = cds.complete_linkage(cds.similar_intents([*known, *others], threshold))
+    sentences = [*known, *others]
+    similar = similar_sentences(sentences, threshold, len(sentences))
+    groups = cds.complete_linkage(similar.pairs)
     tasks_of = [
         {index // 2 for index in group if index < len(known)} for group, _ in groups
     ]
