@@ -148,6 +148,7 @@ __all__ = [
     "ProviderError",
     "PythonAnalyzer",
     "Record",
+    "RefusalError",
     "Report",
     "RunContext",
     "RunResult",
@@ -191,7 +192,7 @@ class IntentGenerationError(CdsError):
 
 
 class RefusalError(IntentGenerationError):
-    """The server refused one request, by its status."""
+    """The server refused one request, or answered with what is no answer of a model."""
 
 
 class ServerError(IntentGenerationError):
@@ -1661,17 +1662,23 @@ def parsed_header_start(raw_code: str, signature: str) -> Optional[int]:
     return start if raw_code.startswith(signature, start) else None
 
 
-# Stubs, by their normalized code: decorators, a header, and a body that only declares.
+# What does nothing, by its normalized code
 
-STUB_CODE = re.compile(
-    r"(?:@[^\n]*\n)*(?:async def|def|class) [^\n]*:"
-    r"(?:\n    (?:pass|\.\.\.|raise NotImplementedError(?:\(\))?))+"
+IDLE = r"(?:pass|\.\.\.|raise NotImplementedError(?:\(\))?)"
+# `ast.unparse` gives each statement a line of its own, indented by four. So this is the body of a
+# file; or decorators, a header and the body of a definition.
+IDLE_CODE = re.compile(
+    rf"(?:{IDLE}(?:\n{IDLE})*"
+    rf"|(?:@[^\n]*\n)*(?:async def|def|class) [^\n]*:(?:\n    {IDLE})+)?"
 )
 
 
-def is_stub_code(normalized_code: str) -> bool:
-    """Return whether a definition's body is nothing but `pass`, `...` or a bare NotImplementedError."""
-    return STUB_CODE.fullmatch(normalized_code) is not None
+def does_nothing(normalized_code: str) -> bool:
+    """Return whether normalized code is empty or a stub.
+
+    The body of a stub is nothing but `pass`, `...` and `raise NotImplementedError` (without a message).
+    """
+    return IDLE_CODE.fullmatch(normalized_code) is not None
 
 
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
@@ -2148,9 +2155,9 @@ class LLMClient(ABC):
     def generate_intent(self, code: str) -> str:
         """Return what `code` (normalized) is for, as one sentence on one line.
 
-        Raises IntentGenerationError where there is none for this code, its subclass
-        ServerError where the server is at fault, and ProviderError where no further call can
-        succeed.
+        Raises IntentGenerationError where there is none for this code, and its subclasses
+        ServerError where the server is at fault, RefusalError where it refuses, be it this code
+        or any, and ProviderError where no further call can succeed.
         """
 
     def check(self) -> None:  # noqa: B027  # optional
@@ -2262,10 +2269,9 @@ class IntentEnricher:
         ]
 
     def wants(self, record: Record) -> bool:
-        """Return whether a record gets an intent: it is in scope, and holds code that does something."""
+        """Return whether a record gets an intent: it is in scope, and its code does something."""
         is_in_scope = record.kind in self.scope or ALL in self.scope
-        code = record.normalized_code
-        return is_in_scope and code != "" and not is_stub_code(code)
+        return is_in_scope and not does_nothing(record.normalized_code)
 
     def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
         """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
@@ -3189,6 +3195,9 @@ VAIN_RAISES = 3
 # An estimate; most code has more bytes in a token, which leaves room.
 BYTES_PER_TOKEN = 3
 CHECK_SECONDS = 5.0
+# Ollama stops a model that gives the same token more than 30 times, and gives no reason.
+REPETITIONS = 20
+LONGEST_REPEATED = 40  # characters
 
 
 class Question(NamedTuple):
@@ -3379,18 +3388,35 @@ def length_error(
 
 
 def ended_text(response: Response, text: object, reason: object) -> str:
-    """Return the text of an answer that ended for a reason, None if the server gives none.
+    """Return the text of an answer that ended for a reason, which some servers leave out.
 
     Raises IntentGenerationError for any reason but the end of the answer, and without text.
     """
-    if reason not in (None, "stop"):
+    if not reason:
+        if not isinstance(text, str) or not text.strip():
+            raise IntentGenerationError(
+                "the answer holds no text and no reason why it ended"
+            )
+        if ends_in_repetition(text):
+            raise IntentGenerationError(
+                "the model was stopped because it repeated itself"
+            )
+    elif reason != "stop":
         shown = response.quote(repr(reason), instead="that is withheld")
         raise IntentGenerationError(f"the answer ended for the reason {shown}")
-    if reason is None and (not isinstance(text, str) or not text.strip()):
-        raise IntentGenerationError("the answer holds no text, and no reason why")
-    if not isinstance(text, str):
+    elif not isinstance(text, str):
         raise IntentGenerationError("the answer holds no text")
     return text
+
+
+def ends_in_repetition(text: str) -> bool:
+    """Return whether a text ends in one and the same piece, again and again."""
+    # White space apart, in which the pieces may differ.
+    end = "".join(text.split())[-REPETITIONS * LONGEST_REPEATED :]
+    return any(
+        end.endswith(end[-size:] * REPETITIONS)
+        for size in range(1, LONGEST_REPEATED + 1)
+    )
 
 
 # ---- Ollama ---------------------------------------------------------------------------------
@@ -3459,19 +3485,18 @@ class OllamaClient(ChatClient):
                 raise FieldError("low effort is refused", self.fields)
             raise ollama_refusal(response, self.model)
         if reply is None:
-            raise IntentGenerationError("the answer is not a JSON object")
-        if reply.get("done") is not True:
-            raise IntentGenerationError(
-                "the model was stopped because it repeated itself"
-            )
+            raise RefusalError("the answer is not a JSON object")
         message = reply.get("message")
         if not isinstance(message, dict):
-            message = {}
+            raise RefusalError("the answer holds no text")
         text = message.get("content")
         reason = reply.get("done_reason")
         if reason == "length":
             raise length_error(text, message.get("thinking"), question.tokens)
-        return ended_text(response, text, reason)
+        text = ended_text(response, text, reason)
+        if reply.get("done", True) is not True:
+            raise IntentGenerationError("the answer is not complete")
+        return text
 
 
 def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
@@ -3625,7 +3650,7 @@ class OpenAIClient(ChatClient):
             return
         # Only a warning, since many servers answer by any name.
         names = listed_models(response.reply or {})
-        if names is not None and names.isdisjoint((self.model, f"{self.model}:latest")):
+        if names is not None and not lists_model(names, self.model):
             listed = response.quote(", ".join(sorted(names)), instead="others")
             log(
                 f"warning: the server does not list the model {self.model!r}"
@@ -3643,7 +3668,7 @@ class OpenAIClient(ChatClient):
     def _refuse_at_check(self, response: Response, problem: "Problem") -> None:
         """Raise what the answer to the check says, unless it is only that calls have to wait."""
         error = openai_refusal(response, problem)
-        if LOADING.search(problem.text) and isinstance(error, TransientError):
+        if response.status == 503 and LOADING.search(problem.text):
             log(
                 "the server is still loading the model: calls wait for it, up to a minute"
             )
@@ -3668,17 +3693,17 @@ class OpenAIClient(ChatClient):
         if problem is not None:
             raise self._refusal(response, problem, question)
         if response.reply is None:
-            raise IntentGenerationError("the answer is not a JSON object")
+            raise RefusalError("the answer is not a JSON object")
         first = first_choice(response.reply)
         message = first.get("message")
         if not isinstance(message, dict):
-            raise IntentGenerationError("the answer holds no text")
+            raise RefusalError("the answer holds no text")
         text = message.get("content")
         reason = first.get("finish_reason")
         if reason == "length":
             thought = message.get("reasoning_content") or message.get("reasoning")
             raise length_error(text, thought, question.tokens)
-        if text is None and reason is not None:  # as some servers say "nothing"
+        if text is None and reason:  # as some servers say "nothing"
             text = ""
         return ended_text(response, text, reason)
 
@@ -3748,8 +3773,21 @@ def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
     entries = reply.get("data")
     if not isinstance(entries, list):
         return None
-    names = (entry.get("id") for entry in entries if isinstance(entry, dict))
+    names: list[object] = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            names.append(entry.get("id"))
+            aliases = entry.get("aliases")  # of llama-server
+            names += aliases if isinstance(aliases, list) else []
     return {name for name in names if isinstance(name, str)}
+
+
+def lists_model(names: Collection[str], model: str) -> bool:
+    """Return whether one of the names is that of a model, in any form in which servers list it."""
+    # Ollama adds the tag, and llama-server gives the path of the file that it has loaded.
+    files = (re.split(r"[/\\]", name)[-1] for name in names if name.endswith(".gguf"))
+    forms = {*names, *files}
+    return not forms.isdisjoint((model, f"{model}:latest", f"{model}.gguf"))
 
 
 def without_refused(
@@ -8962,7 +9000,7 @@ def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[st
     skipped_count = len(records) - len(rows)
     if skipped_count:
         skipped = counted(skipped_count, "record")
-        yield f"{skipped} skipped: out of scope, without code, or beyond the limit\n"
+        yield f"{skipped} skipped: out of scope, empty, stubs, or beyond the limit\n"
 
 
 def wrapped_table_lines(

@@ -549,7 +549,7 @@ WORST_TEXTS = {
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
     "SENTENCE_END": (". a", "", "", SENTENCE),
-    "STUB_CODE": (":\n    pass", "def f(a)", "x", "cds.is_stub_code(text)"),
+    "IDLE_CODE": (":\n    pass", "def f(a)", "x", "cds.does_nothing(text)"),
     "TEMPLATE_MARK": ("<|a", "", "", CLEAN),
     "TURN_END": ("<|a|", "a", "", CLEAN),
     "FENCE": ("`~", "", "", CLEAN),
@@ -582,6 +582,8 @@ WORST_TEXTS = {
     "NAME_OR_NUMBER": ("a+", "", "", "cds.line_shape(text)"),
     "ESCAPE_OR_QUOTES": ("\\'", "'a", "", BODY),
     # Not patterns by name, but as foreign.
+    "decorators": ("@:\n", "", "def f()", "cds.does_nothing(text)"),
+    "repetition": ("a ", "b", "", "cds.ends_in_repetition(text)"),
     "base_names": (", a", "class A(b", "):", "cds.base_names(text)"),
     "a header": (", )", "def f(a", "):", "cds._parameters(member(text))"),
     "a long word": ("漢字", "", "", "cds.wrap(text, 40)"),
@@ -2819,6 +2821,13 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
             "def f(): raise NotImplementedError()", "method", False, id="called"
         ),
         pytest.param("class E(Exception): pass", "class", False, id="class"),
+        pytest.param("...\npass", "file", False, id="file"),
+        pytest.param("@a\ndef f(): pass", "file", False, id="file-of-one-stub"),
+        pytest.param("import a\ndef f(): pass", "file", True, id="file-of-more"),
+        pytest.param("pass\ndef f(): pass", "file", True, id="stub-behind-another"),
+        pytest.param("x = 1\npass", "file", True, id="file-that-ends-idle"),
+        pytest.param("for x in y: pass", "file", True, id="loop"),
+        pytest.param("raise NotImplementedError from x", "file", True, id="cause"),
         pytest.param(
             "def f(a):\n    if a:\n        pass", "function", True, id="inner-block"
         ),
@@ -2831,7 +2840,8 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
 )
 def test_enricher_asks_nothing_about_a_stub(code, kind, is_asked):
     client = FakeClient()
-    [enriched] = cds.IntentEnricher(client).enrich([record(code, kind=kind)])
+    enricher = cds.IntentEnricher(client, ("all",))
+    [enriched] = enricher.enrich([record(code, kind=kind)])
     assert len(client.asked) == is_asked
     assert enriched.intent_status == ("success" if is_asked else "skipped")
 
@@ -2962,6 +2972,44 @@ def test_enricher_ends_the_calls_when_the_first_eight_are_refused_alike(
     assert told is (len(pattern) > asked)
     if told:
         assert enriched[-1].intent_error == f"not attempted: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        pytest.param(error(400, "System role not supported"), "System role", id="400"),
+        pytest.param((422, b""), "HTTP status 422", id="without-words"),
+        pytest.param((200, b"<html>"), "not a JSON object", id="page"),
+        pytest.param((200, {"page": 1}), "holds no text", id="another-object"),
+    ],
+)
+@pytest.mark.parametrize("is_openai", [True, False])
+def test_server_that_says_the_same_to_eight_calls_is_asked_no_more(
+    capsys, response, said, is_openai
+):
+    with serving(response) as (address, requests):
+        client = openai_client_of(address) if is_openai else client_of(address)
+        enriched = cds.IntentEnricher(client).enrich(codes(12))
+    assert len(requests) == 8 and said in enriched[0].intent_error
+    [reason] = {r.intent_error for r in enriched[8:]}
+    assert reason.startswith("not attempted: ") and said in reason
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_openai", [True, False])
+def test_server_that_refuses_each_prompt_for_its_own_length_is_asked_on(is_openai):
+    def refuse(handler):
+        size = handler.request_body["messages"][-1]["content"].count("1")
+        nested = {"type": "exceed_context_size_error", "n_prompt_tokens": size}
+        nested |= {"n_ctx": 5, "message": f"the context size is 5, not {size}"}
+        said = nested if is_openai else json.dumps({"error": nested})
+        respond(handler, 400, {"error": said})
+
+    many = [record(f"def f():\n    return {'1' * n}") for n in range(1, 11)]
+    with serving(refuse) as (address, requests):
+        client = openai_client_of(address) if is_openai else client_of(address)
+        cds.IntentEnricher(client).enrich(many)
+    assert len(requests) == 10
 
 
 def test_enricher_makes_a_clients_mistake_that_records_failure():
@@ -4331,10 +4379,34 @@ NESTED = json.dumps(
         pytest.param(answer(""), "one", 1, "empty", id="empty"),
         pytest.param(answer(" \x00\x1b "), "one", 1, "empty", id="controls-alone"),
         pytest.param(
-            answer(done=False), "one", 1, "repeated itself", id="repeat-guard"
+            answer(" the" * 31, done=False, done_reason=None),
+            "one",
+            1,
+            "repeated itself",
+            id="repeat-guard",
         ),
         pytest.param(
-            answer(done="true"), "one", 1, "repeated itself", id="done-is-text"
+            answer("Sorts ab" + "\n ab" * 30, done_reason=""),
+            "one",
+            1,
+            "repeated itself",
+            id="repeat-guard-that-says-done",
+        ),
+        pytest.param(answer(done=False), "one", 1, "not complete", id="not-yet-done"),
+        pytest.param(answer(done="true"), "one", 1, "not complete", id="done-is-text"),
+        pytest.param(
+            answer("", done=False, done_reason=None),
+            "one",
+            1,
+            "no text and no reason why it ended",
+            id="nothing-at-all",
+        ),
+        pytest.param(
+            (200, {"models": []}),
+            "one",
+            1,
+            "holds no text",
+            id="another-object",
         ),
         pytest.param(
             answer(done_reason="length"),
@@ -4348,7 +4420,7 @@ NESTED = json.dumps(
             answer(" ", done_reason=None),
             "one",
             1,
-            "no text, and no reason why",
+            "no text and no reason why",
             id="no-text-no-reason",
         ),
         pytest.param(answer(message="text"), "one", 1, "no text", id="message-is-text"),
@@ -4597,6 +4669,20 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
         ),
         pytest.param(
             openai_answer("<think></think>"), "one", 1, "empty", id="thought-alone"
+        ),
+        pytest.param(
+            openai_answer(" the" * 31, None),
+            "one",
+            1,
+            "repeated itself",
+            id="repeat-guard",
+        ),
+        pytest.param(
+            openai_answer("Adds ----" + "-" * 25, ""),
+            "one",
+            1,
+            "repeated itself",
+            id="repeat-guard-within-a-word",
         ),
         pytest.param(
             openai_answer("", None), "one", 1, "no reason why", id="no-text-no-reason"
@@ -5153,6 +5239,12 @@ def test_openai_client_sends_no_prompt_beyond_the_context(code):
             "Loading failed",
             id="not-loaded",
         ),
+        pytest.param(
+            openai_error(500, "error loading model: out of memory"),
+            "odd",
+            "out of memory",
+            id="does-not-load",
+        ),
         pytest.param(silence, "odd", r"timed out after 0\.3 seconds", id="slow"),
     ],
 )
@@ -5175,14 +5267,25 @@ def test_openai_client_check_says_that_calls_wait_for_a_model_that_loads(capsys,
     assert line.startswith("the server is still loading the model: calls wait for it")
 
 
-@pytest.mark.parametrize("reason", ["stop", None])
+@pytest.mark.parametrize("reason", ["stop", None, ""])
 def test_answer_without_a_reason_is_taken_if_text_is_there(reason):
-    ollama = answer(done_reason=reason)
-    if reason is None:
-        del ollama[1]["done_reason"]
-    with serving(ollama, openai_answer(reason=reason)) as (address, _):
+    with serving(answer(done_reason=reason), openai_answer(reason=reason)) as (
+        address,
+        _,
+    ):
         assert client_of(address).generate_intent("x") == "Adds numbers."
         assert openai_client_of(address).generate_intent("x") == "Adds numbers."
+
+
+@pytest.mark.parametrize(
+    "missing", [["done_reason"], ["done"], ["done_reason", "done"]]
+)
+def test_answer_without_the_fields_that_say_how_it_ended_is_taken(missing):
+    status, body = answer("Very, very, very often says the same: repeats it.")
+    for name in missing:
+        del body[name]
+    with serving((status, body)) as (address, _):
+        assert client_of(address).generate_intent("x") == body["message"]["content"]
 
 
 @pytest.mark.parametrize(
@@ -5190,6 +5293,15 @@ def test_answer_without_a_reason_is_taken_if_text_is_there(reason):
     [
         pytest.param({"data": [{"id": "m"}, {"id": "n"}]}, None, id="listed"),
         pytest.param({"data": [{"id": "m:latest"}]}, None, id="with-a-tag"),
+        pytest.param({"data": [{"id": "/a/m.gguf"}]}, None, id="file"),
+        pytest.param({"data": [{"id": r"C:\a\m.gguf"}]}, None, id="file-of-windows"),
+        pytest.param({"data": [{"id": "o/m"}]}, "(but o/m)", id="owner"),
+        pytest.param({"data": [{"id": "a", "aliases": ["m"]}]}, None, id="alias"),
+        pytest.param({"data": [{"id": "m:8b"}]}, "(but m:8b)", id="another-tag"),
+        pytest.param({"data": [{"id": "am"}]}, "(but am)", id="another-name"),
+        pytest.param(
+            {"data": [{"id": "a", "aliases": [7]}]}, "(but a)", id="odd-alias"
+        ),
         pytest.param({"object": "list"}, None, id="no-list"),
         pytest.param({"data": [{"id": "b"}, {"id": "a"}]}, "(but a, b)", id="others"),
         pytest.param({"data": []}, "(but none)", id="none"),
@@ -8584,7 +8696,7 @@ def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
         "a.py:1-3    good   success  Returns what it is given.\n"
         "b/c.py:1-4  Bad    failed   the answer is empty\n"
         "b/c.py:3-4  worse  failed   the answer is empty\n"
-        "2 records skipped: out of scope, without code, or beyond the limit\n"
+        "2 records skipped: out of scope, empty, stubs, or beyond the limit\n"
     )
 
 
