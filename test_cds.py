@@ -12021,7 +12021,7 @@ def test_import_of_the_library_changes_no_path_nor_do_its_workers(tmp_path):
         {A_THREAD}
         sources = cds.find_sources(".", ".py").sources
         found = list(cds.analyze_in_workers(sources, 2, task_size=1))
-        print([one[1].kind for one in found])
+        print([one.symbols[1].kind for one in found])
         print(before == [sys.path[:-1], os.getcwd(), dict(os.environ)])"""
     for given in ({}, {"PYTHONSAFEPATH": "1"}):
         done = finish(
