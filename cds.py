@@ -4682,9 +4682,21 @@ CODE, TESTS, GENERATED = "code", "tests", "generated"
 AREAS = (CODE, TESTS, GENERATED)  # in the order of the report
 # Why a group is hidden. Nothing is dropped: what a rule hides is counted, and is in the JSON.
 STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
-INSIDE, CALLS, CONTAINED = "inside", "calls", "contained"
-KNOWN, UNTOUCHED = "known", "untouched"
-HIDING_RULES = (STUB, SMALL, DUNDER, SHORT, INSIDE, CALLS, CONTAINED, KNOWN, UNTOUCHED)
+INSIDE, CALLS, CONTAINED, OVERLAP = "inside", "calls", "contained", "overlap"
+KNOWN, UNJUDGED, UNTOUCHED = "known", "unjudged", "untouched"
+HIDING_RULES = (
+    STUB,
+    SMALL,
+    DUNDER,
+    SHORT,
+    INSIDE,
+    CALLS,
+    CONTAINED,
+    OVERLAP,
+    KNOWN,
+    UNJUDGED,
+    UNTOUCHED,
+)
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 # Two indexes of one sequence, the lower one first.
@@ -4732,13 +4744,19 @@ Shape = Sequence[Fragment]
 
 
 class Cluster(NamedTuple):
-    """Fragments that belong together: a clone group before it is described for a reader."""
+    """Fragments that belong together: a clone group before it is described for a reader.
+
+    `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
+    `similarity` that of the least similar pair. For the flags see CloneGroup.
+    """
 
     evidence: str
     fragments: Sequence[Fragment]
+    closest: Sequence[float]
     similarity: float
     hidden_by: Optional[str]
     is_family: bool = False
+    overlaps: bool = False
 
 
 class Member(NamedTuple):
@@ -4746,7 +4764,8 @@ class Member(NamedTuple):
 
     `qualified_name` is dotted, `Class.method`; `shared` is the part of its code, 0 to 1, that all
     members have; `differs` holds the labels that no other member has. `intent` says what the code
-    is for, and `intent_source`, MODEL or DOCSTRING, who said so.
+    is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its body,
+    `closest` is its similarity to the member that it is most similar to; neither is in the JSON.
     """
 
     record: Record
@@ -4755,6 +4774,8 @@ class Member(NamedTuple):
     differs: tuple[str, ...]
     intent: Optional[str] = None
     intent_source: Optional[str] = None
+    statements: int = 0
+    closest: float = 1.0
 
 
 class CloneGroup(NamedTuple):
@@ -4765,7 +4786,8 @@ class CloneGroup(NamedTuple):
     that `are_siblings` have similar intents by design: they override one method of a common base or
     within one file, or their intents begin alike within one file. A group that `is_family` has too
     many members to compare every pair: each is similar to one and the same, and `similarity` is the
-    lowest with that.
+    lowest with that. One that `overlaps` holds pairs that had no place in the other groups of its
+    section, so some of its members are in several.
     """
 
     id: str
@@ -4779,6 +4801,7 @@ class CloneGroup(NamedTuple):
     members: tuple[Member, ...]
     are_siblings: bool = False
     is_family: bool = False
+    overlaps: bool = False
 
 
 class FilePair(NamedTuple):
@@ -4799,7 +4822,10 @@ class Report(NamedTuple):
     copies beyond the first; `file_pairs` the files that share most. `error_count` counts the errors
     of the analyzer, `stale` the groups that only a baseline has (None without one),
     `from_docstrings` the records whose docstring stands in for an intent, `unparsed_count` those
-    whose normalized code this Python cannot parse: they are in no near group.
+    whose normalized code this Python cannot parse: they are in no near group. `unread` holds the
+    paths of the files, and directories, without any record because of an error, as far as they are
+    known. `evidence` says which kinds the report could hold, `holds_overlaps` whether it could hold
+    groups that overlap.
     """
 
     run: Optional[Mapping[str, object]]
@@ -4814,6 +4840,9 @@ class Report(NamedTuple):
     stale: Optional[int] = None
     from_docstrings: int = 0
     unparsed_count: int = 0
+    unread: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = EVIDENCE
+    holds_overlaps: bool = True
 
 
 # -- Duplicates: fragments --------------------------------------------------------------------
@@ -6101,52 +6130,6 @@ def is_special_name(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def hide_contained(
-    clusters: Sequence[Cluster], around: Mapping[Place, Sequence[Place]]
-) -> list[Cluster]:
-    """Hide clusters whose records each lie inside another record of one cluster that is shown."""
-    # The outer cluster must be shown, or a hidden one would take its parts out of sight too; and
-    # it must be of the same code, or merging it would not merge the parts.
-    shown_at: dict[Place, list[int]] = collections.defaultdict(list)
-    for number, cluster in enumerate(clusters):
-        if cluster.hidden_by is None and cluster.evidence != INTENT:
-            for place in cluster_places(cluster):
-                shown_at[place].append(number)
-    marked = []
-    for cluster in clusters:
-        if cluster.hidden_by is None and is_contained(cluster, shown_at, around):
-            cluster = cluster._replace(hidden_by=CONTAINED)
-        marked.append(cluster)
-    return marked
-
-
-def cluster_places(cluster: Cluster) -> list[Place]:
-    """Return where the records of a cluster stand."""
-    return [
-        sort_key(record)
-        for fragment in cluster.fragments
-        for record in fragment.records
-    ]
-
-
-def is_contained(
-    cluster: Cluster,
-    shown_at: Mapping[Place, Sequence[int]],
-    around: Mapping[Place, Sequence[Place]],
-) -> bool:
-    """Return whether all of a cluster lies inside members of one cluster that is shown."""
-    holders: set[tuple[int, Place]] = set()
-    places = cluster_places(cluster)
-    for place in places:
-        for outer in around.get(place, ()):
-            for number in shown_at.get(outer, ()):
-                holders.add((number, outer))
-    # Two places in one outer record are a repetition within it, which merging would keep: so the
-    # outer records are counted, each once.
-    held = collections.Counter(number for number, _ in holders)
-    return len(places) in held.values()
-
-
 # -- Duplicates: groups -----------------------------------------------------------------------
 
 
@@ -6157,7 +6140,7 @@ def exact_clusters(fragments: Sequence[Fragment], min_statements: int) -> list[C
         if len(fragment.records) > 1:
             # Small bodies are compared with nothing, but that they are equal is known all the same.
             rule = SMALL if fragment.statements < min_statements else None
-            clusters.append(make_cluster(EXACT, [fragment], 1.0, rule))
+            clusters.append(make_cluster(EXACT, [[fragment]], {(0, 0): 1.0}, rule))
     return clusters
 
 
@@ -6236,7 +6219,10 @@ def linked_clusters(
     rule: Rule,
     grouped: Collection[int] = (),
 ) -> list[Cluster]:
-    """Link the pairs that no rule hides, then those that one hides among the shapes left."""
+    """Link the pairs that no rule hides, then those that one hides among the shapes left.
+
+    What linkage leaves over of the pairs that no rule hides forms clusters that overlap.
+    """
     by_rule: dict[Optional[str], dict[Pair, float]] = {name: {} for name in PAIR_RULES}
     for pair, similarity in pairs.items():
         by_rule[rule(pair, similarity)][pair] = similarity
@@ -6245,21 +6231,23 @@ def linked_clusters(
     for pair_rule, alike in by_rule.items():
         # 1. Link what no earlier rule has a group of.
         left = {pair: alike[pair] for pair in alike if done.isdisjoint(pair)}
-        linked = complete_linkage(left)
-        done.update(*(indexes for indexes, _ in linked))
-        # 2. What is like no other shape is still a group where it has several fragments.
-        if pair_rule is None:
-            alone = [
-                index
-                for index, shape in enumerate(shapes)
-                if len(shape) > 1 and index not in done
-            ]
-            linked += [([index], 1.0) for index in alone]
-            done.update(alone)
-        # 3. Take the fragments of the shapes.
-        for indexes, similarity in linked:
-            members = [fragment for index in indexes for fragment in shapes[index]]
-            clusters.append(make_cluster(evidence, members, similarity, pair_rule))
+        groups = [indexes for indexes, _ in complete_linkage(left)]
+        done.update(*groups)
+        for indexes in groups:
+            inside = {pair: left[pair] for pair in itertools.combinations(indexes, 2)}
+            clusters.append(make_cluster(evidence, shapes, inside, pair_rule))
+        if pair_rule is not None:
+            continue
+        # 2. A similar pair must be seen, whatever groups its two are in.
+        for taken in LeftOver(left, groups).take_all():
+            overlapping = make_cluster(evidence, shapes, taken, None)
+            clusters.append(overlapping._replace(overlaps=True))
+        # 3. What is like no other shape is still a group where it has several fragments.
+        for index, shape in enumerate(shapes):
+            if len(shape) > 1 and index not in done:
+                alone = {(index, index): 1.0}
+                clusters.append(make_cluster(evidence, shapes, alone, None))
+                done.add(index)
     return clusters
 
 
@@ -6303,44 +6291,123 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
     return linked
 
 
+class LeftOver:
+    """The pairs that are inside none of the groups of a linkage, until they are taken.
+
+    They are taken in sets, each pair in one. A set has every pair between its indexes, but for those
+    that are inside a group: so all of it is similar. It starts with the most similar pair that is
+    left, and takes in what is similar to all of it, the most similar first; ties fall to the lower index.
+    """
+
+    def __init__(
+        self, pairs: Mapping[Pair, float], groups: Iterable[Sequence[int]]
+    ) -> None:
+        self.pairs = pairs
+        self.peers: dict[int, frozenset[int]] = {}
+        for group in groups:
+            self.peers.update(dict.fromkeys(group, frozenset(group)))
+        self.left: dict[int, set[int]] = {
+            index: set() for pair in pairs for index in pair
+        }
+        for one, other in pairs:
+            if other not in self._peers(one):
+                self.left[one].add(other)
+                self.left[other].add(one)
+
+    def take_all(self) -> Iterator[dict[Pair, float]]:
+        """Yield the sets, each with the similarities of its pairs."""
+        for one, other in sorted(
+            self.pairs, key=lambda pair: (-self.pairs[pair], pair)
+        ):
+            if other in self.left[one]:
+                yield self._take(sorted(self._grown(one, other)))
+
+    def _peers(self, index: int) -> frozenset[int]:
+        return self.peers.get(index, frozenset())
+
+    def _grown(self, one: int, other: int) -> list[int]:
+        """Return a pair that is left with all that is similar to all of it."""
+        # One by one, since an intersection takes no longer than the smaller set is large.
+        similar = self.left[one] & self.left[other]
+        similar |= self.left[one] & self._peers(other)
+        similar |= self._peers(one) & self.left[other]
+        similar -= {one, other}
+
+        def most_similar_first(index: int) -> tuple[float, int]:
+            ends = ((min(index, end), max(index, end)) for end in (one, other))
+            return -min(map(self.pairs.__getitem__, ends)), index
+
+        indexes = [one, other]
+        for index in sorted(similar, key=most_similar_first):
+            of_index = self.left[index], self._peers(index)
+            if all(end in of_index[0] or end in of_index[1] for end in indexes):
+                indexes.append(index)
+        return indexes
+
+    def _take(self, indexes: Sequence[int]) -> dict[Pair, float]:
+        """Return the pairs between indexes that are left, which they are no more."""
+        taken = {}
+        for one, other in itertools.combinations(indexes, 2):
+            if other in self.left[one]:
+                taken[one, other] = self.pairs[one, other]
+                self.left[one].remove(other)
+                self.left[other].remove(one)
+        return taken
+
+
 def family_clusters(
     shapes: Sequence[Shape], head: int, members: Mapping[int, float], rule: Rule
 ) -> list[Cluster]:
     """Return the members of a family, parted by the rule that hides their pair with the head."""
-    by_rule: dict[Optional[str], list[int]] = {name: [] for name in PAIR_RULES}
+    by_rule: dict[Optional[str], dict[int, float]] = {name: {} for name in PAIR_RULES}
     for index, similarity in members.items():
         pair = (min(head, index), max(head, index))
-        by_rule[rule(pair, similarity)].append(index)
+        by_rule[rule(pair, similarity)][index] = similarity
     clusters = []
-    # The head is in the first group alone: no record is in two groups of one section.
-    remaining = [head]
-    for pair_rule, indexes in by_rule.items():
-        if not indexes:
+    # The head is in the first group alone: no record is in two groups of one family.
+    is_first = True
+    for pair_rule, alike in by_rule.items():
+        if not alike:
             continue
-        fragments: list[Fragment] = []
-        for index in remaining + indexes:
-            fragments += shapes[index]
-        remaining = []
-        if len(fragments) > 1:
-            lowest = min(members[index] for index in indexes)
-            clusters.append(
-                make_cluster(NEAR, fragments, lowest, pair_rule, is_family=True)
-            )
+        pairs = {
+            (head if is_first else index, index): similarity
+            for index, similarity in alike.items()
+        }
+        is_first = False
+        cluster = make_cluster(NEAR, shapes, pairs, pair_rule)
+        if len(cluster.fragments) > 1:
+            clusters.append(cluster._replace(is_family=True))
     return clusters
 
 
 def make_cluster(
     evidence: str,
-    fragments: Sequence[Fragment],
-    similarity: float,
+    shapes: Sequence[Shape],
+    pairs: Mapping[Pair, float],
     pair_rule: Optional[str],
-    *,
-    is_family: bool = False,
 ) -> Cluster:
-    """Return the cluster of fragments whose pairs are hidden by `pair_rule`, or by none."""
-    return Cluster(
-        evidence, fragments, similarity, group_rule(fragments, pair_rule), is_family
-    )
+    """Return the cluster of the shapes in pairs, all hidden by `pair_rule` or by none.
+
+    A shape that is in no pair with another one is given as a pair with itself.
+    """
+    fragments: list[Fragment] = []
+    similarities: list[float] = []
+    for index, similarity in closest_similarities(pairs).items():
+        shape = shapes[index]
+        fragments += shape
+        # Fragments of one shape have all their features in common.
+        similarities += [1.0 if len(shape) > 1 else similarity] * len(shape)
+    rule = group_rule(fragments, pair_rule)
+    return Cluster(evidence, fragments, similarities, min(pairs.values()), rule)
+
+
+def closest_similarities(pairs: Mapping[Pair, float]) -> dict[int, float]:
+    """Return the highest similarity that each index has in pairs."""
+    closest: dict[int, float] = {}
+    for pair, similarity in pairs.items():
+        for index in pair:
+            closest[index] = max(similarity, closest.get(index, 0.0))
+    return closest
 
 
 def find_clusters(
@@ -6363,8 +6430,7 @@ def find_clusters(
             fragment for fragment in large if is_class(fragment) is of_classes
         ]
         clusters += near_clusters(comparable, options.code_similarity, around, ordinals)
-    clusters += intent_clusters(large, sentences, options, around)
-    return hide_contained(clusters, around)
+    return clusters + intent_clusters(large, sentences, options, around)
 
 
 # -- Duplicates: what a reader is told ---------------------------------------------------------
@@ -6493,6 +6559,7 @@ def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
         score=round(worth, 1),
         members=tuple(members),
         is_family=cluster.is_family,
+        overlaps=cluster.overlaps,
     )
 
 
@@ -6514,11 +6581,18 @@ def describe_members(
     if cluster.evidence == NEAR and cluster.hidden_by is None:
         own = own_labels(cluster.fragments)
     members = []
-    for fragment in cluster.fragments:
-        share = rounded(shared_part(fragment, shared))
+    for fragment, similarity in zip(cluster.fragments, cluster.closest):
+        alone = Member(
+            record=fragment.records[0],
+            qualified_name="",
+            shared=rounded(shared_part(fragment, shared)),
+            differs=own.get(fragment.records[0].md5sum, ()),
+            statements=fragment.statements,
+            closest=similarity,
+        )
         for record in fragment.records:
             name = names.get(sort_key(record), "")
-            members.append(Member(record, name, share, own.get(record.md5sum, ())))
+            members.append(alone._replace(record=record, qualified_name=name))
     return sorted(members, key=lambda member: sort_key(member.record))
 
 
@@ -6732,7 +6806,7 @@ def area_of(file_path: str) -> str:
     return TESTS if is_test(file_path) else CODE
 
 
-def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str]:
+def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, float, float, str]:
     """Return what groups are sorted by: section, area, and then what a reader gains."""
     section = EVIDENCE.index(group.evidence)
     area = AREAS.index(group.area)
@@ -6740,7 +6814,89 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, float, float, str
     is_local = group.evidence == INTENT and within_one_file(group.members)
     # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
-    return (section, area, group.are_siblings, is_local, *by_worth)
+    # Most of what overlaps is in the other groups already.
+    return (section, area, group.overlaps, group.are_siblings, is_local, *by_worth)
+
+
+# What other groups make superfluous
+
+# Beyond so many groups of one section, those that overlap say little more of a member.
+GROUPS_A_MEMBER = 3
+
+
+def hide_superfluous(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
+    """Return groups with those hidden that other ones, which are shown, make superfluous.
+
+    CONTAINED are those that lie inside members of one group of the same code; OVERLAP hides one that
+    overlaps if each of its members is in GROUPS_A_MEMBER groups of the section.
+    """
+    around = enclosing_places(
+        member.record for group in groups for member in group.members
+    )
+
+    def outermost_first(number: int) -> tuple[object, ...]:
+        depths = (len(around.get(place, ())) for place in places_of(groups[number]))
+        return min(depths), *rank_key(groups[number])
+
+    shown = Shown(around)
+    marked = list(groups)
+    # Only what is shown itself hides others: so what may enclose a group is decided before it.
+    for number in sorted(range(len(groups)), key=outermost_first):
+        if groups[number].hidden_by is None:
+            rule = shown.rule_or_add(groups[number])
+            marked[number] = groups[number]._replace(hidden_by=rule)
+    return marked
+
+
+def places_of(group: CloneGroup) -> list[Place]:
+    """Return where the members of a group stand."""
+    return [sort_key(member.record) for member in group.members]
+
+
+class Shown:
+    """The groups that are shown so far: by place, and how many of each section are there.
+
+    `around` holds what encloses each place.
+    """
+
+    def __init__(self, around: Mapping[Place, Sequence[Place]]) -> None:
+        self.around = around
+        self.ids: dict[Place, list[str]] = collections.defaultdict(list)
+        self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
+
+    def rule_or_add(self, group: CloneGroup) -> Optional[str]:
+        """Return the rule that hides a group because of others; if there is none, it is shown too."""
+        places = places_of(group)
+        if is_contained(places, self.ids, self.around):
+            return CONTAINED
+        in_section = [(group.evidence, place) for place in places]
+        counts = map(self.counts.__getitem__, in_section)
+        if group.overlaps and min(counts) >= GROUPS_A_MEMBER:
+            return OVERLAP
+        self.counts.update(in_section)
+        # What encloses must be of the same code, or merging it would not merge the parts; and what
+        # overlaps ranks low, so that the parts could be seen late.
+        if group.evidence != INTENT and not group.overlaps:
+            for place in places:
+                self.ids[place].append(group.id)
+        return None
+
+
+def is_contained(
+    places: Sequence[Place],
+    shown: Mapping[Place, Sequence[str]],
+    around: Mapping[Place, Sequence[Place]],
+) -> bool:
+    """Return whether all places lie inside members of one group; `shown` holds the ids at each place."""
+    holders: set[tuple[str, Place]] = set()
+    for place in places:
+        for outer in around.get(place, ()):
+            for there in shown.get(outer, ()):
+                holders.add((there, outer))
+    # Two places in one outer record are a repetition within it, which merging would keep: so the
+    # outer records are counted, each once.
+    held = collections.Counter(one for one, _ in holders)
+    return len(places) in held.values()
 
 
 # What the report begins with: how much stands in copies, and in which files
@@ -6864,7 +7020,7 @@ def find_groups(
         with_intents(describe_group(cluster, facts), facts) for cluster in clusters
     ]
     unparsed = [fragment.records for fragment in fragments if not fragment.labels]
-    return sorted(groups, key=rank_key), sum(map(len, unparsed))
+    return hide_superfluous(sorted(groups, key=rank_key)), sum(map(len, unparsed))
 
 
 @parsing_quietly()
@@ -6874,11 +7030,13 @@ def build_report(
     *,
     run: Optional[Mapping[str, object]] = None,
     error_count: int = 0,
+    error_paths: Iterable[str] = (),
     workers: int = 0,
 ) -> Report:
     """Return the report on the records of a run, or of a source tree.
 
-    `workers` is the number of processes that may be started; by default there are none.
+    `error_paths` are those of analyzer errors, as far as they are known. `workers` is the number of
+    processes that may be started; by default there are none.
     """
     compared = [record for record in records if record.kind in options.kinds]
     missing = collections.Counter(
@@ -6904,6 +7062,7 @@ def build_report(
         error_count=error_count,
         from_docstrings=from_docstrings,
         unparsed_count=unparsed,
+        unread=tuple(sorted({*error_paths} - file_lines.keys())),
     )
 
 
@@ -6918,32 +7077,38 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
 # -- Duplicates: baseline ---------------------------------------------------------------------
 #
 # A gate must tell code that was copied from code that was edited, moved or renamed. So a group is
-# not looked up by its id: its members are matched one to one with those of a group in the baseline.
+# not looked up by its id: each definition is matched with one of the baseline, and a pair is known
+# if its two stood together there, in whatever group.
 
-SCHEMA_VERSION = 1  # of the JSON of a report
+SCHEMA_VERSION = 2  # of the JSON of a report
+# The first did not have the pairs that linkage leaves over, nor say what it could not hold.
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
+# What hides a group that was accepted, in the baseline or in one before it.
+ACCEPTED = (None, KNOWN, UNJUDGED)
+# What other groups made superfluous was accepted with them; what any other rule hid, by nobody.
+VOUCHING = (*ACCEPTED, CONTAINED, OVERLAP)
 Identity = tuple[str, str, str]
 Value = TypeVar("Value")
 
 
 def compare_with_baseline(report: Report, baseline: Report) -> Report:
-    """Return the report with the groups that `baseline` holds hidden by KNOWN, and `stale` counted.
+    """Return the report with the groups that hold nothing new hidden, and `stale` counted.
 
-    A group is known where its members can be matched one to one with members of one group of the
-    baseline: by the same md5sum or, where that group was accepted, by the same file, kind and
-    qualified name. Within a section a member of the baseline serves one member only.
+    A group is KNOWN if each two of its members stood together in a group of the baseline, and
+    UNJUDGED if all others are members that the baseline could not hold. What members stood there
+    is said by Counterparts.
     """
-    known: set[str] = set()
-    numbers = numbers_by_key(baseline.groups)
-    for evidence in EVIDENCE:
-        section = shown_groups(report.groups, (evidence,))
-        known.update(known_ids(section, baseline.groups, numbers))
+    counterparts = Counterparts(report, baseline)
     groups = []
     for group in report.groups:
-        if group.id in known and group.hidden_by is None:
-            group = group._replace(hidden_by=KNOWN)
+        # What is known must not go on hiding what is new.
+        if group.hidden_by in (None, CONTAINED, OVERLAP):
+            rule = counterparts.judge(group)
+            if rule is None or group.hidden_by is None:
+                group = group._replace(hidden_by=rule)
         groups.append(group)
-    stale = count_stale(baseline.groups, report.groups)
-    return report._replace(groups=tuple(groups), stale=stale)
+    stale = counterparts.count_stale(report.groups)
+    return report._replace(groups=tuple(hide_superfluous(groups)), stale=stale)
 
 
 def identity(member: Member) -> Identity:
@@ -6951,157 +7116,248 @@ def identity(member: Member) -> Identity:
     return member.record.file_path, member.record.kind, member.qualified_name
 
 
-def is_accepted(group: CloneGroup) -> bool:
-    """Return whether a group of a baseline was shown there, or was known to its own baseline."""
-    return group.hidden_by in (None, KNOWN)
-
-
-def can_know(known: CloneGroup, group: CloneGroup) -> bool:
-    """Return whether the evidence of a baseline's group is strong enough for another group."""
-    return known.evidence != INTENT or group.evidence == INTENT
-
-
-def member_keys(member: Member) -> tuple[Hashable, Hashable]:
-    """Return what a member is matched by: its code, and its identity."""
-    return member.record.md5sum, identity(member)
-
-
-def numbers_by_key(groups: Sequence[CloneGroup]) -> dict[Hashable, set[int]]:
-    """Return the numbers of the groups that hold each key."""
-    numbers: dict[Hashable, set[int]] = collections.defaultdict(set)
-    for number, group in enumerate(groups):
+def members_by_place(groups: Iterable[CloneGroup]) -> dict[Place, Member]:
+    """Return each member of groups once."""
+    members: dict[Place, Member] = {}
+    for group in groups:
         for member in group.members:
-            for key in member_keys(member):
-                numbers[key].add(number)
+            members.setdefault(sort_key(member.record), member)
+    return members
+
+
+def numbers_by_place(groups: Iterable[CloneGroup]) -> dict[Place, list[int]]:
+    """Return the numbers of the groups that have a member at each place."""
+    numbers: dict[Place, list[int]] = collections.defaultdict(list)
+    for number, group in enumerate(groups):
+        for place in places_of(group):
+            numbers[place].append(number)
     return numbers
 
 
-class Candidate(NamedTuple):
-    """A group, and the number of one in the baseline that may know it.
+class Counterparts:
+    """The members of the groups of a report, each with the one that it was in a baseline, if any.
 
-    Edited code keeps its place in the baseline, even where its old text was copied elsewhere: so
-    the candidates with the most members in place come first. Ties are broken by content.
+    That is the one of the same file, kind and qualified name, or of the same code, and of no other
+    member. A group that a rule hid in the baseline knows its members by their code alone.
     """
 
-    group: CloneGroup
-    number: int
-    in_place: int
-    known_id: str
+    def __init__(self, report: Report, baseline: Report) -> None:
+        self.options, self.baseline = report.options, baseline
+        now = members_by_place(report.groups)
+        before = members_by_place(baseline.groups)
+        known = list(before.values())
+        served = Matching(list(now.values()), known).match_all()
+        self.before = {
+            place: known[position]
+            for place, position in zip(now, served)
+            if position is not None
+        }
+        self.numbers = numbers_by_place(baseline.groups)
+        self.standings: dict[tuple[Place, bool], frozenset[int]] = {}
+
+    def standing(self, member: Member, evidence: str) -> frozenset[int]:
+        """Return the numbers of the baseline's groups that know a member of a group with this evidence."""
+        of_intent = evidence == INTENT
+        key = sort_key(member.record), of_intent
+        # Looked up once: what is in many groups here was in many there.
+        if key not in self.standings:
+            self.standings[key] = frozenset(self._find_standing(member, of_intent))
+        return self.standings[key]
+
+    def _find_standing(self, member: Member, of_intent: bool) -> Iterator[int]:
+        before = self.before.get(sort_key(member.record))
+        if before is None:
+            return
+        is_unchanged = before.record.md5sum == member.record.md5sum
+        for number in self.numbers[sort_key(before.record)]:
+            known = self.baseline.groups[number]
+            # That two serve one purpose does not say that one is a copy of the other.
+            is_evident = of_intent or known.evidence != INTENT
+            if is_evident and (is_unchanged or known.hidden_by in VOUCHING):
+                yield number
+
+    def judge(self, group: CloneGroup) -> Optional[str]:
+        """Return KNOWN, UNJUDGED, or None for a group that holds a new pair."""
+        if self.is_known(group, group.members):
+            return KNOWN
+        judged = [member for member in group.members if self.could_hold(group, member)]
+        if len(judged) < group.copies and self.is_known(group, judged):
+            return UNJUDGED
+        return None
+
+    def is_known(self, group: CloneGroup, members: Iterable[Member]) -> bool:
+        """Return whether each two of these members of a group stood together in the baseline."""
+        standings = [self.standing(member, group.evidence) for member in members]
+        return are_together(standings, group.is_family)
+
+    def could_hold(self, group: CloneGroup, member: Member) -> bool:
+        """Return whether the baseline could have held a member of this group, had it stood there."""
+        baseline, record = self.baseline, member.record
+        if group.evidence not in baseline.evidence:
+            return False
+        if group.overlaps and not baseline.holds_overlaps:
+            return False
+        if record.kind not in baseline.options.kinds:
+            return False
+        return not self.was_unread(record.file_path) and self.was_compared(
+            group, member
+        )
+
+    def was_unread(self, file_path: str) -> bool:
+        """Return whether the baseline was made without a file: it was excluded, or could not be read."""
+        patterns = self.baseline.options.exclude
+        if any(path_matches(file_path, pattern) for pattern in patterns):
+            return True
+        return any(is_below(file_path, path) for path in self.baseline.unread)
+
+    def was_compared(self, group: CloneGroup, member: Member) -> bool:
+        """Return whether what makes a member one of this group was enough for the baseline's options."""
+        before = self.baseline.options
+        if group.evidence == EXACT:
+            # Equal bodies are held whatever their size.
+            return True
+        if group.evidence == NEAR:
+            is_similar = member.closest >= before.code_similarity
+        else:
+            is_similar = member.closest >= before.intent_similarity
+            is_similar = is_similar and self.had_sentence(member)
+        return is_similar and member.statements >= before.min_statements
+
+    def had_sentence(self, member: Member) -> bool:
+        """Return whether the baseline compared sentences such as that of a member."""
+        # A report on a source tree, not on a run, has those of docstrings alone.
+        if member.intent_source == MODEL and self.baseline.run is None:
+            return False
+        return self.baseline.options.intents == self.options.intents
+
+    def count_stale(self, groups: Iterable[CloneGroup]) -> int:
+        """Return how many accepted groups of the baseline have no two members in one group any more."""
+        numbered = enumerate(self.baseline.groups)
+        stale = {number for number, known in numbered if known.hidden_by in ACCEPTED}
+        for group in groups:
+            stale -= repeated(
+                [self.standing(member, group.evidence) for member in group.members]
+            )
+        return len(stale)
 
 
-def known_ids(
-    section: Sequence[CloneGroup],
-    baseline: Sequence[CloneGroup],
-    numbers: Mapping[Hashable, Collection[int]],
-) -> Iterator[str]:
-    """Yield the ids of the groups of one section that a baseline knows.
+def repeated(sets: Sequence[Collection[int]]) -> set[int]:
+    """Return what is in two of the sets, or more."""
+    # The largest is not gone through: one member in very many groups has a large one in each.
+    *others, largest = sorted(sets, key=len)
+    seen: set[int] = set()
+    found: set[int] = set()
+    for numbers in others:
+        found.update(
+            number for number in numbers if number in seen or number in largest
+        )
+        seen.update(numbers)
+    return found
 
-    `numbers` holds those of the baseline's groups by key.
+
+def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
+    """Return whether each two members stood in one group, by the groups that each one stood in.
+
+    In a family not each two are similar: there it is enough to have stood with any other member.
     """
-    # By place, since a member of an exact group may be one of a near group too.
-    used: set[Place] = set()
-    done: set[str] = set()
-    candidates = find_candidates(section, baseline, numbers)
-    for group, number, *_ in sorted(candidates, key=best_first):
-        if group.id in done:
-            continue
-        known = baseline[number]
-        matching = Matching(group, known, used)
-        if all(map(matching.add, range(group.copies))):
-            used.update(sort_key(known.members[n].record) for n in matching.serves)
-            done.add(group.id)
-            yield group.id
+    if len(standings) < 2:
+        return True
+    if is_family:
+        common = repeated(standings)
+        return not any(standing.isdisjoint(common) for standing in standings)
+    # Most members of a large group stood in the same groups: these are looked at once.
+    pairs = itertools.combinations(set(standings), 2)
+    return all(standings) and not any(one.isdisjoint(other) for one, other in pairs)
 
 
-def find_candidates(
-    section: Sequence[CloneGroup],
-    baseline: Sequence[CloneGroup],
-    numbers: Mapping[Hashable, Collection[int]],
-) -> Iterator[Candidate]:
-    """Yield the groups of a baseline that are large enough and hold a match for the first member."""
-    for group in section:
-        identities = set(map(identity, group.members))
-        code, place = member_keys(group.members[0])
-        for number in {*numbers.get(code, ()), *numbers.get(place, ())}:
-            known = baseline[number]
-            if known.copies < group.copies or not can_know(known, group):
-                continue
-            in_place = identities.intersection(map(identity, known.members))
-            yield Candidate(group, number, len(in_place), known.id)
+def is_below(file_path: str, path: str) -> bool:
+    """Return whether a path is that of a file, or of a directory around it."""
+    return path == "." or f"{file_path}/".startswith(f"{path}/")
 
 
-def best_first(candidate: Candidate) -> tuple[int, str, str]:
-    """Return what candidates are sorted by."""
-    return -candidate.in_place, candidate.group.id, candidate.known_id
+def match_keys(member: Member) -> tuple[Hashable, Hashable, Hashable]:
+    """Return what a member is matched by, the strongest first: both of these, its identity, its code."""
+    code = member.record.md5sum
+    return (identity(member), code), identity(member), code
 
 
 class Matching:
-    """Matches the members of a group one to one with unused members of a baseline's group.
+    """Matches members one to one with those of a baseline, as many as possible.
 
-    Members are given by their positions. A member that serves goes on serving, if another one:
-    each `add` searches a path of matches along which members are handed on until a free one is
-    reached (augmenting paths; Kuhn, "The Hungarian method", 1955).
+    Members are given by their positions. What serves goes on serving, if another member: each `add`
+    searches a path of matches along which members are handed on until a free one is reached
+    (augmenting paths; Kuhn, "The Hungarian method", 1955).
     """
 
     # No choice is final, so an `add` fails only where no matching serves all members so far (Berge,
     # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
-    # order of its members.
+    # order of its members. What a search in vain has reached leads no later one to a free member.
 
-    def __init__(
-        self, group: CloneGroup, known: CloneGroup, used: Collection[Place]
-    ) -> None:
-        self.members = group.members
+    def __init__(self, members: Sequence[Member], known: Sequence[Member]) -> None:
+        self.keys = list(map(match_keys, members))
         self.serves: dict[int, int] = {}
         self.served_by: dict[int, int] = {}
-        self.by_identity: dict[Identity, list[int]] = collections.defaultdict(list)
-        self.by_code: dict[str, list[int]] = collections.defaultdict(list)
-        for position, member in enumerate(known.members):
-            if sort_key(member.record) in used:
-                continue
-            self.by_code[member.record.md5sum].append(position)
-            # What a rule hid was accepted by nobody, so it vouches for its own code alone.
-            if is_accepted(known):
-                self.by_identity[identity(member)].append(position)
+        self.by_key: dict[Hashable, list[int]] = collections.defaultdict(list)
+        for position, member in enumerate(known):
+            for key in match_keys(member):
+                self.by_key[key].append(position)
         # What serves never becomes free again, so it is dropped from here when it is met.
-        self.free = {
-            md5sum: positions[::-1] for md5sum, positions in self.by_code.items()
-        }
+        self.free = {key: positions[::-1] for key, positions in self.by_key.items()}
+        self.vain: set[Hashable] = set()
+
+    def match_all(self) -> list[Optional[int]]:
+        """Match all members; return the position of what serves each, or None.
+
+        Edited code keeps its place, even where its old text was copied elsewhere: so members in
+        place come first, those unchanged before all others.
+        """
+
+        def weakness(member: int) -> int:
+            found = [key in self.by_key for key in self.keys[member]]
+            return [*found, True].index(True)
+
+        members = range(len(self.keys))
+        for member in sorted(members, key=weakness):
+            self.add(member)
+        return [self.served_by.get(member) for member in members]
 
     def add(self, start: int) -> bool:
         """Match one more member; return whether that is possible."""
         reached_from: dict[int, int] = {}
-        for position in self._reachable(start, reached_from):
+        exhausted: set[Hashable] = set()
+        for position in self._reachable(start, reached_from, exhausted):
             if position not in self.serves:
                 self._hand_on(position, reached_from)
                 return True
+        self.vain |= exhausted
         return False
 
-    def _reachable(self, start: int, reached_from: dict[int, int]) -> Iterator[int]:
+    def _reachable(
+        self, start: int, reached_from: dict[int, int], exhausted: set[Hashable]
+    ) -> Iterator[int]:
         """Yield what a member can be served by, at once and by handing on, the nearest first."""
         queue = collections.deque([start])
-        exhausted: set[str] = set()
         while queue:
             served = queue.popleft()
-            for position in self._matches(self.members[served], exhausted):
+            for position in self._matches(served, exhausted):
                 if position not in reached_from:
                     reached_from[position] = served
                     yield position
                     queue.append(self.serves[position])
 
-    def _matches(self, member: Member, exhausted: set[str]) -> Iterator[int]:
-        """Yield what a member can be served by; all of one code but once, when none is free."""
-        yield from self.by_identity.get(identity(member), [])
-        md5sum = member.record.md5sum
-        if md5sum in exhausted:
-            return
-        free = self.free.get(md5sum, [])
-        while free and free[-1] in self.serves:
-            free.pop()
-        if free:
-            yield free[-1]
-        else:
-            exhausted.add(md5sum)
-            yield from self.by_code.get(md5sum, [])
+    def _matches(self, member: int, exhausted: set[Hashable]) -> Iterator[int]:
+        """Yield what a member can be served by; all of one key but once, when none is free."""
+        for key in self.keys[member]:
+            if key in exhausted or key in self.vain or key not in self.free:
+                continue
+            free = self.free[key]
+            while free and free[-1] in self.serves:
+                free.pop()
+            if free:
+                yield free[-1]
+            else:
+                exhausted.add(key)
+                yield from self.by_key[key]
 
     def _hand_on(self, free: int, reached_from: Mapping[int, int]) -> None:
         """Let a free member serve, and each one on the path to it serve the next."""
@@ -7114,36 +7370,6 @@ class Matching:
             position = before
 
 
-def count_stale(baseline: Sequence[CloneGroup], groups: Sequence[CloneGroup]) -> int:
-    """Return how many accepted groups of a baseline have no two members in one group any more."""
-    numbers = numbers_by_key(groups)
-    stale = 0
-    for known in filter(is_accepted, baseline):
-        keys = group_keys(known)
-        candidates = {number for key in keys for number in numbers.get(key, ())}
-        stale += not any(still_hold(groups[number], known) for number in candidates)
-    return stale
-
-
-def still_hold(group: CloneGroup, known: CloneGroup) -> bool:
-    """Return whether at least two members of a group match two of a baseline's group."""
-    if not can_know(known, group):
-        return False
-    # Where each side has two with a match, they are not all matches of a single member.
-    return count_matched(group, known) > 1 and count_matched(known, group) > 1
-
-
-def count_matched(group: CloneGroup, other: CloneGroup) -> int:
-    """Return how many members of a group have a key of a member of the other."""
-    wanted = group_keys(other)
-    return sum(not wanted.isdisjoint(member_keys(member)) for member in group.members)
-
-
-def group_keys(group: CloneGroup) -> set[Hashable]:
-    """Return what the members of a group are matched by."""
-    return set(itertools.chain.from_iterable(map(member_keys, group.members)))
-
-
 def report_from_json(text: str) -> Report:
     """Return what `--format json` wrote, without the code; raise ValueError for any other text."""
     try:
@@ -7152,7 +7378,8 @@ def report_from_json(text: str) -> Report:
         raise ValueError("is no JSON, or not all of it") from error
     if not isinstance(fields, dict) or "schema_version" not in fields:
         raise ValueError("is no report")
-    if fields["schema_version"] != SCHEMA_VERSION:
+    version = fields["schema_version"]
+    if version not in READABLE_VERSIONS:
         raise ValueError(f"has another schema version than {SCHEMA_VERSION}")
     try:
         return Report(
@@ -7164,7 +7391,10 @@ def report_from_json(text: str) -> Report:
             file_lines={},
             area_lines={},
             file_pairs=(),
-            error_count=fields["error_count"],
+            error_count=typed_field(fields, "error_count", int),
+            unread=texts_field(fields, "unread") if version > 1 else (),
+            evidence=texts_field(fields, "evidence") if version > 1 else EVIDENCE,
+            holds_overlaps=version > 1,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("is no complete report") from error
@@ -7172,11 +7402,20 @@ def report_from_json(text: str) -> Report:
 
 def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     """Return the options of a report; what an older one did not record has its default."""
-    values = {name: fields[name] for name in DuplicateOptions._fields if name in fields}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-    return DuplicateOptions(**values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, default in DuplicateOptions()._asdict().items():
+        if name in fields:
+            values[name] = option_field(fields, name, default)
+    return DuplicateOptions(**values)
+
+
+def option_field(fields: Mapping[str, object], name: str, default: object) -> object:
+    """Return an option in a JSON object; raise TypeError or ValueError for another type than usual."""
+    if isinstance(default, tuple):
+        return texts_field(fields, name)
+    if isinstance(default, float):
+        return similarity_field(fields, name)
+    return typed_field(fields, name, type(default))
 
 
 def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
@@ -7197,6 +7436,7 @@ def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
         hidden_by=hidden_by,
         score=fields["score"],
         is_family=fields.get("is_family", False),
+        overlaps=fields.get("overlaps", False),
         members=members,
     )
 
@@ -7222,6 +7462,24 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
     )
 
 
+def texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a list of texts in a JSON object; raise TypeError where it is anything else."""
+    texts = typed_field(fields, name, list)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(name)
+    return tuple(texts)
+
+
+def similarity_field(fields: Mapping[str, object], name: str) -> float:
+    """Return a similarity in a JSON object; raise TypeError or ValueError where it is anything else."""
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(name)
+    if not 0 < value <= 1:
+        raise ValueError(name)
+    return value
+
+
 def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
     """Return a field of a JSON object; raise TypeError where it is of another type."""
     value = fields[name]
@@ -7233,14 +7491,8 @@ def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> V
 # Touching: the groups with a member in files of interest
 
 
-def hide_untouched(report: Report, patterns: Sequence[str]) -> Report:
-    """Return the report with the groups without a member in a file that matches hidden by UNTOUCHED."""
-    paths: set[str] = set()
-    for group in report.groups:
-        paths.update(member.record.file_path for member in group.members)
-    touched: set[str] = set()
-    for pattern in patterns:
-        touched.update(path for path in paths if path_matches(path, pattern))
+def hide_untouched(report: Report, touched: Collection[str]) -> Report:
+    """Return the report with the groups without a member in one of these files hidden by UNTOUCHED."""
     groups = []
     for group in report.groups:
         is_touched = any(member.record.file_path in touched for member in group.members)
@@ -7286,6 +7538,7 @@ AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored co
 MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
+OVERLAP_NOTE = "some are in other groups too"
 # A group is to be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
@@ -7312,6 +7565,8 @@ def report_json(report: Report) -> Iterator[str]:
         "record_count": report.record_count,
         "error_count": report.error_count,
         "unparsed_count": report.unparsed_count,
+        "unread": report.unread,
+        "evidence": report.evidence,
         "stale": report.stale,
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
@@ -7420,25 +7675,31 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line(text, folds=True)
 
 
-def verdict_line(report: Report, hits: Sequence[CloneGroup]) -> str:
+def verdict_line(
+    report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
+) -> str:
     """Return what a gate has to say: the groups that hit it, and what else bears on it."""
-    has_baseline = report.stale is not None
-    noun = "new group" if has_baseline else "group"
+    noun = "group" if baseline is None else "new group"
     parts = [f"no {noun}s"]
     if hits:
         ids = [group.id for group in hits[:MAX_VERDICT_IDS]]
         parts = [f"{counted(len(hits), noun)}: {', '.join(ids)}"]
     if len(hits) > MAX_VERDICT_IDS:
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
-    if has_baseline:
-        known = count_hidden(report.groups)[KNOWN]
-        parts += [f"{known} known", f"{report.stale} stale"]
+    hidden = count_hidden(report.groups)
+    if baseline is not None:
+        parts += [f"{hidden[KNOWN]} known", f"{report.stale} stale"]
+    if hidden[UNJUDGED]:
+        parts.append(f"{hidden[UNJUDGED]} {UNJUDGED}")
     # What was not read was not compared: without this, a broken file would pass as a clean one.
     if report.error_count:
         errors = counted(report.error_count, "analyzer error")
         parts.append(f"not compared: code with {errors}")
     if report.unparsed_count:
         parts.append(f"not compared for near copies: {unparsed_records(report)}")
+    if baseline is not None and baseline.error_count:
+        errors = counted(baseline.error_count, "analyzer error")
+        parts.append(f"not in the baseline: code with {errors} there")
     return "gate: " + "; ".join(parts)
 
 
@@ -7549,7 +7810,7 @@ def _exact_ids(groups: Iterable[CloneGroup]) -> dict[str, str]:
 
 
 def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
-    """Yield a line for each group of siblings among the first `top`; siblings rank last."""
+    """Yield a line for each group of siblings among the first `top`; siblings come last."""
     folded = [group for group in ranked[:top] if group.are_siblings]
     if folded:
         count = counted(sum(group.are_siblings for group in ranked), "group")
@@ -7606,6 +7867,8 @@ def _group_headline(group: CloneGroup) -> str:
         parts.append("within one file")
     if group.is_family:
         parts.append(FAMILY_NOTE)
+    if group.overlaps:
+        parts.append(OVERLAP_NOTE)
     return ", ".join(parts)
 
 
@@ -8775,8 +9038,8 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
     """Return the groups that are shown, then those that the baseline has."""
     # Without a result for a known group, its alert would count as fixed. New ones come first, so
     # that the limit costs known ones before any of them.
-    listed = [group for group in report.groups if group.hidden_by in (None, KNOWN)]
-    return sorted(listed, key=lambda group: group.hidden_by == KNOWN)
+    listed = [group for group in report.groups if group.hidden_by in ACCEPTED]
+    return sorted(listed, key=lambda group: group.hidden_by is not None)
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
@@ -8874,7 +9137,7 @@ def sarif_result(
 
 def sarif_level(report: Report, group: CloneGroup) -> str:
     """Return how much a group matters: against a baseline, only new ones are errors."""
-    if group.hidden_by == KNOWN:
+    if group.hidden_by is not None:
         return "note"
     return "warning" if report.stale is None else "error"
 
@@ -9702,16 +9965,16 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     report, baseline = read_reports(args)
     # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
     # elsewhere would seem stale.
+    touched = touched_files(args, report)
     if baseline is not None:
-        log_other_options(baseline.options, report.options)
         report = compare_with_baseline(report, baseline)
-    if args.touching:
-        log_unmatched(args.touching, report.file_lines)
-        report = hide_untouched(report, args.touching)
+        log_limits(baseline, report)
+    if touched is not None:
+        report = hide_untouched(report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
     hits = shown_groups(report.groups, gated_evidence(args.fail_on))
     has_gate = args.against or args.fail_on
-    verdict = verdict_line(report, hits) if has_gate else ""
+    verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
     # On stderr too, since in a log of CI the report itself may be a file.
     if verdict:
@@ -9789,6 +10052,7 @@ def report_on_source(args: argparse.Namespace) -> Report:
         records,
         duplicate_options(args),
         error_count=len(errors),
+        error_paths=[error.file_path for error in errors],
         workers=args.workers,
     )
 
@@ -9830,22 +10094,111 @@ def read_baseline(path: str) -> Report:
         raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def log_other_options(before: DuplicateOptions, now: DuplicateOptions) -> None:
-    """Log which options a baseline was made with, where they are not those of this report."""
-    others = [
+def log_limits(baseline: Report, report: Report) -> None:
+    """Log what a baseline was made without, and whether that is a reason to write it anew."""
+    others = other_options(baseline.options, report.options)
+    if others:
+        log(f"--against: the baseline was made with other options: {', '.join(others)}")
+    if baseline.unread:
+        log(f"--against: the baseline could not read {some_of(baseline.unread)}")
+    unjudged = count_hidden(report.groups)[UNJUDGED]
+    if unjudged:
+        what = f"{counted(unjudged, 'group')} {UNJUDGED}"
+        them = "it" if unjudged == 1 else "them"
+        reason = f"since the baseline could not hold {them}"
+        log(f"--against: {what}, {reason}: write it anew")
+
+
+def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
+    """Return in words which options of a baseline are not those of this report."""
+    return [
         f"{name} {theirs} (now {ours})"
         for name, theirs, ours in zip(now._fields, before, now)
         if theirs != ours
     ]
-    if others:
-        log(f"--against: the baseline was made with other options: {', '.join(others)}")
 
 
-def log_unmatched(patterns: Sequence[str], paths: Collection[str]) -> None:
-    """Log the patterns of `--touching` that no file matches."""
-    for pattern in patterns:
-        if not any(path_matches(path, pattern) for path in paths):
-            log(f"--touching: no file matches {pattern}")
+# What `--touching` names
+
+GLOB_SIGN = re.compile("[*?[]")
+
+
+def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]]:
+    """Return the files that `--touching` names, None without it; log what names no file.
+
+    Raise UsageError if a gate would judge nothing because of that.
+    """
+    if not args.touching:
+        return None
+    root = os.path.abspath(root_directory(report, args))
+    paths = {*report.file_lines, *report.unread}
+    found = {text: named_files(text, paths, root) for text in args.touching}
+    if args.fail_on and not any(found.values()):
+        raise UsageError(
+            f"--touching: no file below {root} matches {some_of(list(found))}:"
+            " name files that are analyzed, or leave out --fail-on"
+        )
+    for text, files in found.items():
+        if not files:
+            log(f"--touching: no file matches {text}")
+    return set().union(*found.values())
+
+
+def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
+    """Return those of the paths below `root` that a pattern or path of the command line names.
+
+    It may be absolute, or start in `root` or in the current directory.
+    """
+    if not text:
+        return set()
+    here = absolute_path("--touching", text).removesuffix(text)
+    starts = set(map(stored_path, paths_below(text, root, here)))
+    found = {path for path in paths if any(is_below(path, start) for start in starts)}
+    for pattern in anchored_patterns(text, root, here):
+        found.update(path for path in paths if path_matches(path, pattern))
+    return found
+
+
+def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
+    """Yield the patterns that a text of the command line stands for, each for paths below `root`."""
+    if GLOB_SIGN.search(text):
+        yield text
+        yield from (f"/{pattern}" for pattern in paths_below(text, root, here))
+        # The signs in the names of directories that the user did not write are no pattern.
+        names = (GLOB_SIGN.sub(r"[\g<0>]", directory) for directory in (root, here))
+        yield from (f"/{pattern}" for pattern in paths_below(text, *names))
+    elif "/" not in text.rstrip("/"):
+        yield text  # a name at any depth
+
+
+def paths_below(text: str, root: str, here: str) -> Iterator[str]:
+    """Yield what a path is relative to `root`, if it starts there, or in `here`, or is absolute.
+
+    What lies outside is left out; a directory around the root is the root.
+    """
+    in_root = os.path.join(root, text.lstrip("/"))
+    from_here = os.path.join(here, text)
+    real = os.path.realpath(from_here), os.path.realpath(root)
+    for path, start in (in_root, root), (from_here, root), real:
+        try:
+            relative = os.path.relpath(path, start)
+        except ValueError:  # on another drive of Windows
+            continue
+        names = set(relative.split(os.sep))
+        if names == {os.pardir}:
+            yield os.curdir
+        elif os.pardir not in names:
+            yield relative
+
+
+def root_directory(report: Report, args: argparse.Namespace) -> str:
+    """Return the directory in which a report's file paths start."""
+    directory = str(args.path)
+    if report.run:
+        directory = restored_path(str(report.run["root_path"]))
+    if os.path.isfile(directory):
+        directory = os.path.dirname(directory) or os.curdir
+    return directory
 
 
 def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None:
@@ -9872,11 +10225,7 @@ def write_sarif(args: argparse.Namespace, report: Report) -> None:
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
-    directory = str(args.path)
-    if report.run:
-        directory = restored_path(str(report.run["root_path"]))
-    if os.path.isfile(directory):
-        directory = os.path.dirname(directory) or os.curdir
+    directory = root_directory(report, args)
     try:
         return os.path.relpath(directory)
     except (OSError, ValueError):

@@ -580,6 +580,7 @@ WORST_TEXTS = {
     "LINE_START_END": ("a", "", "", "cds.line_start(text)"),
     "WORD_OR_SIGN": ("a+", "", "", "cds.marked_words(text, text + 'a')"),
     "NAME_OR_NUMBER": ("a+", "", "", "cds.line_shape(text)"),
+    "GLOB_SIGN": ("[", "", "", "pattern.sub('', text)"),
     "ESCAPE_OR_QUOTES": ("\\'", "'a", "", BODY),
     # Not patterns by name, but as foreign.
     "decorators": ("@:\n", "", "def f()", "cds.does_nothing(text)"),
@@ -6704,7 +6705,7 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     expected = every_pair_grouped(records, options)
     found = []
     for group in found_groups(records, options):
-        if group.evidence == "near":
+        if group.evidence == "near" and not group.overlaps:
             found.append(
                 (
                     group.hidden_by,
@@ -8085,7 +8086,8 @@ def test_tied_pairs_are_linked_in_the_order_of_their_code():
                 frozenset(one.md5sum for one in records_in(group)) for group in groups
             )
         )
-    assert [len(group) for (group,) in linked] == [2]
+    ((first, second),) = linked
+    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
 
 
 def test_ties_are_broken_by_content():
@@ -8237,6 +8239,137 @@ def test_the_order_of_the_records_changes_nothing():
     records = [record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
     shuffled = random.Random(2).sample(records, len(records))
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
+
+
+# Groups that overlap
+
+
+def shares(name, numbers):
+    """Return a function of one statement for each number: what shares numbers shares code."""
+    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
+    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
+
+
+# Either side is similar to the middle, and the sides are not to each other.
+MIDDLE = shares("middle", range(10))
+SIDE = shares("side", [*range(8), 20, 21])
+OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
+FOUR_WORDS = "alpha bravo charlie delta"
+SENTENCES = (
+    f"Parses quoted dates header {FOUR_WORDS}.",
+    f"Quoted dates header {FOUR_WORDS} rows.",
+    "Parses quoted dates header alpha bravo lines socket.",
+)
+
+
+def ring(size=30):
+    """Return records of which each is similar to the four or five before and after it."""
+    return [
+        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
+        for n in range(size)
+    ]
+
+
+def members_by_overlap(report, evidence):
+    """Return the paths in the groups that do not overlap, and in those that do."""
+    groups = [group for group in report.groups if group.evidence == evidence]
+    return [
+        [paths_in(group) for group in groups if group.overlaps is overlaps]
+        for overlaps in (False, True)
+    ]
+
+
+def paths_in(group):
+    return [one.file_path for one in records_in(group)]
+
+
+def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = [MIDDLE, SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
+    groups = found_groups(records, DUPLICATES)
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
+    assert [group.hidden_by for group in groups] == [None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True]
+
+
+def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
+    records = [record(code, path, intent=intent) for code, path, intent in codes]
+    found = [["a", "b"], ["a", "new"]]
+    assert groups_of(*records) == [("intent", None, paths) for paths in found]
+
+
+def test_copies_of_what_linkage_leaves_over_are_in_its_group():
+    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, "abcd")]
+    assert groups_of(*records) == [
+        ("exact", None, ["c", "d"]),
+        ("near", None, ["a", "b"]),
+        ("near", None, ["a", "c", "d"]),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
+    rng = random.Random(seed)
+    every = list(itertools.combinations(range(25), 2))
+    likely = (seed + 1) / 7
+    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
+    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
+    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
+    further = list(cds.LeftOver(pairs, groups).take_all())
+    taken = [pair for one in further for pair in one]
+    assert sorted(inside + taken) == sorted(pairs)
+    for one in further:
+        assert one.items() <= pairs.items()
+        indexes = sorted({index for pair in one for index in pair})
+        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
+
+
+def test_each_similar_pair_of_a_ring_is_in_a_group():
+    linked, overlapping = members_by_overlap(
+        cds.build_report(ring(), DUPLICATES), "near"
+    )
+    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
+    found = set()
+    for paths in linked + overlapping:
+        found.update(itertools.combinations(paths, 2))
+    # The one after it has all but one of its twelve statements, the fifth seven.
+    steps = itertools.product(range(30), range(1, 5))
+    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
+    assert found >= set(map(tuple, near))
+
+
+def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
+    records = ring()
+    groups = found_groups(records, DUPLICATES)
+    names = random.Random(4).sample(range(1000), len(records))
+    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
+    again = found_groups(renamed, DUPLICATES)
+    assert len({group.id for group in groups}) == len(groups) > 20
+    assert [(group.id, group.hidden_by) for group in groups] == [
+        (group.id, group.hidden_by) for group in again
+    ]
+
+
+def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
+    report = cds.build_report(ring(), DUPLICATES)
+    overlaps = [group.overlaps for group in report.groups]
+    assert overlaps == sorted(overlaps)
+    hidden = [group for group in report.groups if group.hidden_by == "overlap"]
+    shown = collections.Counter(
+        path
+        for group in report.groups
+        if not group.hidden_by
+        for path in paths_in(group)
+    )
+    assert hidden and all(group.overlaps for group in hidden)
+    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
+    fields = json.loads("".join(cds.report_json(report)))
+    assert fields["hidden"]["overlap"] == len(hidden)
+    table = [line.text for line in cds.report_as_lines(report, 99)]
+    assert any(f"{len(hidden)} overlap" in line for line in table)
+    assert any("some are in other groups too" in line for line in table)
 
 
 # Baseline
@@ -8505,10 +8638,146 @@ def test_matching_agrees_with_trying_every_way():
                 )
                 for served in itertools.permutations(known.members, group.copies)
             )
-            matching = cds.Matching(group, known, ())
+            matching = cds.Matching(group.members, known.members)
             assert all(map(matching.add, range(group.copies))) is fits
             outcomes.add(fits)
     assert outcomes == {True, False}
+
+
+def compared(before, after, **options):
+    """Return the new groups of records, as evidence and paths, against a baseline that was read."""
+    written = "".join(cds.report_json(cds.build_report(before, DUPLICATES, run=RUN)))
+    baseline = cds.report_from_json(written)
+    now = cds.build_report(after, DUPLICATES._replace(**options), run=RUN)
+    report = cds.compare_with_baseline(now, baseline)
+    return [
+        (group.evidence, paths_in(group))
+        for group in report.groups
+        if not group.hidden_by
+    ]
+
+
+STAR = [record(MIDDLE, "a"), record(SIDE, "b"), record(OTHER_SIDE, "new")]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param([STAR[0], STAR[2]], id="deleted"),
+        pytest.param([STAR[0], record(OTHER, "b"), STAR[2]], id="edited"),
+        pytest.param([STAR[0], STAR[1]], id="other deleted"),
+        pytest.param(
+            [STAR[0], STAR[2]._replace(file_path="z")], id="deleted and moved"
+        ),
+        pytest.param(
+            [record(shares("middle", range(9)), "a"), STAR[2]],
+            id="deleted and the middle edited",
+        ),
+        pytest.param(
+            [one._replace(file_path=f"x/{one.file_path}") for one in STAR[::2]],
+            id="deleted and all moved",
+        ),
+    ],
+)
+def test_pairs_that_stood_in_the_baseline_are_known_whatever_the_groups(after):
+    assert compared(STAR, after) == []
+
+
+def test_pairs_of_intents_that_stood_in_the_baseline_are_known_without_a_third():
+    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
+    records = [record(code, path, intent=intent) for code, path, intent in codes]
+    assert compared(records, records[::2]) == compared(records, records[:2]) == []
+    assert compared(records[:2], records) == [("intent", ["a", "new"])]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [
+        pytest.param(STAR[:2], STAR, ["a", "new"], id="side"),
+        pytest.param(STAR[1:], STAR[:1] + STAR[1:], ["a", "b"], id="middle"),
+        pytest.param(
+            STAR, [*STAR, record(OTHER_SIDE, "c")], ["c", "new"], id="copy of a side"
+        ),
+    ],
+)
+def test_what_is_added_beside_known_pairs_is_new(before, after, new):
+    assert new in [paths for _, paths in compared(before, after)]
+
+
+@pytest.mark.parametrize("numbers", [range(12), [*range(11), 40], range(4, 16)])
+def test_a_new_copy_is_new_among_however_many_known_groups(numbers):
+    """It is counted instead of shown in no more groups than the ones it is seen in."""
+    copy = record(shares("copy", numbers), "copy.py")
+    new = compared(ring(), [*ring(), copy])
+    assert new and all("copy.py" in paths for _, paths in new)
+    assert len(new) >= 3
+
+
+SPLIT = "def parse(self, text):\n    self.seen = text.split(',')\n    return len(self.seen)\n"
+TILL = "class {}:\n    rate = 3\n{}"
+
+
+def till(name, *methods):
+    return TILL.format(name, "".join(textwrap.indent(code, "    ") for code in methods))
+
+
+def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
+    """Where the classes come apart, their methods are no news, edited ones neither."""
+    before = {f"{n}.py": till("Till", SPLIT, TOTAL) for n in "ab"}
+    baseline = report_on(tmp_path, before)
+    assert cds.count_hidden(baseline.groups)["contained"] == 2
+    apart = shares("apart", range(30))
+    for method in (TOTAL, TOTAL.replace("log", "lag")):
+        after = {
+            "a.py": till("Till", SPLIT, method),
+            "b.py": till("Till", SPLIT, method, apart),
+        }
+        report = cds.compare_with_baseline(report_on(tmp_path, after), baseline)
+        assert [group.evidence for group in report.groups if not group.hidden_by] == []
+        assert cds.count_hidden(report.groups)["known"] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(
+            [till("A", TOTAL, OTHER)] * 2,
+            [till("A", TOTAL, OTHER, SPLIT)] * 2,
+            id="classes",
+        ),
+        pytest.param(
+            [till("A", TOTAL, OTHER), till("B", TOTAL, OTHER)],
+            [till("A", TOTAL, OTHER, SPLIT), till("B", TOTAL, OTHER, SPLIT)],
+            id="near classes",
+        ),
+        pytest.param(
+            [TOTAL] * 2,
+            [TOTAL.replace("    return", f"{textwrap.indent(SPLIT, '    ')}    return")]
+            * 2,
+            id="functions within functions",
+        ),
+    ],
+)
+def test_what_is_known_hides_no_new_pair_inside_it(tmp_path, before, after):
+    names = ["a.py", "b.py"]
+    baseline = report_on(tmp_path, dict(zip(names, before)))
+    report = report_on(tmp_path, dict(zip(names, after)))
+    assert cds.count_hidden(report.groups)["contained"]
+    again = cds.compare_with_baseline(report, baseline)
+    new = [group for group in again.groups if not group.hidden_by]
+    assert [group.members[0].qualified_name.split(".")[-1] for group in new] == [
+        "parse"
+    ]
+    assert outcome(cds.compare_with_baseline(report, again))[0] == []
+
+
+def test_what_is_new_still_hides_its_own_parts(tmp_path):
+    """A class that was copied whole is one group, not one for each method too."""
+    baseline = report_on(tmp_path, {"a.py": till("A", TOTAL, OTHER)})
+    copied = {name: till("A", TOTAL, OTHER) for name in ("a.py", "b.py")}
+    report = cds.compare_with_baseline(report_on(tmp_path, copied), baseline)
+    assert [group.members[0].record.kind for group in report.groups[:1]] == ["class"]
+    assert outcome(report)[0] == ["exact"]
 
 
 def test_a_gate_is_hit_by_what_is_shown_of_its_evidence():
@@ -8531,8 +8800,8 @@ def test_a_report_survives_its_json(tmp_path):
             for record in records_in(was)
         ]
         assert records_in(group) == bare
-        assert [member[1:] for member in group.members] == [
-            member[1:] for member in was.members
+        assert [member[1:6] for member in group.members] == [
+            member[1:6] for member in was.members
         ]
 
 
@@ -8553,7 +8822,8 @@ def test_a_report_survives_its_json(tmp_path):
 )
 def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     report = report_on(tmp_path, changed(x__f=BEFORE["pkg/f.py"]))
-    touched = cds.hide_untouched(report, [pattern])
+    paths = {path for path in report.file_lines if cds.path_matches(path, pattern)}
+    touched = cds.hide_untouched(report, paths)
     assert [group.evidence for group in touched.groups if not group.hidden_by] == shown
     assert cds.count_hidden(touched.groups)["untouched"] == 3 - len(shown)
     assert cds.count_hidden(touched.groups)["min-statements"] == 1
@@ -8792,7 +9062,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
     report = json.loads(
         "".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN)))
     )
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["run"] == RUN
     assert (report["record_count"], report["error_count"]) == (4, 0)
     assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
@@ -11137,7 +11407,8 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
         f"\ngate: 1 group: {group['id']}; {errors}\n"
     )
     assert run(*gate) == 0
-    verdict = f"gate: no new groups; 1 known; 0 stale; {errors}"
+    unread = "not in the baseline: code with 1 analyzer error there"
+    verdict = f"gate: no new groups; 1 known; 0 stale; {errors}; {unread}"
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == err.splitlines()[-1] == verdict
     tree(source, {"a.py": "x = 1", "b.py": OTHER, "broken.py": "", "c.py": OTHER})
@@ -11147,7 +11418,7 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
     assert report["stale"] == 1
     assert (
         err.splitlines()[-1]
-        == f"gate: 1 new group: {report['groups'][0]['id']}; 0 known; 1 stale"
+        == f"gate: 1 new group: {report['groups'][0]['id']}; 0 known; 1 stale; {unread}"
     )
 
 
@@ -11217,6 +11488,229 @@ def test_touching_hides_what_the_gate_must_not_see(tmp_path, capsys):
     assert "Hidden: 1 untouched (" in out
 
 
+def written_baseline(source, path, *options):
+    """Write a report of a source tree in JSON."""
+    words = ("duplicates", "--path", source, "--format", "json", "--output", path)
+    assert run(*words, *options) == 0
+
+
+def test_a_near_copy_that_linkage_leaves_over_hits_the_gate(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": MIDDLE, "b.py": SIDE})
+    written_baseline(source, tmp_path / "base.json")
+    tree(source, {"new.py": OTHER_SIDE})
+    gate = ("duplicates", "--path", source, "--fail-on")
+    assert run(*gate, "new", "--against", tmp_path / "base.json") == 3
+    assert run(*gate, "near", "--touching", "new.py") == 3
+    assert "new.py:1-12  other_side" in capsys.readouterr().out
+    written_baseline(source, tmp_path / "base.json")
+    (source / "b.py").unlink()
+    assert run(*gate, "new", "--against", tmp_path / "base.json") == 0
+
+
+PAIR_OF_ONE = "def f(a, b):\n    return a.total(b, 3, a.rate) + a.log(b, a.rows)\n"
+CLASSES = f"{till('A', TOTAL, OTHER)}\n\n{till('B', TOTAL, OTHER)}"
+DOCUMENTED = [code.replace("\n", f'\n    """{SUM}"""\n', 1) for code in (TOTAL, OTHER)]
+
+
+@pytest.mark.parametrize(
+    ("files", "before", "now"),
+    [
+        pytest.param(
+            {"a.py": MIDDLE, "b.py": SIDE},
+            ("--code-similarity", "0.95"),
+            (),
+            id="code similarity",
+        ),
+        pytest.param(
+            {"a.py": CLASSES, "b.py": ""}, ("--kind", "function"), (), id="kind"
+        ),
+        pytest.param(
+            {
+                "a.py": PAIR_OF_ONE,
+                "b.py": PAIR_OF_ONE.replace("def f", "def g"),
+            },
+            (),
+            ("--min-statements", "1"),
+            id="minimum of statements",
+        ),
+        pytest.param(
+            {"a.py": DOCUMENTED[0], "b.py": DOCUMENTED[1]},
+            ("--intents", "model"),
+            (),
+            id="intents",
+        ),
+        pytest.param(
+            {"a.py": DOCUMENTED[0], "b.py": DOCUMENTED[1]},
+            ("--intent-similarity", "1", "--min-statements", "9"),
+            (),
+            id="intent similarity",
+        ),
+        pytest.param(
+            {"a.py": TOTAL, "b.py": TOTAL}, ("--exclude", "b.py"), (), id="exclude"
+        ),
+    ],
+)
+def test_what_a_baseline_could_not_hold_is_not_new(
+    tmp_path, capsys, files, before, now
+):
+    source, base = tree(tmp_path / "src", files), tmp_path / "base.json"
+    written_baseline(source, base, *before)
+    gate = ("duplicates", "--path", source, *now, "--against", base, "--fail-on")
+    assert run("duplicates", "--path", source, *now, "--fail-on", "any") == 3
+    capsys.readouterr()
+    assert run(*gate, "any") == 0
+    err = capsys.readouterr().err
+    assert len(re.findall(r"^--against: \d groups? unjudged", err, re.M)) == 1
+    assert "since the baseline could not hold " in err and "write it anew\n" in err
+    assert re.search(r"^gate: no new groups; 0 known; 0 stale; \d unjudged", err, re.M)
+    tree(source, {"c.py": MIDDLE, "d.py": MIDDLE})
+    assert run(*gate, "any") == 3
+
+
+def test_a_baseline_of_docstrings_does_not_judge_sentences_of_a_model(tmp_path, capsys):
+    source, base = tree(tmp_path / "s", {"a.py": TOTAL, "b.py": OTHER}), tmp_path / "j"
+    written_baseline(source, base)
+    client = FakeClient(lambda code: SUM)
+    assert persist(source, tmp_path / "db", client=client) == 0
+    command = ("duplicates", "--db-path", tmp_path / "db", "--fail-on", "intent")
+    assert run(*command) == 3
+    assert run(*command, "--against", base) == 0
+    assert "1 unjudged" in capsys.readouterr().err
+
+
+def as_first_version(path):
+    """Rewrite a report in JSON as the first version of its schema had it."""
+    fields = json.loads(path.read_text())
+    kept = [group for group in fields["groups"] if not group.pop("overlaps")]
+    for name in ("unread", "evidence"):
+        del fields[name]
+    path.write_text(json.dumps({**fields, "schema_version": 1, "groups": kept}))
+
+
+def test_a_baseline_of_the_first_version_is_read(tmp_path, capsys):
+    files = {"a.py": MIDDLE, "b.py": SIDE, "new.py": OTHER_SIDE}
+    source, base = tree(tmp_path / "src", files), tmp_path / "base.json"
+    written_baseline(source, base)
+    as_first_version(base)
+    gate = ("duplicates", "--path", source, "--against", base, "--fail-on", "new")
+    assert run(*gate) == 0
+    err = capsys.readouterr().err
+    assert "1 known; 0 stale; 1 unjudged\n" in err and "write it anew\n" in err
+    tree(source, {"c.py": SIDE})
+    assert run(*gate) == 3
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        pytest.param(b"def total(:\n", id="syntax"),
+        pytest.param(b"# \xff\n", id="encoding"),
+        pytest.param(b"# coding: none-such\n", id="unknown encoding"),
+    ],
+)
+def test_what_the_baseline_could_not_read_is_no_news(tmp_path, capsys, unread):
+    source, base = tree(tmp_path / "src", {"a.py": TOTAL}), tmp_path / "base.json"
+    (source / "b.py").write_bytes(unread)
+    written_baseline(source, base)
+    capsys.readouterr()
+    tree(source, {"b.py": TOTAL})
+    gate = ("duplicates", "--path", source, "--against", base, "--fail-on", "new")
+    assert run(*gate) == 0
+    err = capsys.readouterr().err
+    assert "--against: the baseline could not read b.py\n" in err
+    told = "1 group unjudged, since the baseline could not hold it: write it anew\n"
+    assert told in err
+    verdict = "no new groups; 0 known; 0 stale; 1 unjudged; not in the baseline: "
+    assert err.endswith(f"gate: {verdict}code with 1 analyzer error there\n")
+    # A copy in a file that was no trouble is news all the same.
+    tree(source, {"c.py": TOTAL})
+    assert run(*gate) == 3
+
+
+TOUCHED = {"src/pkg/new.py": OTHER, "src/pkg/old.py": OTHER, "src/lone.py": "x = 1"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "src/pkg/new.py",
+        "./src/pkg/new.py",
+        "pkg/new.py",
+        "./pkg/new.py",
+        "/pkg/new.py",
+        "new.py",
+        "src/pkg",
+        "src/pkg/",
+        "src",
+        ".",
+        "src/*/n?w.py",
+        "./src/**/new.py",
+        "**/new.py",
+        "src/pkg/../pkg/new.py",
+        "{}/src/pkg/new.py",
+        "{}/src",
+        "{}",
+        "{}/src/pkg/*.py",
+        "link/pkg/new.py",
+    ],
+)
+def test_touching_takes_patterns_and_paths_from_either_directory(
+    tmp_path, monkeypatch, text
+):
+    tree(tmp_path / "w[1]", TOUCHED)
+    os.symlink("src", tmp_path / "w[1]" / "link")
+    monkeypatch.chdir(tmp_path / "w[1]")
+    gate = ("duplicates", "--fail-on", "any", "--touching", text.format(Path.cwd()))
+    for path in ("src", "./src/", Path.cwd() / "src"):
+        assert run(*gate, "--path", path) == 3
+
+
+def test_touching_finds_the_files_of_a_stored_run_from_its_root(tmp_path, monkeypatch):
+    root, db = tree(tmp_path / "w", TOUCHED), tmp_path / "db"
+    assert persist(root / "src", db) == 0
+    gate = ("duplicates", "--db-path", db, "--fail-on", "any", "--touching")
+    monkeypatch.chdir(root)
+    assert run(*gate, "src/pkg/new.py") == run(*gate, "pkg/new.py") == 3
+    monkeypatch.chdir(tmp_path)
+    assert run(*gate, root / "src/pkg/new.py") == run(*gate, "w/src/pkg/*.py") == 3
+    assert run(*gate, "src/pkg/new.py") == 2
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["src/pkg/gone.py"],
+        ["README.md", "docs/**"],
+        ["../../src/pkg/new.py"],
+        ["src/pk"],
+        ["/src/pkg/new.py/x"],
+    ],
+)
+def test_a_gate_that_touches_no_file_is_refused(tmp_path, monkeypatch, capsys, texts):
+    monkeypatch.chdir(tree(tmp_path, TOUCHED))
+    words = [word for text in texts for word in ("--touching", text)]
+    command = ("duplicates", "--path", "src", *words)
+    assert run(*command, "--fail-on", "any", "--output", "out") == 2
+    out, err = capsys.readouterr()
+    assert (out, Path("out").exists()) == ("", False)
+    (told,) = [line for line in err.splitlines() if "--touching" in line]
+    assert told.startswith("cds: --touching: no file below ") and texts[0] in told
+    # Without a gate it is a note, and so it is with a pattern that matches.
+    assert run(*command) == 0
+    assert f"--touching: no file matches {texts[0]}\n" in capsys.readouterr().err
+    assert run(*command, "--fail-on", "any", "--touching", "src/lone.py") == 0
+    assert run(*command, "--fail-on", "any", "--touching", "src/pkg/new.py") == 3
+
+
+def test_a_file_with_errors_counts_as_touched(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": OTHER, "b.py": OTHER, "broken.py": "("})
+    gate = ("duplicates", "--path", source, "--fail-on", "any", "--touching")
+    assert run(*gate, "broken.py") == 0
+    err = capsys.readouterr().err
+    assert "--touching" not in err
+    assert "not compared: code with 1 analyzer error" in err
+
+
 def test_show_takes_the_start_of_an_id(tmp_path, capsys):
     source = tree(
         tmp_path / "src",
@@ -11254,7 +11748,7 @@ def test_show_takes_the_start_of_an_id(tmp_path, capsys):
         pytest.param(b"[]", "is no report", id="list"),
         pytest.param(b'{"records": [], "errors": []}', "is no report", id="records"),
         pytest.param(
-            b'{"schema_version": 2, "groups": []}', "schema version", id="other version"
+            b'{"schema_version": 3, "groups": []}', "schema version", id="other version"
         ),
         pytest.param(
             b'{"schema_version": 1, "groups": []}',
