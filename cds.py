@@ -256,8 +256,49 @@ FAILED = "failed"
 SKIPPED = "skipped"
 
 
+# What a node of a syntax tree is: the name that it holds, or its type. None marks a statement.
+Label = Union[str, None]
+# File, first line, last line. No two definitions have the same.
+Place = tuple[str, int, int]
+# Two marks stand before each statement. Where trigrams run on into the next one, one added statement
+# costs more of them.
+MARK = None
+MARKS = (MARK, MARK)
+# No name of a program looks like this label, nor like that of a type.
+LOCAL_LABEL = "<local>"
+
+
+class Facts(NamedTuple):
+    """What a report compares of a definition; an analyzer finds it while it has the syntax tree.
+
+    `name` is the one that the definition binds, `parameters` are those of a function. `labels` hold
+    one for each node of the tree, in the order of the source, MARKS before each statement, and
+    LOCAL_LABEL for names of locals; one in angle brackets is the type of a node, any other is shown
+    as it stands. They are empty if the code cannot be parsed. `statements` counts those of the body.
+    It `is_stub` if it only declares, and `is_plain` if it is a constructor that does nothing of its
+    own. `calls` are the last names of what it calls, extends or is decorated with, `bases` those
+    of its base classes. `docstring` is the first sentence of that. `comments` are those at the
+    beginning of a file.
+    """
+
+    name: str = ""
+    parameters: tuple[str, ...] = ()
+    is_async: bool = False
+    labels: tuple[Label, ...] = ()
+    statements: int = 0
+    is_stub: bool = False
+    is_plain: bool = False
+    calls: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    docstring: Optional[str] = None
+    comments: tuple[str, ...] = ()
+
+
 class Symbol(NamedTuple):
-    """A file, class, function or method as it stands in the source. Lines are 1-based, inclusive."""
+    """A file, class, function or method as it stands in the source. Lines are 1-based, inclusive.
+
+    `facts` are None unless the analyzer was asked for them.
+    """
 
     kind: str
     file_path: str
@@ -266,6 +307,7 @@ class Symbol(NamedTuple):
     end_line: int
     raw_code: str
     normalized_code: str
+    facts: Optional[Facts] = None
 
 
 class AnalyzerError(NamedTuple):
@@ -325,6 +367,16 @@ class RunResult(NamedTuple):
     status: str
 
 
+def source_order(one: Union[Symbol, Record]) -> tuple[str, bool, int]:
+    """Return what symbols and records are sorted by: path, then the file's own, then by line."""
+    return one.file_path, one.kind != "file", one.start_line
+
+
+def sort_key(record: Record) -> Place:
+    """Return what records are sorted by: file, first line, last line."""
+    return record.file_path, record.start_line, record.end_line
+
+
 # What a whole run holds of each.
 Errors = Sequence[AnalyzerError]
 Records = Sequence[Record]
@@ -348,6 +400,7 @@ ELLIPSIS = "..."
 # A byte that is no UTF-8 is a surrogate in a path (PEP 383), and an escape such as \udcff in what
 # is stored. The pattern finds both, since a path may also hold the six characters themselves.
 ESCAPED_BYTE = re.compile(r"\\ud[89a-f]|[\ud800-\udfff]")
+DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
 STORED_ESCAPE = re.compile(r"\\(?:(\\)|u(dc[89a-f][0-9a-f]))")
 
 
@@ -491,6 +544,12 @@ def restored_path(stored: str) -> str:
 def location(record: Record) -> str:
     """Return where a record stands, as `file_path:start-end`."""
     return f"{record.file_path}:{record.start_line}-{record.end_line}"
+
+
+def defined_name(record: Record) -> str:
+    """Return the name that a definition binds, or the empty text for a file."""
+    found = DEFINED_NAME.search(record.signature or "")
+    return found[1] if found else ""
 
 
 def header_line(record: Record) -> str:
@@ -1132,9 +1191,18 @@ class Analyzer(ABC):
     suffixes: tuple[str, ...]
     unread_suffixes: tuple[str, ...] = ()
 
+    def __init__(self, workers: int = 0, *, with_facts: bool = False) -> None:
+        """Take how many processes may be started, and whether symbols are to have their facts."""
+        self.workers = workers
+        self.with_facts = with_facts
+
     @abstractmethod
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of the sources, and an error for each source or definition that gives none."""
+
+    @abstractmethod
+    def facts(self, records: Sequence[Record]) -> list[Facts]:
+        """Return the facts of records, in their order, from their code; they come by files."""
 
 
 class PythonAnalyzer(Analyzer):
@@ -1148,17 +1216,61 @@ class PythonAnalyzer(Analyzer):
     suffixes = (".py", ".pyw")
     unread_suffixes = (".ipynb", ".pyi", ".pyx")
 
-    def __init__(self, workers: int = 0) -> None:
-        self.workers = workers
+    def facts(self, records: Sequence[Record]) -> list[Facts]:
+        """Return the facts of stored records; see Analyzer."""
+        with parsing_quietly():
+            return list(facts_of_run(records, self.workers))
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
         analysis = Analysis([], [])
         with parsing_quietly():
-            for symbols, errors in analyze_files(sources, self.workers):
+            analyze = functools.partial(analyze_file, with_facts=self.with_facts)
+            for symbols, errors in analyze_files(sources, self.workers, analyze):
                 analysis.symbols.extend(symbols)
                 analysis.errors.extend(errors)
         return analysis
+
+
+class AnalyzerBySuffix(Analyzer):
+    """Several analyzers as one: each file is read by the first that has its suffix, or else the first."""
+
+    def __init__(self, analyzers: Sequence[Analyzer]) -> None:
+        super().__init__()
+        self.analyzers = analyzers
+        self.suffixes = tuple(one for each in analyzers for one in each.suffixes)
+        self.unread_suffixes = tuple(
+            one for each in analyzers for one in each.unread_suffixes
+        )
+
+    def analyze(self, sources: Sequence[Source]) -> Analysis:
+        """Return what the analyzers find, one after the other; see Analyzer."""
+        analysis = Analysis([], [])
+        for analyzer in self.analyzers:
+            own = [one for one in sources if self._reads(analyzer, one.file_path)]
+            symbols, errors = analyzer.analyze(own)
+            analysis.symbols.extend(symbols)
+            analysis.errors.extend(errors)
+        return analysis
+
+    def facts(self, records: Sequence[Record]) -> list[Facts]:
+        """Return the facts that the analyzers find; see Analyzer."""
+        facts = [Facts()] * len(records)
+        for analyzer in self.analyzers:
+            own = [
+                number
+                for number, record in enumerate(records)
+                if self._reads(analyzer, record.file_path)
+            ]
+            found = analyzer.facts([records[number] for number in own])
+            for number, one in zip(own, found):
+                facts[number] = one
+        return facts
+
+    def _reads(self, analyzer: Analyzer, file_path: str) -> bool:
+        path = file_path.lower()
+        readers = (one for one in self.analyzers if path.endswith(one.suffixes))
+        return next(readers, self.analyzers[0]) is analyzer
 
 
 @contextlib.contextmanager
@@ -1186,11 +1298,11 @@ FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
 ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
 
 
-def analyze_file(source: Source) -> Analysis:
+def analyze_file(source: Source, with_facts: bool = False) -> Analysis:
     """Return the symbols of one file, its own first, and the reasons why it gives none, or not all."""
     try:
         text = decode_source(read_bytes(source.path))
-        return python_symbols(text, source.file_path)
+        return python_symbols(text, source.file_path, with_facts)
     except (
         Exception
     ) as error:  # foreign code finds every weakness of the parser and the unparser
@@ -1275,15 +1387,15 @@ DEEP_RECURSION_LIMIT = 100_000
 Exceptions = tuple[type[Exception], ...]
 
 
-def python_symbols(source: str, file_path: str) -> Analysis:
+def python_symbols(source: str, file_path: str, with_facts: bool = False) -> Analysis:
     """Return the symbols of a module's source, its own first, then by line; raise what the parser raises.
 
     A definition that cannot be unparsed is an error, and left out with those around it.
     """
     try:
-        module = normalize(source, (RecursionError,))
+        module = normalize(source, (RecursionError,), with_facts)
     except RecursionError:
-        module = with_deep_stack(lambda: normalize(source, ()))
+        module = with_deep_stack(lambda: normalize(source, (), with_facts))
     # A text stream ends lines where the parser does, and `splitlines` in other places too.
     lines = io.StringIO(source, newline="").readlines()
     analysis = Analysis([], [])
@@ -1291,13 +1403,16 @@ def python_symbols(source: str, file_path: str) -> Analysis:
         if number in module.texts:
             normalized_code = module.texts[number]
             symbol = make_symbol(definition, file_path, lines, normalized_code)
+            if with_facts:
+                facts = module.facts.get(number) or facts_of_file(source)
+                symbol = symbol._replace(facts=facts)
             analysis.symbols.append(symbol)
         elif number in module.failures:
             first, _ = line_span(definition.node, lines)
             line = None if definition.kind == "file" else first
             error = AnalyzerError(file_path, line, module.failures[number])
             analysis.errors.append(error)
-    analysis.symbols.sort(key=lambda one: (one.kind != "file", one.start_line))
+    analysis.symbols.sort(key=source_order)
     analysis.errors.sort(key=lambda error: error.line or 0)
     return analysis
 
@@ -1333,24 +1448,27 @@ class Definition(NamedTuple):
     block: list[Any]
     position: int
     outer: Optional[int]
+    docstring: Optional[str] = None
 
 
 class NormalizedModule(NamedTuple):
     """The definitions of a module, and by their numbers what `ast.unparse` gave, or why it failed.
 
-    What is around a failure has neither.
+    What is around a failure has neither. `facts` are empty unless they were asked for.
     """
 
     definitions: Sequence[Definition]
     texts: Mapping[int, str]
     failures: Mapping[int, str]
+    facts: Mapping[int, Facts]
 
 
-def normalize(source: str, raised: Exceptions) -> NormalizedModule:
+def normalize(source: str, raised: Exceptions, with_facts: bool) -> NormalizedModule:
     """Return a module normalized; raise what the parser raises, and what `raised` names of the unparser."""
     definitions = find_definitions(ast.parse(source))
-    texts, failures = normalized_texts(definitions, raised)
-    return NormalizedModule(definitions, texts, failures)
+    facts = facts_of_module(definitions) if with_facts else {}
+    texts, failures = normalized_texts(definitions, raised)  # uses up the trees
+    return NormalizedModule(definitions, texts, failures, facts)
 
 
 def find_definitions(tree: ast.Module) -> list[Definition]:
@@ -1373,7 +1491,10 @@ def find_definitions(tree: ast.Module) -> list[Definition]:
                     kind, inner_kind = function_kind, "function"
                 if kind:
                     around = len(found)
-                    found.append(Definition(kind, child, block, position, outer))
+                    docstring = ast.get_docstring(child, clean=False)
+                    found.append(
+                        Definition(kind, child, block, position, outer, docstring)
+                    )
                 if BLOCK_FIELDS[type(child)]:
                     stack.append((child, inner_kind, around))
     return found
@@ -1552,12 +1673,13 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
     return max(ends, default=(node.lineno, node.col_offset))
 
 
-# Docstrings: the first sentence, without parsing the code again
+# Docstrings: the first sentence. That of stored code is found without parsing it again, in all but
+# a few forms.
 
 # What may stand between a header and its docstring, a line each: blanks, comments, line ends.
 EMPTY_LINE = re.compile(r"[ \t\f]*(?:#[^\r\n]*|\\)?(?:\r\n?|\n)")
 DOCSTRING_START = re.compile(
-    r"""[ \t\f]*(?P<prefix>[rRuU]?)(?P<quotes>"{3}|'{3}|"|')"""
+    r"""[ \t\f]*(?P<prefix>[rRuU]?)(?P<quotes>"{3}|'{3}|"|'|\()"""
 )
 # An escape, or what may end a literal, by the quotes that begin it.
 ESCAPE_OR_QUOTES = {
@@ -1579,10 +1701,13 @@ SENTENCE_END = re.compile(
 def docstring_sentence(raw_code: str, signature: Optional[str]) -> Optional[str]:
     """Return the first sentence of a definition's docstring, on one line, or None without one.
 
-    `signature` is the header as it stands in the code, through its colon. A docstring of several
-    string literals in a row counts as none.
+    `signature` is the header as it stands in the code, through its colon.
     """
-    text = _docstring(raw_code, signature) if signature else None
+    return first_sentence(_docstring(raw_code, signature)) if signature else None
+
+
+def first_sentence(text: Optional[str]) -> Optional[str]:
+    """Return the first sentence of a docstring, on one line, or None without one."""
     if text is None:
         return None
     prose = EXAMPLE.split(text, 1)[0].strip()
@@ -1596,15 +1721,22 @@ def docstring_sentence(raw_code: str, signature: Optional[str]) -> Optional[str]
 
 def code_head(raw_code: str, signature: Optional[str]) -> str:
     """Return the code of a definition as far as its docstring goes, or nothing where it has none."""
-    literal = _docstring_literal(raw_code, signature) if signature else None
-    return raw_code[: literal[1].end()] if literal else ""
+    start = docstring_start(raw_code, signature) if signature else None
+    if start is None:
+        return ""
+    end = docstring_end(raw_code, start)
+    return raw_code[: end.end()] if end else raw_code
 
 
 def _docstring(raw_code: str, signature: str) -> Optional[str]:
-    literal = _docstring_literal(raw_code, signature)
-    if literal is None:
+    start = docstring_start(raw_code, signature)
+    if start is None:
         return None
-    start, end = literal
+    end = docstring_end(raw_code, start)
+    if end is None:
+        # Several literals in a row, or one in brackets; or something that begins with a literal.
+        definition = parsed_raw_code(raw_code)
+        return ast.get_docstring(definition, clean=False) if definition else None
     text = raw_code[start.end() : end.start()]
     if "\\" in text and start["prefix"] not in ("r", "R"):
         try:
@@ -1615,10 +1747,8 @@ def _docstring(raw_code: str, signature: str) -> Optional[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _docstring_literal(
-    raw_code: str, signature: str
-) -> Optional[tuple[re.Match[str], re.Match[str]]]:
-    """Return what starts and what ends the literal that is a definition's docstring."""
+def docstring_start(raw_code: str, signature: str) -> Optional[re.Match[str]]:
+    """Return where the body of a definition begins, if that may be with a docstring."""
     header = header_start(raw_code, signature)
     if header is None:
         return None
@@ -1626,16 +1756,18 @@ def _docstring_literal(
     # Line by line: one pattern for all of them would try each line in several ways.
     while line := EMPTY_LINE.match(raw_code, position):
         position = line.end()
-    start = DOCSTRING_START.match(raw_code, position)
-    if start is None:
-        return None
+    return DOCSTRING_START.match(raw_code, position)
+
+
+def docstring_end(raw_code: str, start: re.Match[str]) -> Optional[re.Match[str]]:
+    """Return the end of the literal that begins there, if it is the whole statement."""
     quotes = start["quotes"]
+    if quotes == "(":
+        return None
     ends = ESCAPE_OR_QUOTES[quotes].finditer(raw_code, start.end())
     end = next((found for found in ends if found[0] == quotes), None)
-    # More may follow, such as a call of a method: then the statement is no docstring.
-    if end is None or not STATEMENT_END.match(raw_code, end.end()):
-        return None
-    return start, end
+    is_whole = end is not None and STATEMENT_END.match(raw_code, end.end())
+    return end if is_whole else None
 
 
 def header_start(raw_code: str, signature: str) -> Optional[int]:
@@ -1648,18 +1780,536 @@ def header_start(raw_code: str, signature: str) -> Optional[int]:
 
 
 def parsed_header_start(raw_code: str, signature: str) -> Optional[int]:
-    """Return what `header_start` does, told by the parser."""
-    # A method is indented, and so needs a block around it.
-    around = "if 1:\n" if raw_code[0].isspace() else ""
+    """Return what `header_start` does, as the parser sees it."""
+    definition = parsed_raw_code(raw_code)
+    if definition is None:
+        return None
+    lines = io.StringIO(raw_code, newline="").readlines()
+    start = sum(map(len, lines[: definition.lineno - 1]))
+    return start if raw_code.startswith(signature, start) else None
+
+
+def parsed_raw_code(raw_code: str) -> Optional[DefinitionNode]:
+    """Return the tree of a definition from its code as it stands in a file, or None."""
+    # A method is indented, and so needs a block around it; on a line of its own, that moves lines.
+    around = "if 1:\n" if raw_code[:1].isspace() else ""
     try:
         body: Any = parse(around + raw_code).body
     except (SyntaxError, ValueError, RuntimeError, MemoryError):
         return None
-    statement = body[0].body[0] if around else body[0]
-    lines = io.StringIO(raw_code, newline="").readlines()
-    line = statement.lineno - len(around.splitlines())
-    start = sum(map(len, lines[: line - 1]))
-    return start if raw_code.startswith(signature, start) else None
+    if not body:
+        return None
+    definition = body[0].body[0] if around else body[0]
+    if around:
+        definition.lineno -= 1
+    return definition if is_definition([definition]) else None
+
+
+# Facts: what a report compares of a definition, made while its tree is at hand. A tree is laid out
+# flat, and each definition in it is a stretch of that.
+
+# Fields that never hold a node, left out of the traversal.
+LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
+LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
+# Looked up for every node, which takes half as long here as in `ast`.
+Attribute, Constant, Name, Store = ast.Attribute, ast.Constant, ast.Name, ast.Store
+# The fields to visit, last one first, since a stack turns them round.
+CHILD_FIELDS = {
+    kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)
+    for kind in NODE_TYPES
+}
+# The other nodes with a name that is bound, taken from another scope, or part of the label.
+NAMED_NODES = {
+    kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)
+}
+NAMED_NODES |= {ast.arg, ast.Global, ast.keyword}
+STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
+DEFINITIONS = {*FunctionNode, ast.ClassDef}
+# Labels of nodes without a name of their own.
+TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
+CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
+CALL_LABEL = TYPE_LABELS[ast.Call]
+# The comments that a file begins with are looked for in so much of it, which a stored run reads too.
+HEAD_CHARACTERS = 4_000
+FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
+MANY_CONSTANTS = 5  # from which on they are a table, no settings
+ENUM_ENDINGS = ("Enum", "Flag", "Choices")  # as of IntFlag, StrEnum and TextChoices
+
+Span = tuple[int, int]
+PlacedName = tuple[int, str]
+
+
+class SpanEnd(NamedTuple):
+    """Stands on the stack of a traversal below a definition: its nodes are all visited."""
+
+    number: int
+
+
+class Outline:
+    """The tree of a definition laid out flat, in the order of the source.
+
+    `labels` holds those of the nodes, and two marks before each statement. `definitions` are those in
+    the tree, the outermost first; the labels of each run from its marks, at the one of `starts`, to
+    the one of `ends`. `bound` are the names that are bound, `foreign` those that are no locals even
+    so, each with the index of the label at which that is known. `calls` are the indexes of calls.
+    """
+
+    def __init__(self) -> None:
+        self.labels: list[Label] = []
+        self.definitions: list[ast.AST] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.bound: list[PlacedName] = []
+        self.foreign: list[PlacedName] = []
+        self.calls: list[int] = []
+
+    def begin(self, definition: ast.AST) -> SpanEnd:
+        """Begin a definition; return what ends it."""
+        number = len(self.definitions)
+        self.definitions.append(definition)
+        self.starts.append(len(self.labels))
+        self.ends.append(0)
+        return SpanEnd(number)
+
+    def end(self, end: SpanEnd) -> None:
+        """End a definition, since all below it is visited."""
+        self.ends[end.number] = len(self.labels)
+
+    def name(self, node: ast.AST) -> str:
+        """Note the names that a node binds, or says to be no locals; return its label."""
+        if isinstance(node, ast.keyword):
+            return f"{node.arg}="
+        position = len(self.labels)
+        bound = bound_name(node)
+        if bound:
+            self.bound.append((position, bound))
+        foreign: Iterable[str] = ()
+        if isinstance(node, ast.Global):
+            foreign = node.names
+        elif isinstance(node, ast.ClassDef):
+            foreign = class_attributes(node)
+        self.foreign += [(position, name) for name in foreign]
+        if isinstance(node, ast.alias):
+            return f"import {node.name}"
+        return TYPE_LABELS[type(node)]
+
+    def local_names(self, number: int) -> set[str]:
+        """Return the names that the functions of a definition bind; one scope for all will do."""
+        span = self.starts[number], self.ends[number]
+        return names_within(span, self.bound) - names_within(span, self.foreign)
+
+
+def names_within(span: Span, names: Sequence[PlacedName]) -> set[str]:
+    """Return the names with an index in a span, of those that are sorted by their indexes."""
+    first, last = (bisect.bisect_left(names, (index, "")) for index in span)
+    return {name for _, name in names[first:last]}
+
+
+def bound_name(node: ast.AST) -> Optional[str]:
+    """Return the name that a node binds, or None."""
+    if isinstance(node, ast.Name):
+        return node.id if isinstance(node.ctx, ast.Store) else None
+    if isinstance(node, ast.arg):
+        return node.arg
+    name = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
+    return name if isinstance(name, str) else None
+
+
+def class_attributes(node: ast.ClassDef) -> Iterator[str]:
+    """Yield the names that a class body binds: attributes to the program, no locals."""
+    for statement in node.body:
+        if isinstance(statement, ast.Assign):
+            targets: list[ast.AST] = [*statement.targets]
+        else:
+            targets = [getattr(statement, "target", statement)]
+        yield from filter(None, map(bound_name, targets))
+
+
+def lay_out(definition: ast.stmt) -> Outline:
+    """Return the outline of a definition."""
+    outline = Outline()
+    labels, bound = outline.labels, outline.bound
+    stack: list[Any] = [definition]  # not recursive, since a tree can be deep
+    # Once for every node: to look these up each time would take a tenth of the time.
+    pop, push, add = stack.pop, stack.append, labels.append
+    while stack:
+        node = pop()
+        kind = type(node)
+        # 1. Half of all nodes are one of these three: they take the short way.
+        if kind is Name:
+            if type(node.ctx) is Store:
+                bound.append((len(labels), node.id))
+            add(node.id)
+        elif kind is Attribute:
+            add(sys.intern(f".{node.attr}"))  # most are seen often
+            push(node.value)
+        elif kind is Constant:
+            add(CONSTANT_LABEL)
+        elif kind in CHILD_FIELDS:
+            # 2. Any other node, and then its children from left to right.
+            if kind in STATEMENTS:
+                if kind in DEFINITIONS:
+                    push(outline.begin(node))
+                labels += MARKS
+            add(outline.name(node) if kind in NAMED_NODES else TYPE_LABELS[kind])
+            for field in CHILD_FIELDS[kind]:
+                child = getattr(node, field)
+                if type(child) is list:
+                    stack += child[::-1]
+                elif child is not None:
+                    push(child)
+        elif kind is SpanEnd:
+            outline.end(node)
+        # 3. What is left is a gap, such as the key of `**` in a dict, or a plain value.
+    outline.calls = [at for at, label in enumerate(labels) if label is CALL_LABEL]
+    return outline
+
+
+# What is written in the source for a node of the syntax tree without a name of its own.
+NODE_WORDS = dict(
+    line.split(maxsplit=1)
+    for line in """\
+Add +
+Sub -
+Mult *
+MatMult @
+Div /
+Mod %
+Pow **
+FloorDiv //
+LShift <<
+RShift >>
+BitOr |
+BitXor ^
+BitAnd &
+And and
+Or or
+Not not
+Invert ~
+Eq ==
+NotEq !=
+Lt <
+LtE <=
+Gt >
+GtE >=
+Is is
+IsNot is not
+In in
+NotIn not in
+If if
+IfExp if else
+For for
+AsyncFor async for
+While while
+With with
+AsyncWith async with
+Try try
+TryStar except*
+Raise raise
+Assert assert
+Return return
+Yield yield
+YieldFrom yield from
+Await await
+FunctionDef def
+AsyncFunctionDef async def
+ClassDef class
+Lambda lambda
+Delete del
+Break break
+Continue continue
+Global global
+Nonlocal nonlocal
+Match match
+JoinedStr f-string
+Starred *args
+NamedExpr :=
+ListComp list comprehension
+SetComp set comprehension
+DictComp dict comprehension
+GeneratorExp generator expression
+""".splitlines()
+)
+# The same by label; what is no part of the source has the empty text.
+SOURCE_WORDS: dict[Label, str] = {
+    label: NODE_WORDS.get(label.strip("<>"), "") for label in TYPE_LABELS.values()
+}
+SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
+
+
+def last_name(node: ast.expr) -> str:
+    """Return what a name or an attribute chain ends in, or the empty text for anything else."""
+    return str(getattr(node, "attr", getattr(node, "id", "")))
+
+
+def is_stub(node: ast.stmt) -> bool:
+    """Return whether a statement only declares: there is nothing in it to merge."""
+    if isinstance(node, FunctionNode):
+        return all(map(is_stub, node.body))
+    if isinstance(node, ast.ClassDef):
+        return is_stub_class(node)
+    if isinstance(node, ast.Raise) and node.exc is not None:
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return last_name(raised) == "NotImplementedError"
+    if isinstance(node, ast.Return):
+        return node.value is None or is_nothing(node.value)
+    is_literal = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_literal or isinstance(node, ast.Pass)
+
+
+def is_nothing(node: ast.expr) -> bool:
+    """Return whether an expression is None or an empty dict, list or tuple."""
+    if isinstance(node, ast.Constant):
+        return node.value is None
+    if isinstance(node, ast.Dict):
+        return not node.values
+    return isinstance(node, (ast.List, ast.Tuple)) and not node.elts
+
+
+def is_stub_class(node: ast.ClassDef) -> bool:
+    """Return whether a class only declares: its methods are stubs, and it holds no data."""
+    fields = [one for one in node.body if isinstance(one, ASSIGNMENTS)]
+    others = [one for one in node.body if not isinstance(one, ASSIGNMENTS)]
+    if not all(map(is_stub, others)):
+        return False
+    methods = sum(isinstance(one, FunctionNode) for one in others)
+    # An interface declares some attributes beside its methods, in whatever way.
+    return len(fields) <= methods or not are_data(fields, node.bases)
+
+
+def are_data(fields: Sequence[ast.stmt], bases: Iterable[ast.expr]) -> bool:
+    """Return whether assignments in a class with these bases are what it is for: fields or members.
+
+    A few constants in a class of any other kind only set up what it inherits.
+    """
+    if len(fields) >= MANY_CONSTANTS or not all(map(is_constant, fields)):
+        return True
+    return any(last_name(base).endswith(ENUM_ENDINGS) for base in bases)
+
+
+def is_constant(node: ast.stmt) -> bool:
+    """Return whether an assignment has no annotation and calls nothing for its value."""
+    if isinstance(node, ast.AnnAssign):
+        return False
+    return not any(isinstance(child, ast.Call) for child in ast.walk(node))
+
+
+def is_plain_constructor(node: ast.stmt) -> bool:
+    """Return whether a statement is a constructor that keeps parameters and calls its base's, no more."""
+    if not isinstance(node, FunctionNode) or node.name != "__init__":
+        return False
+    parameters = {
+        child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)
+    }
+    return all(
+        keeps_parameter(statement, parameters) or calls_base_constructor(statement)
+        for statement in node.body
+    )
+
+
+def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
+    """Return whether a statement is as `self.name = parameter`."""
+    if not isinstance(node, ASSIGNMENTS):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    if not all(isinstance(target, ast.Attribute) for target in targets):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id in parameters
+
+
+def calls_base_constructor(node: ast.stmt) -> bool:
+    """Return whether a statement is a call of `super().__init__`."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    function = node.value.func
+    if not isinstance(function, ast.Attribute) or function.attr != "__init__":
+        return False
+    base = function.value
+    return isinstance(base, ast.Call) and last_name(base.func) == "super"
+
+
+def facts_in(outline: Outline, number: int, kind: str) -> Facts:
+    """Return the facts of a definition of this kind, the one of that number in an outline."""
+    first, last = outline.starts[number], outline.ends[number]
+    span = outline.labels[first:last]
+    local: dict[Label, Label] = {}
+    local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
+    definition: Any = outline.definitions[number]
+    bases = tuple(map(last_name, getattr(definition, "bases", ())))
+    called = called_names(outline, number, kind)
+    return Facts(
+        name=definition.name,
+        parameters=tuple(parameter_names(definition)),
+        is_async=isinstance(definition, ast.AsyncFunctionDef),
+        labels=tuple(map(local.get, span, span)),
+        statements=span.count(MARK) // len(MARKS) - 1,
+        is_stub=is_stub(definition),
+        is_plain=is_plain_constructor(definition),
+        calls=tuple(sorted(filter(str.isidentifier, set(called)))),
+        bases=bases,
+    )
+
+
+def parameter_names(definition: DefinitionNode) -> Iterator[str]:
+    """Yield the names of the parameters of a function; a class has none."""
+    if not isinstance(definition, ast.ClassDef):
+        given = definition.args
+        named = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs]
+        for parameter in [*named, given.kwarg]:
+            if parameter is not None:
+                yield parameter.arg
+
+
+def called_names(outline: Outline, number: int, kind: str) -> Iterator[str]:
+    """Yield the last names of what a definition calls, extends or is decorated with, but for itself."""
+    definition: Any = outline.definitions[number]
+    for node in (*getattr(definition, "bases", ()), *definition.decorator_list):
+        owner = getattr(getattr(node, "value", None), "id", None)
+        dot = "." if isinstance(node, ast.Attribute) else ""
+        if not is_itself(f"{dot}{last_name(node)}", owner, definition.name, kind):
+            yield last_name(node)
+    first = bisect.bisect_left(outline.calls, outline.starts[number])
+    last = bisect.bisect_left(outline.calls, outline.ends[number])
+    for call in outline.calls[first:last]:
+        called, owner = [*outline.labels[call + 1 : call + 3], None][:2]
+        if called and not is_itself(called, owner, definition.name, kind):
+            yield called.removeprefix(".")
+
+
+def is_itself(called: str, owner: Label, name: str, kind: str) -> bool:
+    """Return whether what is called in a definition, such as `f` or `.f` of an owner, is that itself."""
+    if called.removeprefix(".") != name:
+        return False
+    # Within a method its bare name is that of a function.
+    return owner in ("self", "cls") if called.startswith(".") else kind != "method"
+
+
+# The facts of what is stored: from normalized code, and docstrings from raw code
+
+
+def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield each outermost definition with those inside it; they come sorted by `sort_key`."""
+    nest: list[Record] = []
+    for record in definitions:
+        if (
+            nest
+            and record.file_path == nest[0].file_path
+            and record.start_line <= nest[0].end_line
+        ):
+            nest.append(record)
+        else:
+            if nest:
+                yield nest
+            nest = [record]
+    if nest:
+        yield nest
+
+
+def parse_definition(code: str) -> Optional[ast.stmt]:
+    """Return the tree of a definition, or None where this Python cannot parse it as one."""
+    try:
+        body = parse(code).body
+    # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
+    except (SyntaxError, ValueError, RuntimeError, MemoryError):
+        return None
+    return body[0] if is_definition(body) else None
+
+
+def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Optional[Outline], int]]:
+    """Yield each record of a nest with an outline and the number of its definition there."""
+    # The outermost definition holds the code of all, in the order of their lines: one parse will do.
+    definition = parse_definition(nest[0].normalized_code)
+    outline = lay_out(definition) if definition else None
+    if outline is not None and len(outline.definitions) == len(nest):
+        for number, record in enumerate(nest):
+            yield record, outline, number
+        return
+    # Another Python wrote the outermost one, or the records are not all those of one file.
+    for record in nest:
+        definition = parse_definition(record.normalized_code)
+        yield record, lay_out(definition) if definition else None, 0
+
+
+def facts_of_module(definitions: Sequence[Definition]) -> dict[int, Facts]:
+    """Return the facts of the definitions of a module, and of itself, by their numbers."""
+    numbers = {id(one.node): number for number, one in enumerate(definitions)}
+    facts = {}
+    for definition in definitions:
+        # The outermost ones hold all others.
+        if definition.outer != 0 or isinstance(definition.node, ast.Module):
+            continue
+        outline = lay_out(definition.node)
+        for position, node in enumerate(outline.definitions):
+            number = numbers[id(node)]
+            one = definitions[number]
+            sentence = first_sentence(one.docstring)
+            found = facts_in(outline, position, one.kind)
+            facts[number] = found._replace(docstring=sentence)
+    return facts
+
+
+def facts_of_records(records: Sequence[Record]) -> list[Facts]:
+    """Return the facts of records of whole files, in the order of the records."""
+    definitions = sorted((one for one in records if one.kind != "file"), key=sort_key)
+    found = {}
+    for nest in nests(definitions):
+        for record, outline, number in outlined(nest):
+            facts = unparsed_facts(record)
+            if outline is not None:
+                facts = facts_in(outline, number, record.kind)
+            sentence = docstring_sentence(record.raw_code, record.signature)
+            found[sort_key(record)] = facts._replace(docstring=sentence)
+    return [
+        facts_of_file(record.raw_code)
+        if record.kind == "file"
+        else found[sort_key(record)]
+        for record in records
+    ]
+
+
+def unparsed_facts(record: Record) -> Facts:
+    """Return the facts of a definition that this Python cannot parse: a newer one wrote it."""
+    # Lines stand in for statements, and exact copies are still found.
+    lines = record.normalized_code.count("\n")
+    return Facts(name=defined_name(record), statements=lines)
+
+
+def facts_of_file(source: str) -> Facts:
+    """Return the facts of a file: the comments that it begins with."""
+    head = source[:HEAD_CHARACTERS]
+    first = FIRST_CODE.search(head)
+    lines = (head[: first.start()] if first else head).splitlines()
+    return Facts(comments=tuple(line.strip() for line in lines if line.strip()))
+
+
+# What looks like Python in a text
+
+PARSER_LOCK = threading.Lock()
+
+
+def is_python(line: str) -> bool:
+    """Return whether a line is a statement of Python, or the header of one; a single word is none."""
+    if re.fullmatch(r"[\w-]*", line):
+        return False
+    # A decorator and a header need something below.
+    below = "\ndef f(): pass" if line.startswith("@") else " pass"
+    is_whole = not line.startswith("@") and not line.endswith(":")
+    # The filters of warnings are the process's, and the parser warns of what it reads.
+    with PARSER_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            statements = ast.parse(line if is_whole else line + below).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return not all(map(is_prose, statements))
+
+
+def is_prose(statement: ast.stmt) -> bool:
+    """Return whether a statement may be a sentence: a word, a string, or "Settings: names"."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Name) or is_string(statement.value)
+    return isinstance(statement, ast.AnnAssign) and statement.value is None
 
 
 # What does nothing, by its normalized code
@@ -1688,6 +2338,9 @@ FILES_A_WORKER = 50  # fewer do not pay for the start of a process
 # A worker has the next task at hand while the results of the last are read.
 TASKS_AHEAD = 2
 FILES_A_TASK = 8  # a message costs as much time as a small file
+# Large enough for what a worker is sent and sends, small enough for all to end at about one time.
+BATCH_CHARACTERS = 1 << 18
+BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 SHARES_A_WORKER = 4  # of what is left: small last tasks let all workers end together
 MOST_WORKERS = 61  # Windows waits for no more processes at once
 STOP_SIGNALS = [
@@ -1704,12 +2357,40 @@ NESTING_CHARACTERS = b"-+~*/%@&|^<>.([{:"
 OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTERS)
 
 
-def analyze_files(sources: Sequence[Source], workers: int) -> Iterator[Analysis]:
+def analyze_files(
+    sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
+) -> Iterator[Analysis]:
     """Yield what each file gives, in order, from up to so many worker processes."""
     useful = useful_workers(workers, len(sources), FILES_A_WORKER)
     if useful > 1:
-        return analyze_in_workers(sources, useful)
-    return analyze_guarded(sources) if workers else map(analyze_file, sources)
+        return analyze_in_workers(sources, useful, analyze)
+    return analyze_guarded(sources, analyze) if workers else map(analyze, sources)
+
+
+def facts_of_run(records: Sequence[Record], workers: int) -> Iterator[Facts]:
+    """Yield the facts of records, in their order, from up to so many worker processes."""
+    batches = divided(records, BATCH_CHARACTERS)
+    useful = useful_workers(workers, len(batches), BATCHES_A_WORKER)
+    found: Iterable[list[Facts]] = map(facts_of_records, batches)
+    if useful > 1:
+        # A batch that ended two workers gets its last try here.
+        work = facts_of_records
+        found = work_in_workers(batches, useful, work, work)
+    return itertools.chain.from_iterable(found)
+
+
+def divided(records: Iterable[Record], characters: int) -> list[list[Record]]:
+    """Return records in batches of whole files, of about so many characters of code."""
+    batches: list[list[Record]] = []
+    room = 0
+    for _, of_file in itertools.groupby(records, operator.attrgetter("file_path")):
+        if room <= 0:
+            batches.append([])
+            room = characters
+        for record in of_file:
+            batches[-1].append(record)
+            room -= len(record.normalized_code)
+    return batches
 
 
 def useful_workers(allowed: int, item_count: int, items_a_worker: int) -> int:
@@ -2052,16 +2733,10 @@ class ModelBuilder:
     def build(self, symbols: Iterable[Symbol]) -> list[Record]:
         """Return a record for each symbol, ordered by path, then the file's own, then by line."""
         records = [
-            Record(*symbol, md5sum=fingerprint(symbol.normalized_code))
+            Record(*symbol[:-1], md5sum=fingerprint(symbol.normalized_code))
             for symbol in symbols
         ]
-        records.sort(
-            key=lambda record: (
-                record.file_path,
-                record.kind != "file",
-                record.start_line,
-            )
-        )
+        records.sort(key=source_order)
         return records
 
 
@@ -2123,7 +2798,6 @@ STRING_LITERAL = re.compile(
 )
 REPEATED_WORDS = 6  # in a row; fewer may be anybody's
 REPEATED = "the answer repeats the question"
-PARSER_LOCK = threading.Lock()
 # The mark that closes what another opens.
 QUOTES = {
     '"': '"',
@@ -2491,30 +3165,6 @@ def without_quotes(text: str) -> str:
     if opening in inner or closing in inner:
         return text
     return without_quotes(inner.strip())
-
-
-def is_python(line: str) -> bool:
-    """Return whether a line is a statement of Python, or the header of one; a single word is none."""
-    if re.fullmatch(r"[\w-]*", line):
-        return False
-    # A decorator and a header need something below.
-    below = "\ndef f(): pass" if line.startswith("@") else " pass"
-    is_whole = not line.startswith("@") and not line.endswith(":")
-    # The filters of warnings are the process's, and the parser warns of what it reads.
-    with PARSER_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            statements = ast.parse(line if is_whole else line + below).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
-    return not all(map(is_prose, statements))
-
-
-def is_prose(statement: ast.stmt) -> bool:
-    """Return whether a statement may be a sentence: a word, a string, or "Settings: names"."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Name) or is_string(statement.value)
-    return isinstance(statement, ast.AnnAssign) and statement.value is None
 
 
 def repeats(sentence: str, code: str) -> bool:
@@ -4701,10 +5351,6 @@ MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 # Two indexes of one sequence, the lower one first.
 Pair = tuple[int, int]
-# File, first line, last line. No two definitions have the same.
-Place = tuple[str, int, int]
-# What trigrams are made of: the name that a node holds, or its type. None marks a statement.
-Label = Union[str, None]
 
 
 class DuplicateOptions(NamedTuple):
@@ -4723,19 +5369,13 @@ class DuplicateOptions(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """Records of one `md5sum`, sorted by place, and what the report needs of their code.
+    """Records of one `md5sum`, sorted by place, and the facts of their code.
 
-    It `is_stub` where it only declares, and `is_plain` where it is a constructor that does nothing of
-    its own. `labels` holds those of its nodes in the order of the source, locals made equal, and
-    `trigrams` the ranks of its features, ascending: the rarest come first.
+    `trigrams` holds the ranks of its features, ascending: the rarest come first.
     """
 
     records: tuple[Record, ...]
-    name: str
-    statements: int
-    is_stub: bool
-    is_plain: bool
-    labels: tuple[Label, ...]
+    facts: Facts
     trigrams: tuple[int, ...]
 
 
@@ -4852,188 +5492,10 @@ class Report(NamedTuple):
 # a fragment has as many features as its tree has nodes. A feature has a number, given when it is met
 # first, until all are met, and from then on a rank.
 
-# Two marks stand before each statement. Where trigrams run on into the next one, one added statement
-# costs more of them.
-MARK = None
-MARKS = (MARK, MARK)
-# No name of a program looks like this label, nor like that of a type.
-LOCAL_LABEL = "<local>"
-# Fields that never hold a node, left out of the traversal.
-LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
-LEAF_FIELDS |= {"kwd_attrs", "level", "module", "rest", "simple", "type_comment"}
-# Looked up for every node, which takes half as long here as in `ast`.
-Attribute, Constant, Name, Store = ast.Attribute, ast.Constant, ast.Name, ast.Store
-# The fields to visit, last one first, since a stack turns them round.
-CHILD_FIELDS = {
-    kind: tuple(field for field in reversed(kind._fields) if field not in LEAF_FIELDS)
-    for kind in NODE_TYPES
-}
-# The other nodes with a name that is bound, taken from another scope, or part of the label.
-NAMED_NODES = {
-    kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(kind._fields)
-}
-NAMED_NODES |= {ast.arg, ast.Global, ast.keyword}
-STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
-DEFINITIONS = {*FunctionNode, ast.ClassDef}
-# Labels of nodes without a name of their own.
-TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
-CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
-ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
-MANY_CONSTANTS = 5  # from which on they are a table, no settings
-ENUM_ENDINGS = ("Enum", "Flag", "Choices")  # as of IntFlag, StrEnum and TextChoices
-
-Span = tuple[int, int]
-PlacedName = tuple[int, str]
-
-
-class SpanEnd(NamedTuple):
-    """Stands on the stack of a traversal below a definition: its nodes are all visited."""
-
-    number: int
-
-
-class Outline:
-    """The tree of a definition laid out flat, in the order of the source.
-
-    `labels` holds those of the nodes, and two marks before each statement. `definitions` are those in
-    the tree, the outermost first; the labels of each run from its marks, at the one of `starts`, to
-    the one of `ends`. `bound` are the names that are bound, `foreign` those that are no locals even
-    so, each with the index of the label at which that is known.
-    """
-
-    def __init__(self) -> None:
-        self.labels: list[Label] = []
-        self.definitions: list[ast.AST] = []
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-        self.bound: list[PlacedName] = []
-        self.foreign: list[PlacedName] = []
-
-    def begin(self, definition: ast.AST) -> SpanEnd:
-        """Begin a definition; return what ends it."""
-        number = len(self.definitions)
-        self.definitions.append(definition)
-        self.starts.append(len(self.labels))
-        self.ends.append(0)
-        return SpanEnd(number)
-
-    def end(self, end: SpanEnd) -> None:
-        """End a definition, since all below it is visited."""
-        self.ends[end.number] = len(self.labels)
-
-    def name(self, node: ast.AST) -> str:
-        """Note the names that a node binds, or says to be no locals; return its label."""
-        if isinstance(node, ast.keyword):
-            return f"{node.arg}="
-        position = len(self.labels)
-        bound = bound_name(node)
-        if bound:
-            self.bound.append((position, bound))
-        foreign: Iterable[str] = ()
-        if isinstance(node, ast.Global):
-            foreign = node.names
-        elif isinstance(node, ast.ClassDef):
-            foreign = class_attributes(node)
-        self.foreign += [(position, name) for name in foreign]
-        if isinstance(node, ast.alias):
-            return f"import {node.name}"
-        return TYPE_LABELS[type(node)]
-
-    def local_names(self, number: int) -> set[str]:
-        """Return the names that the functions of a definition bind; one scope for all will do."""
-        span = self.starts[number], self.ends[number]
-        return names_within(span, self.bound) - names_within(span, self.foreign)
-
-
-def names_within(span: Span, names: Sequence[PlacedName]) -> set[str]:
-    """Return the names with an index in a span, of those that are sorted by their indexes."""
-    first, last = (bisect.bisect_left(names, (index, "")) for index in span)
-    return {name for _, name in names[first:last]}
-
-
-def bound_name(node: ast.AST) -> Optional[str]:
-    """Return the name that a node binds, or None."""
-    if isinstance(node, ast.Name):
-        return node.id if isinstance(node.ctx, ast.Store) else None
-    if isinstance(node, ast.arg):
-        return node.arg
-    name = getattr(node, "asname" if isinstance(node, ast.alias) else "name", None)
-    return name if isinstance(name, str) else None
-
-
-def class_attributes(node: ast.ClassDef) -> Iterator[str]:
-    """Yield the names that a class body binds: attributes to the program, no locals."""
-    for statement in node.body:
-        if isinstance(statement, ast.Assign):
-            targets: list[ast.AST] = [*statement.targets]
-        else:
-            targets = [getattr(statement, "target", statement)]
-        yield from filter(None, map(bound_name, targets))
-
-
-def parse_outline(code: str) -> Optional[Outline]:
-    """Return the outline of a definition, or None where this Python cannot parse it."""
-    definition = parse_definition(code)
-    return lay_out(definition) if definition else None
-
-
-def parse_definition(code: str) -> Optional[ast.stmt]:
-    """Return the tree of a definition, or None where this Python cannot parse it as one."""
-    try:
-        body = parse(code).body
-    # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
-    except (SyntaxError, ValueError, RuntimeError, MemoryError):
-        return None
-    return body[0] if is_definition(body) else None
-
-
-def lay_out(definition: ast.stmt) -> Outline:
-    """Return the outline of a definition."""
-    outline = Outline()
-    labels, bound = outline.labels, outline.bound
-    stack: list[Any] = [definition]  # not recursive, since a tree can be deep
-    # Once for every node: to look these up each time would take a tenth of the time.
-    pop, push, add = stack.pop, stack.append, labels.append
-    while stack:
-        node = pop()
-        kind = type(node)
-        # 1. Half of all nodes are one of these three: they take the short way.
-        if kind is Name:
-            if type(node.ctx) is Store:
-                bound.append((len(labels), node.id))
-            add(node.id)
-        elif kind is Attribute:
-            add(sys.intern(f".{node.attr}"))  # most are seen often
-            push(node.value)
-        elif kind is Constant:
-            add(CONSTANT_LABEL)
-        elif kind in CHILD_FIELDS:
-            # 2. Any other node, and then its children from left to right.
-            if kind in STATEMENTS:
-                if kind in DEFINITIONS:
-                    push(outline.begin(node))
-                labels += MARKS
-            add(outline.name(node) if kind in NAMED_NODES else TYPE_LABELS[kind])
-            for field in CHILD_FIELDS[kind]:
-                child = getattr(node, field)
-                if type(child) is list:
-                    stack += child[::-1]
-                elif child is not None:
-                    push(child)
-        elif kind is SpanEnd:
-            outline.end(node)
-        # 3. What is left is a gap, such as the key of `**` in a dict, or a plain value.
-    return outline
-
-
 # Fragments of a run
 
 Trigram = tuple[Label, Label, Label]
 TYPECODE = "I"  # of arrays of counts
-# Large, since each batch has numbers of its own for trigrams that most have in common, and small enough
-# for all workers to end at about the same time.
-BATCH_CHARACTERS = 1 << 18
-BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 
 
 class FeatureNumbers:
@@ -5074,18 +5536,6 @@ class FeatureNumbers:
         numbers.sort()
         return numbers
 
-    def translated(self, batch: "Batch") -> list[int]:
-        """Return what number each feature has here, by the one it has in a batch."""
-        count = len(batch.trigrams) + sum(map(len, batch.repetitions.values()))
-        here = [0] * count
-        for trigram, number in batch.trigrams.items():
-            here[number] = self.trigrams[trigram]
-        for trigram_number, series in batch.repetitions.items():
-            own = self.repetitions_of(here[trigram_number], len(series))
-            for number, own_number in zip(series, own):
-                here[number] = own_number
-        return here
-
 
 class Features(NamedTuple):
     """The features of a run by rank, the rarest first.
@@ -5099,158 +5549,51 @@ class Features(NamedTuple):
     ordinals: Sequence[int]
 
 
-class Sketch(NamedTuple):
-    """What is known of a definition by its code alone: what its fragment will hold but for records.
-
-    Its features still have their numbers, and are in no order.
-    """
-
-    name: str
-    statements: int
-    is_stub: bool
-    is_plain: bool
-    labels: tuple[Label, ...]
-    features: tuple[int, ...]
-
-
-class Batch(NamedTuple):
-    """Sketches by the `md5sum` of their code, with the numbers of their own that their features have.
-
-    For `trigrams` and `repetitions` see FeatureNumbers.
-    """
-
-    sketches: dict[str, Sketch]
-    trigrams: dict[Trigram, int]
-    repetitions: dict[int, list[int]]
-
-
 def collect_fragments(
-    definitions: Sequence[Record], kinds: Collection[str], workers: int = 0
+    definitions: Sequence[Record],
+    facts: Mapping[Place, Facts],
+    kinds: Collection[str],
 ) -> tuple[list[Fragment], Features]:
     """Return those definitions of these kinds as fragments, sorted by `md5sum`, and their features.
 
-    Where two are as good as each other the first is taken, so the order must not depend on places:
-    a renamed file changes nothing but paths. Up to so many `workers` are started.
+    `facts` are those of each place. Where two are as good as each other the first is taken, so the
+    order must not depend on places: a renamed file changes nothing but paths.
     """
     copies: dict[str, list[Record]] = collections.defaultdict(list)
     for record in definitions:
         if record.kind in kinds:
             copies[record.md5sum].append(record)
     numbers = FeatureNumbers()
-    sketches = collect_sketches(definitions, kinds, numbers, workers)
+    sets = [numbers.of(facts[sort_key(found[0])].labels) for found in copies.values()]
     all_numbers, repetitions = numbers.all(), numbers.repetitions
     del numbers  # the trigrams take more memory than all fragments
-    ranks, features = rank_features(sketches.values(), all_numbers, repetitions)
+    ranks, features = rank_features(sets, all_numbers, repetitions)
     del all_numbers, repetitions
     fragments = []
-    for md5sum in sorted(copies):
-        of_code = sketches.pop(md5sum)
+    for records, numbers_of_one in zip(copies.values(), sets):
+        of_code = facts[sort_key(records[0])]
         fragment = Fragment(
-            records=tuple(copies[md5sum]),
-            name=of_code.name,
-            statements=of_code.statements,
-            is_stub=of_code.is_stub,
-            is_plain=of_code.is_plain,
-            labels=of_code.labels,
-            trigrams=tuple(sorted(map(ranks.__getitem__, of_code.features))),
+            records=tuple(records),
+            facts=of_code,
+            trigrams=tuple(sorted(map(ranks.__getitem__, numbers_of_one))),
         )
         fragments.append(fragment)
+    fragments.sort(key=lambda fragment: fragment.records[0].md5sum)
     return fragments, features
 
 
-def collect_sketches(
-    definitions: Iterable[Record],
-    kinds: Collection[str],
-    numbers: FeatureNumbers,
-    workers: int,
-) -> dict[str, Sketch]:
-    """Return the sketch of each code of these kinds, by its `md5sum`."""
-    todo = list(unseen_nests(definitions, kinds))
-    batches = divided(todo, BATCH_CHARACTERS)
-    useful = useful_workers(workers, len(batches), BATCHES_A_WORKER)
-    if useful < 2:
-        return sketch_nests(todo, kinds, numbers)
-    work = functools.partial(sketch_batch, kinds=kinds)
-    # A batch that ended two workers gets its last try here.
-    return merged_sketches(work_in_workers(batches, useful, work, work), numbers)
-
-
-def merged_sketches(
-    batches: Iterable[Batch], numbers: FeatureNumbers
-) -> dict[str, Sketch]:
-    """Return the sketches of all batches, with the same number for the same feature."""
-    sketches: dict[str, Sketch] = {}
-    # Each batch comes with objects of its own for the same labels: one of each is kept.
-    shared: dict[Label, Label] = {}
-    for batch in batches:
-        translated = numbers.translated(batch).__getitem__
-        for md5sum, one in batch.sketches.items():
-            if md5sum not in sketches:
-                features = tuple(map(translated, one.features))
-                labels = tuple(map(shared.setdefault, one.labels, one.labels))
-                sketches[md5sum] = one._replace(labels=labels, features=features)
-    return sketches
-
-
-def unseen_nests(
-    definitions: Iterable[Record], kinds: Collection[str]
-) -> Iterator[list[Record]]:
-    """Yield the nests with a code of these kinds that none before has: one copy of each is looked at."""
-    seen: set[str] = set()
-    for nest in nests(definitions):
-        codes = {record.md5sum for record in nest if record.kind in kinds}
-        if not codes <= seen:
-            seen |= codes
-            yield nest
-
-
-def divided(
-    all_nests: Iterable[list[Record]], characters: int
-) -> list[list[list[Record]]]:
-    """Return nests in batches of about so many characters of code."""
-    batches: list[list[list[Record]]] = []
-    room = 0
-    for nest in all_nests:
-        if room <= 0:
-            batches.append([])
-            room = characters
-        batches[-1].append(nest)
-        room -= len(nest[0].normalized_code)
-    return batches
-
-
-def sketch_batch(batch: Sequence[Sequence[Record]], kinds: Collection[str]) -> Batch:
-    """Return the sketches of nests, with numbers of their own; for a worker."""
-    numbers = FeatureNumbers()
-    sketches = sketch_nests(batch, kinds, numbers)
-    return Batch(sketches, dict(numbers.trigrams), dict(numbers.repetitions))
-
-
-def sketch_nests(
-    all_nests: Iterable[Sequence[Record]],
-    kinds: Collection[str],
-    numbers: FeatureNumbers,
-) -> dict[str, Sketch]:
-    """Return the sketch of each code of these kinds, by its `md5sum`."""
-    sketches: dict[str, Sketch] = {}
-    for nest in all_nests:
-        for record, outline, number in outlined(nest):
-            if record.kind in kinds and record.md5sum not in sketches:
-                sketches[record.md5sum] = sketch_of(record, outline, number, numbers)
-    return sketches
-
-
 def rank_features(
-    sketches: Collection[Sketch],
+    sets: Collection[Sequence[int]],
     numbers: Sequence[int],
     repetitions: Mapping[int, Sequence[int]],
 ) -> tuple[list[int], Features]:
     """Return the rank of each feature by its number, and what is known of the features by rank.
 
-    `numbers` are those of all features, ascending; for `repetitions` see FeatureNumbers.
+    `sets` hold the numbers of each fragment, `numbers` are those of all features, ascending; for
+    `repetitions` see FeatureNumbers.
     """
     counts = zeros(len(numbers))
-    for number in itertools.chain.from_iterable(sketch.features for sketch in sketches):
+    for number in itertools.chain.from_iterable(sets):
         counts[number] += 1
     rarest_first = sorted(numbers, key=counts.__getitem__)
     frequencies = array(TYPECODE, map(counts.__getitem__, rarest_first))
@@ -5262,7 +5605,7 @@ def rank_features(
     for series in repetitions.values():
         for ordinal, number in enumerate(series, start=1):
             ordinals[ranks[number]] = ordinal
-    return ranks, Features(len(sketches), frequencies, ordinals)
+    return ranks, Features(len(sets), frequencies, ordinals)
 
 
 def zeros(count: int) -> "array[int]":
@@ -5270,75 +5613,9 @@ def zeros(count: int) -> "array[int]":
     return array(TYPECODE, [0]) * count
 
 
-def sort_key(record: Record) -> Place:
-    """Return what records are sorted by: file, first line, last line."""
-    return record.file_path, record.start_line, record.end_line
-
-
 def is_class(fragment: Fragment) -> bool:
     """Return whether the fragment is a class."""
     return fragment.records[0].kind == "class"
-
-
-def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield each outermost definition with those inside it; they come sorted by `sort_key`."""
-    nest: list[Record] = []
-    for record in definitions:
-        if (
-            nest
-            and record.file_path == nest[0].file_path
-            and record.start_line <= nest[0].end_line
-        ):
-            nest.append(record)
-        else:
-            if nest:
-                yield nest
-            nest = [record]
-    if nest:
-        yield nest
-
-
-def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Optional[Outline], int]]:
-    """Yield each record of a nest with an outline and the number of its definition there."""
-    # The outermost definition holds the code of all, in the order of their lines: one parse will do.
-    outline = parse_outline(nest[0].normalized_code)
-    if outline is not None and len(outline.definitions) == len(nest):
-        for number, record in enumerate(nest):
-            yield record, outline, number
-        return
-    # Another Python wrote the outermost one, or the records are not all those of one file.
-    for record in nest:
-        yield record, parse_outline(record.normalized_code), 0
-
-
-def sketch_of(
-    record: Record, outline: Optional[Outline], number: int, numbers: FeatureNumbers
-) -> Sketch:
-    """Return the sketch of a definition, the one of that `number` in an outline."""
-    if outline is None:
-        # A newer Python wrote it: lines stand in for statements, and exact copies are still found.
-        lines = record.normalized_code.count("\n")
-        return Sketch(
-            name="",
-            statements=lines,
-            is_stub=False,
-            is_plain=False,
-            labels=(),
-            features=(),
-        )
-    span = outline.labels[outline.starts[number] : outline.ends[number]]
-    local: dict[Label, Label] = {}
-    local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
-    labels = tuple(map(local.get, span, span))
-    definition: Any = outline.definitions[number]
-    return Sketch(
-        name=definition.name,
-        statements=labels.count(MARK) // len(MARKS) - 1,
-        is_stub=is_stub(definition),
-        is_plain=is_plain_constructor(definition),
-        labels=labels,
-        features=numbers.of(labels),
-    )
 
 
 def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
@@ -5346,123 +5623,6 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
     return set(fragments[0].trigrams).intersection(
         *(fragment.trigrams for fragment in fragments[1:])
     )
-
-
-def called_names(fragment: Fragment) -> frozenset[str]:
-    """Return the last names of what a fragment calls, extends or is decorated with."""
-    definition: Any = parse_definition(fragment.records[0].normalized_code)
-    if definition is None:
-        return frozenset()
-    is_method = any(record.kind == "method" for record in fragment.records)
-    used: list[Any] = [
-        node.func for node in ast.walk(definition) if isinstance(node, ast.Call)
-    ]
-    used += [*getattr(definition, "bases", ()), *definition.decorator_list]
-    names = set()
-    for node in used:
-        name = last_name(node)
-        if name != fragment.name or not calls_itself(node, is_method):
-            names.add(name)
-    return frozenset(names - {""})
-
-
-def calls_itself(node: ast.expr, is_method: bool) -> bool:
-    """Return whether what has the name of the definition around it is that definition itself."""
-    # Within a method its bare name is that of a function.
-    if not isinstance(node, ast.Attribute):
-        return not is_method
-    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-
-
-def last_name(node: ast.expr) -> str:
-    """Return what a name or an attribute chain ends in, or the empty text for anything else."""
-    return str(getattr(node, "attr", getattr(node, "id", "")))
-
-
-def is_stub(node: ast.stmt) -> bool:
-    """Return whether a statement only declares: there is nothing in it to merge."""
-    if isinstance(node, FunctionNode):
-        return all(map(is_stub, node.body))
-    if isinstance(node, ast.ClassDef):
-        return is_stub_class(node)
-    if isinstance(node, ast.Raise) and node.exc is not None:
-        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return last_name(raised) == "NotImplementedError"
-    if isinstance(node, ast.Return):
-        return node.value is None or is_nothing(node.value)
-    is_literal = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return is_literal or isinstance(node, ast.Pass)
-
-
-def is_nothing(node: ast.expr) -> bool:
-    """Return whether an expression is None or an empty dict, list or tuple."""
-    if isinstance(node, ast.Constant):
-        return node.value is None
-    if isinstance(node, ast.Dict):
-        return not node.values
-    return isinstance(node, (ast.List, ast.Tuple)) and not node.elts
-
-
-def is_stub_class(node: ast.ClassDef) -> bool:
-    """Return whether a class only declares: its methods are stubs, and it holds no data."""
-    fields = [one for one in node.body if isinstance(one, ASSIGNMENTS)]
-    others = [one for one in node.body if not isinstance(one, ASSIGNMENTS)]
-    if not all(map(is_stub, others)):
-        return False
-    methods = sum(isinstance(one, FunctionNode) for one in others)
-    # An interface declares some attributes beside its methods, in whatever way.
-    return len(fields) <= methods or not are_data(fields, node.bases)
-
-
-def are_data(fields: Sequence[ast.stmt], bases: Iterable[ast.expr]) -> bool:
-    """Return whether assignments in a class with these bases are what it is for: fields or members.
-
-    A few constants in a class of any other kind only set up what it inherits.
-    """
-    if len(fields) >= MANY_CONSTANTS or not all(map(is_constant, fields)):
-        return True
-    return any(last_name(base).endswith(ENUM_ENDINGS) for base in bases)
-
-
-def is_constant(node: ast.stmt) -> bool:
-    """Return whether an assignment has no annotation and calls nothing for its value."""
-    if isinstance(node, ast.AnnAssign):
-        return False
-    return not any(isinstance(child, ast.Call) for child in ast.walk(node))
-
-
-def is_plain_constructor(node: ast.stmt) -> bool:
-    """Return whether a statement is a constructor that keeps parameters and calls its base's, no more."""
-    if not isinstance(node, FunctionNode) or node.name != "__init__":
-        return False
-    parameters = {
-        child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)
-    }
-    return all(
-        keeps_parameter(statement, parameters) or calls_base_constructor(statement)
-        for statement in node.body
-    )
-
-
-def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
-    """Return whether a statement is as `self.name = parameter`."""
-    if not isinstance(node, ASSIGNMENTS):
-        return False
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    if not all(isinstance(target, ast.Attribute) for target in targets):
-        return False
-    return isinstance(node.value, ast.Name) and node.value.id in parameters
-
-
-def calls_base_constructor(node: ast.stmt) -> bool:
-    """Return whether a statement is a call of `super().__init__`."""
-    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
-        return False
-    function = node.value.func
-    if not isinstance(function, ast.Attribute) or function.attr != "__init__":
-        return False
-    base = function.value
-    return isinstance(base, ast.Call) and last_name(base.func) == "super"
 
 
 # -- Duplicates: similarity -------------------------------------------------------------------
@@ -5816,7 +5976,9 @@ class Sentence(NamedTuple):
     text: str
 
 
-def record_sentence(record: Record, intents: str) -> Optional[Sentence]:
+def record_sentence(
+    record: Record, docstring: Optional[str], intents: str
+) -> Optional[Sentence]:
     """Return the intent of a record, or where it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
@@ -5825,15 +5987,17 @@ def record_sentence(record: Record, intents: str) -> Optional[Sentence]:
         return Sentence(MODEL, record.intent)
     if intents == MODEL:
         return None
-    text = docstring_sentence(record.raw_code, record.signature)
-    return Sentence(DOCSTRING, text) if text else None
+    return Sentence(DOCSTRING, docstring) if docstring else None
 
 
-def find_sentences(records: Iterable[Record], intents: str) -> dict[Place, Sentence]:
+def find_sentences(
+    records: Iterable[Record], facts: Mapping[Place, Facts], intents: str
+) -> dict[Place, Sentence]:
     """Return the sentence of each record that has one, by its `sort_key`."""
     sentences = {}
     for record in records:
-        sentence = record_sentence(record, intents)
+        docstring = facts[sort_key(record)].docstring
+        sentence = record_sentence(record, docstring, intents)
         if sentence:
             sentences[sort_key(record)] = sentence
     return sentences
@@ -6072,7 +6236,7 @@ def near_rule(
         if similarity >= SHORT_SIMILARITY:
             return None
         one, other = (shapes[index][0] for index in pair)
-        if min(one.statements, other.statements) >= SHORT_STATEMENTS:
+        if min(one.facts.statements, other.facts.statements) >= SHORT_STATEMENTS:
             return None
         common = common_trigrams([one, other])
         distinct = sum(not ordinals[feature] for feature in common)
@@ -6084,22 +6248,12 @@ def near_rule(
 def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule:
     """Return the function that names the rule that hides a pair of equal intents, or None."""
 
-    @functools.cache
-    def called(index: int) -> frozenset[str]:
-        return called_names(fragments[index])
-
-    def calls(index: int, name: str) -> bool:
-        # Most code does not even hold the name, but for its own: it need not be parsed again.
-        code = fragments[index].records[0].normalized_code
-        own = 1 if name == fragments[index].name else 0
-        return code.count(name) > own and name in called(index)
-
     def rule(pair: Pair, _similarity: float) -> Optional[str]:
         if pair in nested:
             return INSIDE
-        one, other = pair
+        one, other = (fragments[index].facts for index in pair)
         # A wrapper has the purpose of what it wraps, and is no second way to serve it.
-        if calls(one, fragments[other].name) or calls(other, fragments[one].name):
+        if other.name in one.calls or one.name in other.calls:
             return CALLS
         return None
 
@@ -6110,7 +6264,7 @@ def group_rule(
     fragments: Sequence[Fragment], pair_rule: Optional[str]
 ) -> Optional[str]:
     """Return the rule that hides a group of which the pairs are hidden by `pair_rule`, or None."""
-    if all(fragment.is_stub for fragment in fragments):
+    if all(fragment.facts.is_stub for fragment in fragments):
         return STUB
     # A rule of the pairs says more of a group than that its methods are special.
     if pair_rule is None and all(map(is_protocol, fragments)):
@@ -6120,9 +6274,10 @@ def group_rule(
 
 def is_protocol(fragment: Fragment) -> bool:
     """Return whether a protocol dictates what stands in a special method."""
-    if is_special_name(fragment.name) and fragment.statements < DUNDER_STATEMENTS:
+    facts = fragment.facts
+    if is_special_name(facts.name) and facts.statements < DUNDER_STATEMENTS:
         return True
-    return fragment.is_plain
+    return facts.is_plain
 
 
 def is_special_name(name: str) -> bool:
@@ -6139,7 +6294,7 @@ def exact_clusters(fragments: Sequence[Fragment], min_statements: int) -> list[C
     for fragment in fragments:
         if len(fragment.records) > 1:
             # Small bodies are compared with nothing, but that they are equal is known all the same.
-            rule = SMALL if fragment.statements < min_statements else None
+            rule = SMALL if fragment.facts.statements < min_statements else None
             clusters.append(make_cluster(EXACT, [[fragment]], {(0, 0): 1.0}, rule))
     return clusters
 
@@ -6421,7 +6576,7 @@ def find_clusters(
     large = [
         fragment
         for fragment in fragments
-        if fragment.statements >= options.min_statements
+        if fragment.facts.statements >= options.min_statements
     ]
     clusters = exact_clusters(fragments, options.min_statements)
     # A class is never merged with a function, so the two are never compared.
@@ -6439,91 +6594,18 @@ def find_clusters(
 # information in the trigrams that all of them share, in bits. Measured on groups labelled by hand,
 # this beat the number of statements, which lets many small bodies win.
 
-# What is written in the source for a node of the syntax tree without a name of its own.
-NODE_WORDS = dict(
-    line.split(maxsplit=1)
-    for line in """\
-Add +
-Sub -
-Mult *
-MatMult @
-Div /
-Mod %
-Pow **
-FloorDiv //
-LShift <<
-RShift >>
-BitOr |
-BitXor ^
-BitAnd &
-And and
-Or or
-Not not
-Invert ~
-Eq ==
-NotEq !=
-Lt <
-LtE <=
-Gt >
-GtE >=
-Is is
-IsNot is not
-In in
-NotIn not in
-If if
-IfExp if else
-For for
-AsyncFor async for
-While while
-With with
-AsyncWith async with
-Try try
-TryStar except*
-Raise raise
-Assert assert
-Return return
-Yield yield
-YieldFrom yield from
-Await await
-FunctionDef def
-AsyncFunctionDef async def
-ClassDef class
-Lambda lambda
-Delete del
-Break break
-Continue continue
-Global global
-Nonlocal nonlocal
-Match match
-JoinedStr f-string
-Starred *args
-NamedExpr :=
-ListComp list comprehension
-SetComp set comprehension
-DictComp dict comprehension
-GeneratorExp generator expression
-""".splitlines()
-)
 
-
-# The same by label, for all that are no part of the source.
-SOURCE_WORDS: dict[Label, str] = {
-    label: NODE_WORDS.get(label.strip("<>"), "") for label in TYPE_LABELS.values()
-}
-SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
-
-
-class Facts(NamedTuple):
+class RunIndex(NamedTuple):
     """What is known of a whole run when its groups are described.
 
     `features` are those of all fragments; `names` holds the qualified name of each place, `sentences`
-    its intent; `headers` those of the classes of each name, `areas` the area of each file.
+    its intent; `bases` those of the classes of each name, `areas` the area of each file.
     """
 
     features: Features
     names: Mapping[Place, str]
     sentences: Mapping[Place, Sentence]
-    headers: Mapping[str, Sequence[str]]
+    bases: Mapping[str, Collection[str]]
     areas: Mapping[str, str]
 
 
@@ -6541,19 +6623,19 @@ def information(shared: Iterable[int], features: Features) -> float:
     return math.fsum(said)
 
 
-def describe_group(cluster: Cluster, facts: Facts) -> CloneGroup:
+def describe_group(cluster: Cluster, index: RunIndex) -> CloneGroup:
     """Return a cluster as a reader wants it."""
     shared = common_trigrams(cluster.fragments)
-    members = describe_members(cluster, shared, facts.names)
+    members = describe_members(cluster, shared, index.names)
     # A copy of code within a test concerns the code: so the group is in the foremost area.
-    areas = {facts.areas[member.record.file_path] for member in members}
-    worth = math.sqrt(len(members) - 1) * information(shared, facts.features)
+    areas = {index.areas[member.record.file_path] for member in members}
+    worth = math.sqrt(len(members) - 1) * information(shared, index.features)
     return CloneGroup(
         id=group_id(cluster),
         evidence=cluster.evidence,
         similarity=rounded(cluster.similarity),
         copies=len(members),
-        statements=min(fragment.statements for fragment in cluster.fragments),
+        statements=min(fragment.facts.statements for fragment in cluster.fragments),
         area=min(areas, key=AREAS.index),
         hidden_by=cluster.hidden_by,
         score=round(worth, 1),
@@ -6587,7 +6669,7 @@ def describe_members(
             qualified_name="",
             shared=rounded(shared_part(fragment, shared)),
             differs=own.get(fragment.records[0].md5sum, ()),
-            statements=fragment.statements,
+            statements=fragment.facts.statements,
             closest=similarity,
         )
         for record in fragment.records:
@@ -6613,7 +6695,7 @@ def rounded(part: float) -> float:
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
     """Return, by its md5sum, what a fragment uses and no other one of these."""
     labels = {
-        fragment.records[0].md5sum: source_labels(fragment.labels)
+        fragment.records[0].md5sum: source_labels(fragment.facts.labels)
         for fragment in fragments
     }
     holders = collections.Counter(itertools.chain.from_iterable(labels.values()))
@@ -6633,6 +6715,8 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
     attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
     for label in labels:
         word = SOURCE_WORDS.get(label, label)
+        if word and word == label and word[0] == "<":
+            continue  # a type of node that only its analyzer knows
         if word and word[0] == ".":
             attributes.append(word)
             continue
@@ -6649,15 +6733,11 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
 
 # Names, intents and areas of members
 
-DEFINED_NAME = re.compile(r"(?:def|class)[\s\\]+(\w+)")
 # Members of one file whose intents begin with the same words are siblings.
 SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
-# The header of a file is looked for in so much of it, which a stored run reads too.
-HEAD_CHARACTERS = 4_000
-FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
 GENERATED_HEADER = re.compile(
     r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
     re.IGNORECASE | re.DOTALL,
@@ -6665,33 +6745,26 @@ GENERATED_HEADER = re.compile(
 
 
 def qualified_names(
-    records: Sequence[Record], around: Mapping[Place, Sequence[Place]]
+    facts: Mapping[Place, Facts], around: Mapping[Place, Sequence[Place]]
 ) -> dict[Place, str]:
     """Return the dotted name of each definition, such as `Class.method`, by its `sort_key`."""
-    names = {sort_key(record): defined_name(record) for record in records}
     qualified = {}
-    for place, name in names.items():
-        if name:
-            outer = [names[other] for other in around.get(place, ())]
-            qualified[place] = ".".join([*filter(None, outer), name])
+    for place, known in facts.items():
+        if known.name:
+            outer = [facts[other].name for other in around.get(place, ())]
+            qualified[place] = ".".join([*filter(None, outer), known.name])
     return qualified
 
 
-def defined_name(record: Record) -> str:
-    """Return the name that a definition binds, or the empty text for a file."""
-    found = DEFINED_NAME.search(record.signature or "")
-    return found[1] if found else ""
-
-
-def with_intents(group: CloneGroup, facts: Facts) -> CloneGroup:
+def with_intents(group: CloneGroup, index: RunIndex) -> CloneGroup:
     """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, facts.sentences) for member in group.members]
+    members = [with_intent(member, index.sentences) for member in group.members]
     group = group._replace(members=tuple(members))
     if group.evidence != INTENT:
         return group
     # Similarity first, then size: the fourth root lets 16 statements double the score of one.
     score = group.similarity * group.statements**0.25
-    are_siblings = are_overrides(members, facts.headers) or begin_alike(members)
+    are_siblings = are_overrides(members, index.bases) or begin_alike(members)
     return group._replace(score=round(score, 3), are_siblings=are_siblings)
 
 
@@ -6704,7 +6777,7 @@ def with_intent(member: Member, sentences: Mapping[Place, Sentence]) -> Member:
 
 
 def are_overrides(
-    members: Sequence[Member], headers: Mapping[str, Sequence[str]]
+    members: Sequence[Member], bases: Mapping[str, Collection[str]]
 ) -> bool:
     """Return whether members are one method of classes of one file, or with a common base."""
     if any(member.record.kind != "method" for member in members):
@@ -6719,7 +6792,7 @@ def are_overrides(
     # Every class has the special methods of `object`.
     if is_special_name(*names) or within_one_file(members):
         return True
-    return bool(set.intersection(*(ancestors(owner, headers) for owner in owners)))
+    return bool(set.intersection(*(ancestors(owner, bases) for owner in owners)))
 
 
 def begin_alike(members: Sequence[Member]) -> bool:
@@ -6730,16 +6803,19 @@ def begin_alike(members: Sequence[Member]) -> bool:
     return within_one_file(members) and len(beginnings) == 1
 
 
-def class_headers(definitions: Iterable[Record]) -> dict[str, list[str]]:
-    """Return the headers of the classes of each name."""
-    headers: dict[str, list[str]] = collections.defaultdict(list)
+def class_bases(
+    definitions: Iterable[Record], facts: Mapping[Place, Facts]
+) -> dict[str, set[str]]:
+    """Return the names of the bases of the classes of each name."""
+    bases: dict[str, set[str]] = collections.defaultdict(set)
     for record in definitions:
-        if record.kind == "class" and record.signature:
-            headers[defined_name(record)].append(record.signature)
-    return dict(headers)
+        if record.kind == "class":
+            known = facts[sort_key(record)]
+            bases[known.name].update(filter(None, known.bases))
+    return dict(bases)
 
 
-def ancestors(name: str, headers: Mapping[str, Sequence[str]]) -> set[str]:
+def ancestors(name: str, bases: Mapping[str, Collection[str]]) -> set[str]:
     """Return the names of a class and of all that it inherits methods from.
 
     Classes of one name count as one: what a name means in another file is not looked up.
@@ -6749,15 +6825,8 @@ def ancestors(name: str, headers: Mapping[str, Sequence[str]]) -> set[str]:
     while to_visit:
         name = to_visit.pop()
         found.add(name)
-        for header in headers.get(name, ()):
-            to_visit.update(base_names(header) - found)
+        to_visit.update(set(bases.get(name, ())) - found)
     return found - METHODLESS_BASES
-
-
-def base_names(header: str) -> set[str]:
-    """Return the last names of the bases in the header of a class."""
-    bases = getattr(parse_definition(f"{header} pass"), "bases", ())
-    return {last_name(base) for base in bases} - {""}
 
 
 def within_one_file(members: Sequence[Member]) -> bool:
@@ -6772,7 +6841,7 @@ def is_test(file_path: str) -> bool:
         return True
     stem, suffix = os.path.splitext(name)
     is_named_test = stem.startswith("test_") or stem.endswith("_test")
-    return is_named_test and suffix.lower() in PythonAnalyzer.suffixes
+    return is_named_test and suffix != ""
 
 
 def is_vendored(file_path: str) -> bool:
@@ -6780,19 +6849,17 @@ def is_vendored(file_path: str) -> bool:
     return not VENDOR_DIRECTORIES.isdisjoint(file_path.split("/")[:-1])
 
 
-def is_generated(code: str) -> bool:
+def is_generated(comments: Iterable[str]) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    head = code[:HEAD_CHARACTERS]
-    first = FIRST_CODE.search(head)
-    return bool(GENERATED_HEADER.search(head[: first.start()] if first else head))
+    return GENERATED_HEADER.search("\n".join(comments)) is not None
 
 
-def file_areas(records: Iterable[Record]) -> dict[str, str]:
+def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, str]:
     """Return the area of each file that a record is of."""
     areas: dict[str, str] = {}
-    for record in records:
+    for record, known in zip(records, facts):
         path = record.file_path
-        if record.kind == "file" and is_generated(record.raw_code):
+        if record.kind == "file" and is_generated(known.comments):
             areas[path] = GENERATED
         elif path not in areas:
             areas[path] = area_of(path)
@@ -6994,10 +7061,10 @@ def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
 
 def find_groups(
     records: Sequence[Record],
+    facts: Mapping[Place, Facts],
     sentences: Mapping[Place, Sentence],
     areas: Mapping[str, str],
     options: DuplicateOptions,
-    workers: int,
 ) -> tuple[list[CloneGroup], int]:
     """Return every clone group of a run, the hidden ones too, by section and then by rank.
 
@@ -7007,20 +7074,31 @@ def find_groups(
         (record for record in records if record.kind != "file"), key=sort_key
     )
     around = enclosing_places(definitions)
-    fragments, features = collect_fragments(definitions, options.kinds, workers)
+    fragments, features = collect_fragments(definitions, facts, options.kinds)
     clusters = find_clusters(fragments, sentences, options, around, features.ordinals)
-    facts = Facts(
+    index = RunIndex(
         features=features,
-        names=qualified_names(definitions, around),
+        names=qualified_names(facts, around),
         sentences=sentences,
-        headers=class_headers(definitions),
+        bases=class_bases(definitions, facts),
         areas=areas,
     )
     groups = [
-        with_intents(describe_group(cluster, facts), facts) for cluster in clusters
+        with_intents(describe_group(cluster, index), index) for cluster in clusters
     ]
-    unparsed = [fragment.records for fragment in fragments if not fragment.labels]
+    unparsed = [one.records for one in fragments if not one.facts.labels]
     return hide_superfluous(sorted(groups, key=rank_key)), sum(map(len, unparsed))
+
+
+def facts_by_place(
+    records: Iterable[Record], facts: Iterable[Facts]
+) -> dict[Place, Facts]:
+    """Return the facts of each definition by its `sort_key`."""
+    return {
+        sort_key(record): known
+        for record, known in zip(records, facts)
+        if record.kind != "file"
+    }
 
 
 @parsing_quietly()
@@ -7028,39 +7106,38 @@ def build_report(
     records: Sequence[Record],
     options: DuplicateOptions,
     *,
+    facts: Optional[Sequence[Facts]] = None,
     run: Optional[Mapping[str, object]] = None,
     error_count: int = 0,
     error_paths: Iterable[str] = (),
-    workers: int = 0,
 ) -> Report:
     """Return the report on the records of a run, or of a source tree.
 
-    `error_paths` are those of analyzer errors, as far as they are known. `workers` is the number of
-    processes that may be started; by default there are none.
+    `facts` are those of the records, in their order; by default they are found in their code.
+    `error_paths` are those of analyzer errors, as far as they are known.
     """
+    if facts is None:
+        facts = PythonAnalyzer().facts(records)
+    of_definitions = facts_by_place(records, facts)
     compared = [record for record in records if record.kind in options.kinds]
-    missing = collections.Counter(
-        record.intent_status for record in compared if not record.intent
-    )
+    missing = (record.intent_status for record in compared if not record.intent)
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
-    areas = file_areas(records)
+    areas = file_areas(records, facts)
     file_lines = count_file_lines(records)
-    sentences = find_sentences(compared, options.intents)
-    groups, unparsed = find_groups(records, sentences, areas, options, workers)
-    from_docstrings = sum(
-        sentence.source == DOCSTRING for sentence in sentences.values()
-    )
+    sentences = find_sentences(compared, of_definitions, options.intents)
+    groups, unparsed = find_groups(records, of_definitions, sentences, areas, options)
+    sources = [sentence.source for sentence in sentences.values()]
     return Report(
         run=run,
         options=options,
         groups=tuple(groups),
         record_count=len(compared),
-        without_intent=missing,
+        without_intent=collections.Counter(missing),
         file_lines=file_lines,
         area_lines=count_area_lines(groups, file_lines, areas),
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
-        from_docstrings=from_docstrings,
+        from_docstrings=sources.count(DOCSTRING),
         unparsed_count=unparsed,
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
     )
@@ -9591,8 +9668,9 @@ def absolute_path(option: str, path: str) -> str:
         ) from error
 
 
-def check_path(path: str) -> None:
-    """Raise UsageError unless `path` is a readable file or directory."""
+def check_path(args: argparse.Namespace) -> None:
+    """Raise UsageError unless `--path` names a readable file or directory."""
+    path = args.path
     # First, since in a directory that is gone every relative path would seem not to exist.
     absolute_path("--path", path)
     if not os.path.exists(path):
@@ -9603,20 +9681,28 @@ def check_path(path: str) -> None:
         raise UsageError(f"--path: {path} is neither a file nor a directory")
     if not os.access(path, os.R_OK):
         raise UsageError(f"--path: {path} is not readable: check its permissions")
-    if os.path.isfile(path) and has_foreign_suffix(path):
-        suffixes = " or ".join(PythonAnalyzer.suffixes)
+    known = make_analyzer(args).suffixes
+    if os.path.isfile(path) and has_foreign_suffix(path, known):
+        suffixes = " or ".join(known)
         raise UsageError(
             f"--path: {path} is no Python source by its suffix: "
             f"name a {suffixes} file, one without a suffix, or a directory"
         )
 
 
-def has_foreign_suffix(path: str) -> bool:
-    """Return whether a file's name says that it is something else than Python source."""
+def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
+    """Return whether a file's name says that it is something else than source."""
     suffix = os.path.splitext(path)[1].lower()
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
-    return is_suffix and suffix not in PythonAnalyzer.suffixes
+    return is_suffix and suffix not in known
+
+
+def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
+    """Return the analyzer of all languages."""
+    return AnalyzerBySuffix(
+        [make(args.workers, with_facts=with_facts) for make in args.analyzers]
+    )
 
 
 def check_output(path: Optional[str]) -> None:
@@ -9698,7 +9784,13 @@ def database_files(db_path: str) -> list[str]:
 
 def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
     """Search, analyze and build what `--path` names; log what was found, and each error."""
-    analyzer = PythonAnalyzer(args.workers)
+    symbols, errors = analyze_source(args)
+    return ModelBuilder().build(symbols), errors
+
+
+def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Analysis:
+    """Search and analyze what `--path` names; log what was found, and each error."""
+    analyzer = make_analyzer(args, with_facts)
     search = find_sources(
         args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes
     )
@@ -9717,7 +9809,7 @@ def build_records(args: argparse.Namespace) -> tuple[list[Record], list[Analyzer
         raise UsageError(
             f"--path: no {suffixes} file below {args.path}: name another directory"
         )
-    return ModelBuilder().build(analysis.symbols), errors
+    return Analysis(analysis.symbols, errors)
 
 
 def log_search(search: Search, root: str) -> None:
@@ -9778,7 +9870,7 @@ def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
 
 def run_model_build(args: argparse.Namespace, *_: object) -> int:
     """Analyze and build, and print the records."""
-    check_path(args.path)
+    check_path(args)
     check_output(args.output)
     records, errors = build_records(args)
     write_records(args, records, errors)
@@ -9838,7 +9930,7 @@ def run_enrich_intent(
     interrupts: Interrupts,
 ) -> int:
     """Analyze, build and enrich, and print the records."""
-    check_path(args.path)
+    check_path(args)
     check_output(args.output)
     enricher = make_enricher(args, make_client, interrupts, known={})
     records, errors = build_records(args)
@@ -9858,7 +9950,7 @@ def run_persist(
     interrupts: Interrupts,
 ) -> int:
     """Analyze, build, enrich and persist, and print the summary line."""
-    check_path(args.path)
+    check_path(args)
     # Absolute from the start: the current directory may be gone at the end.
     root_path = os.path.abspath(args.path)
     db_path = absolute_path("--db-path", args.db_path)
@@ -10046,14 +10138,16 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
-    check_path(args.path)
-    records, errors = build_records(args)
+    check_path(args)
+    symbols, errors = analyze_source(args, with_facts=True)
+    symbols.sort(key=source_order)
+    facts = [symbol.facts or Facts() for symbol in symbols]
     return build_report(
-        records,
+        ModelBuilder().build(symbols),
         duplicate_options(args),
         error_count=len(errors),
         error_paths=[error.file_path for error in errors],
-        workers=args.workers,
+        facts=facts,
     )
 
 
@@ -10067,7 +10161,7 @@ def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
         duplicate_options(args),
         run=row,
         error_count=error_count,
-        workers=args.workers,
+        facts=make_analyzer(args).facts(records),
     )
 
 
@@ -10760,16 +10854,18 @@ def main(
     argv: Optional[Sequence[str]] = None,
     *,
     make_client: ClientFactory = make_provider_client,
+    analyzers: Sequence[type[Analyzer]] = (PythonAnalyzer,),
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one.
+    `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one. Each
+    of the `analyzers` reads the files with its suffixes, the first those without any as well.
     """
     # Before anything is written: already the message on a wrong option may quote any character.
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
-        return run_command_line(argv, make_client)
+        return run_command_line(argv, make_client, analyzers)
     except CdsError as error:
         log(f"cds: {error}")
         return error.exit_code
@@ -10784,7 +10880,11 @@ def main(
         return EXIT_FATAL
 
 
-def run_command_line(argv: Optional[Sequence[str]], make_client: ClientFactory) -> int:
+def run_command_line(
+    argv: Optional[Sequence[str]],
+    make_client: ClientFactory,
+    analyzers: Sequence[type[Analyzer]],
+) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
     # The parser is inside too: an interrupt ends with one line from the first moment on.
@@ -10795,6 +10895,7 @@ def run_command_line(argv: Optional[Sequence[str]], make_client: ClientFactory) 
         # A caller with arguments of its own may be any program, such as a server with threads,
         # and gets no worker processes; only the command line of this process has them.
         args.workers = processors() if argv is None else 0
+        args.analyzers = analyzers
         code: int = args.run(args, make_client, interrupts)
     # Interrupted, and the work saved: the caller must not take it for the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code
