@@ -1834,7 +1834,11 @@ HEAD_CHARACTERS = 4_000
 FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
 ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 MANY_CONSTANTS = 5  # from which on they are a table, no settings
-ENUM_ENDINGS = ("Enum", "Flag", "Choices")  # as of IntFlag, StrEnum and TextChoices
+# Of bases whose classes are for their data, such as IntFlag, StrEnum and TextChoices.
+DATA_ENDINGS = ("Enum", "Flag", "Choices", "NamedTuple", "TypedDict", "Structure")
+INTERFACES = ("Interface", "Protocol")  # of zope and of typing
+# What an interface of zope calls to declare an attribute.
+DECLARES_ATTRIBUTE = "Attribute"
 
 Span = tuple[int, int]
 PlacedName = tuple[int, str]
@@ -2060,6 +2064,7 @@ def is_stub(node: ast.stmt) -> bool:
 
 def is_nothing(node: ast.expr) -> bool:
     """Return whether an expression is None or an empty dict, list or tuple."""
+    # What a method returns by default, which others are to override.
     if isinstance(node, ast.Constant):
         return node.value is None
     if isinstance(node, ast.Dict):
@@ -2073,26 +2078,32 @@ def is_stub_class(node: ast.ClassDef) -> bool:
     others = [one for one in node.body if not isinstance(one, ASSIGNMENTS)]
     if not all(map(is_stub, others)):
         return False
-    methods = sum(isinstance(one, FunctionNode) for one in others)
-    # An interface declares some attributes beside its methods, in whatever way.
-    return len(fields) <= methods or not are_data(fields, node.bases)
+    # Of a generic one, `Protocol[T]`, the value is the name.
+    bases = [getattr(base, "value", base) for base in node.bases]
+    names = {last_name(base) for base in (*node.bases, *bases)}
+    is_interface = others and not names.isdisjoint(INTERFACES)
+    return bool(is_interface) or not are_data(fields, node, names)
 
 
-def are_data(fields: Sequence[ast.stmt], bases: Iterable[ast.expr]) -> bool:
-    """Return whether assignments in a class with these bases are what it is for: fields or members.
+def are_data(
+    fields: Sequence[ast.stmt], node: ast.ClassDef, bases: Iterable[str]
+) -> bool:
+    """Return whether the assignments in a class with these bases are what it is for.
 
-    A few constants in a class of any other kind only set up what it inherits.
+    A few constants in a class of no such kind only set up what it inherits.
     """
-    if len(fields) >= MANY_CONSTANTS or not all(map(is_constant, fields)):
+    if not all(map(is_constant, fields)) or len(fields) >= MANY_CONSTANTS:
         return True
-    return any(last_name(base).endswith(ENUM_ENDINGS) for base in bases)
+    is_of_data = node.decorator_list or any(one.endswith(DATA_ENDINGS) for one in bases)
+    return bool(fields and is_of_data)
 
 
 def is_constant(node: ast.stmt) -> bool:
     """Return whether an assignment has no annotation and calls nothing for its value."""
     if isinstance(node, ast.AnnAssign):
         return False
-    return not any(isinstance(child, ast.Call) for child in ast.walk(node))
+    calls = (child for child in ast.walk(node) if isinstance(child, ast.Call))
+    return all(last_name(call.func) == DECLARES_ATTRIBUTE for call in calls)
 
 
 def is_plain_constructor(node: ast.stmt) -> bool:
@@ -2286,6 +2297,10 @@ def facts_of_file(source: str) -> Facts:
 # What looks like Python in a text
 
 PARSER_LOCK = threading.Lock()
+PROSE_NODES: tuple[type, ...] = (
+    *(ast.Expr, ast.Name, ast.expr_context, ast.Tuple, ast.BoolOp, ast.boolop),
+    *(ast.Compare, ast.Lt, ast.Gt, ast.BinOp, ast.Div),
+)
 
 
 def is_python(line: str) -> bool:
@@ -2306,10 +2321,16 @@ def is_python(line: str) -> bool:
 
 
 def is_prose(statement: ast.stmt) -> bool:
-    """Return whether a statement may be a sentence: a word, a string, or "Settings: names"."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Name) or is_string(statement.value)
-    return isinstance(statement, ast.AnnAssign) and statement.value is None
+    """Return whether a statement may be a sentence: a string, or words such as "Settings: names".
+
+    Words may be joined as in "Lock or unlock", "GET/POST" and "Strips <br> tags".
+    """
+    nodes: Iterable[ast.AST] = ast.walk(statement)
+    if isinstance(statement, ast.AnnAssign) and statement.value is None:
+        nodes = (*ast.walk(statement.target), *ast.walk(statement.annotation))
+    elif isinstance(statement, ast.Expr) and is_string(statement.value):
+        return True
+    return all(isinstance(node, PROSE_NODES) for node in nodes)
 
 
 # What does nothing, by its normalized code
@@ -3003,9 +3024,8 @@ class Failures:
     def add(self, error: Optional[IntentGenerationError]) -> Optional[Stop]:
         """Take how a call ended (None: well); return why no call should follow, or None."""
         self.calls += 1
-        self.server_errors += 1
-        if not isinstance(error, ServerError):
-            self.server_errors = 0
+        is_server_error = isinstance(error, ServerError)
+        self.server_errors = self.server_errors + 1 if is_server_error else 0
         if isinstance(error, ProviderError):
             return Stop(str(error))
         if self.server_errors >= SERVER_ERRORS_IN_A_ROW:
@@ -3140,11 +3160,15 @@ def without_fence(text: str) -> str:
     opening = FENCE.match(text)
     if opening is None:
         return text
-    inner, closing, _ = text[opening.end() :].partition(opening[0])
+    inner, closing, rest = text[opening.end() :].partition(opening[0])
     info, is_block, block = inner.partition("\n")
-    if not closing or (is_block and info.strip().lower() in ("py", "python")):
+    # Code comes before words about it; the sentence alone may stand in a fence like that of the code.
+    is_code = is_block and info.strip().lower() in ("py", "python") and rest.strip()
+    if not closing or is_code:
         raise IntentGenerationError(REPEATED)
-    return (block if is_block else inner).strip()
+    # The word behind the fence names a language.
+    has_info = is_block and " " not in info.strip()
+    return (block if has_info else inner).strip()
 
 
 def plain_line(text: str) -> str:
@@ -3170,6 +3194,7 @@ def without_quotes(text: str) -> str:
 def repeats(sentence: str, code: str) -> bool:
     """Return whether a sentence repeats the prompt or, outside its strings, the code."""
     said = set(runs_of_words(sentence))
+    said.update(runs_of_words(STRING_LITERAL.sub(" ", sentence)))
     asked = (INTENT_RULES, INTENT_QUESTION, STRING_LITERAL.sub(" ", code))
     return any(not said.isdisjoint(runs_of_words(text)) for text in asked)
 
@@ -3814,11 +3839,9 @@ def json_object(body: Union[bytes, str]) -> Reply:
 
 
 def short_integer(digits: str) -> int:
-    """Return the integer that digits stand for; raise ValueError if they are too many for a count."""
+    """Return the integer that digits stand for, cut to as many as a count may have."""
     # Python itself has a limit since 3.9.14 only, and takes quadratic time.
-    if len(digits) > INTEGER_DIGITS:
-        raise ValueError("too many digits")
-    return int(digits)
+    return int(digits[:INTEGER_DIGITS])
 
 
 def parse_retry_after(value: str) -> float:
@@ -5673,7 +5696,7 @@ def similar_pairs(
     return SimilarityJoin(ordered, threshold, family_size).join(by_size)
 
 
-class Join:
+class Join(ABC):
     """Compares what has numbers, one after the other, with those before.
 
     What is similar to `family_size` of them is the head of a family: they leave the comparison, and
@@ -5687,13 +5710,13 @@ class Join:
         self.found: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
 
+    @abstractmethod
     def compare(self, new: int) -> dict[int, float]:
         """Return which of those before are similar to `new`, and how much."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys(self, number: int) -> Iterable[object]:
         """Return by what those to come find a number."""
-        raise NotImplementedError
 
     def join(self, indexes: Sequence[int]) -> Similar:
         """Return what is similar, once all was compared: each number stands for one of the indexes."""
@@ -9437,7 +9460,10 @@ def is_stream(path: str) -> bool:
 
 
 def write_stream(path: str, pieces: Iterable[str]) -> None:
-    """Write text to the stream that a path names; that its reader has gone away is no error."""
+    """Write text to the stream that a path names, or raise OSError.
+
+    That the reader of an open file has gone away is no error, as for stdout.
+    """
     target: Union[int, str] = path
     descriptor = descriptor_of(path)
     if descriptor is not None:
@@ -9448,7 +9474,8 @@ def write_stream(path: str, pieces: Iterable[str]) -> None:
         with open(target, "w", **FILE_TEXT) as stream:
             stream.writelines(pieces)
     except OSError as error:
-        if not is_closed_pipe(error):
+        # Whoever names a pipe wants to know; of an open one, somebody else decides.
+        if descriptor is None or not is_closed_pipe(error):
             raise
 
 

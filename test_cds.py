@@ -3198,6 +3198,41 @@ def test_answer_that_is_a_thought_without_an_end_is_none(text):
 
 @pytest.mark.parametrize(
     "text",
+    [
+        "Strips <br> tags",
+        "Lock or unlock",
+        "GET/POST",
+        "Sorts, filters, maps",
+        "Settings: names",
+        "```python\nSorts records.\n```",
+        "```Sorts records: puts them in order.```",
+    ],
+)
+def test_answer_of_few_words_is_no_echo(text):
+    plain = text.replace("```python\n", "").replace("```", "").strip()
+    assert cds.clean_answer(text, "def f(a):\n    return a") == plain
+
+
+def test_answer_that_repeats_the_code_with_its_strings_is_none():
+    code = "def f(self):\n    return {'red': a(b.c), 'blue': d(e.f), 'green': g}"
+    text = "Here it is: {'red': a(b.c), 'blue': d(e.f), 'green': g}"
+    with pytest.raises(cds.IntentGenerationError, match="repeats the question"):
+        cds.clean_answer(text, code)
+
+
+@pytest.mark.parametrize("line", ["self.x: int", "x: List[int]", "name: a or b.c"])
+def test_answer_that_annotates_is_none(line):
+    with pytest.raises(cds.IntentGenerationError, match="repeats the question"):
+        cds.clean_answer(line)
+
+
+def test_answer_may_hold_a_number_without_end():
+    body = b'{"a": {"b": "Sorts rows."}, "id": ' + b"9" * 99_999 + b"}"
+    assert cds.json_object(body)["a"] == {"b": "Sorts rows."}
+
+
+@pytest.mark.parametrize(
+    "text",
     ["@@@@", "@@@@ @@ a @@@@", "<think>so</think> ???", "1.", "--- add ---------", "_"],
 )
 def test_answer_without_words_is_none(text):
@@ -3705,10 +3740,12 @@ def test_number_without_end_costs_no_time(number):
     source = """
 import cds
 getattr(sys, "set_int_max_str_digits", print)(0)
-print(cds.json_object(b'{"n_ctx": ' + b"9" * 4_000_000 + sys.argv[1].encode() + b"}") is None)
+print(cds.json_object(b'{"n_ctx": ' + b"9" * 4_000_000 + sys.argv[1].encode() + b"}"))
 """
     done = finish(python_command(source, number))
-    assert done.stdout.split()[-1] == str(number == "")
+    assert done.stdout.splitlines()[-1] == (
+        "{'n_ctx': inf}" if number else f"{{'n_ctx': {'9' * 20}}}"
+    )
 
 
 def drip(start):
@@ -7586,6 +7623,25 @@ def test_methods_of_one_name_in_one_file_are_siblings():
             "class A(NamedTuple):\n    x: int\n    y: int", None, id="named tuple"
         ),
         pytest.param("class A(TypedDict):\n    x: int\n    y: int", None, id="dict"),
+        pytest.param(
+            "class A(Base):\n    x = Column(1)\n    y = Column(2)\n"
+            "    def f(self): pass\n    def g(self): pass",
+            None,
+            id="columns and stubs",
+        ),
+        pytest.param(
+            "@dataclass\nclass A:\n    x: int\n    y: int\n    def f(self): ...",
+            None,
+            id="fields and a stub",
+        ),
+        pytest.param(
+            "class A(Protocol[T]):\n    x: int\n    def f(self): ...\n    def g(self): ...",
+            "stub",
+            id="protocol",
+        ),
+        pytest.param(
+            "class A(Structure):\n    _fields_ = [1]\n    _pack_ = 1", None, id="ctypes"
+        ),
         pytest.param("class A(enum.Enum):\n    X = 1\n    Y = 2", None, id="enum"),
         pytest.param("class A(str, IntFlag):\n    X = 1\n    Y = 2", None, id="flags"),
         pytest.param(
