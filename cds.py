@@ -7375,10 +7375,31 @@ def is_below(file_path: str, path: str) -> bool:
     return path == "." or f"{file_path}/".startswith(f"{path}/")
 
 
-def match_keys(member: Member) -> tuple[Hashable, Hashable, Hashable]:
-    """Return what a member is matched by, the strongest first: both of these, its identity, its code."""
+def match_keys(member: Member) -> tuple[Hashable, ...]:
+    """Return what a member is matched by, the strongest first.
+
+    It stands where it stood; it was moved from where it stands no more (see standing_identities);
+    it was edited where it stood; or it has the code of something that was edited.
+    """
     code = member.record.md5sum
-    return (identity(member), code), identity(member), code
+    return (identity(member), code), (None, code), identity(member), code
+
+
+def standing_identities(
+    members: Iterable[Member], known: Sequence[Member]
+) -> set[Identity]:
+    """Return which members of a baseline stand where they did, edited or not, by their identity.
+
+    Where the code of another one stands now, that one was moved there.
+    """
+    codes = {member.record.md5sum for member in known}
+    unmoved = {(identity(member), member.record.md5sum) for member in known}
+    return {
+        identity(member)
+        for member in members
+        if member.record.md5sum not in codes
+        or (identity(member), member.record.md5sum) in unmoved
+    }
 
 
 class Matching:
@@ -7395,11 +7416,15 @@ class Matching:
 
     def __init__(self, members: Sequence[Member], known: Sequence[Member]) -> None:
         self.keys = list(map(match_keys, members))
+        standing = standing_identities(members, known)
         self.serves: dict[int, int] = {}
         self.served_by: dict[int, int] = {}
         self.by_key: dict[Hashable, list[int]] = collections.defaultdict(list)
         for position, member in enumerate(known):
-            for key in match_keys(member):
+            in_place, elsewhere, *others = match_keys(member)
+            has_gone = identity(member) not in standing
+            keys = (in_place, elsewhere, *others) if has_gone else (in_place, *others)
+            for key in keys:
                 self.by_key[key].append(position)
         # What serves never becomes free again, so it is dropped from here when it is met.
         self.free = {key: positions[::-1] for key, positions in self.by_key.items()}
@@ -7408,8 +7433,8 @@ class Matching:
     def match_all(self) -> list[Optional[int]]:
         """Match all members; return the position of what serves each, or None.
 
-        Edited code keeps its place, even where its old text was copied elsewhere: so members in
-        place come first, those unchanged before all others.
+        The strongest matches come first. So edited code keeps its place, even where its old text
+        was copied elsewhere.
         """
 
         def weakness(member: int) -> int:

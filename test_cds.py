@@ -8773,6 +8773,37 @@ def test_matching_hands_members_on_until_all_are_served():
     assert outcome(report) == ([], 1, 0)
 
 
+P, Q = (shares("work", range(start, start + 9)) for start in (0, 50))
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        pytest.param({"b": P, "c": P, "d": Q}, ([], 1, 1), id="over another"),
+        pytest.param({"b": P, "d": P, "a": Q, "c": Q}, ([], 2, 0), id="changed places"),
+        pytest.param({"b": P, "c": P, "z": Q, "d": Q}, ([], 2, 0), id="in a row"),
+        # What still stands has moved nowhere: these are copies of it.
+        pytest.param(
+            {"a": P, "b": P, "c": P, "d": Q},
+            (["exact"], 0, 1),
+            id="copied over another",
+        ),
+        pytest.param(
+            {"a": P, "b": P, "c": Q, "d": Q, "z": P}, (["exact"], 1, 0), id="copied"
+        ),
+    ],
+)
+def test_what_moves_over_another_piece_is_known_as_what_it_was(after, expected):
+    before = {"a": P, "b": P, "c": Q, "d": Q}
+    baseline, report = (
+        cds.build_report(
+            [record(code, path) for path, code in files.items()], DUPLICATES
+        )
+        for files in (before, after)
+    )
+    assert outcome(cds.compare_with_baseline(report, baseline)) == expected
+
+
 def test_a_member_in_two_groups_of_a_baseline_serves_once():
     """Code that was edited where it stood leaves nothing to know its copies elsewhere by."""
     codes = [TOTAL, TOTAL_RENAMED, TOTAL.replace("3)", "4)")]
