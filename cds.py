@@ -5428,7 +5428,8 @@ class Member(NamedTuple):
     `qualified_name` is dotted, `Class.method`; `shared` is the part of its code, 0 to 1, that all
     members have; `differs` holds the labels that no other member has. `intent` says what the code
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its body,
-    `closest` is its similarity to the member that it is most similar to; neither is in the JSON.
+    `closest` is its similarity to the member that it is most similar to, and `features` are those
+    of its code by rank; none of these is in the JSON.
     """
 
     record: Record
@@ -5439,6 +5440,7 @@ class Member(NamedTuple):
     intent_source: Optional[str] = None
     statements: int = 0
     closest: float = 1.0
+    features: tuple[int, ...] = ()
 
 
 class CloneGroup(NamedTuple):
@@ -6694,6 +6696,7 @@ def describe_members(
             differs=own.get(fragment.records[0].md5sum, ()),
             statements=fragment.facts.statements,
             closest=similarity,
+            features=fragment.trigrams,
         )
         for record in fragment.records:
             name = names.get(sort_key(record), "")
@@ -7283,7 +7286,7 @@ class Counterparts:
         judged = [member for member in group.members if self.could_hold(group, member)]
         if len(judged) < group.copies and self.is_known(group, judged):
             return UNJUDGED
-        return None
+        return None if self.hold_new_pair(group, judged) else UNJUDGED
 
     def is_known(self, group: CloneGroup, members: Iterable[Member]) -> bool:
         """Return whether each two of these members of a group stood together in the baseline."""
@@ -7322,6 +7325,18 @@ class Counterparts:
             is_similar = member.closest >= before.intent_similarity
             is_similar = is_similar and self.had_sentence(member)
         return is_similar and member.statements >= before.min_statements
+
+    def hold_new_pair(self, group: CloneGroup, members: Sequence[Member]) -> bool:
+        """Return whether two of these members, which are not all known, were similar enough there."""
+        least = self.baseline.options.code_similarity
+        if group.evidence != NEAR or least <= self.options.code_similarity:
+            return True
+        similar = similar_pairs([member.features for member in members], least)
+        pairs = list(similar.pairs)
+        for head, alike in similar.families.items():
+            pairs += [(head, index) for index in alike]
+        standings = [self.standing(member, NEAR) for member in members]
+        return any(standings[one].isdisjoint(standings[other]) for one, other in pairs)
 
     def had_sentence(self, member: Member) -> bool:
         """Return whether the baseline compared sentences such as that of a member."""

@@ -11793,6 +11793,37 @@ def test_what_a_baseline_could_not_hold_is_not_new(
     assert run(*gate, "any") == 3
 
 
+@pytest.mark.parametrize(
+    ("files", "least", "code"),
+    [
+        pytest.param({}, "0.4", 0, id="as it was"),
+        pytest.param(
+            {"b.py": shares("side", [*range(8), 20, 25])}, "0.4", 0, id="edited"
+        ),
+        pytest.param({"c.py": SIDE.replace("side", "f")}, "0.4", 3, id="copied"),
+        pytest.param(
+            {"c.py": shares("f", [*range(3, 10), 22, 23])}, "0.4", 3, id="near"
+        ),
+        pytest.param(
+            {"c.py": shares("f", [*range(5, 10), 30, 31, 32])}, "0.3", 0, id="not near"
+        ),
+    ],
+)
+def test_pairs_below_the_bound_of_a_baseline_are_not_new_in_whatever_group(
+    tmp_path, files, least, code
+):
+    """With a lower bound the sides are one group with the middle, which holds known pairs too."""
+    before = {"a.py": MIDDLE, "b.py": SIDE, "new.py": OTHER_SIDE}
+    source, base = tree(tmp_path / "src", before), tmp_path / "base.json"
+    written_baseline(source, base)
+    tree(source, files)
+    command = ("duplicates", "--path", source, "--code-similarity", least)
+    assert run(*command, "--format", "json", "--output", tmp_path / "out") == 0
+    groups = json.loads((tmp_path / "out").read_text())["groups"]
+    assert groups[0]["copies"] > 2
+    assert run(*command, "--against", base, "--fail-on", "new") == code
+
+
 def test_a_baseline_of_docstrings_does_not_judge_sentences_of_a_model(tmp_path, capsys):
     source, base = tree(tmp_path / "s", {"a.py": TOTAL, "b.py": OTHER}), tmp_path / "j"
     written_baseline(source, base)
