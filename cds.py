@@ -7024,15 +7024,18 @@ def rank_file_pairs(
 
     What stands in more than PAIRED_FILES files is left out.
     """
-    shared: dict[tuple[str, str], tuple[list[Lines], list[Lines]]] = {}
-    for group in shown_groups(groups, COPIES):
-        lines = lines_by_file(group.members)
-        if len(lines) > PAIRED_FILES:
-            continue
-        for one, other in itertools.combinations(sorted(lines), 2):
-            of_one, of_other = shared.setdefault((one, other), ([], []))
-            of_one += lines[one]
-            of_other += lines[other]
+    lines = [lines_by_file(group.members) for group in shown_groups(groups, COPIES)]
+    # The groups that two files have members of.
+    shared: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    for number, of_group in enumerate(lines):
+        if len(of_group) <= PAIRED_FILES:
+            for paths in itertools.combinations(sorted(of_group), 2):
+                shared[paths].append(number)
+
+    # Files that were copied together are in the same groups, pair by pair.
+    @functools.cache
+    def lines_of(path: str, numbers: tuple[int, ...]) -> int:
+        return count_lines(line for number in numbers for line in lines[number][path])
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
         # What code shares with tests ranks with what tests share.
@@ -7041,9 +7044,9 @@ def rank_file_pairs(
         return max(one, other), -pair.lines, pair
 
     pairs = []
-    for (one, other), (of_one, of_other) in shared.items():
-        lines_in_both = min(count_lines(of_one), count_lines(of_other))
-        pairs.append(FilePair(one, other, lines_in_both))
+    for (one, other), numbers in shared.items():
+        in_both = min(lines_of(path, tuple(numbers)) for path in (one, other))
+        pairs.append(FilePair(one, other, in_both))
     return tuple(sorted(pairs, key=rank))
 
 
