@@ -1291,6 +1291,7 @@ def parsing_quietly() -> Iterator[None]:
 
 # Reading.
 
+O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
 SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
@@ -1320,7 +1321,7 @@ def read_bytes(path: str) -> bytes:
     # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
     flags = os.O_RDONLY
     flags |= getattr(os, "O_NONBLOCK", 0)
-    flags |= getattr(os, "O_BINARY", 0)
+    flags |= O_BINARY
     with open(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("not a regular file")
@@ -1401,12 +1402,8 @@ def python_symbols(source: str, file_path: str, with_facts: bool = False) -> Ana
     analysis = Analysis([], [])
     for number, definition in enumerate(module.definitions):
         if number in module.texts:
-            normalized_code = module.texts[number]
-            symbol = make_symbol(definition, file_path, lines, normalized_code)
-            if with_facts:
-                facts = module.facts.get(number) or facts_of_file(source)
-                symbol = symbol._replace(facts=facts)
-            analysis.symbols.append(symbol)
+            symbol = make_symbol(definition, file_path, lines, module.texts[number])
+            analysis.symbols.append(symbol._replace(facts=module.facts.get(number)))
         elif number in module.failures:
             first, _ = line_span(definition.node, lines)
             line = None if definition.kind == "file" else first
@@ -1466,7 +1463,7 @@ class NormalizedModule(NamedTuple):
 def normalize(source: str, raised: Exceptions, with_facts: bool) -> NormalizedModule:
     """Return a module normalized; raise what the parser raises, and what `raised` names of the unparser."""
     definitions = find_definitions(ast.parse(source))
-    facts = facts_of_module(definitions) if with_facts else {}
+    facts = facts_of_module(definitions, source) if with_facts else {}
     texts, failures = normalized_texts(definitions, raised)  # uses up the trees
     return NormalizedModule(definitions, texts, failures, facts)
 
@@ -1578,6 +1575,15 @@ def parse(code: str) -> ast.Module:
         return with_deep_stack(lambda: ast.parse(code))
 
 
+def parsed_statements(code: str) -> Optional[list[ast.stmt]]:
+    """Return the statements of source, or None where this Python cannot parse it."""
+    try:
+        return parse(code).body
+    # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
+    except (SyntaxError, ValueError, RuntimeError, MemoryError):
+        return None
+
+
 def may_be_definition(code: str) -> bool:
     """Return whether normalized code is one definition, or nothing that this Python can parse."""
     # To parse all code would take as long as a report: nearly all of it is told by its lines.
@@ -1585,13 +1591,10 @@ def may_be_definition(code: str) -> bool:
     has_other_ends = "\r" in code or "\f" in code
     if header and not has_other_ends and not OUTER_LINE.search(code, header.end()):
         return True
-    try:
-        with parsing_quietly():
-            body = parse(code).body
-    except (SyntaxError, ValueError, RuntimeError, MemoryError):
-        # A newer Python wrote it, or an analyzer of another language.
-        return True
-    return is_definition(body)
+    with parsing_quietly():
+        body = parsed_statements(code)
+    # What cannot be parsed was written by a newer Python, or an analyzer of another language.
+    return body is None or is_definition(body)
 
 
 def is_definition(body: Sequence[ast.stmt]) -> bool:
@@ -1793,10 +1796,7 @@ def parsed_raw_code(raw_code: str) -> Optional[DefinitionNode]:
     """Return the tree of a definition from its code as it stands in a file, or None."""
     # A method is indented, and so needs a block around it; on a line of its own, that moves lines.
     around = "if 1:\n" if raw_code[:1].isspace() else ""
-    try:
-        body: Any = parse(around + raw_code).body
-    except (SyntaxError, ValueError, RuntimeError, MemoryError):
-        return None
+    body: Any = parsed_statements(around + raw_code)
     if not body:
         return None
     definition = body[0].body[0] if around else body[0]
@@ -2217,35 +2217,29 @@ def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
         yield nest
 
 
-def parse_definition(code: str) -> Optional[ast.stmt]:
-    """Return the tree of a definition, or None where this Python cannot parse it as one."""
-    try:
-        body = parse(code).body
-    # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
-    except (SyntaxError, ValueError, RuntimeError, MemoryError):
-        return None
-    return body[0] if is_definition(body) else None
+def parse_outline(code: str) -> Optional[Outline]:
+    """Return the outline of a definition, or None where this Python cannot parse it as one."""
+    body = parsed_statements(code)
+    return lay_out(body[0]) if body and is_definition(body) else None
 
 
 def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Optional[Outline], int]]:
     """Yield each record of a nest with an outline and the number of its definition there."""
     # The outermost definition holds the code of all, in the order of their lines: one parse will do.
-    definition = parse_definition(nest[0].normalized_code)
-    outline = lay_out(definition) if definition else None
+    outline = parse_outline(nest[0].normalized_code)
     if outline is not None and len(outline.definitions) == len(nest):
         for number, record in enumerate(nest):
             yield record, outline, number
         return
     # Another Python wrote the outermost one, or the records are not all those of one file.
     for record in nest:
-        definition = parse_definition(record.normalized_code)
-        yield record, lay_out(definition) if definition else None, 0
+        yield record, parse_outline(record.normalized_code), 0
 
 
-def facts_of_module(definitions: Sequence[Definition]) -> dict[int, Facts]:
-    """Return the facts of the definitions of a module, and of itself, by their numbers."""
+def facts_of_module(definitions: Sequence[Definition], source: str) -> dict[int, Facts]:
+    """Return the facts of a module, the first of the definitions, and of the others, by their numbers."""
     numbers = {id(one.node): number for number, one in enumerate(definitions)}
-    facts = {}
+    facts = {0: facts_of_file(source)}
     for definition in definitions:
         # The outermost ones hold all others.
         if definition.outer != 0 or isinstance(definition.node, ast.Module):
@@ -2266,9 +2260,11 @@ def facts_of_records(records: Sequence[Record]) -> list[Facts]:
     found = {}
     for nest in nests(definitions):
         for record, outline, number in outlined(nest):
-            facts = unparsed_facts(record)
-            if outline is not None:
-                facts = facts_in(outline, number, record.kind)
+            facts = (
+                facts_in(outline, number, record.kind)
+                if outline
+                else unparsed_facts(record)
+            )
             sentence = docstring_sentence(record.raw_code, record.signature)
             found[sort_key(record)] = facts._replace(docstring=sentence)
     return [
@@ -3383,16 +3379,17 @@ class Secrets:
     def quote(self, words: str) -> str:
         """Return a server's own words on one short line, or "" if a secret stands in them."""
         words = words[:SERVER_CHARACTERS]
-        if self.hides_all or self.are_in(words):
-            return ""
         forms = decoded_forms(words)
-        if any(secret in form for secret in self._short for form in forms):
+        has_short = any(secret in form for secret in self._short for form in forms)
+        if self.hides_all or has_short or self._have_piece(forms):
             return ""
         return one_line(words)[:QUOTED_CHARACTERS]
 
     def are_in(self, text: str) -> bool:
         """Return whether twelve characters in a row of a secret stand in a short text, however encoded."""
-        forms = decoded_forms(text)
+        return self._have_piece(decoded_forms(text))
+
+    def _have_piece(self, forms: Iterable[str]) -> bool:
         return any(not self._pieces.isdisjoint(pieces_of(form)) for form in forms)
 
 
@@ -4623,7 +4620,6 @@ PENDING_BYTES = 1 << 28  # a million calls
 PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
 PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
 SYNC_SECONDS = 0.5
-O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
 # Windows locks bytes, which nobody else can read then: so one that is never there.
 LOCK_POSITION = (1 << 31) - 2
 # The unary plus leaves the index to the md5sum: by the status alone nearly all rows would be looked at.
@@ -6085,11 +6081,13 @@ def similar_intents(
     """
     words = [meaningful_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
-    by_length = sorted(
-        range(len(words)), key=lambda index: squared_length(words[index], squares)
-    )
+    lengths = [squared_length(own, squares) for own in words]
+    by_length = sorted(range(len(words)), key=lengths.__getitem__)
     intents = [
-        Intent(words[index], thresholds[index], kinds[index]) for index in by_length
+        Intent(
+            words[index], GHOST_WORDS + lengths[index], thresholds[index], kinds[index]
+        )
+        for index in by_length
     ]
     return IntentJoin(intents, squares, family_size).join(by_length)
 
@@ -6124,9 +6122,13 @@ def word_order(squares: Mapping[str, float]) -> dict[str, int]:
 
 
 class Intent(NamedTuple):
-    """What is compared of a sentence: its words, from which similarity on, and with which others."""
+    """What is compared of a sentence: its words, from which similarity on, and with which others.
+
+    `length` is the squared length of the words by weight, those of the ghost words included.
+    """
 
     words: frozenset[str]
+    length: float
     threshold: float
     kind: object
 
@@ -6154,14 +6156,11 @@ class IntentJoin(Join):
         super().__init__(family_size)
         self.intents, self.squares = intents, squares
         self.order = word_order(squares)
-        self.lengths = [
-            GHOST_WORDS + squared_length(intent.words, squares) for intent in intents
-        ]
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the shorter sentences that are similar to `new`, and how much."""
-        words, threshold, _ = self.intents[new]
-        half = threshold**2 * self.lengths[new] / 2
+        words, length, threshold, _ = self.intents[new]
+        half = threshold**2 * length / 2
         least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS)
         candidates: set[int] = set()
         for key in self.prefix(new, least):
@@ -6170,24 +6169,23 @@ class IntentJoin(Join):
         for old in sorted(candidates):
             other = self.intents[old]
             shared = squared_length(words & other.words, self.squares)
-            similarity = shared / math.sqrt(self.lengths[new] * self.lengths[old])
+            similarity = shared / math.sqrt(length * other.length)
             if similarity >= max(threshold, other.threshold):
                 similar[old] = similarity
         return similar
 
     def keys(self, number: int) -> Iterable[object]:
         """Return the words of a sentence by which those no shorter find it."""
-        return self.prefix(
-            number, self.intents[number].threshold * self.lengths[number]
-        )
+        intent = self.intents[number]
+        return self.prefix(number, intent.threshold * intent.length)
 
     def prefix(self, number: int, least: float) -> list[tuple[object, str]]:
         """Return the words of a sentence among which a similar one has the first that they share.
 
         It shares at least a weight of `least`.
         """
-        words, _, kind = self.intents[number]
-        left = self.lengths[number] - GHOST_WORDS
+        words, length, _, kind = self.intents[number]
+        left = length - GHOST_WORDS
         prefix = []
         for word in sorted(words, key=self.order.__getitem__):
             if left < least - ROUNDING_SLACK:
@@ -9620,17 +9618,10 @@ def is_closed_pipe(error: OSError) -> bool:
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
-# A database is one file or several: these follow its path.
-DATABASE_ENDINGS = (
-    "",
-    "-journal",
-    "-wal",
-    "-shm",
-    PENDING_ENDING,
-    f"{PENDING_ENDING}-wal",
-)
 # The names of side files begin with the database's path and one of these.
 SIDE_ENDINGS = ("-journal", "-wal", "-shm", PENDING_ENDING)
+# A database is one file or several: these follow its path.
+DATABASE_ENDINGS = ("", *SIDE_ENDINGS, f"{PENDING_ENDING}-wal")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
