@@ -55,9 +55,7 @@ import cds
 CDS = str(Path(cds.__file__).resolve())
 
 # PYTHONUNBUFFERED (set on this machine) hides what happens when Python flushes stdout at its end.
-BUFFERED = {
-    name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
-}
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 LONG_SUM = " + ".join(["1"] * 700)
 
@@ -68,11 +66,7 @@ def provider(address):
 
 
 LOCAL = provider("localhost")
-OPTIONS = {
-    "model-build": (),
-    "enrich-intent": LOCAL,
-    "persist": (*LOCAL, "--db-path", "{}/db"),
-}
+OPTIONS = {"model-build": (), "enrich-intent": LOCAL, "persist": (*LOCAL, "--db-path", "{}/db")}
 SOURCE = {
     "a.py": 'def good(x):\n    """Doc."""\n    return x  # same\n',
     "b/c.py": "@deco\nclass Bad:\n    def worse(self):\n        return 'ü'\n",
@@ -103,12 +97,7 @@ def records_of(tmp_path, content):
 
 
 def record(
-    code="def f():\n    return 1",
-    file_path="a.py",
-    line=1,
-    kind="function",
-    intent=None,
-    **fields,
+    code="def f():\n    return 1", file_path="a.py", line=1, kind="function", intent=None, **fields
 ):
     """Make a record of code that stands at a line of a file."""
     normalized = ast.unparse(ast.parse(code))
@@ -137,9 +126,7 @@ def total(rows, rate):
     log.info('total', result)
     return round(result, 2)
 """
-TOTAL_RENAMED = (
-    TOTAL.replace("result", "amount").replace("rows", "items").replace("2)", "3)")
-)
+TOTAL_RENAMED = TOTAL.replace("result", "amount").replace("rows", "items").replace("2)", "3)")
 OTHER = """\
 def load(path):
     with open(path) as stream:
@@ -171,23 +158,13 @@ def mixed(code):
 def run(*argv, client=None):
     """Run the command line in this process, with a fake client; return the exit code."""
     return cds.main(
-        [str(word) for word in argv],
-        make_client=lambda *_, **__: client or FakeClient(),
+        [str(word) for word in argv], make_client=lambda *_, **__: client or FakeClient()
     )
 
 
 def persist(source, db_path, *options, client=None):
     """Run `persist` with a fake client; return the exit code."""
-    return run(
-        "persist",
-        "--path",
-        source,
-        *LOCAL,
-        "--db-path",
-        db_path,
-        *options,
-        client=client,
-    )
+    return run("persist", "--path", source, *LOCAL, "--db-path", db_path, *options, client=client)
 
 
 def command_of(*argv):
@@ -197,12 +174,7 @@ def command_of(*argv):
 
 def finish(command, **options):
     """Run a command to its end; give back what it printed, as text, unless told otherwise."""
-    given = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "timeout": 60,
-    }
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
     return subprocess.run(command, **{**given, **options})
 
 
@@ -235,11 +207,7 @@ def shown_on_terminal(*argv, columns=0, stream="stdout"):
     """
     reader, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    streams = {
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-        stream: terminal,
-    }
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: terminal}
     process = subprocess.Popen(command_of(*argv), **streams)
     os.close(terminal)
     shown = b""
@@ -300,29 +268,22 @@ def has_terminals():
 
 
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-needs_terminal = pytest.mark.skipif(
-    not has_terminals(), reason="no pseudo-terminals here"
-)
+needs_terminal = pytest.mark.skipif(not has_terminals(), reason="no pseudo-terminals here")
 needs_full_device = pytest.mark.skipif(
     not os.path.exists("/dev/full"), reason="no device that is always full"
 )
 needs_unicode_names = pytest.mark.skipif(
-    sys.getfilesystemencoding().lower() != "utf-8",
-    reason="file names are not UTF-8 in this locale",
+    sys.getfilesystemencoding().lower() != "utf-8", reason="file names are not UTF-8 in this locale"
 )
 
 
 @pytest.fixture
 def heard_interrupts():
-    """Let child processes hear the signals that stop CDS, even where this one was told to ignore some.
+    """Let child processes hear the signals that stop CDS, even if this one ignores some.
 
     `nohup` has a program ignore SIGHUP, a shell without job control one in the background SIGINT.
     """
-    ignored = [
-        number
-        for number in cds.STOP_SIGNALS
-        if signal.getsignal(number) == signal.SIG_IGN
-    ]
+    ignored = [number for number in cds.STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
         # A child ignores what this process ignores, and has the default for what this one handles.
         signal.signal(number, lambda *_: None)
@@ -336,12 +297,7 @@ sends_interrupts = pytest.mark.usefixtures("heard_interrupts")
 
 def answer(text="Adds numbers.", **fields):
     """Make what a server answers: status and body."""
-    return 200, {
-        "message": {"content": text},
-        "done": True,
-        "done_reason": "stop",
-        **fields,
-    }
+    return 200, {"message": {"content": text}, "done": True, "done_reason": "stop", **fields}
 
 
 def error(status, text, **headers):
@@ -428,11 +384,9 @@ def openai_error(status, text, **fields):
 
 
 def openai_client_of(address, **options):
-    """Make a client of OpenAI's API that notes the seconds it would wait between tries in `waits`."""
+    """Make a client of OpenAI's API that notes the seconds it would wait in `waits`."""
     waits = []
-    client = cds.OpenAIClient(
-        f"{address}/v1", "m", wait=waits.append, **{"timeout": 5, **options}
-    )
+    client = cds.OpenAIClient(f"{address}/v1", "m", wait=waits.append, **{"timeout": 5, **options})
     client.waits = waits
     return client
 
@@ -440,9 +394,7 @@ def openai_client_of(address, **options):
 def client_of(address, **options):
     """Make a client that notes the seconds it would wait between tries in `waits`."""
     waits = []
-    client = cds.OllamaClient(
-        address, "m", wait=waits.append, **{"timeout": 5, **options}
-    )
+    client = cds.OllamaClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
     client.waits = waits
     return client
 
@@ -463,7 +415,7 @@ def good_server():
 
 
 def refused(capsys, folder, *argv):
-    """Return the one line of a command that ends with exit 2; it may neither ask nor change anything."""
+    """Return the one line of a command that ends with exit 2 and neither asks nor changes."""
     client, before = FakeClient(), snapshot(folder)
     assert run(*argv, client=client) == 2
     assert (client.asked, snapshot(folder)) == ([], before)
@@ -493,9 +445,7 @@ def test_analyzer_error_message_is_one_line(problem, message):
     [
         pytest.param("", 5, [], id="empty"),
         pytest.param("one two three", 7, ["one two", "three"], id="between-words"),
-        pytest.param(
-            "a abcdefgh b", 3, ["a", "abc", "def", "gh", "b"], id="long-word-divided"
-        ),
+        pytest.param("a abcdefgh b", 3, ["a", "abc", "def", "gh", "b"], id="long-word-divided"),
         pytest.param("漢字漢字 x", 4, ["漢字", "漢字", "x"], id="wide"),
         pytest.param("漢字", 1, ["漢", "字"], id="wider-than-the-width"),
     ],
@@ -518,9 +468,7 @@ def test_name_is_that_of_the_definition(signature, name):
     assert cds.defined_name(record(signature=signature)) == name
 
 
-@pytest.mark.parametrize(
-    ("count", "told"), [(0, "0 groups"), (1, "1 group"), (2, "2 groups")]
-)
+@pytest.mark.parametrize(("count", "told"), [(0, "0 groups"), (1, "1 group"), (2, "2 groups")])
 def test_counted_is_singular_for_one(count, told):
     assert cds.counted(count, "group") == told
 
@@ -661,9 +609,7 @@ def progress_of(total, jobs, end_times):
 
 def test_progress_estimates_from_the_recent_rate():
     progress = progress_of(1000, 1, [500, 1000, *range(1001, 1201)])
-    assert (
-        progress.seconds_left() == 798
-    )  # one a second of late, whatever the first calls took
+    assert progress.seconds_left() == 798  # one a second of late, whatever the first calls took
 
 
 @pytest.mark.parametrize(
@@ -674,17 +620,11 @@ def test_progress_estimates_from_the_recent_rate():
         pytest.param(1, [120, 122], 196, id="two-seconds-a-call"),
         pytest.param(4, [30, 30.1, 30.2, 30.3], None, id="one-round-of-four"),
         pytest.param(4, [30, 30, 30, 30, 60], 712, id="a-round-and-the-next"),
-        pytest.param(
-            4, [30, 30, 30, 30, 60, 60, 60], 698, id="calls-that-end-together"
-        ),
-        pytest.param(
-            4, [120, 121, 122, 123, 124], 95, id="a-server-that-takes-one-at-a-time"
-        ),
+        pytest.param(4, [30, 30, 30, 30, 60, 60, 60], 698, id="calls-that-end-together"),
+        pytest.param(4, [120, 121, 122, 123, 124], 95, id="a-server-that-takes-one-at-a-time"),
     ],
 )
-def test_progress_says_how_long_it_takes_once_a_round_shows_it(
-    jobs, end_times, seconds
-):
+def test_progress_says_how_long_it_takes_once_a_round_shows_it(jobs, end_times, seconds):
     progress = progress_of(100, jobs, end_times)
     assert progress.seconds_left() == seconds
     assert (" left" in progress.live_line()) is (seconds is not None)
@@ -728,9 +668,7 @@ def test_progress_is_one_live_line_on_a_terminal(tmp_path, monkeypatch):
     live = [piece for piece in pieces if piece.startswith("[")]
     assert len(live) > 3 and live[0].startswith("[...") and "/30 failed 0" in live[0]
     assert max(map(len, live)) <= 49 and not any("\n" in line for line in live)
-    assert pieces[-1].startswith(
-        "progress completed=30 total=30 failed=0 percent=100.0"
-    )
+    assert pieces[-1].startswith("progress completed=30 total=30 failed=0 percent=100.0")
 
 
 def test_progress_is_lines_on_a_terminal_that_cannot_clear_one(tmp_path, monkeypatch):
@@ -740,15 +678,10 @@ def test_progress_is_lines_on_a_terminal_that_cannot_clear_one(tmp_path, monkeyp
         words = ("enrich-intent", "--path", source, *provider(address))
         shown = shown_on_terminal(*words, columns=80, stream="stderr")
     assert "\x1b" not in shown
-    assert [line.split()[1] for line in shown.splitlines()[2:]] == [
-        "completed=10",
-        "completed=20",
-    ]
+    assert [line.split()[1] for line in shown.splitlines()[2:]] == ["completed=10", "completed=20"]
 
 
-def test_message_during_the_calls_takes_the_place_of_the_live_line(
-    tmp_path, monkeypatch
-):
+def test_message_during_the_calls_takes_the_place_of_the_live_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
 
     def thinking(handler):
@@ -763,20 +696,14 @@ def test_message_during_the_calls_takes_the_place_of_the_live_line(
         words = ("enrich-intent", "--path", source, *provider(address))
         shown = shown_on_terminal(*words, columns=50, stream="stderr")
     pieces = shown.split("\r\x1b[K")
-    [told] = [
-        number for number, piece in enumerate(pieces) if "the model thinks" in piece
-    ]
-    assert pieces[told].startswith("the model thinks") and pieces[told].rstrip(
-        "\r"
-    ).endswith("\n")
+    [told] = [number for number, piece in enumerate(pieces) if "the model thinks" in piece]
+    assert pieces[told].startswith("the model thinks") and pieces[told].rstrip("\r").endswith("\n")
     assert pieces[told - 1].startswith("[")
 
 
 def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
     with closed_pipe() as writer:
-        done = shell(
-            "model-build", "--path", tmp_path / "none", stderr=writer, env=BUFFERED
-        )
+        done = shell("model-build", "--path", tmp_path / "none", stderr=writer, env=BUFFERED)
     assert done.returncode == 2
 
 
@@ -839,9 +766,7 @@ def test_search_leaves_out_what_nobody_means(tmp_path):
         pytest.param("x" * 9_000_000 + "\nhome = /usr\n", False, id="too-far-down"),
     ],
 )
-def test_virtual_environment_is_what_says_where_its_python_is(
-    tmp_path, config, is_environment
-):
+def test_virtual_environment_is_what_says_where_its_python_is(tmp_path, config, is_environment):
     tree(tmp_path, {"pkg/pyvenv.cfg": config, "pkg/a.py": ""})
     skipped = {"virtual environment": 1}
     assert found(tmp_path) == (([], skipped) if is_environment else (["pkg/a.py"], {}))
@@ -901,9 +826,7 @@ def test_search_never_follows_links_nor_opens_what_is_no_file(tmp_path, monkeypa
 
 def git(folder, *words):
     identity = ("-c", "user.name=n", "-c", "user.email=e")
-    subprocess.run(
-        ["git", "-C", folder, *identity, *words], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(["git", "-C", folder, *identity, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_search_tells_of_exclude_patterns_that_match_nothing(tmp_path):
@@ -982,12 +905,7 @@ def test_search_skips_what_git_ignores_in_a_work_tree_inside(tmp_path):
         "inner/gen.py": "",
         "inner/sub/out/x.py": "",
     }
-    outer = {
-        ".gitignore": "deps/\na.py\n",
-        "gen.py": "",
-        "deps/lib/b.py": "",
-        "inner/a.py": "",
-    }
+    outer = {".gitignore": "deps/\na.py\n", "gen.py": "", "deps/lib/b.py": "", "inner/a.py": ""}
     root = tree(tmp_path, {**inner, **outer})
     for work_tree in ("", "inner", "deps/lib"):
         git(root / work_tree, "init", "-q")
@@ -1002,18 +920,14 @@ def test_search_skips_what_git_ignores_in_a_work_tree_inside(tmp_path):
 def refusals(root):
     """Search a directory where git does not help; return the warnings."""
     search = cds.find_sources(str(root), ".py")
-    assert "ignored.py" in [
-        source.file_path.rpartition("/")[2] for source in search.sources
-    ]
+    assert "ignored.py" in [source.file_path.rpartition("/")[2] for source in search.sources]
     return search.warnings
 
 
 @pytest.fixture
 def ignoring(tmp_path):
     """A work tree that ignores a file."""
-    root = tree(
-        tmp_path / "r", {".gitignore": "ignored.py", "a.py": "", "ignored.py": ""}
-    )
+    root = tree(tmp_path / "r", {".gitignore": "ignored.py", "a.py": "", "ignored.py": ""})
     git(root, "init", "-q")
     return root
 
@@ -1051,9 +965,7 @@ def test_git_that_refuses_several_work_trees_is_one_line(ignoring):
 
 
 @needs_git
-def test_missing_git_is_told_where_there_is_a_work_tree(
-    ignoring, tmp_path, monkeypatch
-):
+def test_missing_git_is_told_where_there_is_a_work_tree(ignoring, tmp_path, monkeypatch):
     tree(tmp_path, {"plain/ignored.py": ""})
     monkeypatch.setenv("PATH", "")
     [warning] = refusals(ignoring)
@@ -1086,11 +998,7 @@ def fetches(program):
         {"remote.origin.url": "ssh://localhost/x", "core.sshCommand": program},
         {"remote.origin.url": "/", "remote.origin.uploadpack": program},
         {"remote.origin.url": f"ext::{program}", "protocol.ext.allow": "always"},
-        {
-            "remote.origin.url": "::x",
-            "protocol.allow": "always",
-            "alias.remote-": f"!{program}",
-        },
+        {"remote.origin.url": "::x", "protocol.allow": "always", "alias.remote-": f"!{program}"},
         {
             "remote.origin.url": "none::x",
             "protocol.allow": "always",
@@ -1105,9 +1013,7 @@ FETCHES = ["ssh", "uploadpack", "ext", "transport-without-a-name", "transport-as
 def lose_object(root, name):
     """Remove an object of a repository that says that it can be fetched."""
     words = ["git", "-C", root, "rev-parse", f"HEAD:{name}"]
-    blob = subprocess.run(
-        words, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    blob = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     (root / ".git/objects" / blob[:2] / blob[2:]).unlink()
     git(root, "config", "core.repositoryformatversion", "1")
     git(root, "config", "extensions.partialClone", "origin")
@@ -1143,8 +1049,7 @@ def trap(tmp_path):
     """A program that leaves a mark when it runs; return both paths."""
     mark = tmp_path / "ran"
     program = (
-        tree(tmp_path, {"program": f"#!/bin/sh\ntouch {shlex.quote(str(mark))}\n"})
-        / "program"
+        tree(tmp_path, {"program": f"#!/bin/sh\ntouch {shlex.quote(str(mark))}\n"}) / "program"
     )
     program.chmod(0o755)
     if " " in str(program):
@@ -1160,25 +1065,14 @@ def test_search_runs_nothing_where_an_object_is_missing(tmp_path, trap, layout, 
     layout(root)
     for key, value in fetches(str(program))[fetch].items():
         git(root, "config", key, value)
-    unlocked = [
-        "git",
-        "-C",
-        str(root),
-        "ls-files",
-        "-o",
-        "-c",
-        "-i",
-        "--exclude-standard",
-    ]
+    unlocked = ["git", "-C", str(root), "ls-files", "-o", "-c", "-i", "--exclude-standard"]
     subprocess.run(unlocked, capture_output=True, timeout=60)
     if not mark.exists():
         pytest.skip("this git is not to be led so")
     mark.unlink()
     # All that git before 2.39 knows of the lock, which must do alone.
     lock = {"GIT_ALLOW_PROTOCOL": cds.GIT_ENVIRONMENT["GIT_ALLOW_PROTOCOL"]}
-    subprocess.run(
-        unlocked, capture_output=True, timeout=60, env={**os.environ, **lock}
-    )
+    subprocess.run(unlocked, capture_output=True, timeout=60, env={**os.environ, **lock})
     assert not mark.exists()
     paths, _ = found(root)
     assert [path.rpartition("/")[2] for path in paths] == ["a.py"]
@@ -1189,20 +1083,8 @@ def test_search_runs_nothing_where_an_object_is_missing(tmp_path, trap, layout, 
 def test_search_runs_nothing_that_a_configuration_names(tmp_path, trap):
     root, (program, mark) = tree(tmp_path / "r", {"a.py": ""}), trap
     git(root, "init", "-q")
-    keys = [
-        "core.fsmonitor",
-        "core.pager",
-        "pager.ls-files",
-        "core.sshCommand",
-        "filter.x.clean",
-    ]
-    keys += [
-        "diff.external",
-        "core.askPass",
-        "core.editor",
-        "credential.helper",
-        "alias.ls-files",
-    ]
+    keys = ["core.fsmonitor", "core.pager", "pager.ls-files", "core.sshCommand", "filter.x.clean"]
+    keys += ["diff.external", "core.askPass", "core.editor", "credential.helper", "alias.ls-files"]
     for key in keys:
         git(root, "config", key, str(program))
     shutil.copy(program, root / ".git/hooks/pre-command")
@@ -1217,11 +1099,7 @@ def test_search_asks_no_bare_repository(tmp_path, trap, place):
     root, (program, mark) = tmp_path / "r", trap
     git(tree(root, {"ignored.py": ""}), "init", "-q", "--bare")
     tree(root, {".git/x": "", "info/exclude": "ignored.py"})
-    for key, value in {
-        "bare": "false",
-        "worktree": str(root),
-        "fsmonitor": str(program),
-    }.items():
+    for key, value in {"bare": "false", "worktree": str(root), "fsmonitor": str(program)}.items():
         git(root, "config", f"core.{key}", value)
     tree(tmp_path, {"a.py": ""})
     [warning] = refusals(root if place else tmp_path)
@@ -1232,14 +1110,8 @@ def test_search_asks_no_bare_repository(tmp_path, trap, place):
 @needs_git
 def test_search_asks_no_repository_around_a_work_tree_that_is_none(tmp_path, trap):
     root, (program, mark) = tmp_path / "r", trap
-    git(
-        tree(root, {"inner/ignored.py": "", "inner/.git/x": ""}), "init", "-q", "--bare"
-    )
-    for key, value in {
-        "bare": "false",
-        "worktree": str(root),
-        "fsmonitor": str(program),
-    }.items():
+    git(tree(root, {"inner/ignored.py": "", "inner/.git/x": ""}), "init", "-q", "--bare")
+    for key, value in {"bare": "false", "worktree": str(root), "fsmonitor": str(program)}.items():
         git(root, "config", f"core.{key}", value)
     tree(root, {"info/exclude": "ignored.py"})
     assert len(refusals(tmp_path)) == 1
@@ -1262,9 +1134,7 @@ def test_search_reports_an_unreadable_folder(tmp_path):
 
 
 def test_search_that_finds_nothing_is_a_usage_error(tmp_path, capsys):
-    assert (
-        run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
-    )
+    assert run("model-build", "--path", tree(tmp_path, {"a.txt": "", ".x/a.py": ""})) == 2
     search, message = capsys.readouterr().err.splitlines()
     assert search == "search files=0 skipped=1 (hidden directory 1)"
     assert message.startswith("cds: --path: no .py or .pyw file below")
@@ -1307,9 +1177,7 @@ def test_search_counts_no_file_that_git_ignores_by_its_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent", "persist"])
-@pytest.mark.parametrize(
-    "name", ["n.ipynb", "data.json", "a.pyi", "a.py.txt", "A.JSON", ".x.cfg"]
-)
+@pytest.mark.parametrize("name", ["n.ipynb", "data.json", "a.pyi", "a.py.txt", "A.JSON", ".x.cfg"])
 def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, name):
     path = tree(tmp_path / "s", {name: '{"cells": []}'}) / name
     options = [word.format(tmp_path) for word in OPTIONS[command]]
@@ -1321,14 +1189,10 @@ def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, n
 
 def test_report_on_a_single_file_of_another_language_is_refused(tmp_path, capsys):
     path = tree(tmp_path, {"n.ipynb": '{"cells": []}'}) / "n.ipynb"
-    assert " no Python source " in refused(
-        capsys, tmp_path, "duplicates", "--path", path
-    )
+    assert " no Python source " in refused(capsys, tmp_path, "duplicates", "--path", path)
 
 
-@pytest.mark.parametrize(
-    "name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."]
-)
+@pytest.mark.parametrize("name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."])
 def test_single_file_that_may_be_python_is_read(tmp_path, capsys, name):
     path = tree(tmp_path, {name: "x = 1"}) / name
     assert run("model-build", "--path", path) == 0
@@ -1373,27 +1237,17 @@ BLOCKS = [
     pytest.param("try:\n    a\nexcept b:\n    c\nexcept d:\n    {}", id="except"),
     pytest.param("try:\n    a\nexcept b:\n    c\nelse:\n    {}", id="try-else"),
     pytest.param("try:\n    a\nfinally:\n    {}", id="finally"),
+    pytest.param("try:\n    a\nexcept* b:\n    {}", id="except-star", marks=since(3, 11)),
     pytest.param(
-        "try:\n    a\nexcept* b:\n    {}", id="except-star", marks=since(3, 11)
+        "match a:\n    case 1:\n        b\n    case _:\n        {}", id="match", marks=since(3, 10)
     ),
-    pytest.param(
-        "match a:\n    case 1:\n        b\n    case _:\n        {}",
-        id="match",
-        marks=since(3, 10),
-    ),
-    pytest.param(
-        "if a:\n    for b in c:\n        with d:\n            {}", id="three-deep"
-    ),
+    pytest.param("if a:\n    for b in c:\n        with d:\n            {}", id="three-deep"),
 ]
 
 
 def kinds_and_headers(records):
     """Return what `kind signature` says of each definition, in order."""
-    return [
-        f"{found.kind} {found.signature.strip()}"
-        for found in records
-        if found.kind != "file"
-    ]
+    return [f"{found.kind} {found.signature.strip()}" for found in records if found.kind != "file"]
 
 
 @pytest.mark.parametrize(
@@ -1417,12 +1271,7 @@ def kinds_and_headers(records):
         ),
         pytest.param(
             "class A:\n class B:\n  def f(self): 0\n def g(self): 0\n",
-            [
-                "class class A:",
-                "class class B:",
-                "method def f(self):",
-                "method def g(self):",
-            ],
+            ["class class A:", "class class B:", "method def f(self):", "method def g(self):"],
             id="class-in-class",
         ),
         pytest.param(
@@ -1461,13 +1310,13 @@ def test_definitions_are_found_in_every_block_in_line_order(tmp_path, block):
     records = records_of(tmp_path, f"{source}\nclass A:\n    {inside}\n")
     functions = ["def g():", "def f():", "def h():"]
     expected = [f"function {header}" for header in functions] + ["class class A:"]
-    assert kinds_and_headers(records) == expected + [
-        f"method {header}" for header in functions
-    ]
+    assert kinds_and_headers(records) == expected + [f"method {header}" for header in functions]
 
 
 def test_symbols_of_a_file_are_ordered_by_line_behind_the_file_itself(tmp_path):
-    source = "@d\nclass A:\n def f(self):\n  if a:\n   def g(): 0\n  else:\n   def h(): 0\nclass B: 0\n"
+    source = (
+        "@d\nclass A:\n def f(self):\n  if a:\n   def g(): 0\n  else:\n   def h(): 0\nclass B: 0\n"
+    )
     symbols = analyzed(tree(tmp_path, {"m.py": source})).symbols
     assert [f"{symbol.kind} {symbol.start_line}" for symbol in symbols] == [
         "file 1",
@@ -1483,9 +1332,7 @@ HEADERS = [
     pytest.param("def f():", " return {1: 2}", id="one-line"),
     pytest.param("class A:", " x: int = 1", id="class"),
     pytest.param("class A():", "\n    def f(self): pass", id="class-with-brackets"),
-    pytest.param(
-        "class A(*b, c, m=lambda: {1: 2}, **k):", " pass", id="class-with-arguments"
-    ),
+    pytest.param("class A(*b, c, m=lambda: {1: 2}, **k):", " pass", id="class-with-arguments"),
     pytest.param(
         "class A(  # a: b\n    B,  # '#:\n    k=C[1:2],\n):",
         "  # a: b\n    pass",
@@ -1496,32 +1343,21 @@ HEADERS = [
     pytest.param("def f(a=lambda b: b, c={1: 2}, d=e[1:2]):", " pass", id="defaults"),
     pytest.param("def f(a=(lambda: 1)):", " pass", id="bracketed-default"),
     pytest.param(
-        "def f(a='#:', *b: '#:', c=\"'#:\", **d: '#:'):",
-        "  # e:\n    pass",
-        id="strings",
+        "def f(a='#:', *b: '#:', c=\"'#:\", **d: '#:'):", "  # e:\n    pass", id="strings"
     ),
     pytest.param("def f(a='''\n#: ''',):", " pass", id="string-over-lines"),
     pytest.param(
-        "def f(\n    # a: b\n    c,  # d: e\n    # g:\n):",
-        "\n    # h: i\n    pass",
-        id="comments",
+        "def f(\n    # a: b\n    c,  # d: e\n    # g:\n):", "\n    # h: i\n    pass", id="comments"
     ),
     pytest.param("def f(  # a:\n):", " pass", id="comment-alone"),
     pytest.param("def f(a) -> b['#:', 1:2]:", " pass", id="returns"),
-    pytest.param(
-        "def f() -> (  # a:\n    lambda: 1  # b:\n):", " pass", id="returns-over-lines"
-    ),
+    pytest.param("def f() -> (  # a:\n    lambda: 1  # b:\n):", " pass", id="returns-over-lines"),
     pytest.param("def f() -> lambda: 1:", " pass", id="returns-lambda"),
     pytest.param("def f(a) \\\n    -> b \\\n    :", " pass", id="backslashes"),
-    pytest.param(
-        "def é(ö='é:', *, ü: 'é:' = {'ß': 1}):", " return 'é:'", id="not-ascii"
-    ),
+    pytest.param("def é(ö='é:', *, ü: 'é:' = {'ß': 1}):", " return 'é:'", id="not-ascii"),
     pytest.param("def f(a='ééééééééé'):", " x: int", id="bytes-are-not-characters"),
     pytest.param(
-        "def f[T: (int, '#:'), *U, **P]():",
-        " pass",
-        id="type-parameters",
-        marks=since(3, 12),
+        "def f[T: (int, '#:'), *U, **P]():", " pass", id="type-parameters", marks=since(3, 12)
     ),
     pytest.param(
         "class A[\n    T: {1: 2},  # a:\n]:",
@@ -1530,10 +1366,7 @@ HEADERS = [
         marks=since(3, 12),
     ),
     pytest.param(
-        "def f[T = lambda: 1]():",
-        " pass",
-        id="type-parameter-default",
-        marks=since(3, 13),
+        "def f[T = lambda: 1]():", " pass", id="type-parameter-default", marks=since(3, 13)
     ),
 ]
 
@@ -1550,9 +1383,7 @@ HEADERS = [
     ],
 )
 @pytest.mark.parametrize(("header", "body"), HEADERS)
-def test_signature_and_raw_code_are_the_source_lines(
-    tmp_path, header, body, decorators
-):
+def test_signature_and_raw_code_are_the_source_lines(tmp_path, header, body, decorators):
     raw_code = decorators + header + body
     found = records_of(tmp_path, f"x = 1\n\n{raw_code}\n\n# end\n")[1]
     assert found.signature == header
@@ -1561,9 +1392,7 @@ def test_signature_and_raw_code_are_the_source_lines(
 
 
 def test_signature_and_raw_code_keep_their_indentation(tmp_path):
-    source = (
-        "class A:\n\tif a:\n\t\t@b\n\t\tdef f(self,\n\t\t\tc): return 1\n\t\t# end\n"
-    )
+    source = "class A:\n\tif a:\n\t\t@b\n\t\tdef f(self,\n\t\t\tc): return 1\n\t\t# end\n"
     method = records_of(tmp_path, source)[2]
     assert method.signature == "\t\tdef f(self,\n\t\t\tc):"
     assert method.raw_code == "\t\t@b\n\t\tdef f(self,\n\t\t\tc): return 1"
@@ -1581,11 +1410,11 @@ def test_lines_end_as_python_ends_them(tmp_path, end, last):
     assert function.signature == end.join(lines[3:5])
 
 
-@pytest.mark.parametrize(
-    "character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"], ids=ascii
-)
+@pytest.mark.parametrize("character", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029"], ids=ascii)
 def test_other_separators_end_no_line(tmp_path, character):
-    source = f"x = 'a{character}b'  # {character}\ndef f():\n    return '{character}'  # {character}"
+    source = (
+        f"x = 'a{character}b'  # {character}\ndef f():\n    return '{character}'  # {character}"
+    )
     file, function = records_of(tmp_path, source)
     assert (file.end_line, file.raw_code) == (3, source)
     assert (function.start_line, function.end_line) == (2, 3)
@@ -1609,18 +1438,14 @@ def test_form_feed_before_a_definition_is_part_of_its_line(tmp_path):
         pytest.param("# a", 1, "# a", "", id="comment"),
         pytest.param("'''a\nb'''\n", 2, "'''a\nb'''", "", id="docstring"),
         pytest.param("x = 1", 1, "x = 1", "x = 1", id="open"),
-        pytest.param(
-            "\n x = 1 \n".replace(" x", "x"), 2, "\nx = 1 ", "x = 1", id="blanks"
-        ),
+        pytest.param("\n x = 1 \n".replace(" x", "x"), 2, "\nx = 1 ", "x = 1", id="blanks"),
         pytest.param("x = 1\n\n \n", 3, "x = 1\n\n ", "x = 1", id="blank-lines"),
         pytest.param("x = 1\r\n\r\n", 2, "x = 1\r\n", "x = 1", id="crlf"),
         pytest.param("x = 1\r\r", 2, "x = 1\r", "x = 1", id="cr"),
         pytest.param("x = 1\n\r", 2, "x = 1\n", "x = 1", id="lf-cr"),
     ],
 )
-def test_file_record_spans_all_lines(
-    tmp_path, source, end_line, raw_code, normalized_code
-):
+def test_file_record_spans_all_lines(tmp_path, source, end_line, raw_code, normalized_code):
     [file] = records_of(tmp_path, source)
     assert (file.kind, file.start_line, file.end_line) == ("file", 1, end_line)
     assert (file.raw_code, file.normalized_code) == (raw_code, normalized_code)
@@ -1638,22 +1463,16 @@ def test_file_record_spans_all_lines(
             id="bom-declared",
         ),
         pytest.param(
-            b"\xef\xbb\xbf#!\xc3\xa9\n# coding: utf-8\n",
-            "#!é\n# coding: utf-8",
-            id="bom-line-2",
+            b"\xef\xbb\xbf#!\xc3\xa9\n# coding: utf-8\n", "#!é\n# coding: utf-8", id="bom-line-2"
         ),
-        pytest.param(
-            b"# coding: latin-1\nx = '\xe9'", "# coding: latin-1\nx = 'é'", id="line-1"
-        ),
+        pytest.param(b"# coding: latin-1\nx = '\xe9'", "# coding: latin-1\nx = 'é'", id="line-1"),
         pytest.param(
             b"#!a\n# vim: set fileencoding=cp1252 :\n'\x80'",
             "#!a\n# vim: set fileencoding=cp1252 :\n'€'",
             id="line-2",
         ),
         pytest.param(
-            b"\n# coding: koi8-r\n'\xc1'",
-            "\n# coding: koi8-r\n'\u0430'",
-            id="line-2-behind-blank",
+            b"\n# coding: koi8-r\n'\xc1'", "\n# coding: koi8-r\n'\u0430'", id="line-2-behind-blank"
         ),
         pytest.param(
             b"#\n\n# coding: latin-1\nx = '\xc3\xa9'",
@@ -1666,14 +1485,10 @@ def test_file_record_spans_all_lines(
             id="behind-code",
         ),
         pytest.param(
-            b"# coding: latin-1 \xe9\nx = '\xe9'",
-            "# coding: latin-1 é\nx = 'é'",
-            id="own-line",
+            b"# coding: latin-1 \xe9\nx = '\xe9'", "# coding: latin-1 é\nx = 'é'", id="own-line"
         ),
         pytest.param(
-            b"# \xe9\n# \xe9 coding: latin-1\n",
-            "# é\n# é coding: latin-1",
-            id="own-line-2",
+            b"# \xe9\n# \xe9 coding: latin-1\n", "# é\n# é coding: latin-1", id="own-line-2"
         ),
         pytest.param(
             b"# coding: gbk \xc4\xe3\r\nx = '\xba\xc3'",
@@ -1681,14 +1496,10 @@ def test_file_record_spans_all_lines(
             id="own-line-crlf",
         ),
         pytest.param(
-            b"# coding: latin-1 \xe9\rx = '\xe9'\r",
-            "# coding: latin-1 é\rx = 'é'",
-            id="cr",
+            b"# coding: latin-1 \xe9\rx = '\xe9'\r", "# coding: latin-1 é\rx = 'é'", id="cr"
         ),
         pytest.param(
-            b"#\r# coding: latin-1\rx = '\xe9'\r",
-            "#\r# coding: latin-1\rx = 'é'",
-            id="cr-line-2",
+            b"#\r# coding: latin-1\rx = '\xe9'\r", "#\r# coding: latin-1\rx = 'é'", id="cr-line-2"
         ),
         pytest.param(b"\xef\xbb\xbf# \xc3\xa9\rx = 1\r", "# é\rx = 1", id="cr-bom"),
     ],
@@ -1703,21 +1514,13 @@ def test_source_is_decoded_as_it_declares(tmp_path, content, text):
         pytest.param("'''Doc.'''\nx = 1", "x = 1", id="module"),
         pytest.param("'''Doc.'''\n'''More.'''", "", id="module-left-empty"),
         pytest.param("x = 1\n'''About x.'''\ny = 2", "x = 1\ny = 2", id="attribute"),
+        pytest.param("'a'; r'b'; u'c'; 'd' \"e\"; ('f'); x = 1; 'g'", "x = 1", id="every-spelling"),
         pytest.param(
-            "'a'; r'b'; u'c'; 'd' \"e\"; ('f'); x = 1; 'g'",
-            "x = 1",
-            id="every-spelling",
-        ),
-        pytest.param(
-            "class A:\n    '''Doc.'''\n    x = 1\n    'b'",
-            "class A:\n    x = 1",
-            id="class",
+            "class A:\n    '''Doc.'''\n    x = 1\n    'b'", "class A:\n    x = 1", id="class"
         ),
         pytest.param("class A: 'a'", "class A:\n    pass", id="class-left-empty"),
         pytest.param(
-            "async def f():\n    'a'\n    'b'",
-            "async def f():\n    pass",
-            id="function-left-empty",
+            "async def f():\n    'a'\n    'b'", "async def f():\n    pass", id="function-left-empty"
         ),
         pytest.param(
             "def f():\n    if a:\n        '''\n        g()\n        '''\n        return 1",
@@ -1732,15 +1535,10 @@ def test_normalized_code_has_no_string_statements(tmp_path, source, normalized_c
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_normalized_code_has_pass_in_a_block_left_empty(tmp_path, block):
-    source, expected = (
-        block.format("'a'; 'b'"),
-        ast.unparse(ast.parse(block.format("pass"))),
-    )
+    source, expected = (block.format("'a'; 'b'"), ast.unparse(ast.parse(block.format("pass"))))
     in_method = "class A:\n\n    async def f(self):\n        "
     records = records_of(tmp_path, in_method + source.replace("\n", "\n        "))
-    assert records[0].normalized_code == in_method + expected.replace(
-        "\n", "\n        "
-    )
+    assert records[0].normalized_code == in_method + expected.replace("\n", "\n        ")
 
 
 @pytest.mark.parametrize(
@@ -1777,21 +1575,11 @@ has_digit_limit = pytest.mark.skipif(
     [
         pytest.param("def f():\n    pass\ndef f(:\n", 3, "invalid syntax", id="syntax"),
         pytest.param(
-            "if a:\n\tb\n        c\n",
-            3,
-            "inconsistent use of tabs and spaces",
-            id="tabs",
+            "if a:\n\tb\n        c\n", 3, "inconsistent use of tabs and spaces", id="tabs"
         ),
-        pytest.param(
-            "(" * 300 + ")" * 300, 1, "too many nested parentheses", id="brackets"
-        ),
+        pytest.param("(" * 300 + ")" * 300, 1, "too many nested parentheses", id="brackets"),
         pytest.param("x = 1\0\n", None, "cannot contain null bytes", id="nul"),
-        pytest.param(
-            b"x = '\xff'",
-            None,
-            "'utf-8' codec can't decode byte 0xff",
-            id="undecodable",
-        ),
+        pytest.param(b"x = '\xff'", None, "'utf-8' codec can't decode byte 0xff", id="undecodable"),
         pytest.param(
             b"# coding: ascii\n'\xe9'",
             None,
@@ -1802,23 +1590,13 @@ has_digit_limit = pytest.mark.skipif(
             "# coding: punycode\nx = 1",
             None,
             # Where `tokenize` decodes the declaration, as in 3.14, it has words of its own.
-            (
-                "encoding not supported: punycode",
-                "invalid or missing encoding declaration",
-            ),
+            ("encoding not supported: punycode", "invalid or missing encoding declaration"),
             id="punycode",
         ),
+        pytest.param("# coding: utf-7\nx = 1", None, "encoding not supported: utf-7", id="utf-7"),
+        pytest.param("# coding: idna\nx = 1", None, "encoding not supported: idna", id="idna"),
         pytest.param(
-            "# coding: utf-7\nx = 1", None, "encoding not supported: utf-7", id="utf-7"
-        ),
-        pytest.param(
-            "# coding: idna\nx = 1", None, "encoding not supported: idna", id="idna"
-        ),
-        pytest.param(
-            "# coding: unicode_escape\nx = 1",
-            None,
-            "encoding not supported",
-            id="unicode-escape",
+            "# coding: unicode_escape\nx = 1", None, "encoding not supported", id="unicode-escape"
         ),
         pytest.param(
             "# coding: raw_unicode_escape\n",
@@ -1826,17 +1604,10 @@ has_digit_limit = pytest.mark.skipif(
             "encoding not supported",
             id="raw-unicode-escape",
         ),
+        pytest.param("# coding: cp037\n", None, "encoding not supported: cp037", id="ebcdic"),
+        pytest.param("# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"),
         pytest.param(
-            "# coding: cp037\n", None, "encoding not supported: cp037", id="ebcdic"
-        ),
-        pytest.param(
-            "# coding: nope\n", None, "unknown encoding: nope", id="encoding-unknown"
-        ),
-        pytest.param(
-            "# coding: hex\n",
-            None,
-            "'hex' is not a text encoding",
-            id="encoding-not-of-text",
+            "# coding: hex\n", None, "'hex' is not a text encoding", id="encoding-not-of-text"
         ),
         pytest.param(
             b"\xef\xbb\xbf# coding: latin-1\n",
@@ -1860,9 +1631,7 @@ has_digit_limit = pytest.mark.skipif(
         ),
     ],
 )
-def test_analyzer_error_is_one_per_file_and_the_others_go_on(
-    tmp_path, content, line, message
-):
+def test_analyzer_error_is_one_per_file_and_the_others_go_on(tmp_path, content, line, message):
     sources = {"a.py": "x = 1", "bad/b.py": content, "c.py": "y = 2"}
     analysis = analyzed(tree(tmp_path, sources))
     assert [symbol.file_path for symbol in analysis.symbols] == ["a.py", "c.py"]
@@ -1891,16 +1660,11 @@ def analyzed_apart(root):
     [
         pytest.param("x = " + "-" * 100_000 + "1", "MemoryError", id="memory"),
         pytest.param(
-            "x = a" + ".b" * 100_000,
-            "RecursionError",
-            id="recursion",
-            marks=since(3, 11),
+            "x = a" + ".b" * 100_000, "RecursionError", id="recursion", marks=since(3, 11)
         ),
     ],
 )
-def test_code_nested_too_deeply_is_one_error_and_the_others_go_on(
-    tmp_path, source, error
-):
+def test_code_nested_too_deeply_is_one_error_and_the_others_go_on(tmp_path, source, error):
     root = tree(tmp_path, {"a.py": "x = 1", "bad/b.py": source, "c.py": "y = 2"})
     found, [[file_path, line, message]] = analyzed_apart(root)
     assert (found, file_path, line) == (["a.py", "c.py"], "bad/b.py", None)
@@ -1932,18 +1696,13 @@ def test_vanished_file_is_one_error(tmp_path):
 # What `ast.unparse` cannot write, and what it says of it.
 UNWRITABLE = [
     pytest.param(
-        "0x" + "f" * 5000,
-        "ValueError: Exceeds the limit",
-        id="digits",
-        marks=has_digit_limit,
+        "0x" + "f" * 5000, "ValueError: Exceeds the limit", id="digits", marks=has_digit_limit
     ),
     pytest.param(
         "f'{d[\"\u00a0\"]}'",
         "ValueError: Unable to avoid backslash",
         id="f-string",
-        marks=pytest.mark.skipif(
-            sys.version_info >= (3, 12), reason="can write any f-string"
-        ),
+        marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="can write any f-string"),
     ),
 ]
 
@@ -1956,9 +1715,7 @@ def left_and_lost(tmp_path, source):
 
 
 @pytest.mark.parametrize(("code", "message"), UNWRITABLE)
-def test_definition_that_cannot_be_written_is_lost_with_those_around_it(
-    tmp_path, code, message
-):
+def test_definition_that_cannot_be_written_is_lost_with_those_around_it(tmp_path, code, message):
     source = f"""\
 class A:
     def f(self):
@@ -1976,9 +1733,7 @@ def j(): pass
 
 
 @pytest.mark.parametrize(("code", "message"), UNWRITABLE)
-def test_each_innermost_definition_that_cannot_be_written_is_one_error(
-    tmp_path, code, message
-):
+def test_each_innermost_definition_that_cannot_be_written_is_one_error(tmp_path, code, message):
     source = f"""\
 x = {code}
 class A:
@@ -2031,9 +1786,7 @@ TOO_DEEP_FOR_3_11 = [
 ]
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit"
-)
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit")
 @pytest.mark.parametrize("code", TOO_DEEP_FOR_3_11)
 def test_code_deeper_than_the_recursion_limit_is_parsed(tmp_path, code):
     limits = sys.getrecursionlimit(), threading.stack_size()
@@ -2048,20 +1801,15 @@ def test_code_deeper_than_the_recursion_limit_is_parsed(tmp_path, code):
 
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="warns of nothing while parsing")
 def test_syntax_warnings_do_not_reach_stderr(tmp_path):
-    folder = tree(
-        tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"}
-    )
-    done = shell(
-        "model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"}
-    )
+    folder = tree(tmp_path, {"a.py": "x = '\\d'\n", "b.py": f"x = '\\d'\ny = {LONG_SUM}\n"})
+    done = shell("model-build", "--path", folder, env={**os.environ, "PYTHONWARNINGS": "always"})
     assert (done.returncode, done.stderr) == (0, "search files=2 skipped=0\n")
 
 
 def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp_path):
     limits = sys.getrecursionlimit(), threading.stack_size()
     records = records_of(
-        tmp_path,
-        f"class A:\n    '''Doc.'''\n    def f(self):\n        return ({LONG_SUM})\n",
+        tmp_path, f"class A:\n    '''Doc.'''\n    def f(self):\n        return ({LONG_SUM})\n"
     )
     assert [found.kind for found in records] == ["file", "class", "method"]
     assert records[2].normalized_code == f"def f(self):\n    return {LONG_SUM}"
@@ -2070,30 +1818,21 @@ def test_a_sum_of_700_terms_gives_records_and_leaves_the_limits_as_they_were(tmp
 
 def test_a_chain_of_1200_elifs_gives_records(tmp_path):
     source = (
-        "if a:\n    pass\n"
-        + "elif b:\n    pass\n" * 1200
-        + "else:\n\n    def f():\n        pass"
+        "if a:\n    pass\n" + "elif b:\n    pass\n" * 1200 + "else:\n\n    def f():\n        pass"
     )
     file, function = records_of(tmp_path, source)
-    assert (file.normalized_code, function.normalized_code) == (
-        source,
-        "def f():\n    pass",
-    )
+    assert (file.normalized_code, function.normalized_code) == (source, "def f():\n    pass")
 
 
 @pytest.mark.parametrize(
     ("content", "count"),
     [
         pytest.param(b"x" * ((16 << 20) + 1), None, id="over-16-mib"),
-        pytest.param(
-            b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"
-        ),
+        pytest.param(b"x = '" + b"a" * (10 << 20) + b"'\ndef f(): pass", 2, id="line-of-10-mib"),
         pytest.param(b"(" * 5000 + b")" * 5000, None, id="5000-brackets"),
         pytest.param(b"x = " + b"[" * 5000 + b"]" * 5000, None, id="5000-lists"),
         pytest.param(
-            "def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(),
-            2,
-            id="mixed-scripts",
+            "def \u0434\u0430_yes(\u03b1, \u5b57): return \u03b1".encode(), 2, id="mixed-scripts"
         ),
         pytest.param(b"def f(): pass\n" * 20_000, 20_001, id="20000-definitions"),
         pytest.param(b"x = 1\n\0", None, id="nul"),
@@ -2115,14 +1854,7 @@ def test_hostile_file_gives_its_records_or_one_error(tmp_path, content, count):
 def test_every_encoding_gives_records_or_one_error(tmp_path):
     source = "# coding: {}\ndef f():\n    return 'é'\n"
     for name in sorted(
-        {
-            *encodings.aliases.aliases.values(),
-            "idna",
-            "punycode",
-            "undefined",
-            "utf_8_sig",
-            "mbcs",
-        }
+        {*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "utf_8_sig", "mbcs"}
     ):
         with contextlib.suppress(LookupError, UnicodeError):
             (tmp_path / "m.py").write_bytes(source.format(name).encode(name))
@@ -2134,30 +1866,16 @@ def test_every_encoding_gives_records_or_one_error(tmp_path):
 @pytest.mark.parametrize("escape", ["\\ud800", "\\x00"])
 def test_f_string_that_no_text_can_hold_does_not_end_the_run(tmp_path, escape):
     source = f"def f(x):\n    return f'{escape}{{x:{escape}}}'\n"
-    assert (
-        persist(
-            tree(tmp_path / "s", {"a.py": source, "b.py": "y = 1"}), tmp_path / "db"
-        )
-        == 0
-    )
-    stored = rows(
-        tmp_path / "db", "SELECT normalized_code FROM records WHERE kind = 'function'"
-    )
-    assert [ast.dump(ast.parse(code)) for (code,) in stored] == [
-        ast.dump(ast.parse(source))
-    ]
+    assert persist(tree(tmp_path / "s", {"a.py": source, "b.py": "y = 1"}), tmp_path / "db") == 0
+    stored = rows(tmp_path / "db", "SELECT normalized_code FROM records WHERE kind = 'function'")
+    assert [ast.dump(ast.parse(code)) for (code,) in stored] == [ast.dump(ast.parse(source))]
 
 
 @pytest.fixture
 def many_sources(tmp_path):
     """So many small files that they are worth several workers."""
-    files = {
-        f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n"
-        for n in range(130)
-    }
-    return cds.find_sources(
-        str(tree(tmp_path / "s", {**files, "bad.py": "def"})), ".py"
-    ).sources
+    files = {f"m{n:03}.py": f"class A{n}:\n    def f(self): return '\\d'\n" for n in range(130)}
+    return cds.find_sources(str(tree(tmp_path / "s", {**files, "bad.py": "def"})), ".py").sources
 
 
 def test_analysis_in_workers_gives_the_same_as_in_one_process(many_sources):
@@ -2202,15 +1920,9 @@ def test_file_that_crashes_its_worker_is_one_error_and_costs_two_workers(tmp_pat
 def test_file_whose_worker_is_killed_once_is_analyzed(tmp_path):
     once = cds.Source(str(tmp_path / "once"), "once.py")
     found = errors_of(
-        cds.analyze_in_workers(
-            [*numbered("a.py"), once, *numbered("b.py")], 1, process_number
-        )
+        cds.analyze_in_workers([*numbered("a.py"), once, *numbered("b.py")], 1, process_number)
     )
-    assert [error.file_path for error in found if error.line] == [
-        "a.py",
-        "once.py",
-        "b.py",
-    ]
+    assert [error.file_path for error in found if error.line] == ["a.py", "once.py", "b.py"]
 
 
 def test_every_file_that_crashes_is_an_error():
@@ -2230,12 +1942,7 @@ def test_only_what_may_crash_the_parser_goes_to_a_worker_of_its_own(tmp_path):
         "z.py": "def",
     }
     sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
-    assert [cds.may_crash_parser(source) for source in sources] == [
-        False,
-        True,
-        True,
-        False,
-    ]
+    assert [cds.may_crash_parser(source) for source in sources] == [False, True, True, False]
     found = errors_of(cds.analyze_guarded(sources, process_number))
     pids = [error.line for error in found]
     assert (pids[0], pids[3]) == (os.getpid(), os.getpid())
@@ -2256,28 +1963,8 @@ def test_operators_that_an_encoding_writes_beyond_ascii_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "level",
     [
-        *[
-            "-{}",
-            "~{}",
-            "not {}",
-            "{}.a",
-            "{}+1",
-            "2**{}",
-            "{}()",
-            "{}[0]",
-            "1 if 1 else {}",
-        ],
-        *[
-            "lambda: {}",
-            "({})",
-            "{}@1",
-            "{}|1",
-            "{}<<1",
-            "{}//1",
-            "{}%1",
-            "{}&1",
-            "{}^1",
-        ],
+        *["-{}", "~{}", "not {}", "{}.a", "{}+1", "2**{}", "{}()", "{}[0]", "1 if 1 else {}"],
+        *["lambda: {}", "({})", "{}@1", "{}|1", "{}<<1", "{}//1", "{}%1", "{}&1", "{}^1"],
         *["[{}]", "{{{}}}", "f(a={})", "a < ({})"],
     ],
 )
@@ -2298,16 +1985,11 @@ def test_file_that_kills_the_parser_is_one_error_of_a_small_tree(tmp_path):
     done = shell("model-build", "--path", root, "--format", "json")
     assert done.returncode == 0
     result = json.loads(done.stdout)
-    assert [
-        one["file_path"] for one in result["records"] if "deep" not in one["file_path"]
-    ] == [
+    assert [one["file_path"] for one in result["records"] if "deep" not in one["file_path"]] == [
         "a.py",
         "z.py",
     ]
-    assert [one["file_path"] for one in result["errors"]] in (
-        ["deep.py"],
-        [],
-    )  # 3.14 takes it
+    assert [one["file_path"] for one in result["errors"]] in (["deep.py"], [])  # 3.14 takes it
 
 
 def limited(resource, number, command):
@@ -2345,16 +2027,14 @@ A_THREAD = "import threading; threading.Thread(target=threading.Event().wait, da
 PROGRAMS = [
     pytest.param("cds.main()", id="plain"),
     pytest.param(
-        "import _multiprocessing; del _multiprocessing.SemLock; cds.main()",
-        id="no-semaphores",
+        "import _multiprocessing; del _multiprocessing.SemLock; cds.main()", id="no-semaphores"
     ),
     pytest.param(
-        "import sys; sys.modules['_multiprocessing'] = None; cds.main()",
-        id="no-multiprocessing",
+        "import sys; sys.modules['_multiprocessing'] = None; cds.main()", id="no-multiprocessing"
     ),
     pytest.param(f"{A_THREAD}; cds.main()", id="with-a-thread"),
     pytest.param(
-        f"{A_THREAD}; import multiprocessing; multiprocessing.set_executable('/bin/false'); cds.main()",
+        f"{A_THREAD}; import multiprocessing as mp; mp.set_executable('/bin/false'); cds.main()",
         id="workers-that-end-at-once",
     ),
 ]
@@ -2365,26 +2045,16 @@ PROGRAMS = [
 def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, count):
     root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(count)}) / "s"
     tree(root, {"deep.py": "x = " + "+".join(["1"] * 6000) + "\n"})
-    script = f"import sys; sys.path.insert(0, {str(Path(CDS).parent)!r}); import cds; print('body'); {program}"
+    folder = str(Path(CDS).parent)
+    script = f"import sys; sys.path.insert(0, {folder!r}); import cds; print('body'); {program}"
     tree(tmp_path, {"script.py": script})
     done = finish(
-        [
-            sys.executable,
-            tmp_path / "script.py",
-            "model-build",
-            "--path",
-            root,
-            "--format",
-            "json",
-        ]
+        [sys.executable, tmp_path / "script.py", "model-build", "--path", root, "--format", "json"]
     )
     body, result = done.stdout.split("\n", 1)
     assert (done.returncode, body) == (0, "body")
     assert done.stderr.startswith(f"search files={count + 1} skipped=0\n")
-    assert (
-        len(json.loads(result)["records"]) + len(json.loads(result)["errors"])
-        == count + 1
-    )
+    assert len(json.loads(result)["records"]) + len(json.loads(result)["errors"]) == count + 1
     assert "crashes" not in result
 
 
@@ -2405,16 +2075,11 @@ COUNT_FORKS = """if True:
         pytest.param(3, False, 0, id="small"),
         pytest.param(3, True, 1, id="small-with-a-deep-file"),
         pytest.param(
-            230,
-            False,
-            min(cds.processors(), 4) if cds.processors() > 1 else 0,
-            id="large",
+            230, False, min(cds.processors(), 4) if cds.processors() > 1 else 0, id="large"
         ),
     ],
 )
-def test_command_line_starts_as_many_workers_as_are_of_use(
-    tmp_path, count, deep, forks
-):
+def test_command_line_starts_as_many_workers_as_are_of_use(tmp_path, count, deep, forks):
     root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(count)})
     tree(root, {"deep.py": "x = 1" + "+1" * 6000 * deep})
     words = ("model-build", "--path", str(root))
@@ -2433,9 +2098,7 @@ def test_command_line_starts_as_many_workers_as_are_of_use(
         pytest.param(128, 100_000, 61, id="as-many-as-windows-waits-for"),
     ],
 )
-def test_useful_workers_are_bounded_by_items_and_by_the_system(
-    allowed, item_count, expected
-):
+def test_useful_workers_are_bounded_by_items_and_by_the_system(allowed, item_count, expected):
     assert cds.useful_workers(allowed, item_count, 50) == expected
 
 
@@ -2466,9 +2129,7 @@ def test_file_that_crashed_a_worker_is_not_analyzed_where_no_other_can_be_starte
 
 
 def test_tasks_become_smaller_towards_the_end_and_a_suspect_goes_alone():
-    pool = cds.WorkerPool(
-        numbered(*["a.py"] * 400), 2, process_number, cds.crashed_file, 8
-    )
+    pool = cds.WorkerPool(numbered(*["a.py"] * 400), 2, process_number, cds.crashed_file, 8)
     pool.suspects = {0, 1, 4}
     tasks = []
     while pool.todo:
@@ -2492,9 +2153,7 @@ class LostWorker:
 
 
 def test_work_that_a_worker_leaves_comes_first_and_each_item_of_its_task_is_suspect():
-    pool = cds.WorkerPool(
-        numbered(*["a.py"] * 9), 2, process_number, cds.crashed_file, 2
-    )
+    pool = cds.WorkerPool(numbered(*["a.py"] * 9), 2, process_number, cds.crashed_file, 2)
     pool.todo = collections.deque(range(4, 9))
     pool.workers = [LostWorker([0, 1], [2, 3])]
     pool._lose(pool.workers[0])
@@ -2526,23 +2185,18 @@ def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
         print("body")
         multiprocessing.set_start_method("spawn")
         os.fork = None
-        print(len(cds.PythonAnalyzer().analyze(cds.find_sources(sys.argv[1], ".py").sources).symbols))
+        sources = cds.find_sources(sys.argv[1], ".py").sources
+        print(len(cds.PythonAnalyzer().analyze(sources).symbols))
     """
-    done = finish(
-        [sys.executable, tree(tmp_path, {"script.py": script}) / "script.py", root]
-    )
+    done = finish([sys.executable, tree(tmp_path, {"script.py": script}) / "script.py", root])
     assert (done.stdout, done.stderr) == ("body\n300\n", "")
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("-X", "frozen_modules=off")], ids=["plain", "option"]
-)
+@pytest.mark.parametrize("words", [(), ("-X", "frozen_modules=off")], ids=["plain", "option"])
 def test_program_from_standard_input_analyzes_any_number_of_files(tmp_path, words):
     root = tree(tmp_path, {f"m{n:03}.py": "x = 1" for n in range(300)})
     with open(CDS, encoding="utf-8") as program:
-        done = finish(
-            [sys.executable, *words, "-", "model-build", "--path", root], stdin=program
-        )
+        done = finish([sys.executable, *words, "-", "model-build", "--path", root], stdin=program)
     assert (done.returncode, done.stderr) == (0, "search files=300 skipped=0\n")
     assert done.stdout.count("\n") == 301
 
@@ -2574,9 +2228,7 @@ def test_program_that_pickle_cannot_find_analyzes_any_number_of_files(tmp_path, 
 @pytest.fixture
 def running(tmp_path):
     """A run of its own process group that has just begun to analyze a large tree."""
-    source = tree(
-        tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)}
-    )
+    source = tree(tmp_path, {f"m{n:03}.py": "def f(): return 1\n" * 2000 for n in range(400)})
     command = command_of("model-build", "--path", source, "--output", tmp_path / "out")
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -2609,43 +2261,25 @@ def test_workers_end_with_the_process_that_started_them(running):
     ("body", "sentence"),
     [
         pytest.param('"""Add it up."""', "Add it up.", id="one line"),
-        pytest.param(
-            "'Add it up'; x = 1", "Add it up", id="single quotes, statement after"
-        ),
+        pytest.param("'Add it up'; x = 1", "Add it up", id="single quotes, statement after"),
         pytest.param('r"""Match \\d."""  # so', r"Match \d.", id="raw"),
         pytest.param(r'"""Say \"a\tb\"."""', 'Say "a b".', id="escapes"),
-        pytest.param(
-            '"""\n    Add\n    it up. Slowly.\n    """',
-            "Add it up.",
-            id="several lines",
-        ),
+        pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
         pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
         pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
-        pytest.param(
-            '"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"
-        ),
+        pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
         pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
+        pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
         pytest.param(
-            '"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"
-        ),
-        pytest.param(
-            '"""Add 1.5 of a.b, ca. it. Go"""',
-            "Add 1.5 of a.b, ca. it.",
-            id="points within",
+            '"""Add 1.5 of a.b, ca. it. Go"""', "Add 1.5 of a.b, ca. it.", id="points within"
         ),
         pytest.param('"""Call :meth:`a`."""', "Call `a`.", id="role"),
-        pytest.param(
-            '# why\n\n    # so\n    """Add it."""', "Add it.", id="comments before"
-        ),
+        pytest.param('# why\n\n    # so\n    """Add it."""', "Add it.", id="comments before"),
         pytest.param('""">>> add(1)\n    2\n    """', None, id="only an example"),
         pytest.param(
-            '"""rows (`int`, *optional*, defaults to 1): How many."""',
-            None,
-            id="a parameter",
+            '"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"
         ),
-        pytest.param(
-            '"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"
-        ),
+        pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
         pytest.param('b"""Add."""', None, id="bytes"),
@@ -2657,9 +2291,7 @@ def test_workers_end_with_the_process_that_started_them(running):
 def test_docstring_sentence_is_the_first_of_the_docstring(body, sentence):
     signature = "def f(a={'x': 1}) -> 'int':"
     assert (
-        cds.docstring_sentence(
-            f"@a('def')\n{signature}\n    {body}\n    return 1", signature
-        )
+        cds.docstring_sentence(f"@a('def')\n{signature}\n    {body}\n    return 1", signature)
         == sentence
     )
     crlf = f"{signature}\r\n    {body}".replace("\n", "\r\n").replace("\r\r", "\r")
@@ -2689,9 +2321,7 @@ def test_docstring_sentence_is_found_behind_decorators_that_hold_the_header(
     signature = indent + HEADER
     code = code.replace("\n", end)
     assert cds.docstring_sentence(code, signature) == "Add it."
-    assert cds.code_head(code, signature).endswith(
-        f"{HEADER}{end}{indent}    'Add it.'"
-    )
+    assert cds.code_head(code, signature).endswith(f"{HEADER}{end}{indent}    'Add it.'")
     bare = code.replace("'Add it.'", "pass")
     assert cds.docstring_sentence(bare, signature) is None
 
@@ -2724,20 +2354,14 @@ def test_docstring_sentence_of_a_header_on_the_same_line_or_without_one():
     assert cds.docstring_sentence('"""A module."""', None) is None
     assert cds.docstring_sentence("def f():", "def f():") is None
     assert cds.docstring_sentence("def f():\n    " + "#" * 99_999, "def f():") is None
-    assert (
-        cds.docstring_sentence('def f():\n    """' + "\\" * 99_999, "def f():") is None
-    )
+    assert cds.docstring_sentence('def f():\n    """' + "\\" * 99_999, "def f():") is None
 
 
 def test_docstring_sentence_finds_what_the_parser_finds():
-    records = [
-        one for one in built(os.path.dirname(json.__file__)) if one.kind != "file"
-    ]
+    records = [one for one in built(os.path.dirname(json.__file__)) if one.kind != "file"]
     found = [cds.docstring_sentence(one.raw_code, one.signature) for one in records]
     definitions = [ast.parse(textwrap.dedent(one.raw_code)).body[0] for one in records]
-    docstrings = [
-        " ".join((ast.get_docstring(node) or "").split()) for node in definitions
-    ]
+    docstrings = [" ".join((ast.get_docstring(node) or "").split()) for node in definitions]
     assert list(map(bool, found)) == list(map(bool, docstrings))
     assert all(text.startswith(one) for text, one in zip(docstrings, found) if one)
     assert sum(map(bool, found)) > 10
@@ -2755,9 +2379,7 @@ def test_code_head_ends_where_the_docstring_does():
     code = f"{header}{docstring}  # so\n    return a\n"
     assert cds.code_head(code, "def f(a):") == header + docstring
     assert (
-        cds.code_head(code, None)
-        == cds.code_head(f"{header}\n    return a\n", "def f(a):")
-        == ""
+        cds.code_head(code, None) == cds.code_head(f"{header}\n    return a\n", "def f(a):") == ""
     )
 
 
@@ -2766,10 +2388,7 @@ def test_code_head_ends_where_the_docstring_does():
 
 def codes(count):
     """Make records of distinct codes."""
-    return [
-        record(f"def f():\n    return {number}", line=number)
-        for number in range(1, count + 1)
-    ]
+    return [record(f"def f():\n    return {number}", line=number) for number in range(1, count + 1)]
 
 
 def statuses(records):
@@ -2786,30 +2405,13 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
     client = FakeClient(lambda code: f"Says {code[:5]}.")
     enriched = cds.IntentEnricher(client, ("function",)).enrich(records)
     assert client.asked == ["def f():\n    return 1"]
-    assert [r.intent for r in enriched] == [
-        None,
-        None,
-        "Says def f.",
-        "Says def f.",
-        None,
-    ]
-    assert [r.intent_status for r in enriched] == ["skipped"] * 2 + ["success"] * 2 + [
-        "skipped"
-    ]
+    assert [r.intent for r in enriched] == [None, None, "Says def f.", "Says def f.", None]
+    assert [r.intent_status for r in enriched] == ["skipped"] * 2 + ["success"] * 2 + ["skipped"]
     assert (
         capsys.readouterr().err.splitlines()[0]
         == "enrich files=5 records=5 in_scope=2 calls=1 reused=0"
     )
-    assert (
-        len(
-            [
-                r
-                for r in cds.IntentEnricher(client, ("all",)).enrich(records)
-                if r.intent
-            ]
-        )
-        == 4
-    )
+    assert len([r for r in cds.IntentEnricher(client, ("all",)).enrich(records) if r.intent]) == 4
 
 
 @pytest.mark.parametrize(
@@ -2819,12 +2421,8 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
         pytest.param("@overload\nasync def f(a): ...", "method", False, id="overload"),
         pytest.param("@a.b('x:')\n@c\ndef f(a='\\n'): ...", "method", False, id="many"),
         pytest.param("def f():\n    ...\n    pass", "function", False, id="two"),
-        pytest.param(
-            "def f(): raise NotImplementedError", "method", False, id="not-implemented"
-        ),
-        pytest.param(
-            "def f(): raise NotImplementedError()", "method", False, id="called"
-        ),
+        pytest.param("def f(): raise NotImplementedError", "method", False, id="not-implemented"),
+        pytest.param("def f(): raise NotImplementedError()", "method", False, id="called"),
         pytest.param("class E(Exception): pass", "class", False, id="class"),
         pytest.param("...\npass", "file", False, id="file"),
         pytest.param("@a\ndef f(): pass", "file", False, id="file-of-one-stub"),
@@ -2833,9 +2431,7 @@ def test_enricher_calls_once_for_each_distinct_code_in_scope(capsys):
         pytest.param("x = 1\npass", "file", True, id="file-that-ends-idle"),
         pytest.param("for x in y: pass", "file", True, id="loop"),
         pytest.param("raise NotImplementedError from x", "file", True, id="cause"),
-        pytest.param(
-            "def f(a):\n    if a:\n        pass", "function", True, id="inner-block"
-        ),
+        pytest.param("def f(a):\n    if a:\n        pass", "function", True, id="inner-block"),
         pytest.param("def f(a):\n    g()\n    pass", "function", True, id="more"),
         pytest.param("def f(a):\n    return ...", "function", True, id="returned"),
         pytest.param("def f(): raise NotImplementedError(a())", "method", True, id="a"),
@@ -2860,10 +2456,7 @@ def refuse_odd(code):
 @pytest.mark.parametrize("jobs", [2, 3, 8, 50])
 def test_enricher_gives_the_same_result_for_any_number_of_jobs(jobs):
     sequential = cds.IntentEnricher(FakeClient(refuse_odd)).enrich(codes(40))
-    assert (
-        cds.IntentEnricher(FakeClient(refuse_odd), jobs=jobs).enrich(codes(40))
-        == sequential
-    )
+    assert cds.IntentEnricher(FakeClient(refuse_odd), jobs=jobs).enrich(codes(40)) == sequential
     assert {(r.intent is None, r.intent_error is None) for r in sequential} == {
         (True, False),
         (False, True),
@@ -2902,12 +2495,8 @@ def test_enricher_ends_the_calls_at_once_when_no_call_can_succeed(capsys):
         (None, "failed", "model 'm' not found: run 'ollama pull m'"),
         (None, "failed", "not attempted: model 'm' not found: run 'ollama pull m'"),
     ]
-    loud = [
-        line for line in capsys.readouterr().err.splitlines() if "ollama pull" in line
-    ]
-    assert loud == [
-        "no further calls are made: model 'm' not found: run 'ollama pull m'"
-    ]
+    loud = [line for line in capsys.readouterr().err.splitlines() if "ollama pull" in line]
+    assert loud == ["no further calls are made: model 'm' not found: run 'ollama pull m'"]
 
 
 @pytest.mark.parametrize(
@@ -2933,13 +2522,11 @@ def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
     enriched = cds.IntentEnricher(client).enrich(codes(len(pattern)))
     assert len(client.asked) == asked
     errors = [r.intent_error for r in enriched[asked:]]
-    assert errors == ["not attempted: 5 calls in a row failed: timed out"] * (
-        len(pattern) - asked
-    )
+    assert errors == ["not attempted: 5 calls in a row failed: timed out"] * (len(pattern) - asked)
 
 
 def refusing(pattern):
-    """Return what answers the nth call as the nth letter says: `.`, or a refusal of its own text."""
+    """Return what answers the nth call as the nth letter says: `.`, or its own refusal."""
 
     def scripted(code):
         outcome = pattern[int(code.split()[-1]) - 1]
@@ -3026,23 +2613,16 @@ def test_enricher_makes_a_clients_mistake_that_records_failure():
 
 
 def test_enricher_abandons_what_is_in_flight_when_interrupted():
-    release, client = (
-        threading.Event(),
-        FakeClient(lambda code: release.wait(20) and "Late."),
-    )
+    release, client = (threading.Event(), FakeClient(lambda code: release.wait(20) and "Late."))
     asked = itertools.chain([False], itertools.repeat(True))
-    enriched = cds.IntentEnricher(
-        client, jobs=2, interrupted=lambda: next(asked)
-    ).enrich(codes(3))
+    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: next(asked)).enrich(codes(3))
     release.set()
     assert statuses(enriched) == [(None, "failed", "interrupted")] * 3
     assert len(client.asked) <= 2
 
 
 @pytest.mark.parametrize("reused", [0, 1, 3])
-def test_enricher_that_is_interrupted_before_the_first_call_keeps_what_is_reused(
-    reused,
-):
+def test_enricher_that_is_interrupted_before_the_first_call_keeps_what_is_reused(reused):
     client, records = FakeClient(), codes(3)
     known = {record.md5sum: "Known." for record in records[:reused]}
     enricher = cds.IntentEnricher(client, known=known, interrupted=lambda: True)
@@ -3062,9 +2642,7 @@ def test_enricher_hands_over_each_intent_as_its_call_ends():
 
     records = codes(4)
     known = {records[3].md5sum: "Known."}
-    enricher = cds.IntentEnricher(
-        FakeClient(refuse_odd), jobs=2, known=known, on_intent=keep
-    )
+    enricher = cds.IntentEnricher(FakeClient(refuse_odd), jobs=2, known=known, on_intent=keep)
     enriched = enricher.enrich(records)
     assert seen == [(records[1].md5sum, enriched[1].intent)]
     assert threads == {threading.current_thread()}
@@ -3156,9 +2734,7 @@ def test_prompt_shows_an_example_of_the_form_that_it_asks_for():
         pytest.param("Adds.<|eot_id|>", id="end-of-turn"),
         pytest.param("Adds. </s>\n", id="end-of-sequence"),
         pytest.param("Adds.<|im_end|>\n<|im_start|>user\nMore?", id="turn-of-a-user"),
-        pytest.param(
-            "<|start_header_id|>assistant<|end_header_id|>\n\nAdds.", id="header"
-        ),
+        pytest.param("<|start_header_id|>assistant<|end_header_id|>\n\nAdds.", id="header"),
         pytest.param("<start_of_turn>model\nAdds.<end_of_turn>", id="role-on-a-line"),
         pytest.param("<\uff5cAssistant\uff5c><answer>Adds.</answer>", id="answer"),
         pytest.param("<think>so</think><|end|>```\nAdds.\n```", id="then-a-fence"),
@@ -3232,8 +2808,7 @@ def test_answer_may_hold_a_number_without_end():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["@@@@", "@@@@ @@ a @@@@", "<think>so</think> ???", "1.", "--- add ---------", "_"],
+    "text", ["@@@@", "@@@@ @@ a @@@@", "<think>so</think> ???", "1.", "--- add ---------", "_"]
 )
 def test_answer_without_words_is_none(text):
     with pytest.raises(cds.IntentGenerationError, match="no sentence of words"):
@@ -3261,12 +2836,8 @@ def load_rows(path, limit=None):
         pytest.param("`return rows`", id="code-span"),
         pytest.param("- rows = []", id="after-a-mark"),
         pytest.param("load_rows('a.csv')\nLoads rows.", id="call-first"),
-        pytest.param(
-            "It says: Row for row in lines, if row and row.", id="words-of-the-code"
-        ),
-        pytest.param(
-            "Loads rows: name the thing in the SAME form.", id="words-of-the-prompt"
-        ),
+        pytest.param("It says: Row for row in lines, if row and row.", id="words-of-the-code"),
+        pytest.param("Loads rows: name the thing in the SAME form.", id="words-of-the-prompt"),
         pytest.param(cds.INTENT_QUESTION, id="question"),
         pytest.param(re.search("For example: (.*)", cds.INTENT_RULES)[1], id="example"),
     ],
@@ -3328,8 +2899,10 @@ def test_work_on_a_hostile_answer_is_bounded():
     # A child process, since no signal ends a search by a pattern.
     source = """
 import cds
-pieces = ["</think>", "<think>", "<|channel|>final<|message|>", "<|a|>", "</s> ", "[INST]", "`", "```\\n"]
-pieces += ["**a", "** ", "`a", "\\"'", "'\\"", "1. ", "-", "(", "not ", "a.", "\\\\", "a b ", "\\n", "\\0", "'''"]
+pieces = ["</think>", "<think>", "<|channel|>final<|message|>", "<|a|>", "</s> ", "[INST]", "`"]
+pieces += ["```\\n"]
+pieces += ["**a", "** ", "`a", "\\"'", "'\\"", "1. ", "-", "(", "not ", "a.", "\\\\", "a b "]
+pieces += ["\\n", "\\0", "'''"]
 for piece in pieces:
     for text in (piece * (4_000_000 // len(piece)), "Adds " + piece * (4_000_000 // len(piece))):
         try:
@@ -3433,19 +3006,12 @@ def test_is_this_machine_knows_the_address_of_its_network_card():
         assert cds.is_this_machine(probe.getsockname()[0])
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.1", "localhost.", "[::ffff:127.0.0.1]"]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "localhost.", "[::ffff:127.0.0.1]"])
 def test_ollama_client_never_uses_a_proxy_for_this_machine(monkeypatch, host):
-    with (
-        serving(answer()) as (proxy, proxied),
-        serving(answer()) as (address, requests),
-    ):
+    with serving(answer()) as (proxy, proxied), serving(answer()) as (address, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         monkeypatch.delenv("no_proxy", raising=False)
-        with contextlib.suppress(
-            cds.ProviderError
-        ):  # not every machine finds every spelling
+        with contextlib.suppress(cds.ProviderError):  # not every machine finds every spelling
             client_of(address.replace("127.0.0.1", host)).generate_intent("x")
             assert len(requests) == 1
         assert proxied == []
@@ -3469,9 +3035,7 @@ def test_ollama_client_says_nothing_of_a_proxy_that_is_no_address(monkeypatch, p
 
 
 @pytest.mark.parametrize("said", ["p%C3%A4ss", "p\xe4ss", "dXNlcjpww6Rzcw=="])
-def test_ollama_client_withholds_words_of_a_proxy_that_hold_its_password(
-    monkeypatch, said
-):
+def test_ollama_client_withholds_words_of_a_proxy_that_hold_its_password(monkeypatch, said):
     with serving(error(400, f"wrong: {said}!")) as (proxy, _):
         monkeypatch.setenv("http_proxy", f"http://user:p%C3%A4ss@{proxy}")
         with pytest.raises(cds.IntentGenerationError) as raised:
@@ -3515,10 +3079,7 @@ def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
 def test_ollama_client_never_follows_a_redirect():
     with serving(answer()) as (target, received):
         moved = (302, b"", {"Location": f"http://{target}/api/chat"})
-        with (
-            serving(moved) as (address, _),
-            pytest.raises(cds.ProviderError, match="redirects"),
-        ):
+        with serving(moved) as (address, _), pytest.raises(cds.ProviderError, match="redirects"):
             client_of(address, api_key="secret").generate_intent("x")
     assert received == []
 
@@ -3536,26 +3097,17 @@ def test_api_key_that_no_header_can_hold_is_a_usage_error():
         pytest.param("k3y", "me:pass@", "Bearer k3y", id="key-first"),
     ],
 )
-def test_secrets_go_to_the_provider_alone(
-    tmp_path, capfd, monkeypatch, key, user, header
-):
+def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, user, header):
     monkeypatch.setenv("OLLAMA_API_KEY", key)
     source, db = tree(tmp_path / "src", {"a.py": "def f(): return 1"}), tmp_path / "db"
     for response in (answer(), error(401, "no")):
         with serving(response) as (address, requests):
             where = provider(f"http://{user}{address}")
-            assert (
-                cds.main(
-                    ["persist", "--path", str(source), *where, "--db-path", str(db)]
-                )
-                == 0
-            )
+            assert cds.main(["persist", "--path", str(source), *where, "--db-path", str(db)]) == 0
         assert requests[0][1]["Authorization"] == header
     shown = "".join(capfd.readouterr()).encode() + db.read_bytes()
     assert not [
-        secret
-        for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6")
-        if secret in shown
+        secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown
     ]
 
 
@@ -3565,35 +3117,23 @@ def test_secrets_go_to_the_provider_alone(
         pytest.param('{"error": "wrong: t0p&\\"s3cret<"}', id="plain"),
         pytest.param(r'{"error": "wrong: t0p\u0026\"s3cret\u003C"}', id="go-json"),
         pytest.param(
-            r'{"error": "wrong: \u0074\u0030\u0070\u0026\u0022s3cret\u003c"}',
-            id="all-escaped",
+            r'{"error": "wrong: \u0074\u0030\u0070\u0026\u0022s3cret\u003c"}', id="all-escaped"
         ),
         pytest.param(
-            r'{"error": "{\"detail\": \"wrong: t0p\\u0026\\\"s3cret<\"}"}',
-            id="json-in-json",
+            r'{"error": "{\"detail\": \"wrong: t0p\\u0026\\\"s3cret<\"}"}', id="json-in-json"
         ),
         pytest.param('{"error": "wrong: t0p&amp;&quot;s3cret&lt;"}', id="html-names"),
-        pytest.param(
-            '{"error": "wrong: t0p&#38;&#x22;s3cret&#060;"}', id="html-numbers"
-        ),
+        pytest.param('{"error": "wrong: t0p&#38;&#x22;s3cret&#060;"}', id="html-numbers"),
         pytest.param('{"error": "wrong: t0p%26%22s3cret%3C"}', id="url"),
-        pytest.param(
-            r'{"error": "wrong: t0p\u200b&\"s3\u0000cret<"}', id="invisible-between"
-        ),
-        pytest.param(
-            '{"error": "wrong: bWU6dDBwJiJzM2NyZXQ8 t0p&\\"s3cret<"}', id="base64"
-        ),
-        pytest.param(
-            r'{"error": "wrong: t0p%5Cu0026%5Cu0022s3cret%5Cu003C"}', id="json-in-url"
-        ),
+        pytest.param(r'{"error": "wrong: t0p\u200b&\"s3\u0000cret<"}', id="invisible-between"),
+        pytest.param('{"error": "wrong: bWU6dDBwJiJzM2NyZXQ8 t0p&\\"s3cret<"}', id="base64"),
+        pytest.param(r'{"error": "wrong: t0p%5Cu0026%5Cu0022s3cret%5Cu003C"}', id="json-in-url"),
         pytest.param(
             r'{"error": "wrong: t0p\\u0026quot;s3\\u0026#99;ret t0p\\u002526%22s3cret%3C"}',
             id="url-in-json-twice",
         ),
         pytest.param('{"error": "wrong: T0P&\\"S3CRET<"}', id="upper-case"),
-        pytest.param(
-            r'{"error": "wrong: t0p\\x26\\u200b\"s3cret<"}', id="repr-and-invisible"
-        ),
+        pytest.param(r'{"error": "wrong: t0p\\x26\\u200b\"s3cret<"}', id="repr-and-invisible"),
     ],
 )
 @pytest.mark.parametrize("is_key", [True, False])
@@ -3688,9 +3228,7 @@ def test_servers_words_are_withheld_whole_where_a_secret_stands_in_them(words, s
 @pytest.mark.parametrize(
     "spelled", ["\N{KEY}abc", r"\ud83d\udd11abc", "%F0%9F%94%91abc", "&#128273;a&#98;c"]
 )
-def test_secrets_are_found_however_characters_beyond_the_first_plane_are_spelled(
-    spelled,
-):
+def test_secrets_are_found_however_characters_beyond_the_first_plane_are_spelled(spelled):
     assert cds.Secrets("\N{KEY}abc").quote(f"wrong: {spelled}!") == ""
 
 
@@ -3711,7 +3249,8 @@ def test_work_on_what_a_hostile_server_says_is_bounded(said, is_openai):
     source = """
 import json, socket, sys, threading, cds
 kind, said = getattr(cds, sys.argv[1]), json.load(sys.stdin)
-body = json.dumps({"error": {"message": said, "param": said} if "/v1" in sys.argv[2] else said}).encode()
+error = {"message": said, "param": said} if "/v1" in sys.argv[2] else said
+body = json.dumps({"error": error}).encode()
 head = b"HTTP/1.1 401 no\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
 listener = socket.create_server(("127.0.0.1", 0))
 def serve():
@@ -3766,9 +3305,7 @@ def drip(start):
     [
         pytest.param(silence, id="never-answers"),
         pytest.param(drip(b""), id="drips-headers"),
-        pytest.param(
-            drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="drips-body"
-        ),
+        pytest.param(drip(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="drips-body"),
         pytest.param(
             lambda handler: (
                 handler.connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n"),
@@ -3828,18 +3365,12 @@ def test_ollama_client_calls_and_times_out_where_no_thread_can_be_started():
     with serving(answer(), silence) as (address, _):
         command = [sys.executable, "-c", WITHOUT_THREADS, address]
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=os.path.dirname(CDS),
+            command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(CDS)
         )
     if not done.stdout:
         pytest.skip("this machine starts a thread of any size")
     assert done.stdout == "Adds numbers.\n"
-    assert done.stderr.endswith(
-        "ServerError: timed out after 0.5 seconds: raise the timeout\n"
-    )
+    assert done.stderr.endswith("ServerError: timed out after 0.5 seconds: raise the timeout\n")
 
 
 def test_ollama_client_tries_again_until_it_is_answered():
@@ -3889,13 +3420,7 @@ def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
 
 
 def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
-    answers = [
-        answer(),
-        *[hang_up] * 4,
-        error(503, "loading"),
-        error(503, "loading"),
-        answer(),
-    ]
+    answers = [answer(), *[hang_up] * 4, error(503, "loading"), error(503, "loading"), answer()]
     with serving(*answers) as (address, requests):
         client = client_of(address)
         client.generate_intent("x")
@@ -3974,9 +3499,7 @@ def accepting(behaviour):
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = server.accept()
-                    threading.Thread(
-                        target=serve, args=(connection,), daemon=True
-                    ).start()
+                    threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
         threading.Thread(target=work, daemon=True).start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
@@ -4006,26 +3529,16 @@ def test_ollama_client_speaks_tls_through_the_tunnel_of_a_proxy(tls, monkeypatch
         while not request.endswith(b"\r\n\r\n"):
             request += connection.recv(1)
         tunnels.append(request)
-        with socket.create_connection(
-            ("127.0.0.1", int(address.rpartition(":")[2]))
-        ) as target:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as target:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            threading.Thread(
-                target=pump, args=(target, connection), daemon=True
-            ).start()
+            threading.Thread(target=pump, args=(target, connection), daemon=True).start()
             pump(connection, target)
 
-    with (
-        serving(answer(), context=tls) as (address, requests),
-        accepting(proxy) as proxy_address,
-    ):
+    with serving(answer(), context=tls) as (address, requests), accepting(proxy) as proxy_address:
         monkeypatch.setenv("https_proxy", f"http://{proxy_address}")
         client = client_of("https://model.invalid", api_key="k3y-long")
         assert client.generate_intent("x") == "Adds numbers."
-    assert (
-        tunnels[0].startswith(b"CONNECT model.invalid:443 ")
-        and b"k3y" not in tunnels[0]
-    )
+    assert tunnels[0].startswith(b"CONNECT model.invalid:443 ") and b"k3y" not in tunnels[0]
     assert requests[0][1]["Authorization"] == "Bearer k3y-long"
 
 
@@ -4033,9 +3546,7 @@ def test_ollama_client_refuses_a_certificate_that_is_not_trusted(tls, monkeypatc
     monkeypatch.delenv("SSL_CERT_FILE")
     with serving(answer(), context=tls) as (address, requests):
         client = client_of(f"https://{address}")
-        with pytest.raises(
-            cds.ProviderError, match=r"not trusted \(.*\): let SSL_CERT_FILE name"
-        ):
+        with pytest.raises(cds.ProviderError, match=r"not trusted \(.*\): let SSL_CERT_FILE name"):
             client.generate_intent("x")
     assert requests == []
 
@@ -4043,9 +3554,7 @@ def test_ollama_client_refuses_a_certificate_that_is_not_trusted(tls, monkeypatc
 def test_ollama_client_refuses_a_certificate_of_another_host(tls):
     with serving(answer(), context=tls) as (address, requests):
         client = client_of(f"https://{address.replace('127.0.0.1', '127.1')}")
-        with pytest.raises(
-            cds.ProviderError, match=r"not trusted .*or correct the address"
-        ):
+        with pytest.raises(cds.ProviderError, match=r"not trusted .*or correct the address"):
             client.generate_intent("x")
     assert requests == []
 
@@ -4059,11 +3568,7 @@ def test_ollama_client_says_that_a_server_speaks_no_tls():
 
 
 @pytest.mark.parametrize(
-    "start",
-    [
-        pytest.param(b"", id="silent"),
-        pytest.param(b"\x16\x03\x03\x40\x00", id="dripping"),
-    ],
+    "start", [pytest.param(b"", id="silent"), pytest.param(b"\x16\x03\x03\x40\x00", id="dripping")]
 )
 def test_ollama_client_cuts_off_a_handshake_at_its_timeout(start):
     gone = threading.Event()
@@ -4087,9 +3592,7 @@ def test_ollama_client_cuts_off_a_handshake_at_its_timeout(start):
 def test_ollama_client_tries_again_where_a_handshake_is_broken_off():
     with accepting(lambda connection: connection.close()) as address:
         client = client_of(f"https://{address}")
-        with pytest.raises(
-            cds.ServerError, match="closed the connection without an answer"
-        ):
+        with pytest.raises(cds.ServerError, match="closed the connection without an answer"):
             client.generate_intent("x")
     assert len(client.waits) == 2
 
@@ -4099,10 +3602,7 @@ def test_ollama_client_tries_again_where_a_handshake_is_broken_off():
     [
         pytest.param(silence, id="never-answers"),
         pytest.param(
-            lambda handler: (
-                handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n"),
-                silence(handler),
-            ),
+            lambda handler: (handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n"), silence(handler)),
             id="headers-alone",
         ),
     ],
@@ -4149,10 +3649,7 @@ def test_ollama_client_that_is_closed_abandons_its_calls(tls, scheme):
         silence(handler)
         gone.set()
 
-    with serving(watched, context=tls if scheme == "https" else None) as (
-        address,
-        requests,
-    ):
+    with serving(watched, context=tls if scheme == "https" else None) as (address, requests):
         client = client_of(f"{scheme}://{address}", timeout=30)
         ended = []
         thread = threading.Thread(target=lambda: ended.append(outcome_of(client)))
@@ -4176,8 +3673,7 @@ def thinking_server(needed=1000, **refused):
         tokens = request["options"]["num_predict"]
         if refused and request["think"] == "low":
             return respond(
-                handler,
-                *error(400, 'think value "low" is not supported for this model'),
+                handler, *error(400, 'think value "low" is not supported for this model')
             )
         budgets.append((request["think"], tokens))
         message = {"content": "Adds numbers.", "thinking": "hm"}
@@ -4190,9 +3686,7 @@ def thinking_server(needed=1000, **refused):
     return serve
 
 
-def test_client_gives_a_model_that_thinks_anyway_more_tokens_and_keeps_what_helped(
-    capsys,
-):
+def test_client_gives_a_model_that_thinks_anyway_more_tokens_and_keeps_what_helped(capsys):
     server = thinking_server()
     with serving(server) as (address, _):
         client = client_of(address)
@@ -4218,9 +3712,7 @@ def test_client_gives_no_more_tokens_than_the_context_has_room_for():
     room = 4096 - cds.prompt_tokens("x")
     with serving(server) as (address, _):
         client = client_of(address, num_ctx=4096)
-        with pytest.raises(
-            cds.IntentGenerationError, match=f"still thinking after {room} tokens"
-        ):
+        with pytest.raises(cds.IntentGenerationError, match=f"still thinking after {room} tokens"):
             client.generate_intent("x")
     assert [tokens for _, tokens in server.budgets] == [256, 2048, room]
 
@@ -4241,9 +3733,7 @@ def test_client_blames_no_model_for_a_context_without_room_to_think():
     with serving(server) as (address, _):
         client = client_of(address, num_ctx=4096)
         for _ in range(cds.VAIN_RAISES):
-            with pytest.raises(
-                cds.IntentGenerationError, match="still thinking after 256 tokens"
-            ):
+            with pytest.raises(cds.IntentGenerationError, match="still thinking after 256 tokens"):
                 client.generate_intent("x" * 12_000)
         assert client.generate_intent("x") == "Adds numbers."
 
@@ -4258,8 +3748,7 @@ def test_client_forgets_thoughts_without_an_end_once_one_has_come_to_an_end():
         is_cut = tokens < (1000 if "good" in message["content"] else 100_000)
         message = {"content": "" if is_cut else "Adds numbers.", "thinking": "hm"}
         return respond(
-            handler,
-            *answer(message=message, done_reason="length" if is_cut else "stop"),
+            handler, *answer(message=message, done_reason="length" if is_cut else "stop")
         )
 
     with serving(serve) as (address, _):
@@ -4274,22 +3763,14 @@ def test_client_forgets_thoughts_without_an_end_once_one_has_come_to_an_end():
 @pytest.mark.parametrize(
     ("message", "budgets"),
     [
+        pytest.param({"content": "<think> names, then"}, [256, 2048, 8192], id="unclosed-tag"),
         pytest.param(
-            {"content": "<think> names, then"}, [256, 2048, 8192], id="unclosed-tag"
-        ),
-        pytest.param(
-            {"content": "Adds", "thinking": "hm"},
-            [256, 2048, 8192],
-            id="cut-in-the-answer",
+            {"content": "Adds", "thinking": "hm"}, [256, 2048, 8192], id="cut-in-the-answer"
         ),
         pytest.param({"content": "Adds and adds and"}, [256], id="no-thought"),
         pytest.param({"content": "<think></think> Adds and"}, [256], id="closed-tag"),
-        pytest.param(
-            {"content": "<think>a</think><think> names"}, [256, 2048, 8192], id="second"
-        ),
-        pytest.param(
-            {"content": "\n<reasoning>names"}, [256, 2048, 8192], id="other-tag"
-        ),
+        pytest.param({"content": "<think>a</think><think> names"}, [256, 2048, 8192], id="second"),
+        pytest.param({"content": "\n<reasoning>names"}, [256, 2048, 8192], id="other-tag"),
         pytest.param(
             {"content": "<|start|>assistant<|channel|>analysis<|message|>names"},
             [256, 2048, 8192],
@@ -4313,34 +3794,18 @@ def test_client_pays_for_thoughts_alone(message, budgets):
     ("show", "family", "message"),
     [
         pytest.param(
-            error(404, "model 'm' not found"),
-            cds.ProviderError,
-            "ollama pull m",
-            id="missing",
+            error(404, "model 'm' not found"), cds.ProviderError, "ollama pull m", id="missing"
         ),
         pytest.param(
-            error(400, "invalid model name"),
-            cds.ProviderError,
-            "another model",
-            id="bad-name",
+            error(400, "invalid model name"), cds.ProviderError, "another model", id="bad-name"
         ),
-        pytest.param(
-            (401, b""), cds.ProviderError, "OLLAMA_API_KEY", id="unauthorized"
-        ),
-        pytest.param(
-            error(403, "no"), cds.ProviderError, "OLLAMA_API_KEY", id="forbidden"
-        ),
-        pytest.param(
-            (404, b"not found"), cds.IntentGenerationError, "no Ollama", id="odd"
-        ),
+        pytest.param((401, b""), cds.ProviderError, "OLLAMA_API_KEY", id="unauthorized"),
+        pytest.param(error(403, "no"), cds.ProviderError, "OLLAMA_API_KEY", id="forbidden"),
+        pytest.param((404, b"not found"), cds.IntentGenerationError, "no Ollama", id="odd"),
         pytest.param((307, b""), cds.IntentGenerationError, "redirects", id="redirect"),
         pytest.param(error(503, "busy"), cds.IntentGenerationError, "busy", id="busy"),
-        pytest.param(
-            silence, cds.IntentGenerationError, "timed out after 0.3 seconds", id="slow"
-        ),
-        pytest.param(
-            hang_up, cds.IntentGenerationError, "without an answer", id="hangs-up"
-        ),
+        pytest.param(silence, cds.IntentGenerationError, "timed out after 0.3 seconds", id="slow"),
+        pytest.param(hang_up, cds.IntentGenerationError, "without an answer", id="hangs-up"),
     ],
 )
 def test_ollama_client_check_tells_a_no_from_no_answer(show, family, message):
@@ -4366,14 +3831,10 @@ def test_ollama_client_check_asks_for_the_model_and_is_content():
 
 def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
     with serving(answer(" Adds numbers.")) as (address, requests):
-        assert (
-            client_of(address, num_ctx=512).generate_intent("x = 1") == "Adds numbers."
-        )
+        assert client_of(address, num_ctx=512).generate_intent("x = 1") == "Adds numbers."
     [(path, headers, body)] = requests
     assert path == "/api/chat" and "Authorization" not in headers
-    assert body.pop("messages") == [
-        {"role": "user", "content": cds.intent_prompt("x = 1")}
-    ]
+    assert body.pop("messages") == [{"role": "user", "content": cds.intent_prompt("x = 1")}]
     assert body == {
         "model": "m",
         "stream": False,
@@ -4387,9 +3848,7 @@ def test_ollama_client_sends_the_request_that_the_server_is_known_to_take():
 def flood(handler):
     """Send 100 MiB, or as much as the client takes."""
     with contextlib.suppress(OSError):
-        handler.connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n"
-        )
+        handler.connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
         for _ in range(1600):
             handler.connection.sendall(b" " * 65536)
 
@@ -4405,13 +3864,7 @@ def chunked(end):
 
 
 NESTED = json.dumps(
-    {
-        "error": {
-            "type": "exceed_context_size_error",
-            "n_prompt_tokens": 6608,
-            "n_ctx": 512,
-        }
-    }
+    {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 6608, "n_ctx": 512}}
 )
 
 
@@ -4443,19 +3896,9 @@ NESTED = json.dumps(
             "no text and no reason why it ended",
             id="nothing-at-all",
         ),
+        pytest.param((200, {"models": []}), "one", 1, "holds no text", id="another-object"),
         pytest.param(
-            (200, {"models": []}),
-            "one",
-            1,
-            "holds no text",
-            id="another-object",
-        ),
-        pytest.param(
-            answer(done_reason="length"),
-            "one",
-            1,
-            "longer than 256 tokens",
-            id="runaway",
+            answer(done_reason="length"), "one", 1, "longer than 256 tokens", id="runaway"
         ),
         pytest.param(answer(done_reason="load"), "one", 1, "'load'", id="load"),
         pytest.param(
@@ -4469,9 +3912,7 @@ NESTED = json.dumps(
         pytest.param(answer(text=["a"]), "one", 1, "no text", id="content-is-list"),
         pytest.param((200, b"<html>"), "one", 1, "not a JSON object", id="html"),
         pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
-        pytest.param(
-            (200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"
-        ),
+        pytest.param((200, b'{"a": "\xff"}'), "one", 1, "not a JSON object", id="invalid-utf-8"),
         pytest.param((200, b"[" * 100_000), "one", 1, "not a JSON object", id="nested"),
         pytest.param(flood, "one", 1, "larger than 4194304 bytes", id="100-mib"),
         pytest.param(
@@ -4491,20 +3932,10 @@ NESTED = json.dumps(
         pytest.param(error(503, "server busy"), "server", 3, "server busy", id="busy"),
         pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
         pytest.param(error(408, "slow"), "server", 3, "slow", id="request-timeout"),
-        pytest.param(
-            error(500, "unexpected EOF"),
-            "server",
-            3,
-            "unexpected EOF",
-            id="runner-died",
-        ),
-        pytest.param(
-            (200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"
-        ),
+        pytest.param(error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"),
+        pytest.param((200, b"{", {"Content-Length": 9}), "server", 3, "cut off", id="cut-off"),
         pytest.param(hang_up, "server", 3, "without an answer", id="hangs-up"),
-        pytest.param(
-            chunked(b"0\r\n\r\n"), "one", 1, "not a JSON object", id="html-in-chunks"
-        ),
+        pytest.param(chunked(b"0\r\n\r\n"), "one", 1, "not a JSON object", id="html-in-chunks"),
         pytest.param(chunked(b"9\r\n"), "server", 3, "cut off", id="cut-off-in-chunks"),
         pytest.param(
             error(500, "llama-server process has terminated: oom"),
@@ -4514,50 +3945,24 @@ NESTED = json.dumps(
             id="does-not-load",
         ),
         pytest.param(
-            error(404, "model 'm' not found"),
-            "run",
-            1,
-            "'ollama pull m'",
-            id="model-missing",
+            error(404, "model 'm' not found"), "run", 1, "'ollama pull m'", id="model-missing"
+        ),
+        pytest.param(error(400, "invalid model name"), "run", 1, "another model", id="bad-name"),
+        pytest.param(
+            error(400, "m does not support chat"), "run", 1, "another model", id="no-chat"
         ),
         pytest.param(
-            error(400, "invalid model name"), "run", 1, "another model", id="bad-name"
-        ),
-        pytest.param(
-            error(400, "m does not support chat"),
-            "run",
-            1,
-            "another model",
-            id="no-chat",
-        ),
-        pytest.param(
-            error(500, "must be of type integer"),
-            "run",
-            1,
-            "another model",
-            id="wrong-option",
+            error(500, "must be of type integer"), "run", 1, "another model", id="wrong-option"
         ),
         pytest.param((501, b""), "run", 1, "another model", id="not-implemented"),
+        pytest.param((401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"),
         pytest.param(
-            (401, b""), "run", 1, "OLLAMA_API_KEY", id="unauthorized-without-body"
+            error(403, "cloud is disabled"), "run", 1, "cloud is disabled", id="forbidden"
         ),
-        pytest.param(
-            error(403, "cloud is disabled"),
-            "run",
-            1,
-            "cloud is disabled",
-            id="forbidden",
-        ),
-        pytest.param(
-            error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"
-        ),
-        pytest.param(
-            (404, b"404 page not found"), "run", 1, "no Ollama", id="wrong-path"
-        ),
+        pytest.param(error(429, "your weekly usage limit"), "run", 1, "usage limit", id="quota"),
+        pytest.param((404, b"404 page not found"), "run", 1, "no Ollama", id="wrong-path"),
         pytest.param((405, b"405"), "run", 1, "no Ollama", id="wrong-method"),
-        pytest.param(
-            (307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"
-        ),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
     ],
 )
 def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message):
@@ -4566,15 +3971,9 @@ def test_ollama_client_accepts_only_a_true_answer(response, kind, calls, message
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
             client.generate_intent("x")
     assert "\n" not in str(raised.value)
-    family = {
-        "run": cds.ProviderError,
-        "server": cds.ServerError,
-        "one": cds.IntentGenerationError,
-    }
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
     assert isinstance(raised.value, family[kind])
-    assert kind != "one" or not isinstance(
-        raised.value, (cds.ProviderError, cds.ServerError)
-    )
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
     assert len(requests) == calls and len(client.waits) == calls - 1
 
 
@@ -4622,8 +4021,7 @@ def test_clean_answer_leaves_one_plain_line(text, clean):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", " \n", "<think>for ever", "<think>done</think>", '""', "```\n\n```", "**"],
+    "text", ["", " \n", "<think>for ever", "<think>done</think>", '""', "```\n\n```", "**"]
 )
 def test_clean_answer_refuses_what_is_no_answer(text):
     with pytest.raises(cds.IntentGenerationError):
@@ -4638,10 +4036,7 @@ def test_openai_client_sends_the_request_that_servers_are_known_to_take():
         client = openai_client_of(f"http://{address}", api_key="k3y-long")
         assert client.generate_intent("x = 1") == "Adds numbers."
     [(path, headers, body)] = requests
-    assert (path, headers["Authorization"]) == (
-        "/v1/chat/completions",
-        "Bearer k3y-long",
-    )
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer k3y-long")
     assert body == {
         "model": "m",
         "stream": False,
@@ -4665,16 +4060,10 @@ def test_openai_client_takes_its_address_with_and_without_v1(path):
     ("response", "text"),
     [
         pytest.param(
-            openai_answer("<think> value list</think> Adds."),
-            "Adds.",
-            id="inline-thought",
+            openai_answer("<think> value list</think> Adds."), "Adds.", id="inline-thought"
         ),
-        pytest.param(
-            openai_answer("<think>\n\n</think>\n\n Adds."), "Adds.", id="empty-thought"
-        ),
-        pytest.param(
-            openai_answer(" Adds.", reasoning_content="hm"), "Adds.", id="llama-server"
-        ),
+        pytest.param(openai_answer("<think>\n\n</think>\n\n Adds."), "Adds.", id="empty-thought"),
+        pytest.param(openai_answer(" Adds.", reasoning_content="hm"), "Adds.", id="llama-server"),
         pytest.param(openai_answer(" Adds.", reasoning="hm"), "Adds.", id="ollama"),
         pytest.param(openai_answer(" Adds.", refusal=None), "Adds.", id="other-fields"),
     ],
@@ -4684,13 +4073,17 @@ def test_openai_client_takes_the_content_alone(response, text):
         assert openai_client_of(address).generate_intent("x") == text
 
 
-LLAMA_TOO_LONG = "request (15254 tokens) exceeds the available context size (1024 tokens), try increasing it"
+LLAMA_TOO_LONG = (
+    "request (15254 tokens) exceeds the available context size (1024 tokens), try increasing it"
+)
 LLAMA_CPP_TOO_LONG = (
     "This model's maximum context length is 1024 tokens. However, you requested 15430 tokens"
-    " (15366 in the messages, 64 in the completion). Please reduce the length of the messages or completion."
+    " (15366 in the messages, 64 in the completion)."
+    " Please reduce the length of the messages or completion."
 )
 VLLM_TOO_LONG = (
-    "You passed 5000 input tokens and requested 256 output tokens. However, the model's context length"
+    "You passed 5000 input tokens and requested 256 output tokens."
+    " However, the model's context length"
     " is only 4096 tokens"
 )
 CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list value")
@@ -4703,21 +4096,11 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
         pytest.param(openai_answer(""), "one", 1, "empty", id="empty"),
         pytest.param(openai_answer(None), "one", 1, "empty", id="null"),
         pytest.param(
-            openai_answer("", reasoning_content="Adds."),
-            "one",
-            1,
-            "empty",
-            id="misread-template",
+            openai_answer("", reasoning_content="Adds."), "one", 1, "empty", id="misread-template"
         ),
+        pytest.param(openai_answer("<think></think>"), "one", 1, "empty", id="thought-alone"),
         pytest.param(
-            openai_answer("<think></think>"), "one", 1, "empty", id="thought-alone"
-        ),
-        pytest.param(
-            openai_answer(" the" * 31, None),
-            "one",
-            1,
-            "repeated itself",
-            id="repeat-guard",
+            openai_answer(" the" * 31, None), "one", 1, "repeated itself", id="repeat-guard"
         ),
         pytest.param(
             openai_answer("Adds ----" + "-" * 25, ""),
@@ -4726,40 +4109,20 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             "repeated itself",
             id="repeat-guard-within-a-word",
         ),
+        pytest.param(openai_answer("", None), "one", 1, "no reason why", id="no-text-no-reason"),
+        pytest.param(openai_answer(None, None), "one", 1, "no reason why", id="null-null"),
         pytest.param(
-            openai_answer("", None), "one", 1, "no reason why", id="no-text-no-reason"
+            openai_answer("the a", "length"), "one", 1, "longer than 256 tokens", id="runaway"
         ),
-        pytest.param(
-            openai_answer(None, None), "one", 1, "no reason why", id="null-null"
-        ),
-        pytest.param(
-            openai_answer("the a", "length"),
-            "one",
-            1,
-            "longer than 256 tokens",
-            id="runaway",
-        ),
-        pytest.param(
-            CUT_IN_THOUGHT, "one", 3, "still thinking after", id="endless-thought"
-        ),
-        pytest.param(
-            openai_answer("x", "content_filter"),
-            "one",
-            1,
-            "content_filter",
-            id="filter",
-        ),
+        pytest.param(CUT_IN_THOUGHT, "one", 3, "still thinking after", id="endless-thought"),
+        pytest.param(openai_answer("x", "content_filter"), "one", 1, "content_filter", id="filter"),
         pytest.param(openai_answer(["x"]), "one", 1, "no text", id="content-is-list"),
         pytest.param((200, {"choices": []}), "one", 1, "no text", id="no-choice"),
         pytest.param(answer(), "one", 1, "no text", id="ollamas-own-api"),
         pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
         # an error in a 200
         pytest.param(
-            openai_error(200, "upstream", code=502),
-            "server",
-            3,
-            "upstream",
-            id="200-code-502",
+            openai_error(200, "upstream", code=502), "server", 3, "upstream", id="200-code-502"
         ),
         pytest.param(
             (200, {"error": "Context size has been exceeded"}),
@@ -4773,10 +4136,7 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
                 200,
                 {
                     "choices": [
-                        {
-                            "error": {"code": 503, "message": "slow"},
-                            "finish_reason": "error",
-                        }
+                        {"error": {"code": 503, "message": "slow"}, "finish_reason": "error"}
                     ]
                 },
             ),
@@ -4788,10 +4148,7 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
         # this prompt
         pytest.param(
             openai_error(
-                400,
-                LLAMA_TOO_LONG,
-                type="exceed_context_size_error",
-                n_prompt_tokens=15254,
+                400, LLAMA_TOO_LONG, type="exceed_context_size_error", n_prompt_tokens=15254
             ),
             "one",
             1,
@@ -4799,12 +4156,7 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="too-long-llama-server",
         ),
         pytest.param(
-            openai_error(
-                400,
-                LLAMA_CPP_TOO_LONG,
-                code="context_length_exceeded",
-                param="messages",
-            ),
+            openai_error(400, LLAMA_CPP_TOO_LONG, code="context_length_exceeded", param="messages"),
             "one",
             1,
             "1024 tokens",
@@ -4839,26 +4191,14 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="moderation",
         ),
         pytest.param(
-            openai_error(400, "something else"),
-            "one",
-            1,
-            "something else",
-            id="unknown-400",
+            openai_error(400, "something else"), "one", 1, "something else", id="unknown-400"
         ),
         # permanent
         pytest.param(
-            openai_error(404, "model 'm' not found"),
-            "run",
-            1,
-            "another model",
-            id="missing-ollama",
+            openai_error(404, "model 'm' not found"), "run", 1, "another model", id="missing-ollama"
         ),
         pytest.param(
-            openai_error(400, "model 'm' not found"),
-            "run",
-            1,
-            "another model",
-            id="missing-router",
+            openai_error(400, "model 'm' not found"), "run", 1, "another model", id="missing-router"
         ),
         pytest.param(
             openai_error(404, "The model `m` does not exist.", type="NotFoundError"),
@@ -4889,18 +4229,10 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="load-lm-studio",
         ),
         pytest.param(
-            openai_error(400, "model is required"),
-            "run",
-            1,
-            "another model",
-            id="no-model",
+            openai_error(400, "model is required"), "run", 1, "another model", id="no-model"
         ),
         pytest.param(
-            openai_error(400, "invalid model name"),
-            "run",
-            1,
-            "another model",
-            id="bad-name",
+            openai_error(400, "invalid model name"), "run", 1, "another model", id="bad-name"
         ),
         pytest.param(
             openai_error(400, "json: cannot unmarshal string into Go struct field"),
@@ -4917,11 +4249,7 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="bad-json",
         ),
         pytest.param(
-            openai_error(500, "1 validation error:\n  {}"),
-            "run",
-            1,
-            "refuses",
-            id="validation",
+            openai_error(500, "1 validation error:\n  {}"), "run", 1, "refuses", id="validation"
         ),
         pytest.param(
             openai_error(401, "Invalid API Key", type="authentication_error"),
@@ -4938,21 +4266,11 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="key-llama-cpp-python",
         ),
         pytest.param(
-            (401, {"error": "Unauthorized"}),
-            "run",
-            1,
-            "Unauthorized.*OPENAI",
-            id="key-vllm",
+            (401, {"error": "Unauthorized"}), "run", 1, "Unauthorized.*OPENAI", id="key-vllm"
         ),
+        pytest.param((403, b""), "run", 1, "status 403.*OPENAI_API_KEY", id="forbidden"),
         pytest.param(
-            (403, b""), "run", 1, "status 403.*OPENAI_API_KEY", id="forbidden"
-        ),
-        pytest.param(
-            openai_error(402, "Insufficient credits"),
-            "run",
-            1,
-            "add credit",
-            id="credit",
+            openai_error(402, "Insufficient credits"), "run", 1, "add credit", id="credit"
         ),
         pytest.param(
             openai_error(429, "exceeded", type="insufficient_quota"),
@@ -4976,25 +4294,13 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="path-llama",
         ),
         pytest.param(
-            (404, {"detail": "Not Found"}),
-            "run",
-            1,
-            "no OpenAI API",
-            id="path-llama-cpp-python",
+            (404, {"detail": "Not Found"}), "run", 1, "no OpenAI API", id="path-llama-cpp-python"
         ),
+        pytest.param((404, b"404 page not found"), "run", 1, "no OpenAI API", id="path-ollama"),
         pytest.param(
-            (404, b"404 page not found"), "run", 1, "no OpenAI API", id="path-ollama"
+            (405, {"detail": "Method Not Allowed"}), "run", 1, "no OpenAI API", id="method"
         ),
-        pytest.param(
-            (405, {"detail": "Method Not Allowed"}),
-            "run",
-            1,
-            "no OpenAI API",
-            id="method",
-        ),
-        pytest.param(
-            (307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"
-        ),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
         # transient
         pytest.param(
             openai_error(503, "server busy, please try again."),
@@ -5004,18 +4310,10 @@ CUT_IN_THOUGHT = openai_answer("", "length", reasoning_content=" value list valu
             id="queue-full",
         ),
         pytest.param(
-            openai_error(500, "unexpected EOF"),
-            "server",
-            3,
-            "unexpected EOF",
-            id="runner-died",
+            openai_error(500, "unexpected EOF"), "server", 3, "unexpected EOF", id="runner-died"
         ),
         pytest.param(
-            (500, b"Internal Server Error"),
-            "server",
-            3,
-            "HTTP status 500",
-            id="plain-text",
+            (500, b"Internal Server Error"), "server", 3, "HTTP status 500", id="plain-text"
         ),
         pytest.param((502, b"<html>"), "server", 3, "HTTP status 502", id="gateway"),
         pytest.param((408, b""), "server", 3, "HTTP status 408", id="request-timeout"),
@@ -5028,15 +4326,9 @@ def test_openai_client_accepts_only_a_true_answer(response, kind, calls, message
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
             client.generate_intent("x")
     assert "\n" not in str(raised.value)
-    family = {
-        "run": cds.ProviderError,
-        "server": cds.ServerError,
-        "one": cds.IntentGenerationError,
-    }
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
     assert isinstance(raised.value, family[kind])
-    assert kind != "one" or not isinstance(
-        raised.value, (cds.ProviderError, cds.ServerError)
-    )
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
     assert len(requests) == calls
 
 
@@ -5059,9 +4351,7 @@ def test_openai_client_waits_as_long_as_retry_after_asks():
 @pytest.mark.parametrize("is_openai", [True, False])
 def test_rate_limit_is_waited_out_for_a_minute(is_openai):
     limited = (
-        openai_error(429, "slow", type="rate_limit_exceeded")
-        if is_openai
-        else error(429, "slow")
+        openai_error(429, "slow", type="rate_limit_exceeded") if is_openai else error(429, "slow")
     )
     with serving(limited) as (address, requests):
         client = openai_client_of(address) if is_openai else client_of(address)
@@ -5072,7 +4362,7 @@ def test_rate_limit_is_waited_out_for_a_minute(is_openai):
 
 
 def picky(refusals):
-    """Return a scripted answer of a server that refuses fields: field -> (value or None, error text, param)."""
+    """Return a scripted answer of a server that refuses fields: field -> (value, text, param)."""
 
     def serve(handler):
         for field, (value, text, param) in refusals.items():
@@ -5090,25 +4380,13 @@ def picky(refusals):
     ("refusals", "changed", "requests_made"),
     [
         pytest.param(
-            {
-                "max_tokens": (
-                    None,
-                    "Use 'max_completion_tokens' instead.",
-                    "max_tokens",
-                )
-            },
+            {"max_tokens": (None, "Use 'max_completion_tokens' instead.", "max_tokens")},
             {"max_tokens": None, "max_completion_tokens": 256},
             3,
             id="openai-cap",
         ),
         pytest.param(
-            {
-                "temperature": (
-                    None,
-                    "Only the default (1) value is supported.",
-                    "temperature",
-                )
-            },
+            {"temperature": (None, "Only the default (1) value is supported.", "temperature")},
             {"temperature": None},
             3,
             id="openai-temperature",
@@ -5145,24 +4423,11 @@ def picky(refusals):
         ),
         pytest.param(
             {
-                "max_tokens": (
-                    None,
-                    "Use 'max_completion_tokens' instead.",
-                    "max_tokens",
-                ),
-                "temperature": (
-                    None,
-                    "Only the default (1) value is supported.",
-                    "temperature",
-                ),
+                "max_tokens": (None, "Use 'max_completion_tokens' instead.", "max_tokens"),
+                "temperature": (None, "Only the default (1) value is supported.", "temperature"),
                 "seed": (None, "unknown field seed", None),
             },
-            {
-                "max_tokens": None,
-                "max_completion_tokens": 256,
-                "temperature": None,
-                "seed": None,
-            },
+            {"max_tokens": None, "max_completion_tokens": 256, "temperature": None, "seed": None},
             5,
             id="several",
         ),
@@ -5178,9 +4443,7 @@ def test_openai_client_changes_a_refused_field_once_for_the_whole_run(
     assert {field: last.get(field) for field in changed} == changed
     assert len(requests) == requests_made and client.waits == []
     full = {"max_tokens": 256, "temperature": 0, "seed": 0, "reasoning_effort": "none"}
-    assert all(
-        last[field] == value for field, value in full.items() if field not in changed
-    )
+    assert all(last[field] == value for field, value in full.items() if field not in changed)
 
 
 def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
@@ -5224,16 +4487,11 @@ def test_openai_client_changes_a_field_once_for_calls_in_flight_together():
         enriched = cds.IntentEnricher(client, jobs=8).enrich(codes(40))
     assert {r.intent for r in enriched} == {"Adds numbers."}
     efforts = [body.get("reasoning_effort") for _, _, body in requests]
-    assert (
-        efforts.count("low") == 40 and efforts.count("none") == len(efforts) - 40 <= 8
-    )
+    assert efforts.count("low") == 40 and efforts.count("none") == len(efforts) - 40 <= 8
 
 
 def test_openai_client_gives_a_model_that_thinks_anyway_more_tokens():
-    with serving(CUT_IN_THOUGHT, openai_answer(reasoning_content="hm")) as (
-        address,
-        requests,
-    ):
+    with serving(CUT_IN_THOUGHT, openai_answer(reasoning_content="hm")) as (address, requests):
         client = openai_client_of(address)
         assert [client.generate_intent(code) for code in "xy"] == ["Adds numbers."] * 2
     sent = [(body["max_tokens"], body["reasoning_effort"]) for _, _, body in requests]
@@ -5242,17 +4500,13 @@ def test_openai_client_gives_a_model_that_thinks_anyway_more_tokens():
 
 @pytest.mark.parametrize(
     "code",
-    [
-        pytest.param("x" * 30_000, id="long"),
-        pytest.param("`" * 10_000, id="with-fences-as-long"),
-    ],
+    [pytest.param("x" * 30_000, id="long"), pytest.param("`" * 10_000, id="with-fences-as-long")],
 )
 def test_openai_client_sends_no_prompt_beyond_the_context(code):
     with serving(openai_answer()) as (address, requests):
         client = openai_client_of(address, num_ctx=1000)
         with pytest.raises(
-            cds.IntentGenerationError,
-            match=r"about 10\d\d\d tokens, the context 1000: raise",
+            cds.IntentGenerationError, match=r"about 10\d\d\d tokens, the context 1000: raise"
         ):
             client.generate_intent(code)
         assert requests == []
@@ -5263,24 +4517,13 @@ def test_openai_client_sends_no_prompt_beyond_the_context(code):
     ("models", "family", "message"),
     [
         pytest.param(
-            openai_error(401, "Invalid API Key"),
-            "no",
-            "OPENAI_API_KEY",
-            id="unauthorized",
+            openai_error(401, "Invalid API Key"), "no", "OPENAI_API_KEY", id="unauthorized"
         ),
         pytest.param((403, b""), "no", "OPENAI_API_KEY", id="forbidden"),
         pytest.param(
-            (404, b"404 page not found"),
-            "odd",
-            "no OpenAI API answers there",
-            id="no-list",
+            (404, b"404 page not found"), "odd", "no OpenAI API answers there", id="no-list"
         ),
-        pytest.param(
-            openai_error(400, "Loading failed"),
-            "odd",
-            "Loading failed",
-            id="not-loaded",
-        ),
+        pytest.param(openai_error(400, "Loading failed"), "odd", "Loading failed", id="not-loaded"),
         pytest.param(
             openai_error(500, "error loading model: out of memory"),
             "odd",
@@ -5311,17 +4554,12 @@ def test_openai_client_check_says_that_calls_wait_for_a_model_that_loads(capsys,
 
 @pytest.mark.parametrize("reason", ["stop", None, ""])
 def test_answer_without_a_reason_is_taken_if_text_is_there(reason):
-    with serving(answer(done_reason=reason), openai_answer(reason=reason)) as (
-        address,
-        _,
-    ):
+    with serving(answer(done_reason=reason), openai_answer(reason=reason)) as (address, _):
         assert client_of(address).generate_intent("x") == "Adds numbers."
         assert openai_client_of(address).generate_intent("x") == "Adds numbers."
 
 
-@pytest.mark.parametrize(
-    "missing", [["done_reason"], ["done"], ["done_reason", "done"]]
-)
+@pytest.mark.parametrize("missing", [["done_reason"], ["done"], ["done_reason", "done"]])
 def test_answer_without_the_fields_that_say_how_it_ended_is_taken(missing):
     status, body = answer("Very, very, very often says the same: repeats it.")
     for name in missing:
@@ -5341,9 +4579,7 @@ def test_answer_without_the_fields_that_say_how_it_ended_is_taken(missing):
         pytest.param({"data": [{"id": "a", "aliases": ["m"]}]}, None, id="alias"),
         pytest.param({"data": [{"id": "m:8b"}]}, "(but m:8b)", id="another-tag"),
         pytest.param({"data": [{"id": "am"}]}, "(but am)", id="another-name"),
-        pytest.param(
-            {"data": [{"id": "a", "aliases": [7]}]}, "(but a)", id="odd-alias"
-        ),
+        pytest.param({"data": [{"id": "a", "aliases": [7]}]}, "(but a)", id="odd-alias"),
         pytest.param({"object": "list"}, None, id="no-list"),
         pytest.param({"data": [{"id": "b"}, {"id": "a"}]}, "(but a, b)", id="others"),
         pytest.param({"data": []}, "(but none)", id="none"),
@@ -5361,9 +4597,7 @@ def test_openai_client_check_warns_of_a_model_that_is_not_listed(capsys, listed,
         assert says in told[0]
 
 
-@pytest.mark.parametrize(
-    "version", [None, (200, {"version": "0.33.0"}), (200, b"<html>"), hang_up]
-)
+@pytest.mark.parametrize("version", [None, (200, {"version": "0.33.0"}), (200, b"<html>"), hang_up])
 def test_openai_client_recommends_ollamas_own_api_where_it_is_there(capsys, version):
     gets = {"/v1/models": (200, {"data": []})}
     if version:
@@ -5400,14 +4634,17 @@ def test_openai_client_never_shows_its_key():
 
 # The design's own columns, in its own words.
 RUNS = (
-    "id INTEGER PRIMARY KEY, started_at TEXT NOT NULL, finished_at TEXT NOT NULL, root_path TEXT NOT NULL,"
+    "id INTEGER PRIMARY KEY, started_at TEXT NOT NULL, finished_at TEXT NOT NULL,"
+    " root_path TEXT NOT NULL,"
     " provider_url TEXT NOT NULL, model TEXT NOT NULL, scope TEXT NOT NULL,"
-    " progress_batch_size INTEGER NOT NULL, status TEXT NOT NULL, analyzer_error_count INTEGER NOT NULL,"
+    " progress_batch_size INTEGER NOT NULL, status TEXT NOT NULL,"
+    " analyzer_error_count INTEGER NOT NULL,"
     " intent_failed_count INTEGER NOT NULL, record_count INTEGER NOT NULL"
 )
 RECORDS = (
     "id INTEGER PRIMARY KEY, run_id INTEGER NOT NULL REFERENCES runs(id), kind TEXT NOT NULL,"
-    " file_path TEXT NOT NULL, signature TEXT, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL,"
+    " file_path TEXT NOT NULL, signature TEXT,"
+    " start_line INTEGER NOT NULL, end_line INTEGER NOT NULL,"
     " raw_code TEXT NOT NULL, normalized_code TEXT NOT NULL, md5sum TEXT NOT NULL, intent TEXT,"
     " intent_status TEXT NOT NULL, intent_error TEXT"
 )
@@ -5415,7 +4652,9 @@ FIELDS = [column.split()[0] for column in RECORDS.split(", ")[2:]]
 ALL_RUNS = "SELECT * FROM runs ORDER BY id"
 SECOND_REFUSED = """CREATE TRIGGER refuse AFTER INSERT ON records WHEN NEW.id % 4 = 2
     BEGIN SELECT RAISE(ABORT, 'disk is gone'); END"""
-RUN_FORGOTTEN = "CREATE TRIGGER forget AFTER INSERT ON runs BEGIN DELETE FROM runs WHERE id = NEW.id; END"
+RUN_FORGOTTEN = (
+    "CREATE TRIGGER forget AFTER INSERT ON runs BEGIN DELETE FROM runs WHERE id = NEW.id; END"
+)
 CONTEXT = cds.RunContext(
     "2026-01-01", "2026-01-02", "/src", "http://localhost:11434", "m", "all", 7
 )
@@ -5430,9 +4669,7 @@ FOUR = [
         "method",
         normalized_code="def größe():\n    pass",
     ),
-    record(
-        "class C: pass", kind="class", intent_status="failed", intent_error="no answer"
-    ),
+    record("class C: pass", kind="class", intent_status="failed", intent_error="no answer"),
 ]
 
 
@@ -5460,15 +4697,11 @@ def locked(db_path, lock, seconds=None):
     ("path", "separator", "uri"),
     [
         pytest.param("/a b/?#%.db", "/", "file:///a%20b/%3F%23%25.db", id="posix"),
-        pytest.param(
-            "/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names
-        ),
+        pytest.param("/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names),
         pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
         pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
         pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
-        pytest.param(
-            "\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"
-        ),
+        pytest.param("\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"),
     ],
 )
 def test_database_uri_has_no_authority(path, separator, uri):
@@ -5479,16 +4712,12 @@ def test_database_uri_has_no_authority(path, separator, uri):
 
 
 @pytest.mark.parametrize(
-    ("table", "columns"),
-    [("runs", RUNS), ("records", RECORDS)],
-    ids=["runs", "records"],
+    ("table", "columns"), [("runs", RUNS), ("records", RECORDS)], ids=["runs", "records"]
 )
 def test_schema_is_the_design_to_the_letter(tmp_path, table, columns):
     store(tmp_path / "db")
     [(sql,)] = rows(
-        tmp_path / "db",
-        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?",
-        table,
+        tmp_path / "db", "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", table
     )
     assert " ".join(sql.split()) == f"CREATE TABLE {table} ( {columns} )"
 
@@ -5496,8 +4725,7 @@ def test_schema_is_the_design_to_the_letter(tmp_path, table, columns):
 def test_schema_has_two_tables_and_the_four_indexes(tmp_path):
     store(tmp_path / "db")
     others = rows(
-        tmp_path / "db",
-        "SELECT type, name FROM sqlite_master WHERE type != 'index' ORDER BY 2",
+        tmp_path / "db", "SELECT type, name FROM sqlite_master WHERE type != 'index' ORDER BY 2"
     )
     assert others == [("table", "records"), ("table", "runs")]
     indexed = """SELECT tbl_name, (SELECT group_concat(name) FROM pragma_index_info(m.name))
@@ -5508,23 +4736,13 @@ def test_schema_has_two_tables_and_the_four_indexes(tmp_path):
 
 def test_record_rows_hold_every_record_field(tmp_path):
     store(tmp_path / "db")
-    found = rows(
-        tmp_path / "db", f"SELECT run_id, {', '.join(FIELDS)} FROM records ORDER BY id"
-    )
+    found = rows(tmp_path / "db", f"SELECT run_id, {', '.join(FIELDS)} FROM records ORDER BY id")
     assert found == [(1, *record) for record in FOUR]
 
 
 def test_run_metadata_is_stored_and_returned(tmp_path):
-    assert store(tmp_path / "db", errors=[ERROR] * 2) == (
-        1,
-        4,
-        1,
-        2,
-        "completed_with_errors",
-    )
-    assert rows(tmp_path / "db", ALL_RUNS) == [
-        (1, *CONTEXT, "completed_with_errors", 2, 1, 4)
-    ]
+    assert store(tmp_path / "db", errors=[ERROR] * 2) == (1, 4, 1, 2, "completed_with_errors")
+    assert rows(tmp_path / "db", ALL_RUNS) == [(1, *CONTEXT, "completed_with_errors", 2, 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -5535,9 +4753,7 @@ def test_run_metadata_is_stored_and_returned(tmp_path):
         pytest.param([], FOUR, "completed_with_errors", id="intent-failures"),
     ],
 )
-def test_run_status_tells_of_analyzer_and_intent_failures(
-    tmp_path, errors, records, status
-):
+def test_run_status_tells_of_analyzer_and_intent_failures(tmp_path, errors, records, status):
     assert store(tmp_path / "db", records, errors).status == status
     assert rows(tmp_path / "db", "SELECT status FROM runs") == [(status,)]
 
@@ -5554,23 +4770,13 @@ def test_second_run_is_added_whole_to_the_first(tmp_path):
     ("trigger", "bad", "says"),
     [
         pytest.param(SECOND_REFUSED, {}, "disk is gone", id="refused-by-the-database"),
+        pytest.param(RUN_FORGOTTEN, {}, "FOREIGN KEY constraint failed", id="foreign-key-enforced"),
         pytest.param(
-            RUN_FORGOTTEN,
-            {},
-            "FOREIGN KEY constraint failed",
-            id="foreign-key-enforced",
-        ),
-        pytest.param(
-            "",
-            {"raw_code": "\udcff"},
-            "surrogates not allowed",
-            id="text-utf-8-cannot-hold",
+            "", {"raw_code": "\udcff"}, "surrogates not allowed", id="text-utf-8-cannot-hold"
         ),
     ],
 )
-def test_transaction_rollback_on_insert_failure_leaves_earlier_runs(
-    tmp_path, trigger, bad, says
-):
+def test_transaction_rollback_on_insert_failure_leaves_earlier_runs(tmp_path, trigger, bad, says):
     db = tmp_path / "db"
     store(db)
     execute(db, trigger)
@@ -5592,9 +4798,7 @@ def test_transaction_holds_tables_and_run_so_that_a_failure_leaves_neither(tmp_p
     [("check", "EXCLUSIVE", ()), ("persist", "IMMEDIATE", (CONTEXT, [], FOUR))],
     ids=["check", "persist"],
 )
-def test_lock_is_waited_for_and_given_up_after_lock_seconds(
-    tmp_path, step, lock, arguments
-):
+def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock, arguments):
     db = tmp_path / "db"
     store(db)
     before = stored(db)
@@ -5641,37 +4845,19 @@ def test_full_disk_is_fatal_and_leaves_earlier_runs(tmp_path, good_server):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         sys.exit(cds.main())"""
-    words = (
-        "persist",
-        "--path",
-        source,
-        *good_server,
-        "--db-path",
-        db,
-        "--scope",
-        "class",
-    )
+    words = ("persist", "--path", source, *good_server, "--db-path", db, "--scope", "class")
     done = finish(python_command(limited, *words))
     assert done.returncode == 1 and done.stdout == "" and "status=failed" in done.stderr
     assert "Traceback" not in done.stderr and "the run is lost" in done.stderr
-    assert rows(db, "SELECT * FROM records") == before and rows(
-        db, "PRAGMA integrity_check"
-    ) == [("ok",)]
+    assert rows(db, "SELECT * FROM records") == before and rows(db, "PRAGMA integrity_check") == [
+        ("ok",)
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s", "t"]
 
 
 def test_killed_process_leaves_whole_runs_only(tmp_path, good_server):
     source, db = tree(tmp_path / "s", {"a.py": many_functions(4000)}), tmp_path / "db"
-    words = (
-        "persist",
-        "--path",
-        source,
-        *good_server,
-        "--db-path",
-        db,
-        "--scope",
-        "class",
-    )
+    words = ("persist", "--path", source, *good_server, "--db-path", db, "--scope", "class")
     shell(*words)
     sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
     for attempt in range(12):
@@ -5697,12 +4883,9 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     source, db = tree(tmp_path / "s", {"a.py": "x = 1"}), tmp_path / "db"
     command = command_of("persist", "--path", source, *good_server, "--db-path", db)
     both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in "ab"
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in "ab"
     ]
-    assert [
-        process.communicate(timeout=60) and process.returncode for process in both
-    ] == [0, 0]
+    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
@@ -5721,9 +4904,7 @@ def side_files(db):
 
 def kept(db):
     """Return the finished calls in all side files of a database."""
-    lines = [
-        line for path in side_files(db) for line in path.read_bytes().splitlines(True)
-    ]
+    lines = [line for path in side_files(db) for line in path.read_bytes().splitlines(True)]
     return sorted(tuple(json.loads(line).values()) for line in lines)
 
 
@@ -5767,34 +4948,26 @@ def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
     assert persist(tmp_path / "s", tmp_path / "other") == 0
     client = FakeClient()
     capsys.readouterr()
-    assert (
-        persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client)
-        == 0
-    )
+    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
     left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
     assert left in capsys.readouterr().err
     assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
     assert ": 3 calls saved\n" in capsys.readouterr().err
     assert len(client.asked) == 2 and side_files(db) == []
     intents = rows(
-        db,
-        "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id",
+        db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
     )
     assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
 
 
-def test_finished_calls_of_a_run_before_count_only_where_they_save_some(
-    tmp_path, capsys
-):
+def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     [code] = [one for one in built(source) if one.kind == "function"]
     keep(db, code.md5sum, md5(1))
     for would_save, left in (("2", "1 call"), ("1", "0 calls")):
         assert persist(source, db) == 0
         calls = "call" if would_save == "1" else "calls"
-        line = (
-            f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
-        )
+        line = f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
         assert line in capsys.readouterr().err
     # What a stored run holds is not counted, but the file stays whole.
     assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
@@ -5919,9 +5092,7 @@ def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
                 pending.keep(f"{int(name) + number:032x}", "stays")
             pending.forget_stored()"""
     runs = [
-        subprocess.Popen(
-            python_command(program, db, name), stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(python_command(program, db, name), stderr=subprocess.PIPE, text=True)
         for name in (100, 200)
     ]
     assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
@@ -6005,8 +5176,7 @@ def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line)
         assert set(left_behind(db)) == {md5(1), md5(2)}
         (warning,) = warnings_of(capsys)
         found = re.search(
-            r" holds (\d+) lines without a finished call: .*, the first is line 2$",
-            warning,
+            r" holds (\d+) lines without a finished call: .*, the first is line 2$", warning
         )
         assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
     store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
@@ -6022,18 +5192,13 @@ def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
         path.write_bytes(whole[:end])
         assert list(left_behind(db)) == [md5(1)]
         (warning,) = warnings_of(capsys)
-        assert (
-            "1 line without a finished call: passed over, the first is line 2"
-            in warning
-        )
+        assert "1 line without a finished call: passed over, the first is line 2" in warning
     # Nothing but the end of the line is missing: the call is there.
     path.write_bytes(whole[:-1])
     assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
 
 
-def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(
-    tmp_path, capsys
-):
+def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(tmp_path, capsys):
     other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
     other.write_text("What I must not forget:\n")
     empty.touch()
@@ -6067,17 +5232,13 @@ def write_huge_file(path):
             write_file_of_another_user,
             "belongs to another user",
             id="another-user",
-            marks=pytest.mark.skipif(
-                os.geteuid() != 0, reason="only root can give files away"
-            ),
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
         ),
         pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
-def test_side_file_of_something_else_costs_one_warning(
-    tmp_path, capsys, write, says, options
-):
+def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, says, options):
     source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
     path = tmp_path / f"db-pending-{1:016x}.jsonl"
     write(path)
@@ -6114,9 +5275,7 @@ def test_side_file_of_an_older_version_is_named_and_left_alone(tmp_path, capsys)
         pytest.param("directory", 0o300, "cannot be searched: Perm", id="directory"),
     ],
 )
-def test_side_file_that_cannot_be_read_costs_one_warning(
-    tmp_path, good_server, target, mode, says
-):
+def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server, target, mode, says):
     (tmp_path / "d").mkdir()
     path = keep(tmp_path / "d/db", md5(1))
     if target == "directory":
@@ -6124,9 +5283,7 @@ def test_side_file_that_cannot_be_read_costs_one_warning(
     source = tree(tmp_path / "s", {"a.py": TOTAL})
     path.chmod(mode)
     words = ("--path", source, *good_server, "--db-path", tmp_path / "d/db")
-    done = finish(
-        [sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]]
-    )
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
     path.chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
@@ -6228,8 +5385,7 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
         for _ in range(3):
             ended.clear()
             process = subprocess.Popen(
-                python_command(program, *words, "--reuse-intents"),
-                stderr=subprocess.DEVNULL,
+                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
             )
             wait_for(lambda: len(ended) > 200)
             process.kill()
@@ -6252,8 +5408,7 @@ def rescued(err, directory):
     """Return the file in a directory that a message names as the rescued run."""
     told = err.partition("rescued, whole, in ")[2]
     return max(
-        (path for path in directory.iterdir() if str(path) in told),
-        key=lambda path: len(path.name),
+        (path for path in directory.iterdir() if str(path) in told), key=lambda path: len(path.name)
     )
 
 
@@ -6266,9 +5421,7 @@ def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, whe
     monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
     db = folder / "db"
     if where == "beside":
-        client = FakeClient(
-            lambda code: db.write_bytes(b"no database" * 99) and "Works."
-        )
+        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
     else:
         client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
     assert persist(source, db, client=client) == 1
@@ -6277,9 +5430,7 @@ def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, whe
     assert out == "" and "cds: status=failed: " in err
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
-    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [
-        ("Works.",)
-    ]
+    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
 
 
 def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
@@ -6293,9 +5444,7 @@ def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monke
     assert rows(path, "SELECT root_path FROM runs") == [(str(folder / "s"),)]
 
 
-def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(
-    tmp_path, capsys, monkeypatch
-):
+def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
     source, folder = (
         tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
         tree(tmp_path / "d", {"x": ""}),
@@ -6303,9 +5452,7 @@ def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert (
         persist(
-            source,
-            folder / "db",
-            client=FakeClient(lambda code: shutil.rmtree(folder) or "W."),
+            source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")
         )
         == 1
     )
@@ -6320,10 +5467,7 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
     store(db, [record(OTHER)], root_path="/two")
     other = record(OTHER, raw_code="")
-    assert cds.read_run(db) == (
-        dict(cds.read_run(db)[0], id=2, root_path="/two"),
-        [other],
-    )
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [other])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
     file = record(TOTAL, kind="file", normalized_code="")
     assert cds.read_run(db, 1)[1] == [record(TOTAL, raw_code=""), file]
@@ -6333,9 +5477,7 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     db = str(tmp_path / "db")
     store(db, [record("# A comment.\n" + "x = 1\n" * 9999, kind="file")])
     (file,) = cds.read_run(db)[1]
-    assert (
-        file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
-    )
+    assert file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
     assert (file.end_line, file.normalized_code) == (9999, "")
 
 
@@ -6380,9 +5522,7 @@ def write_run(path: Path) -> None:
     ("write", "run_id", "message"),
     [
         pytest.param(write_text, None, "file is not a database", id="not a database"),
-        pytest.param(
-            lambda path: path.touch(), None, "no such table: runs", id="no table"
-        ),
+        pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
         pytest.param(write_schema, None, "has no runs", id="no runs"),
         pytest.param(write_run, 7, "has no run 7", id="unknown run"),
         pytest.param(lambda path: None, None, "unable to open", id="no file"),
@@ -6446,13 +5586,7 @@ USABLE = {
     ("runs", "analyzer_error_count"): ("9223372036854775807", "'12'"),
     ("runs", "record_count"): ("0",),
     ("records", "file_path"): ("''", "'/'", "'../../x'", "'b.py'", LINE_ENDS),
-    ("records", "signature"): (
-        "NULL",
-        "''",
-        "'def other(x):'",
-        "'no header'",
-        "'# no'",
-    ),
+    ("records", "signature"): ("NULL", "''", "'def other(x):'", "'no header'", "'# no'"),
     ("records", "start_line"): ("12",),
     ("records", "end_line"): ("12", "16777216"),
     ("records", "raw_code"): ("''", LINE_ENDS, HUGE_TEXT, '\'"""\''),
@@ -6476,9 +5610,7 @@ def cases_of(values):
 @functools.cache
 def foreign_base():
     """Return a database of one run, without NOT NULL, and the sources of its tables."""
-    code = (
-        'def total(rows):\n    """Add up."""\n    return sum(row.price for row in rows)'
-    )
+    code = 'def total(rows):\n    """Add up."""\n    return sum(row.price for row in rows)'
     loads = "Loads a thing from a file."
     records = [
         *(record(code, f"{name}.py", 11, intent="Adds up prices.") for name in "abc"),
@@ -6492,9 +5624,7 @@ def foreign_base():
     with tempfile.TemporaryDirectory() as folder:
         db = Path(folder, "db")
         store(db, records)
-        tables = dict(
-            rows(db, "SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-        )
+        tables = dict(rows(db, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
         execute(
             db,
             "PRAGMA writable_schema = ON;"
@@ -6514,18 +5644,14 @@ def foreign(db_path, table, column, value):
     with contextlib.closing(sqlite3.connect(db_path)) as connection, connection:
         connection.execute("PRAGMA writable_schema = ON")
         for name, sql in tables.items():
-            connection.execute(
-                "UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name)
-            )
+            connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
 
 
 FORMATS = [("--format", name) for name in ("table", "json", "html", "sarif")]
 
 
 @pytest.mark.parametrize(("table", "column", "value"), cases_of(UNUSABLE))
-def test_value_that_no_run_holds_is_named_in_one_line(
-    tmp_path, capsys, table, column, value
-):
+def test_value_that_no_run_holds_is_named_in_one_line(tmp_path, capsys, table, column, value):
     db = tmp_path / "db"
     foreign(db, table, column, value)
     # A line number beyond the last may be that of either end.
@@ -6538,9 +5664,7 @@ def test_value_that_no_run_holds_is_named_in_one_line(
 
 
 @pytest.mark.parametrize(("table", "column", "value"), cases_of(USABLE))
-def test_value_that_a_run_may_hold_gives_a_report(
-    tmp_path, capsys, table, column, value
-):
+def test_value_that_a_run_may_hold_gives_a_report(tmp_path, capsys, table, column, value):
     def report(*form):
         assert run("duplicates", "--db-path", db, *form) == 0
         out, err = capsys.readouterr()
@@ -6618,10 +5742,7 @@ def found_groups(records, options):
 
 def groups_of(*records, **options):
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [
-        (g.evidence, g.hidden_by, [m.record.file_path for m in g.members])
-        for g in groups
-    ]
+    return [(g.evidence, g.hidden_by, [m.record.file_path for m in g.members]) for g in groups]
 
 
 def twins(code, kind="function", path="{}.py"):
@@ -6681,19 +5802,12 @@ def fragments_of(records, kinds=DUPLICATES.kinds):
 def every_pair_grouped(records, options):
     """Return the members of the near groups, found by comparing every pair of fragments."""
     collected, features = fragments_of(sorted(records, key=cds.sort_key))
-    fragments = [
-        one for one in collected if one.facts.statements >= options.min_statements
-    ]
+    fragments = [one for one in collected if one.facts.statements >= options.min_statements]
     by_rule = {None: {}, "short": {}, "inside": {}}
     for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
-        both, either = (
-            {*one.trigrams} & {*other.trigrams},
-            {*one.trigrams} | {*other.trigrams},
-        )
+        both, either = ({*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams})
         similarity = len(both) / len(either)
-        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(
-            other
-        ):
+        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
             continue
         nested = any(
             a.file_path == b.file_path
@@ -6712,11 +5826,7 @@ def every_pair_grouped(records, options):
         left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
         for indexes in linked_slowly(left):
             done.update(indexes)
-            places = [
-                cds.sort_key(one)
-                for index in indexes
-                for one in fragments[index].records
-            ]
+            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
             groups.append((rule, sorted(places)))
     return sorted(groups, key=repr)
 
@@ -6742,10 +5852,7 @@ def linked_slowly(pairs):
 @pytest.mark.parametrize("seed", range(8))
 def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
     rng = random.Random(seed)
-    files = {
-        f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6))
-        for n in range(7)
-    }
+    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
     files["copy.py"] = files["1.py"]
     records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
     options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
@@ -6754,15 +5861,10 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     for group in found_groups(records, options):
         if group.evidence == "near" and not group.overlaps:
             found.append(
-                (
-                    group.hidden_by,
-                    [cds.sort_key(member.record) for member in group.members],
-                )
+                (group.hidden_by, [cds.sort_key(member.record) for member in group.members])
             )
     assert expected
-    assert sorted(places for _, places in expected) == sorted(
-        places for _, places in found
-    )
+    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
     rules = {repr(places): rule for rule, places in expected}
     for rule, places in found:
         assert rule in (rules[repr(places)], "stub", "contained")
@@ -6794,16 +5896,14 @@ def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
     files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
         random_definition(random.Random(seed)) for seed in range(60)
     )
-    files["b.py"] = (
-        LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
-    )
+    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
     files["c.py"] = KNOWN_CODE
     sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
     symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
     records = cds.ModelBuilder().build(symbols)
-    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(
-        workers
-    ).facts(records)
+    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
+        records
+    )
     assert {one.facts for one in symbols if one.file_path == "a.py"} & {
         cds.Facts(comments=("# by hand", "# @generated"))
     }
@@ -6845,9 +5945,7 @@ def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
 
 # The definitions of this program are worth two workers, since four are very long.
 LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
-LONG_PROGRAM = {
-    f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)
-}
+LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -6896,9 +5994,7 @@ class ToyAnalyzer(cds.Analyzer):
         for source in sources:
             text = Path(source.path).read_text()
             lines = text.splitlines()
-            found = [
-                cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)
-            ]
+            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
             starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
             for start in starts:
                 end = lines.index("end", start)
@@ -6907,9 +6003,7 @@ class ToyAnalyzer(cds.Analyzer):
                 place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
                 found.append(cds.Symbol("function", source.file_path, *place))
             facts = self.facts(found)
-            analysis.symbols.extend(
-                one._replace(facts=known) for one, known in zip(found, facts)
-            )
+            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
         return analysis
 
     def facts(self, records):
@@ -6922,9 +6016,7 @@ class ToyAnalyzer(cds.Analyzer):
         labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
         comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
         said = comments[0].strip("; ") if comments else None
-        return cds.Facts(
-            lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said
-        )
+        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
 
 
 TOY = """to {name}
@@ -6944,9 +6036,7 @@ def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, caps
         "a.toy": TOY.format(name="round", count=360, more="left"),
         "b.toy": TOY.format(name="round", count=360, more="left"),
         "c.toy": TOY.format(name="turn", count=36, more="left"),
-        "d.toy": TOY.format(
-            name="d", count="x", more="a b c d e f g h i j k l m n o p"
-        ),
+        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
         "e.py": f"# {TOTAL}",
     }
     root = tree(tmp_path / "src", files)
@@ -6989,14 +6079,8 @@ def test_a_family_is_compared_with_its_head_alone():
     ("pairs", "groups"),
     [
         pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
-        pytest.param(
-            {(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6},
-            [([0, 1, 2], 0.6)],
-            id="lowest pair",
-        ),
-        pytest.param(
-            {(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"
-        ),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
+        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
         pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
         pytest.param(
             {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
@@ -7019,11 +6103,7 @@ def test_linkage_is_complete_and_most_similar_first(pairs, groups):
 
 
 def test_exact_copies_are_one_group_and_renamed_ones_near():
-    copies = [
-        record(TOTAL, "b.py"),
-        record(TOTAL, "a.py"),
-        record(TOTAL_RENAMED, "c.py"),
-    ]
+    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
     assert groups_of(*copies, record(OTHER, "d.py")) == [
         ("exact", None, ["a.py", "b.py"]),
         ("near", None, ["a.py", "b.py", "c.py"]),
@@ -7031,51 +6111,32 @@ def test_exact_copies_are_one_group_and_renamed_ones_near():
 
 
 def test_what_a_group_says_of_itself():
-    twins = [
-        record(TOTAL, "a.py"),
-        record(TOTAL, "b.py"),
-        record(TOTAL_RENAMED, "c.py"),
-    ]
+    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
     exact, near = found_groups(twins, DUPLICATES)
     sums = sorted({twin.md5sum for twin in twins})
     assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
     assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
-    assert (near.copies, near.statements, near.similarity, near.area) == (
-        3,
-        6,
-        1.0,
-        "code",
-    )
+    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
 
 
 def test_group_id_ignores_places_and_counts():
     one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
-    many = found_groups(
-        [record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES
-    )
+    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
     assert one[0].id == many[0].id
 
 
 @pytest.mark.parametrize(
     ("code", "near"),
     [
-        pytest.param(
-            TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"
-        ),
-        pytest.param(
-            TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"
-        ),
+        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
+        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
         pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
-        pytest.param(
-            TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"
-        ),
+        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
         pytest.param(OTHER, False, id="other code"),
     ],
 )
 def test_near_bears_small_changes(code, near):
-    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == [
-        "near"
-    ] * near
+    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
 
 
 @pytest.mark.parametrize(
@@ -7087,9 +6148,7 @@ def test_near_bears_small_changes(code, near):
     ],
 )
 def test_names_that_are_not_local_tell_code_apart(one, other):
-    pair = [
-        record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)
-    ]
+    pair = [record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
     assert [group.similarity < 1 for group in found_groups(pair, DUPLICATES)] == [True]
 
 
@@ -7097,24 +6156,18 @@ def test_names_that_are_not_local_tell_code_apart(one, other):
     ("one", "other"),
     [
         pytest.param(
-            "    import json as j\n    return j",
-            "    import json as k\n    return k",
-            id="alias",
+            "    import json as j\n    return j", "    import json as k\n    return k", id="alias"
         ),
         pytest.param(
             "    try:\n        a()\n    except E as one:\n        raise one",
             "    try:\n        a()\n    except E as two:\n        raise two",
             id="except",
         ),
-        pytest.param(
-            "    def x(): a()\n    return x", "    def y(): a()\n    return y", id="def"
-        ),
+        pytest.param("    def x(): a()\n    return x", "    def y(): a()\n    return y", id="def"),
     ],
 )
 def test_every_kind_of_local_name_is_one_placeholder(one, other):
-    pair = [
-        record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))
-    ]
+    pair = [record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
     assert [group.similarity for group in found_groups(pair, DUPLICATES)] == [1.0]
 
 
@@ -7125,13 +6178,8 @@ def test_global_and_class_names_keep_their_names():
         "class A:\n    d = a = 1\n    b: int = c()",
     ]
     for kind, code in zip(("function", "class", "class"), codes):
-        pair = [
-            record(code, kind=kind),
-            record(code.replace("a = 1", "z = 1"), "b.py", kind=kind),
-        ]
-        pair[1] = record(
-            pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind
-        )
+        pair = [record(code, kind=kind), record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
+        pair[1] = record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
         groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.1))
         assert [group.similarity < 1 for group in groups] == [True]
 
@@ -7154,9 +6202,9 @@ def test_same_intent_in_different_code_is_the_third_section():
 
 
 def test_near_code_is_not_in_the_third_section():
-    assert groups_of(
-        record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)
-    ) == [("near", None, ["a.py", "b.py"])]
+    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
+        ("near", None, ["a.py", "b.py"])
+    ]
 
 
 # Intents
@@ -7170,9 +6218,7 @@ def test_meaningful_words_leave_out_stop_words_endings_and_case():
         "9",
         *"xy",
     }
-    assert (
-        cds.meaningful_words("The of and.") == cds.meaningful_words("") == frozenset()
-    )
+    assert cds.meaningful_words("The of and.") == cds.meaningful_words("") == frozenset()
 
 
 def test_meaningful_words_are_one_for_all_of_the_same_meaning():
@@ -7184,11 +6230,7 @@ def test_meaningful_words_are_one_for_all_of_the_same_meaning():
 
 def test_no_word_has_two_meanings():
     lines = cds.SYNONYMS.split("\n")
-    stems = [
-        stem
-        for line in lines
-        for stem in {cds.ENDING.sub("", word) for word in line.split()}
-    ]
+    stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
     assert sorted(set(stems)) == sorted(stems)
 
 
@@ -7198,9 +6240,7 @@ def vector(number, sentences):
     weights = {("ghost", number, n): 1.0 for n in range(3)}
     for word in words[number]:
         holders = sum(word in other for other in words)
-        weights[word] = min(
-            1, math.log((len(sentences) + 2000) / holders) / math.log(1000)
-        )
+        weights[word] = min(1, math.log((len(sentences) + 2000) / holders) / math.log(1000))
     return weights
 
 
@@ -7213,21 +6253,15 @@ def random_sentences(rng):
     """Return sentences of words from common to rare, some of them empty, equal or nearly equal."""
     words = [f"w{n}x" for n in range(60)]
     commonness = [60 / (n + 1) for n in range(60)]
-    sentences = [
-        " ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)
-    ]
+    sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
     return (
-        sentences
-        + [f"{sentence} {rng.choice(words)}" for sentence in sentences]
-        + sentences[:20]
+        sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
     )
 
 
 def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
     count = len(sentences)
-    return cds.similar_intents(
-        sentences, [threshold] * count, [False] * count, family_size
-    )
+    return cds.similar_intents(sentences, [threshold] * count, [False] * count, family_size)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -7249,9 +6283,7 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
     ("one", "other", "score"),
     [
         pytest.param("alpha beta", "alpha gamma", 1 / 5, id="one of two"),
-        pytest.param(
-            "alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"
-        ),
+        pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
         pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
         pytest.param("the of", "the of", None, id="no words"),
     ],
@@ -7283,9 +6315,7 @@ MANY = 800
             1,
             id="stop words differ",
         ),
-        pytest.param(
-            [f"{LONG_INTENT} rare{n}word" for n in range(MANY)], 1, id="a word more"
-        ),
+        pytest.param([f"{LONG_INTENT} rare{n}word" for n in range(MANY)], 1, id="a word more"),
         pytest.param([LONG_INTENT, OTHER_INTENT] * (MANY // 2), 2, id="two families"),
         pytest.param(
             [f"{LONG_INTENT} set{n % 10}s {n % 10}sign{n % 10}" for n in range(MANY)],
@@ -7348,9 +6378,7 @@ def documented(code, text, path, **fields):
 def sources(*records, **options):
     """Return the source of each member's intent, of the groups of the third section."""
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [
-        [m.intent_source for m in g.members] for g in groups if g.evidence == "intent"
-    ]
+    return [[m.intent_source for m in g.members] for g in groups if g.evidence == "intent"]
 
 
 def test_docstrings_stand_in_where_there_is_no_intent():
@@ -7372,9 +6400,7 @@ def test_docstrings_must_be_more_similar_than_intents():
     )
     score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
     assert DUPLICATES.intent_similarity < score < 0.5
-    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [
-        ["model", "model"]
-    ]
+    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
     assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
     pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
     assert sources(*pair, intent_similarity=0.9) == []
@@ -7385,9 +6411,7 @@ FEW = cds.INTENT_FAMILY_SIZE + 20
 
 def unlike(number, header="def f{}(c):"):
     """Return code of five statements that is near no other number's."""
-    calls = "".join(
-        f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(5)
-    )
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(5))
     return f"{header.format(number)}\n{calls}"
 
 
@@ -7418,9 +6442,7 @@ def test_many_records_of_one_intent_are_a_family(make):
 def test_a_family_of_intents_has_classes_and_functions_apart():
     functions = [record(unlike(n), f"f{n}.py", intent=LONG_INTENT) for n in range(FEW)]
     classes = [
-        record(
-            unlike(FEW + n, "class C{}:"), f"c{n}.py", kind="class", intent=LONG_INTENT
-        )
+        record(unlike(FEW + n, "class C{}:"), f"c{n}.py", kind="class", intent=LONG_INTENT)
         for n in range(FEW)
     ]
     assert families([*functions, *classes]) == [(FEW, None, True)] * 2
@@ -7434,10 +6456,7 @@ def family_head(records):
 
 def one_that_follows(head, code):
     """Return a record of code with a number in it, chosen so that the head stays the head."""
-    candidates = (
-        record(code.format(n), "other.py", intent=LONG_INTENT)
-        for n in itertools.count()
-    )
+    candidates = (record(code.format(n), "other.py", intent=LONG_INTENT) for n in itertools.count())
     return next(made for made in candidates if made.md5sum > head.md5sum)
 
 
@@ -7466,26 +6485,19 @@ def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
         made._replace(file_path=head.file_path, start_line=10 * n, end_line=10 * n + 5)
         for n, made in enumerate(others[:2], 1)
     ]
-    assert families([head, *inside, *others[2:]]) == [
-        (FEW - 2, None, True),
-        (2, "inside", True),
-    ]
+    assert families([head, *inside, *others[2:]]) == [(FEW - 2, None, True), (2, "inside", True)]
 
 
 def third_section(*records):
     groups = found_groups(records, DUPLICATES)
     return [
-        (g.members[0].record.signature, g.are_siblings)
-        for g in groups
-        if g.evidence == "intent"
+        (g.members[0].record.signature, g.are_siblings) for g in groups if g.evidence == "intent"
     ]
 
 
 def different(number):
     """Return code that is near no other number's."""
-    calls = "".join(
-        f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3)
-    )
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
     return f"def f{number}():\n{calls}"
 
 
@@ -7499,20 +6511,14 @@ def intents_of_pairs(*pairs):
 
 
 def test_intents_rank_by_similarity_and_size_and_across_files_first():
-    long = (
-        "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    )
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
     short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
     records = intents_of_pairs(
         ("a.py", "b.py", short.format(1)),
         ("a.py", "b.py", long.format(2)),
         ("a.py", "b.py", long.format(3)),
     )
-    assert [name for name, _ in third_section(*records)] == [
-        "def f4():",
-        "def f2():",
-        "def f0():",
-    ]
+    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
     local = [
         one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
         for one in records[4:]
@@ -7521,9 +6527,7 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
 
 
 def test_siblings_come_last():
-    long = (
-        "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    )
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
     records = intents_of_pairs(
         ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
     )
@@ -7583,22 +6587,16 @@ def test_methods_of_one_name_in_one_file_are_siblings():
     [
         pytest.param("def f(): pass", "stub", id="pass"),
         pytest.param("def f(): ...", "stub", id="ellipsis"),
-        pytest.param(
-            "def f(): raise NotImplementedError('x')", "stub", id="not implemented"
-        ),
+        pytest.param("def f(): raise NotImplementedError('x')", "stub", id="not implemented"),
         pytest.param("@t.overload\ndef f(a):\n    ...", "stub", id="overload"),
-        pytest.param(
-            "@t.overload\ndef f(a):\n    a()\n    b()", None, id="overload with a body"
-        ),
+        pytest.param("@t.overload\ndef f(a):\n    a()\n    b()", None, id="overload with a body"),
         pytest.param(
             "@abstractmethod\nasync def f(a):\n    'Doc.'\n    raise NotImplementedError",
             "stub",
             id="abstract",
         ),
         pytest.param(
-            "@abstractmethod\nasync def f(a):\n    a()\n    b()",
-            None,
-            id="abstract with a body",
+            "@abstractmethod\nasync def f(a):\n    a()\n    b()", None, id="abstract with a body"
         ),
         pytest.param(
             "@abc.abstractproperty\ndef f(a):\n    b = a.c()\n    return b",
@@ -7607,21 +6605,13 @@ def test_methods_of_one_name_in_one_file_are_siblings():
         ),
         pytest.param("def f(): raise errors.NotImplementedError", "stub", id="dotted"),
         pytest.param(
-            "def f():\n    a = 1\n    raise NotImplementedErrors()",
-            None,
-            id="another exception",
+            "def f():\n    a = 1\n    raise NotImplementedErrors()", None, id="another exception"
         ),
         pytest.param("def f():\n    'Doc.'\n    return {}", "stub", id="nothing"),
-        pytest.param(
-            "class A:\n    x = 1\n    def f(self): ...", "stub", id="declarations"
-        ),
+        pytest.param("class A:\n    x = 1\n    def f(self): ...", "stub", id="declarations"),
         pytest.param("class A:\n    x = f()\n    y = 2", None, id="class with a call"),
-        pytest.param(
-            "@dataclass\nclass A:\n    x: int\n    y: str = ''", None, id="dataclass"
-        ),
-        pytest.param(
-            "class A(NamedTuple):\n    x: int\n    y: int", None, id="named tuple"
-        ),
+        pytest.param("@dataclass\nclass A:\n    x: int\n    y: str = ''", None, id="dataclass"),
+        pytest.param("class A(NamedTuple):\n    x: int\n    y: int", None, id="named tuple"),
         pytest.param("class A(TypedDict):\n    x: int\n    y: int", None, id="dict"),
         pytest.param(
             "class A(Base):\n    x = Column(1)\n    y = Column(2)\n"
@@ -7639,9 +6629,7 @@ def test_methods_of_one_name_in_one_file_are_siblings():
             "stub",
             id="protocol",
         ),
-        pytest.param(
-            "class A(Structure):\n    _fields_ = [1]\n    _pack_ = 1", None, id="ctypes"
-        ),
+        pytest.param("class A(Structure):\n    _fields_ = [1]\n    _pack_ = 1", None, id="ctypes"),
         pytest.param("class A(enum.Enum):\n    X = 1\n    Y = 2", None, id="enum"),
         pytest.param("class A(str, IntFlag):\n    X = 1\n    Y = 2", None, id="flags"),
         pytest.param(
@@ -7654,9 +6642,7 @@ def test_methods_of_one_name_in_one_file_are_siblings():
             "stub",
             id="settings",
         ),
-        pytest.param(
-            "class E(HTTPError):\n    code = 404\n    text = 'x'", "stub", id="error"
-        ),
+        pytest.param("class E(HTTPError):\n    code = 404\n    text = 'x'", "stub", id="error"),
         pytest.param(
             "class I(Interface):\n    a = Attribute('A.')\n"
             "    def f(): 'F.'\n    def g():\n        return {}",
@@ -7669,14 +6655,12 @@ def test_methods_of_one_name_in_one_file_are_siblings():
             id="protocol",
         ),
         pytest.param(
-            "class A(ABC):\n    a: int\n    b: int\n    @abstractmethod\n"
-            "    def f(self): ...",
+            "class A(ABC):\n    a: int\n    b: int\n    @abstractmethod\n    def f(self): ...",
             None,
             id="fields and an abstract method",
         ),
         pytest.param(
-            "class A(ABC):\n    a = 1\n    b = 2\n    @abstractmethod\n"
-            "    def f(self): ...",
+            "class A(ABC):\n    a = 1\n    b = 2\n    @abstractmethod\n    def f(self): ...",
             "stub",
             id="constants and an abstract method",
         ),
@@ -7685,18 +6669,12 @@ def test_methods_of_one_name_in_one_file_are_siblings():
             None,
             id="abstract method with a body",
         ),
-        pytest.param(
-            "def f(self, a):\n    self.a = a\n    self.b = 1", None, id="assignments"
-        ),
+        pytest.param("def f(self, a):\n    self.a = a\n    self.b = 1", None, id="assignments"),
         pytest.param("def f(a): return a.b", "min-statements", id="one statement"),
-        pytest.param(
-            "def __lt__(self, a):\n    b = a\n    return b", "dunder", id="short dunder"
-        ),
+        pytest.param("def __lt__(self, a):\n    b = a\n    return b", "dunder", id="short dunder"),
         pytest.param(TOTAL.replace("total(", "__total__("), None, id="long dunder"),
         pytest.param("def lt__(a):\n    b = a\n    return b", None, id="no dunder"),
-        pytest.param(
-            "def f():\n    try: a()\n    except B: raise", None, id="bare raise"
-        ),
+        pytest.param("def f():\n    try: a()\n    except B: raise", None, id="bare raise"),
     ],
 )
 def test_exact_noise_is_hidden_by_its_rule(code, rule):
@@ -7723,9 +6701,7 @@ DEEP_SUM = " + ".join(f"x{number}" for number in range(330))
         pytest.param("def f(a): raise {}", "min-statements", id="raised alone"),
         pytest.param("def f(a): raise a[0]({}).b", "min-statements", id="in a chain"),
         pytest.param("def f(a): raise E() from {}", "min-statements", id="cause"),
-        pytest.param(
-            "class A:\n    def f(a): raise ValueError({})", None, id="in a method"
-        ),
+        pytest.param("class A:\n    def f(a): raise ValueError({})", None, id="in a method"),
         pytest.param("@deco({})\ndef f(a):\n    a()\n    b()", None, id="decorator"),
         pytest.param("def f(a={}):\n    a()\n    b()", None, id="default"),
         pytest.param("class A({}):\n    x = f()\n    y = 2", None, id="base"),
@@ -7751,9 +6727,7 @@ def test_deep_not_implemented_error_is_a_stub(tmp_path):
     assert (group.evidence, group.hidden_by) == ("exact", "stub")
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit"
-)
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit")
 @pytest.mark.parametrize("code", TOO_DEEP_FOR_3_11)
 def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
     body = textwrap.indent(code, "    ")
@@ -7783,8 +6757,7 @@ def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp
     code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
     records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
     broken = [
-        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one
-        for one in records
+        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
     ]
     report = cds.build_report(broken, DUPLICATES)
     assert [(group.evidence, group.copies) for group in report.groups] == [("exact", 2)]
@@ -7796,9 +6769,9 @@ def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
     pair = twins("def f(a): return a.b")
     assert groups_of(*pair, min_statements=1) == [("exact", None, ["a.py", "b.py"])]
-    assert groups_of(
-        *twins(TOTAL), record(TOTAL_RENAMED, "c.py"), min_statements=7
-    ) == [("exact", "min-statements", ["a.py", "b.py"])]
+    assert groups_of(*twins(TOTAL), record(TOTAL_RENAMED, "c.py"), min_statements=7) == [
+        ("exact", "min-statements", ["a.py", "b.py"])
+    ]
 
 
 SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
@@ -7812,19 +6785,14 @@ SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
         pytest.param(
             SHORT.replace("b.c", "sum(b.c, b.d, x=b.e, y=b.f, z=a.g, t=b.h, u=b.i)"),
             SHORT.replace(
-                "b.c",
-                "sum(b.c, b.d, x=b.e, y=b.f, z=a.g, t=b.h, u=b.i)[b.k.l.m, a.x.y.z.w, b.s.t]",
+                "b.c", "sum(b.c, b.d, x=b.e, y=b.f, z=a.g, t=b.h, u=b.i)[b.k.l.m, a.x.y.z.w, b.s.t]"
             ),
             None,
             id="more trigrams",
         ),
         pytest.param(
-            SHORT.replace(
-                "b.c", "b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c"
-            ),
-            SHORT.replace(
-                "b.c", "g(b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c, b.x.y.z.v.w)"
-            ),
+            SHORT.replace("b.c", "b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c"),
+            SHORT.replace("b.c", "g(b.c + b.c + b.c + b.c + b.c + b.c + b.c + b.c, b.x.y.z.v.w)"),
             "short",
             id="repeated trigrams",
         ),
@@ -7857,31 +6825,19 @@ def test_short_bodies_that_share_little_are_hidden(one, other, rule):
             "dunder",
         ),
         pytest.param(
-            "super(A, self).__init__()\nself.a = a\nself.b = b\nself.c = c\nself.d = k",
-            "dunder",
+            "super(A, self).__init__()\nself.a = a\nself.b = b\nself.c = c\nself.d = k", "dunder"
         ),
-        pytest.param(
-            "self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = f(b)", None
-        ),
-        pytest.param(
-            "self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = other", None
-        ),
-        pytest.param(
-            "self.a = a\nself.b = b\nself.c = c\nself.d = a\nregister(self)", None
-        ),
-        pytest.param(
-            "self.a = a\nself.b = b\nself.c = c\nself.d = a\nsuper().setup()", None
-        ),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = f(b)", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nself.e = other", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nregister(self)", None),
+        pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nsuper().setup()", None),
         pytest.param("self.a = a\nself.b = b\nself.c = c\nself.d = a\nx = b", None),
     ],
 )
 def test_constructors_that_only_keep_their_parameters_are_hidden(body, rule):
     code = f"def __init__(self, a, /, b, *c, **k):\n{textwrap.indent(body, '    ')}"
     assert groups_of(*twins(code, "method")) == [("exact", rule, ["a.py", "b.py"])]
-    assert (
-        groups_of(*twins(code.replace("__init__(self", "set_up(self"), "method"))[0][1]
-        is None
-    )
+    assert groups_of(*twins(code.replace("__init__(self", "set_up(self"), "method"))[0][1] is None
     renamed = record(code.replace("b", "x"), "c.py", kind="method")
     assert groups_of(record(code, kind="method"), renamed)[0][:2] == ("near", rule)
 
@@ -7905,35 +6861,19 @@ def test_a_record_inside_another_is_no_copy_of_it():
         pytest.param(f"{OTHER}    a.total(1)", TOTAL, "calls", id="as a method"),
         pytest.param(f"@total\n{OTHER}", TOTAL, "calls", id="decorated"),
         pytest.param(f"{OTHER}    a(total)()", TOTAL, None, id="only named"),
+        pytest.param(f"{OTHER}    load(1)", TOTAL.replace("total(", "load("), None, id="itself"),
+        pytest.param(f"{OTHER}    self.load(1)", TOTAL.replace("total(", "load("), None, id="self"),
         pytest.param(
-            f"{OTHER}    load(1)", TOTAL.replace("total(", "load("), None, id="itself"
-        ),
-        pytest.param(
-            f"{OTHER}    self.load(1)",
-            TOTAL.replace("total(", "load("),
-            None,
-            id="self",
-        ),
-        pytest.param(
-            f"{OTHER}    super().load(1)",
-            TOTAL.replace("total(", "load("),
-            "calls",
-            id="super",
+            f"{OTHER}    super().load(1)", TOTAL.replace("total(", "load("), "calls", id="super"
         ),
     ],
 )
 def test_callers_have_the_intent_of_what_they_call(caller, called, rule):
     pair = record(caller, intent=SUM), record(called, "b.py", intent=SUM)
-    assert (
-        groups_of(*pair)
-        == groups_of(*reversed(pair))
-        == [("intent", rule, ["a.py", "b.py"])]
-    )
+    assert groups_of(*pair) == groups_of(*reversed(pair)) == [("intent", rule, ["a.py", "b.py"])]
 
 
-@pytest.mark.parametrize(
-    ("call", "rule"), [("load(1)", "calls"), ("self.load(1)", None)]
-)
+@pytest.mark.parametrize(("call", "rule"), [("load(1)", "calls"), ("self.load(1)", None)])
 def test_a_method_calls_the_function_of_its_name(call, rule):
     method = record(f"{OTHER}    {call}", kind="method", intent=SUM)
     function = record(TOTAL.replace("total(", "load("), "b.py", intent=SUM)
@@ -7945,10 +6885,7 @@ def test_a_base_class_is_no_twin_of_its_subclass():
         "class A(B):\n    def f(self):\n        return g(1)",
         f"class B:\n {TOTAL}".replace("\n    ", "\n     "),
     ]
-    pair = [
-        record(code, f"{n}.py", kind="class", intent=SUM)
-        for n, code in enumerate(codes)
-    ]
+    pair = [record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
@@ -7976,9 +6913,7 @@ def alone(): pass
 
 
 def test_members_have_their_qualified_names():
-    outer = record(
-        "class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class"
-    )
+    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
     methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
     (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
     assert [member.qualified_name for member in group.members] == ["A.total", "total"]
@@ -7988,10 +6923,7 @@ def test_groups_of_a_shown_class_group_are_hidden():
     body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
     classes = twins(f"class A:\n{body}", "class")
     methods = [record(TOTAL, path, 2, "method") for path in ("a.py", "b.py")]
-    hidden = [
-        ("exact", None, ["a.py", "b.py"]),
-        ("exact", "contained", ["a.py", "b.py"]),
-    ]
+    hidden = [("exact", None, ["a.py", "b.py"]), ("exact", "contained", ["a.py", "b.py"])]
     assert groups_of(*classes, *methods) == hidden
     third = record(TOTAL, "c.py", 2, "method")
     assert groups_of(*classes, *methods, third)[0][1] is None
@@ -8010,10 +6942,7 @@ def test_a_class_group_of_the_third_section_hides_no_copies():
         for line in OTHER.replace("def load", f"def {code}").splitlines()
     )
     codes = [f"class A:\n{body}", f"class B:\n{body}\n{more}"]
-    classes = [
-        record(code, f"{n}.py", kind="class", intent=SUM)
-        for n, code in enumerate(codes)
-    ]
+    classes = [record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
     methods = [record(TOTAL, f"{n}.py", 2, "method") for n in range(2)]
     assert [entry[:2] for entry in groups_of(*classes, *methods)] == [
         ("exact", None),
@@ -8024,8 +6953,7 @@ def test_a_class_group_of_the_third_section_hides_no_copies():
 def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     code = "def f(a):\n    match$\n    b"
     pair = [
-        record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM)
-        for path in "ab"
+        record(TOTAL, path)._replace(normalized_code=code, md5sum="x", intent=SUM) for path in "ab"
     ]
     assert groups_of(*pair, record(OTHER, "c", intent=SUM)) == [
         ("exact", None, ["a", "b"]),
@@ -8055,16 +6983,8 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        pytest.param(
-            "# This file was automatically generated from a.g4 by ANTLR",
-            True,
-            id="from",
-        ),
-        pytest.param(
-            "# *** GENERATED BY `setup.py antlr`, DO NOT EDIT BY HAND ***",
-            True,
-            id="by",
-        ),
+        pytest.param("# This file was automatically generated from a.g4 by ANTLR", True, id="from"),
+        pytest.param("# *** GENERATED BY `setup.py antlr`, DO NOT EDIT BY HAND ***", True, id="by"),
         pytest.param(
             "# -*- coding: utf-8 -*-\n\n# Generated by protoc.\n# DO NOT EDIT!",
             True,
@@ -8100,11 +7020,7 @@ def test_vendored_files_stand_in_directories_of_that_name(path, expected):
 
 
 def test_the_area_of_a_group_is_the_first_that_a_member_is_in(tmp_path):
-    places = {
-        "code": "a/{}.py",
-        "tests": "tests/{}.py",
-        "generated": "vendor/tests/{}.py",
-    }
+    places = {"code": "a/{}.py", "tests": "tests/{}.py", "generated": "vendor/tests/{}.py"}
     for one, other in itertools.combinations_with_replacement(places, 2):
         files = {places[one].format("a"): OTHER, places[other].format("b"): OTHER}
         assert [group.area for group in report_on(tmp_path, files).groups] == [one]
@@ -8113,12 +7029,7 @@ def test_the_area_of_a_group_is_the_first_that_a_member_is_in(tmp_path):
 
 
 def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
-    files = {
-        "a.py": f"x = 1\n{TOTAL}",
-        "b.py": TOTAL,
-        "c.py": TOTAL_RENAMED,
-        "tests/d.py": TOTAL,
-    }
+    files = {"a.py": f"x = 1\n{TOTAL}", "b.py": TOTAL, "c.py": TOTAL_RENAMED, "tests/d.py": TOTAL}
     files |= {f"{n}.py": f"x = {n}\n\n" for n in range(2)}
     report = report_on(tmp_path, files)
     assert [group.evidence for group in report.groups] == ["exact", "near"]
@@ -8182,20 +7093,11 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
 def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
-        record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py")
-        for n in range(9)
+        record(TOTAL.replace("log", "lg").replace(".info", ".x"), f"tests/{n}.py") for n in range(9)
     ]
-    groups = found_groups(
-        [*tests, *long, *three], DUPLICATES._replace(code_similarity=1)
-    )
-    assert [(g.copies, g.area) for g in groups] == [
-        (4, "code"),
-        (2, "code"),
-        (9, "tests"),
-    ]
-    mixed = found_groups(
-        [record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES
-    )
+    groups = found_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
+    assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
+    mixed = found_groups([record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES)
     assert mixed[0].area == "code"
 
 
@@ -8208,9 +7110,7 @@ def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated()
 
 def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
     calls = "def f(a):\n    g(1)" + ", g(1)" * 3
-    fragments, features = fragments_of(
-        [record(calls), record("def f(a):\n    g(1)", "b.py")]
-    )
+    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
     many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
     assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
     assert list(features.frequencies) == sorted(features.frequencies)
@@ -8226,9 +7126,7 @@ def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
     scores = []
     for count in (2, 5):
         copies = [record(TOTAL, f"{n}.py") for n in range(count)]
-        scores.append(
-            found_groups([*copies, record(OTHER, "z.py")], DUPLICATES)[0].score
-        )
+        scores.append(found_groups([*copies, record(OTHER, "z.py")], DUPLICATES)[0].score)
     assert scores[1] == pytest.approx(2 * scores[0], abs=0.2)
     assert scores[0] > 10
 
@@ -8244,11 +7142,7 @@ def test_rank_prefers_rare_code_to_many_small_bodies():
 def test_tied_groups_are_in_the_order_of_their_ids():
     """Every name occurs as often as every other, so the scores are the same."""
     names = ("log", "lag", "leg", "lug", "lig")
-    copies = [
-        record(TOTAL.replace("log", name), f"{name}{n}.py")
-        for name in names
-        for n in "ab"
-    ]
+    copies = [record(TOTAL.replace("log", name), f"{name}{n}.py") for name in names for n in "ab"]
     groups = found_groups(copies, DUPLICATES._replace(code_similarity=1))
     assert len(groups) == 5 and len({group.score for group in groups}) == 1
     ids = [group.id for group in groups]
@@ -8263,15 +7157,9 @@ def test_tied_pairs_are_linked_in_the_order_of_their_code():
     ]
     linked = set()
     for paths in itertools.permutations("abc"):
-        records = [
-            record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])
-        ]
+        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
         groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
-        linked.add(
-            tuple(
-                frozenset(one.md5sum for one in records_in(group)) for group in groups
-            )
-        )
+        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
     ((first, second),) = linked
     assert (len(first), len(second), len(first & second)) == (2, 2, 1)
 
@@ -8334,23 +7222,16 @@ def test_what_two_of_three_members_have_is_no_difference():
 
 
 def test_a_difference_that_rounds_to_nothing_is_one():
-    assert (cds.rounded(1.0), cds.rounded(0.9999), cds.rounded(0.5714)) == (
-        1.0,
-        0.999,
-        0.571,
-    )
+    assert (cds.rounded(1.0), cds.rounded(0.9999), cds.rounded(0.5714)) == (1.0, 0.999, 0.571)
     body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
     one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
     assert one.shared == 1.0 and other.shared == 0.999
-    assert (
-        cds.in_percent(one.shared),
-        cds.in_percent(other.shared),
-        cds.in_percent(0.57),
-    ) == (100, 99, 57)
-    records = [
-        record(f"def f(a):\n{body}"),
-        record(f"def f(a):\n{body}\n    x()", "b.py"),
-    ]
+    assert (cds.in_percent(one.shared), cds.in_percent(other.shared), cds.in_percent(0.57)) == (
+        100,
+        99,
+        57,
+    )
+    records = [record(f"def f(a):\n{body}"), record(f"def f(a):\n{body}\n    x()", "b.py")]
     assert found_groups(records, DUPLICATES)[0].similarity == 0.999
 
 
@@ -8359,9 +7240,7 @@ def test_a_difference_that_rounds_to_nothing_is_one():
     [
         pytest.param("return np.sum(a.T)", ["return", "np.sum", ".T"], id="names"),
         pytest.param(
-            "return np.linalg.norm(np.pi)",
-            ["return", "np.linalg.norm", "np.pi"],
-            id="dotted",
+            "return np.linalg.norm(np.pi)", ["return", "np.linalg.norm", "np.pi"], id="dotted"
         ),
         pytest.param("b = a.x.y\nb.z = 1", [".y", ".x", ".z"], id="of locals"),
         pytest.param("g(a).h = 1", [".h", "g"], id="of a call"),
@@ -8381,9 +7260,7 @@ def test_a_difference_that_rounds_to_nothing_is_one():
             ["return", "or", "list comprehension", "+"],
             id="operators",
         ),
-        pytest.param(
-            "return _(a)", ["return", "_"], id="a name that looks like no name"
-        ),
+        pytest.param("return _(a)", ["return", "_"], id="a name that looks like no name"),
         pytest.param("'text', 1, None", [], id="literals"),
         pytest.param("(yield).g", [".g", "yield"], id="of a keyword"),
     ],
@@ -8404,24 +7281,14 @@ def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_
     longer = TOTAL.replace("    return", "    check(rate)\n    return")
     ids = set()
     for paths in ("ab", "ba"):
-        groups = found_groups(
-            [record(TOTAL, paths[0]), record(longer, paths[1])], DUPLICATES
-        )
+        groups = found_groups([record(TOTAL, paths[0]), record(longer, paths[1])], DUPLICATES)
         assert [group.statements for group in groups] == [6]
         ids.add(groups[0].id)
     assert len(ids) == 1
 
 
 def test_the_order_of_the_records_changes_nothing():
-    codes = [
-        TOTAL,
-        TOTAL,
-        TOTAL_RENAMED,
-        OTHER,
-        OTHER.replace("json", "yaml"),
-        ASSIGNED,
-        ASSIGNED,
-    ]
+    codes = [TOTAL, TOTAL, TOTAL_RENAMED, OTHER, OTHER.replace("json", "yaml"), ASSIGNED, ASSIGNED]
     records = [record(code, f"{n}.py", intent=SUM) for n, code in enumerate(codes)]
     shuffled = random.Random(2).sample(records, len(records))
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
@@ -8513,9 +7380,7 @@ def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
 
 
 def test_each_similar_pair_of_a_ring_is_in_a_group():
-    linked, overlapping = members_by_overlap(
-        cds.build_report(ring(), DUPLICATES), "near"
-    )
+    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
     assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
     found = set()
     for paths in linked + overlapping:
@@ -8544,10 +7409,7 @@ def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
     assert overlaps == sorted(overlaps)
     hidden = [group for group in report.groups if group.hidden_by == "overlap"]
     shown = collections.Counter(
-        path
-        for group in report.groups
-        if not group.hidden_by
-        for path in paths_in(group)
+        path for group in report.groups if not group.hidden_by for path in paths_in(group)
     )
     assert hidden and all(group.overlaps for group in hidden)
     assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
@@ -8583,10 +7445,7 @@ def report_on(directory, files, **options):
 
 def changed(**files):
     """Return BEFORE with files changed, added or (None) left out; `__` stands for `/`."""
-    after = {
-        **BEFORE,
-        **{f"{name.replace('__', '/')}.py": code for name, code in files.items()},
-    }
+    after = {**BEFORE, **{f"{name.replace('__', '/')}.py": code for name, code in files.items()}}
     return {name: code for name, code in after.items() if code is not None}
 
 
@@ -8602,9 +7461,7 @@ def outcome(report):
         pytest.param(changed(), ([], 3, 0), id="unchanged"),
         pytest.param(changed(pkg__g=TOTAL), (["exact", "near"], 1, 0), id="copy added"),
         pytest.param(
-            changed(pkg__e=OTHER + OTHER),
-            (["exact"], 2, 0),
-            id="copy added to a file with one",
+            changed(pkg__e=OTHER + OTHER), (["exact"], 2, 0), id="copy added to a file with one"
         ),
         pytest.param(changed(pkg__g=EDITED), (["near"], 2, 0), id="near copy added"),
         pytest.param(changed(pkg__a=None), ([], 2, 1), id="copy removed"),
@@ -8612,40 +7469,26 @@ def outcome(report):
         pytest.param(changed(pkg__a=EDITED), ([], 2, 0), id="member edited"),
         pytest.param(changed(pkg__c=EDITED), ([], 3, 0), id="near member edited"),
         pytest.param(
-            changed(pkg__a=TOTAL.replace("row", "line")),
-            ([], 2, 0),
-            id="variable renamed",
+            changed(pkg__a=TOTAL.replace("row", "line")), ([], 2, 0), id="variable renamed"
         ),
-        pytest.param(
-            changed(pkg__a=f"# new\n{TOTAL}  # new\n"), ([], 3, 0), id="comment"
-        ),
+        pytest.param(changed(pkg__a=f"# new\n{TOTAL}  # new\n"), ([], 3, 0), id="comment"),
         pytest.param(changed(pkg__a=None, pkg__z=TOTAL), ([], 3, 0), id="file moved"),
         pytest.param(
-            {f"x/{name}": code for name, code in BEFORE.items()},
-            ([], 3, 0),
-            id="folder renamed",
+            {f"x/{name}": code for name, code in BEFORE.items()}, ([], 3, 0), id="folder renamed"
         ),
         pytest.param(
-            changed(pkg__a=f"class B:\n    x = 1\n\n{TOTAL}"),
-            ([], 3, 0),
-            id="lines moved",
+            changed(pkg__a=f"class B:\n    x = 1\n\n{TOTAL}"), ([], 3, 0), id="lines moved"
         ),
         pytest.param(changed(pkg__g=ASSIGNED), ([], 3, 0), id="unrelated code added"),
-        pytest.param(
-            changed(pkg__g=BEFORE["pkg/f.py"]), ([], 3, 0), id="hidden copy added"
-        ),
-        pytest.param(
-            changed(pkg__d="", pkg__e=""), ([], 2, 1), id="all copies removed"
-        ),
+        pytest.param(changed(pkg__g=BEFORE["pkg/f.py"]), ([], 3, 0), id="hidden copy added"),
+        pytest.param(changed(pkg__d="", pkg__e=""), ([], 2, 1), id="all copies removed"),
         pytest.param(
             changed(pkg__a=None, pkg__c=TOTAL, pkg__z=TOTAL_RENAMED),
             ([], 3, 0),
             id="moved to a used place",
         ),
         pytest.param(
-            changed(
-                pkg__d=OTHER.replace("'#'", "';'"), pkg__e=OTHER.replace("'#'", "';'")
-            ),
+            changed(pkg__d=OTHER.replace("'#'", "';'"), pkg__e=OTHER.replace("'#'", "';'")),
             ([], 3, 0),
             id="both edited alike",
         ),
@@ -8664,9 +7507,7 @@ def test_a_baseline_knows_what_was_accepted(tmp_path, files, expected):
 
 
 @pytest.mark.parametrize("literal", ["';'", "'1'", "'2'", "'3'", "'4'", "'5'"])
-def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(
-    tmp_path, literal
-):
+def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path, literal):
     """Whatever the ids are: those in place come first."""
     edited = OTHER.replace("'#'", literal)
     after = {"a.py": edited, "b.py": edited, "c.py": OTHER, "d.py": OTHER}
@@ -8677,9 +7518,7 @@ def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(
         for group in report.groups
         if not group.hidden_by and group.evidence == "exact"
     ]
-    assert [[member.file_path for member in group] for group in new] == [
-        ["c.py", "d.py"]
-    ]
+    assert [[member.file_path for member in group] for group in new] == [["c.py", "d.py"]]
 
 
 @pytest.mark.parametrize(
@@ -8687,9 +7526,7 @@ def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(
     [
         pytest.param({"file_path": "z.py"}, id="file"),
         pytest.param({"kind": "method"}, id="kind"),
-        pytest.param(
-            {"normalized_code": EDITED.replace("def total", "def sum")}, id="name"
-        ),
+        pytest.param({"normalized_code": EDITED.replace("def total", "def sum")}, id="name"),
     ],
 )
 def test_edited_code_is_known_by_file_kind_and_name_alone(fields):
@@ -8697,15 +7534,12 @@ def test_edited_code_is_known_by_file_kind_and_name_alone(fields):
     edited = [record(TOTAL), record(EDITED, "b.py")]
     baseline = cds.build_report(before, DUPLICATES)
     assert (
-        outcome(
-            cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline)
-        )[0]
-        == []
+        outcome(cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline))[0] == []
     )
     edited[1] = edited[1]._replace(**fields)
-    assert outcome(
-        cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline)
-    )[0] == ["near"]
+    assert outcome(cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline))[
+        0
+    ] == ["near"]
 
 
 def test_stale_is_what_no_two_members_are_left_of():
@@ -8719,24 +7553,17 @@ def test_stale_is_what_no_two_members_are_left_of():
 
 
 def test_hidden_groups_of_a_baseline_know_the_same_code_only(tmp_path):
-    before = {
-        "a.py": "def f(a):\n    return a.b\n",
-        "b.py": "def f(a):\n    return a.b\n",
-    }
+    before = {"a.py": "def f(a):\n    return a.b\n", "b.py": "def f(a):\n    return a.b\n"}
     baseline = report_on(tmp_path, before)
-    same = cds.compare_with_baseline(
-        report_on(tmp_path, before, min_statements=1), baseline
-    )
+    same = cds.compare_with_baseline(report_on(tmp_path, before, min_statements=1), baseline)
     assert outcome(same) == ([], 1, 0)
     after = {name: code.replace("a.b", "a.c") for name, code in before.items()}
-    edited = cds.compare_with_baseline(
-        report_on(tmp_path, after, min_statements=1), baseline
-    )
+    edited = cds.compare_with_baseline(report_on(tmp_path, after, min_statements=1), baseline)
     assert outcome(edited) == (["exact"], 0, 0)
 
 
 def test_known_groups_are_accepted_again(tmp_path):
-    """A baseline may be written with `known` groups in it, and still know their members by place."""
+    """A baseline may be written with `known` groups, and still know their members by place."""
     baseline = report_on(tmp_path, BEFORE)
     again = cds.compare_with_baseline(report_on(tmp_path, BEFORE), baseline)
     assert outcome(again) == ([], 3, 0)
@@ -8757,11 +7584,7 @@ def test_intent_groups_of_a_baseline_know_no_copies():
 def test_a_smaller_part_of_a_group_is_known(tmp_path):
     baseline = report_on(tmp_path, BEFORE, code_similarity=0.5)
     parts = {f"pkg/{name}.py": BEFORE[f"pkg/{name}.py"] for name in "abc"}
-    assert outcome(cds.compare_with_baseline(report_on(tmp_path, parts), baseline)) == (
-        [],
-        2,
-        1,
-    )
+    assert outcome(cds.compare_with_baseline(report_on(tmp_path, parts), baseline)) == ([], 2, 1)
 
 
 def test_matching_hands_members_on_until_all_are_served():
@@ -8783,22 +7606,14 @@ P, Q = (shares("work", range(start, start + 9)) for start in (0, 50))
         pytest.param({"b": P, "d": P, "a": Q, "c": Q}, ([], 2, 0), id="changed places"),
         pytest.param({"b": P, "c": P, "z": Q, "d": Q}, ([], 2, 0), id="in a row"),
         # What still stands has moved nowhere: these are copies of it.
-        pytest.param(
-            {"a": P, "b": P, "c": P, "d": Q},
-            (["exact"], 0, 1),
-            id="copied over another",
-        ),
-        pytest.param(
-            {"a": P, "b": P, "c": Q, "d": Q, "z": P}, (["exact"], 1, 0), id="copied"
-        ),
+        pytest.param({"a": P, "b": P, "c": P, "d": Q}, (["exact"], 0, 1), id="copied over another"),
+        pytest.param({"a": P, "b": P, "c": Q, "d": Q, "z": P}, (["exact"], 1, 0), id="copied"),
     ],
 )
 def test_what_moves_over_another_piece_is_known_as_what_it_was(after, expected):
     before = {"a": P, "b": P, "c": Q, "d": Q}
     baseline, report = (
-        cds.build_report(
-            [record(code, path) for path, code in files.items()], DUPLICATES
-        )
+        cds.build_report([record(code, path) for path, code in files.items()], DUPLICATES)
         for files in (before, after)
     )
     assert outcome(cds.compare_with_baseline(report, baseline)) == expected
@@ -8845,9 +7660,7 @@ def test_matching_agrees_with_trying_every_way():
             ]
             for _ in range(2)
         ]
-        ours, theirs = (
-            cds.build_report(records, DUPLICATES).groups for records in draw
-        )
+        ours, theirs = (cds.build_report(records, DUPLICATES).groups for records in draw)
         for group, known in itertools.product(ours, theirs):
             fits = any(
                 all(
@@ -8869,11 +7682,7 @@ def compared(before, after, **options):
     baseline = cds.report_from_json(written)
     now = cds.build_report(after, DUPLICATES._replace(**options), run=RUN)
     report = cds.compare_with_baseline(now, baseline)
-    return [
-        (group.evidence, paths_in(group))
-        for group in report.groups
-        if not group.hidden_by
-    ]
+    return [(group.evidence, paths_in(group)) for group in report.groups if not group.hidden_by]
 
 
 STAR = [record(MIDDLE, "a"), record(SIDE, "b"), record(OTHER_SIDE, "new")]
@@ -8885,12 +7694,9 @@ STAR = [record(MIDDLE, "a"), record(SIDE, "b"), record(OTHER_SIDE, "new")]
         pytest.param([STAR[0], STAR[2]], id="deleted"),
         pytest.param([STAR[0], record(OTHER, "b"), STAR[2]], id="edited"),
         pytest.param([STAR[0], STAR[1]], id="other deleted"),
+        pytest.param([STAR[0], STAR[2]._replace(file_path="z")], id="deleted and moved"),
         pytest.param(
-            [STAR[0], STAR[2]._replace(file_path="z")], id="deleted and moved"
-        ),
-        pytest.param(
-            [record(shares("middle", range(9)), "a"), STAR[2]],
-            id="deleted and the middle edited",
+            [record(shares("middle", range(9)), "a"), STAR[2]], id="deleted and the middle edited"
         ),
         pytest.param(
             [one._replace(file_path=f"x/{one.file_path}") for one in STAR[::2]],
@@ -8914,9 +7720,7 @@ def test_pairs_of_intents_that_stood_in_the_baseline_are_known_without_a_third()
     [
         pytest.param(STAR[:2], STAR, ["a", "new"], id="side"),
         pytest.param(STAR[1:], STAR[:1] + STAR[1:], ["a", "b"], id="middle"),
-        pytest.param(
-            STAR, [*STAR, record(OTHER_SIDE, "c")], ["c", "new"], id="copy of a side"
-        ),
+        pytest.param(STAR, [*STAR, record(OTHER_SIDE, "c")], ["c", "new"], id="copy of a side"),
     ],
 )
 def test_what_is_added_beside_known_pairs_is_new(before, after, new):
@@ -8947,10 +7751,7 @@ def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
     assert cds.count_hidden(baseline.groups)["contained"] == 2
     apart = shares("apart", range(30))
     for method in (TOTAL, TOTAL.replace("log", "lag")):
-        after = {
-            "a.py": till("Till", SPLIT, method),
-            "b.py": till("Till", SPLIT, method, apart),
-        }
+        after = {"a.py": till("Till", SPLIT, method), "b.py": till("Till", SPLIT, method, apart)}
         report = cds.compare_with_baseline(report_on(tmp_path, after), baseline)
         assert [group.evidence for group in report.groups if not group.hidden_by] == []
         assert cds.count_hidden(report.groups)["known"] == 2
@@ -8960,9 +7761,7 @@ def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
     ("before", "after"),
     [
         pytest.param(
-            [till("A", TOTAL, OTHER)] * 2,
-            [till("A", TOTAL, OTHER, SPLIT)] * 2,
-            id="classes",
+            [till("A", TOTAL, OTHER)] * 2, [till("A", TOTAL, OTHER, SPLIT)] * 2, id="classes"
         ),
         pytest.param(
             [till("A", TOTAL, OTHER), till("B", TOTAL, OTHER)],
@@ -8971,8 +7770,7 @@ def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
         ),
         pytest.param(
             [TOTAL] * 2,
-            [TOTAL.replace("    return", f"{textwrap.indent(SPLIT, '    ')}    return")]
-            * 2,
+            [TOTAL.replace("    return", f"{textwrap.indent(SPLIT, '    ')}    return")] * 2,
             id="functions within functions",
         ),
     ],
@@ -8984,9 +7782,7 @@ def test_what_is_known_hides_no_new_pair_inside_it(tmp_path, before, after):
     assert cds.count_hidden(report.groups)["contained"]
     again = cds.compare_with_baseline(report, baseline)
     new = [group for group in again.groups if not group.hidden_by]
-    assert [group.members[0].qualified_name.split(".")[-1] for group in new] == [
-        "parse"
-    ]
+    assert [group.members[0].qualified_name.split(".")[-1] for group in new] == ["parse"]
     assert outcome(cds.compare_with_baseline(report, again))[0] == []
 
 
@@ -9014,14 +7810,9 @@ def test_a_report_survives_its_json(tmp_path):
         group._replace(members=()) for group in report.groups
     ]
     for was, group in zip(report.groups, read.groups):
-        bare = [
-            record._replace(raw_code="", normalized_code="")
-            for record in records_in(was)
-        ]
+        bare = [record._replace(raw_code="", normalized_code="") for record in records_in(was)]
         assert records_in(group) == bare
-        assert [member[1:6] for member in group.members] == [
-            member[1:6] for member in was.members
-        ]
+        assert [member[1:6] for member in group.members] == [member[1:6] for member in was.members]
 
 
 # Touching
@@ -9061,20 +7852,13 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
         pytest.param(("abcdefghij", "0123456789"), 12, "ab...  01...", id="both-cut"),
         pytest.param(("漢字漢字", "x"), 8, "漢...  x", id="wide-characters-cut"),
         pytest.param(("漢字", "x"), 7, "漢字  x", id="wide-characters-fit"),
-        pytest.param(
-            ("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"
-        ),
+        pytest.param(("e\u0301" * 4, "x"), 7, "e\u0301" * 4 + "  x", id="combining-characters"),
         pytest.param(("\x1b" * 3, "x"), 10, "\\x1b...  x", id="escapes-count"),
         pytest.param(("abc", "xyz"), 4, ".  .", id="hardly-any-room"),
         pytest.param(
-            ("漢" * 300_000, "x"),
-            400_003,
-            "漢" * 199_998 + "...   x",
-            id="long-and-wide",
+            ("漢" * 300_000, "x"), 400_003, "漢" * 199_998 + "...   x", id="long-and-wide"
         ),
-        pytest.param(
-            ("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"
-        ),
+        pytest.param(("a" * 100, "b" * 100), None, "a" * 100 + "  " + "b" * 100, id="no-terminal"),
     ],
 )
 def test_table_is_fitted_to_the_width(cells, width, row):
@@ -9119,18 +7903,12 @@ def test_table_on_a_terminal_of_unknown_width_shows_its_content(tmp_path):
     ],
 )
 def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, character):
-    shown = (
-        character if character == "é漢" else character.encode("unicode_escape").decode()
-    )
+    shown = character if character == "é漢" else character.encode("unicode_escape").decode()
     name = f"a{character}b.py"
     source = tree(tmp_path / "src", {name: "def f(): g()\n", f"c{name}": "("})
     assert (
         run(
-            "enrich-intent",
-            "--path",
-            source,
-            *LOCAL,
-            client=FakeClient(lambda _: f"A{character}B"),
+            "enrich-intent", "--path", source, *LOCAL, client=FakeClient(lambda _: f"A{character}B")
         )
         == 0
     )
@@ -9140,9 +7918,7 @@ def test_control_and_bidi_characters_are_made_visible(tmp_path, capsys, characte
     assert persist(source, tmp_path / character) == 0
     line, *more = capsys.readouterr().out.split("\n")
     assert (
-        f"db_path={tmp_path}/{shown} record_count=" in line
-        and line.isprintable()
-        and more == [""]
+        f"db_path={tmp_path}/{shown} record_count=" in line and line.isprintable() and more == [""]
     )
 
 
@@ -9171,13 +7947,7 @@ def test_model_build_prints_the_table(tmp_path, capsys):
 
 def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
     assert (
-        run(
-            "enrich-intent",
-            "--path",
-            tree(tmp_path, SOURCE),
-            *LOCAL,
-            client=FakeClient(mixed),
-        )
+        run("enrich-intent", "--path", tree(tmp_path, SOURCE), *LOCAL, client=FakeClient(mixed))
         == 0
     )
     assert capsys.readouterr().out == (
@@ -9192,13 +7962,10 @@ def test_enrich_intent_prints_status_and_intent_or_reason(tmp_path, capsys):
 @needs_terminal
 @pytest.mark.parametrize("columns", [80, 200])
 def test_enrich_intent_on_a_terminal_cuts_neither_lines_nor_intents(tmp_path, columns):
-    source = f"def {'long_' * 9}(): g()\n{'#' * 1234}\n\nasync  def fünf(): g()\nclass Six: x = 1\n"
+    long = f"def {'long_' * 9}(): g()\n{'#' * 1234}\n\n"
+    source = f"{long}async  def fünf(): g()\nclass Six: x = 1\n"
     tree(tmp_path, {f"{'package/' * 6}module.py": source})
-    sentence = (
-        "Returns the number of "
-        + "漢字 or other characters " * 6
-        + "that a text holds."
-    )
+    sentence = "Returns the number of " + "漢字 or other characters " * 6 + "that a text holds."
     with serving(answer(sentence)) as (address, _):
         shown = shown_on_terminal(
             "enrich-intent", "--path", tmp_path, *provider(address), columns=columns
@@ -9212,20 +7979,13 @@ def test_enrich_intent_on_a_terminal_cuts_neither_lines_nor_intents(tmp_path, co
     ]:
         [line] = [line for line in shown.splitlines() if place in line]
         assert f"  {name}" in line and "  success" in line
-    below = [
-        line
-        for line in shown.splitlines()
-        if line.startswith("    ") and "Returns" in line
-    ]
+    below = [line for line in shown.splitlines() if line.startswith("    ") and "Returns" in line]
     assert len(below) == (3 if columns == 80 else 0)
 
 
 def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
     names = [f"{'long_' * 30}{number}" for number in range(2)]
-    tree(
-        tmp_path,
-        {"a.py": f"def f(): pass\ndef {names[0]}(): pass\ndef {names[1]}(): pass\n"},
-    )
+    tree(tmp_path, {"a.py": f"def f(): pass\ndef {names[0]}(): pass\ndef {names[1]}(): pass\n"})
     assert run("model-build", "--path", tmp_path) == 0
     shown = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines() if "long_" not in line) <= 80
@@ -9238,23 +7998,13 @@ def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
 def test_json_has_exactly_the_fields(tmp_path, capsys):
     source = tree(tmp_path, SOURCE)
     assert (
-        run(
-            "enrich-intent",
-            "--path",
-            source,
-            *LOCAL,
-            "--format",
-            "json",
-            client=FakeClient(mixed),
-        )
+        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
         == 0
     )
     shown = json.loads(capsys.readouterr().out)
     assert list(shown) == ["records", "errors"]
     assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
-    assert [list(fields) for fields in shown["errors"]] == [
-        ["file_path", "line", "message"]
-    ] * 2
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
     places = [(error["file_path"], error["line"]) for error in shown["errors"]]
     assert places == [("broken.py", 2), ("undecodable.py", None)]
     built = cds.ModelBuilder().build(analyzed(source).symbols)
@@ -9278,9 +8028,7 @@ def lines_of(records, *, top=20, run=RUN, width=None, colour=False):
 
 def test_json_holds_every_group_and_a_count_for_each_rule():
     records = [*twins(TOTAL), *twins("def f(): pass")]
-    report = json.loads(
-        "".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN)))
-    )
+    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
     assert report["schema_version"] == 2
     assert report["run"] == RUN
     assert (report["record_count"], report["error_count"]) == (4, 0)
@@ -9302,15 +8050,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
     shown, hidden = report["groups"]
     assert list(shown) == list(cds.CloneGroup._fields)
     assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
-    of_record = (
-        "kind",
-        "file_path",
-        "start_line",
-        "end_line",
-        "signature",
-        "intent",
-        "md5sum",
-    )
+    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
     member = {name: getattr(records[0], name) for name in of_record}
     assert shown["members"][0] == {
         **member,
@@ -9323,10 +8063,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
 
 def test_the_table_says_what_it_compared_found_and_hid():
     stubs = [one._replace(start_line=9, end_line=10) for one in twins("def f(): pass")]
-    small = [
-        one._replace(start_line=12, end_line=14)
-        for one in twins("def f(a): return a.b")
-    ]
+    small = [one._replace(start_line=12, end_line=14) for one in twins("def f(a): return a.b")]
     records = [*twins(TOTAL), *stubs, *small]
     group = found_groups(records, DUPLICATES)[0]
     assert lines_of(records) == [
@@ -9368,16 +8105,13 @@ def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
 def test_the_table_of_a_source_tree_says_what_intents_would_need():
     lines = lines_of(twins(TOTAL), run=None)
     assert lines[0] == "2 records of function, method, class in 2 files"
-    assert lines[
-        lines.index("3. Same intent, different code (0 groups)") + 1
-    ].startswith("  needs intents: ")
+    assert lines[lines.index("3. Same intent, different code (0 groups)") + 1].startswith(
+        "  needs intents: "
+    )
 
 
 def test_the_table_gives_each_area_its_own_top_and_total():
-    codes = {
-        name: TOTAL.replace("log.info", name)
-        for name in ("one", "two", "six", "ten", "hot")
-    }
+    codes = {name: TOTAL.replace("log.info", name) for name in ("one", "two", "six", "ten", "hot")}
     files = {"code": "{}.py", "tests": "tests/{}.py", "generated": "x/_vendor/{}.py"}
     records = [*twins(codes["one"]), *twins(codes["two"], path="y/{}.py")]
     records += [
@@ -9398,12 +8132,8 @@ def test_the_table_gives_each_area_its_own_top_and_total():
         lines.index("1. Exact: the same code (5 groups)"),
         lines.index("2. Near: similar code (0 groups)"),
     )
-    layout = [
-        re.sub("^[0-9a-f]{10}  ", "ID  ", line) for line in lines[start:end] if line
-    ]
-    assert [
-        line for line in layout[1:] if not line.startswith("  ") or "group" in line
-    ] == [
+    layout = [re.sub("^[0-9a-f]{10}  ", "ID  ", line) for line in lines[start:end] if line]
+    assert [line for line in layout[1:] if not line.startswith("  ") or "group" in line] == [
         "ID  2 copies, 6 statements",
         "  1 more group: --top 2 shows them",
         "  Only in tests (2 groups)",
@@ -9434,9 +8164,7 @@ def test_the_table_marks_what_is_special_about_a_group():
     lines = lines_of(records)
     (one_file,) = [line for line in lines if "within one file" in line]
     assert one_file.endswith("  2 copies, 5 statements, within one file")
-    exact = next(
-        line[:10] for line in lines if line.endswith("  2 copies, 6 statements")
-    )
+    exact = next(line[:10] for line in lines if line.endswith("  2 copies, 6 statements"))
     near = lines.index("2. Near: similar code (1 group)")
     assert lines[near + 2].endswith(
         "  3 copies, 6 statements, similarity 1.00, only names and literals differ"
@@ -9452,9 +8180,7 @@ def test_only_the_same_shape_differs_in_names_and_literals_only():
 
 def test_the_table_shows_parameters_only_where_they_differ():
     same = [record(TOTAL), record(TOTAL_RENAMED.replace("items", "rows"), "b.py")]
-    assert [line for line in lines_of(same) if "a.py:1-7" in line] == [
-        "  a.py:1-7  total"
-    ]
+    assert [line for line in lines_of(same) if "a.py:1-7" in line] == ["  a.py:1-7  total"]
     other = [record(TOTAL), record(TOTAL_RENAMED.replace("def ", "async def "), "b.py")]
     assert [line for line in lines_of(other) if ".py:1-7" in line] == [
         "  a.py:1-7  total(rows, rate)",
@@ -9470,9 +8196,7 @@ def test_the_table_shows_intents_and_how_many_are_missing():
 
 
 def test_a_family_carries_its_mark_wherever_it_is_shown():
-    code = (
-        "def f(a):\n    b = a.get()\n    log.info(b)\n    c = call_{}(b)\n    return c"
-    )
+    code = "def f(a):\n    b = a.get()\n    log.info(b)\n    c = call_{}(b)\n    return c"
     records = [record(code.format(n), "a.py", 9 * n + 1) for n in range(502)]
     mark = "a family: each compared with one member alone"
     assert sum(line.endswith(mark) for line in lines_of(records)) == 1
@@ -9482,12 +8206,8 @@ def test_a_family_carries_its_mark_wherever_it_is_shown():
     assert mark in json.dumps(cds.report_as_sarif(report, "")) and mark in "".join(
         cds.group_facts(report.groups[0])
     )
-    few = json.loads(
-        "".join(cds.report_json(cds.build_report(records[:400], DUPLICATES, run=RUN)))
-    )
-    assert [(group["copies"], group["is_family"]) for group in few["groups"]] == [
-        (400, False)
-    ]
+    few = json.loads("".join(cds.report_json(cds.build_report(records[:400], DUPLICATES, run=RUN))))
+    assert [(group["copies"], group["is_family"]) for group in few["groups"]] == [(400, False)]
 
 
 def test_the_table_labels_docstrings_and_folds_siblings():
@@ -9497,8 +8217,7 @@ def test_the_table_labels_docstrings_and_folds_siblings():
     assert "  without intent (2 skipped); for 2 a docstring stands in" in lines
     group = found_groups(pair, DUPLICATES)[0]
     siblings = [
-        one._replace(file_path="b.py", start_line=n, end_line=n)
-        for n, one in enumerate(pair, 1)
+        one._replace(file_path="b.py", start_line=n, end_line=n) for n, one in enumerate(pair, 1)
     ]
     lines = lines_of(siblings)
     header = lines.index("  Siblings, one line a group (1 group)")
@@ -9534,9 +8253,7 @@ def test_the_table_folds_what_must_not_be_cut():
     start = lines.index("    Adds up the prices of all active")
     assert lines[start + 1] == "      rows."
     assert max(map(len, lines)) <= 40
-    verdict = cds.Line(
-        "gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True
-    )
+    verdict = cds.Line("gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True)
     assert cds.fitted_lines(verdict, 40) == [
         "gate: 2 new groups: 0123456789,",
         "  abcdef0123; 12 known; 0 stale",
@@ -9546,13 +8263,8 @@ def test_the_table_folds_what_must_not_be_cut():
 def test_colour_changes_nothing_but_the_style():
     records = [*twins(TOTAL), record(TOTAL_RENAMED, "c.py")]
     coloured = lines_of(records, colour=True)
-    assert [re.sub("\x1b\\[[0-9;]*m", "", line) for line in coloured] == lines_of(
-        records
-    )
-    assert any(
-        line.startswith("\x1b[1m1. Exact") and line.endswith("\x1b[m")
-        for line in coloured
-    )
+    assert [re.sub("\x1b\\[[0-9;]*m", "", line) for line in coloured] == lines_of(records)
+    assert any(line.startswith("\x1b[1m1. Exact") and line.endswith("\x1b[m") for line in coloured)
 
 
 @pytest.mark.parametrize(
@@ -9573,9 +8285,7 @@ def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
     pty = pytest.importorskip("pty")
     source = tree(tmp_path, {"a.py": TWICE})
     unset = ("NO_COLOR", "FORCE_COLOR", "TERM")
-    environment = {
-        name: value for name, value in os.environ.items() if name not in unset
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment = {**environment, "TERM": "xterm", **variables}
     reader, terminal = pty.openpty()
     command = [sys.executable, CDS, "duplicates", "--path", str(source)]
@@ -9589,36 +8299,26 @@ def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
 
 
 def test_a_group_is_shown_whole_with_its_differences():
-    method = record(
-        "class A:\n    total = 1\n    other = 2\n", kind="class", end_line=40
-    )
-    inside = record(
-        TOTAL, line=2, kind="method", raw_code=textwrap.indent(TOTAL, "    ").rstrip()
-    )
+    method = record("class A:\n    total = 1\n    other = 2\n", kind="class", end_line=40)
+    inside = record(TOTAL, line=2, kind="method", raw_code=textwrap.indent(TOTAL, "    ").rstrip())
     other = record(TOTAL_RENAMED, "b.py", intent=SUM)
     (group,) = found_groups([method, inside, other], DUPLICATES)
     lines = [line.text for line in cds.group_as_lines(group)]
     assert (
-        lines[0]
-        == f"{group.id}  near, 2 copies, 6 statements, similarity 1.00, only names and literals differ"
+        lines[0] == f"{group.id}  near, 2 copies, 6 statements, similarity 1.00,"
+        " only names and literals differ"
     )
     assert lines[2:5] == ["1. a.py:2-8  A.total", "", "def total(rows, rate):"]
     assert "2. b.py:1-7  total" in lines and f"   {SUM}" in lines
     diff = lines.index("--- a.py:2-8")
     assert lines[diff + 1] == "+++ b.py:1-7"
-    assert (
-        "-def total(rows, rate):" in lines[diff:]
-        and "+def total(items, rate):" in lines[diff:]
-    )
+    assert "-def total(rows, rate):" in lines[diff:] and "+def total(items, rate):" in lines[diff:]
     assert "     log.info('total', result)" not in lines[diff:]
 
 
 def test_a_group_of_the_same_text_says_so():
     (group,) = found_groups([*twins(TOTAL)], DUPLICATES)
-    assert (
-        list(cds.group_as_lines(group))[-1].text
-        == "b.py:1-7 is the same text as a.py:1-7"
-    )
+    assert list(cds.group_as_lines(group))[-1].text == "b.py:1-7 is the same text as a.py:1-7"
 
 
 # Page
@@ -9633,34 +8333,25 @@ def page_of(records, max_bytes=cds.PAGE_BYTES, **changes):
 
 
 def rows_of(first, other):
-    """Return how the codes of two records stand side by side: numbers, and marked words in brackets."""
-    pair = (
-        record(TOTAL, raw_code=first, line=10),
-        record(TOTAL, raw_code=other, line=20),
-    )
+    """Return two records' codes as they stand side by side: numbers, marked words in brackets."""
+    pair = (record(TOTAL, raw_code=first, line=10), record(TOTAL, raw_code=other, line=20))
     shown = []
     for row in cds.compared_rows(*pair):
         codes = (re.sub("</?mark>", "|", code) for code in (row.first, row.other))
-        shown.append(
-            ("≠" if row.differs else "=", row.first_number, row.other_number, *codes)
-        )
+        shown.append(("≠" if row.differs else "=", row.first_number, row.other_number, *codes))
     return shown
 
 
 def many_groups(count):
     """Return a report that holds one group so many times."""
-    report = cds.build_report(
-        twins(TOTAL + "    rate += 1\n" * 40), DUPLICATES, run=RUN
-    )
+    report = cds.build_report(twins(TOTAL + "    rate += 1\n" * 40), DUPLICATES, run=RUN)
     groups = [report.groups[0]._replace(id=f"{number:010}") for number in range(count)]
     return report._replace(groups=tuple(groups))
 
 
 def test_page_allows_its_own_style_and_script_and_nothing_else():
     page = page_of(twins(TOTAL))
-    policy = re.search(r'Content-Security-Policy"\s+content="([^"]*)"', page)[1].split(
-        ";"
-    )
+    policy = re.search(r'Content-Security-Policy"\s+content="([^"]*)"', page)[1].split(";")
     rules = dict(rule.split(maxsplit=1) for rule in policy)
     for element in ("style", "script"):
         (text,) = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
@@ -9679,24 +8370,20 @@ def test_page_asks_nothing_of_any_network():
     assert not re.search(r"://|url\(|@import|fetch\(|XMLHttp|import\(", page)
 
 
-HOSTILE = """</script></style><script>alert('&')</script><img src="x"> \x00 \u202e \u2028 \x1b[31m"""
+HOSTILE = (
+    """</script></style><script>alert('&')</script><img src="x"> \x00 \u202e \u2028 \x1b[31m"""
+)
 
 
 def test_page_shows_hostile_text_and_obeys_none_of_it():
     pair = [
         member._replace(
-            file_path=f"{HOSTILE}/{number}.py",
-            intent=HOSTILE,
-            raw_code=f"{HOSTILE}\n{number}",
+            file_path=f"{HOSTILE}/{number}.py", intent=HOSTILE, raw_code=f"{HOSTILE}\n{number}"
         )
         for number, member in enumerate(twins(TOTAL))
     ]
     page = page_of(pair, run={**RUN, "root_path": f"/{HOSTILE}"})
-    assert (page.count("<script"), page.count("<style"), page.count("<img")) == (
-        1,
-        1,
-        0,
-    )
+    assert (page.count("<script"), page.count("<style"), page.count("<img")) == (1, 1, 0)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028\u202a-\u202e]", page)
     shown = HOSTILE.encode("unicode_escape").decode()
     # Code, intent, place and files of both.
@@ -9705,16 +8392,11 @@ def test_page_shows_hostile_text_and_obeys_none_of_it():
 
 def test_page_cuts_what_is_too_long_and_tells_how_much():
     long_line = f"x = '{'y' * (10 << 20)}'"
-    pair = [
-        copy._replace(raw_code=f"{long_line}\n" * 2, end_line=9)
-        for copy in twins(TOTAL)
-    ]
+    pair = [copy._replace(raw_code=f"{long_line}\n" * 2, end_line=9) for copy in twins(TOTAL)]
     page = page_of([pair[0], pair[1]._replace(raw_code=long_line)])
     assert len(page) < 60_000
     assert f"... {len(long_line) - cds.LINE_CHARACTERS} more characters" in page
-    tall = [
-        copy._replace(raw_code="x\n" * 5000, end_line=5000) for copy in twins(TOTAL)
-    ]
+    tall = [copy._replace(raw_code="x\n" * 5000, end_line=5000) for copy in twins(TOTAL)]
     assert f"... {5000 - cds.CODE_LINES} more lines" in page_of(tall)
 
 
@@ -9755,20 +8437,15 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
     ]
     report = report._replace(groups=tuple(groups))
     frame, whole = (
-        len("".join(cds.report_as_page(one)))
-        for one in (report._replace(groups=()), report)
+        len("".join(cds.report_as_page(one))) for one in (report._replace(groups=()), report)
     )
     limit = frame + cds.FRAME_BYTES + (whole - frame) * 7 // 10
-    _, *parts = "".join(cds.report_as_page(report, limit)).split(
-        '<details class="group"'
-    )
+    _, *parts = "".join(cds.report_as_page(report, limit)).split('<details class="group"')
     assert len(parts) == 40
     has_code = ["log.info" in part for part in parts]
     shown = [has for has, part in zip(has_code, parts) if 'data-rule=""' in part]
     hidden = [has for has, part in zip(has_code, parts) if 'data-rule="stub"' in part]
-    assert shown == sorted(shown, reverse=True) and hidden == sorted(
-        hidden, reverse=True
-    )
+    assert shown == sorted(shown, reverse=True) and hidden == sorted(hidden, reverse=True)
     assert any(shown) and not all(hidden)
     assert all(shown) or not any(hidden)
 
@@ -9776,7 +8453,7 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
 @pytest.mark.parametrize(
     ("first", "other", "rows"),
     [
-        pytest.param("a\nb", "a\nb", [("=", 10, 20, "a", "a"), ("=", 11, 21, "b", "b")], id="equal"),
+        pytest.param("a\nb", "a\nb", [("=", 10, 20, "a", "a"), ("=", 11, 21, "b", "b")], id="same"),
         pytest.param(
             "x = old(1)", "x = new(1)", [("≠", 10, 20, "x = |old|(1)", "x = |new|(1)")], id="a word"
         ),
@@ -9798,7 +8475,7 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
             ("≠", 10, 21, "a.b = |f(1, 2)|", "a.b = |[]|"),
             ("=", 11, 22, "c", "c"),
         ], id="the same target"),
-        pytest.param("alpha(1)", "while beta:", [("≠", 10, 20, "alpha(1)", "while beta:")], id="nothing alike"),
+        pytest.param("alpha(1)", "while b:", [("≠", 10, 20, "alpha(1)", "while b:")], id="unlike"),
         pytest.param("return p.x", "del q.y\nreturn q.y", [
             ("≠", None, 20, "", "del q.y"), ("≠", 10, 21, "return |p|.|x|", "return |q|.|y|"),
         ], id="the same keyword"),
@@ -9817,9 +8494,7 @@ def test_page_puts_lines_that_belong_together_side_by_side(first, other, rows):
 def test_comparing_lines_that_recur_takes_no_longer_than_others():
     steps = cds.edits(["x", "y"] * 5000, ["x", "z"] * 5000)
     assert steps == [("replace", 0, 10_000, 0, 10_000)]
-    steps = cds.edits(
-        ["", "a"] * 5000, ["", "b"] * 5000
-    )  # blanks hold nothing together
+    steps = cds.edits(["", "a"] * 5000, ["", "b"] * 5000)  # blanks hold nothing together
     assert steps[0] == ("equal", 0, 1, 0, 1)
 
 
@@ -9830,8 +8505,7 @@ def test_comparing_lines_prefers_those_that_are_not_blank():
 def test_page_folds_long_equal_stretches_away():
     lines = [f"line_{number}()" for number in range(40)]
     pair = [
-        copy._replace(raw_code="\n".join([*lines, f"{n}"]))
-        for n, copy in enumerate(twins(TOTAL))
+        copy._replace(raw_code="\n".join([*lines, f"{n}"])) for n, copy in enumerate(twins(TOTAL))
     ]
     page = page_of(pair)
     assert f"{40 - 2 * cds.CONTEXT_LINES} equal lines</summary>" in page
@@ -9853,9 +8527,7 @@ def test_page_takes_codes_for_the_same_only_where_all_of_them_is():
 
 
 def test_page_compares_some_members_of_a_group_and_lists_the_others():
-    page = page_of(
-        [record(f"{TOTAL}    # {number}", f"{number}.py") for number in range(20)]
-    )
+    page = page_of([record(f"{TOTAL}    # {number}", f"{number}.py") for number in range(20)])
     assert page.count('<details class="pair"') == cds.COMPARED_MEMBERS
     assert page.count('<details class="pair" open>') == 1
     assert page.count("<li value=") == 19 - cds.COMPARED_MEMBERS
@@ -9882,14 +8554,10 @@ def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
 
 
 def test_page_tells_how_members_compare_and_who_said_what_they_are_for():
-    report = cds.build_report(
-        [record(TOTAL), record(TOTAL_RENAMED, "b.py")], DUPLICATES
-    )
+    report = cds.build_report([record(TOTAL), record(TOTAL_RENAMED, "b.py")], DUPLICATES)
     (group,) = report.groups
     first, other = group.members
-    first = first._replace(
-        shared=0.8, differs=(".T", "<b>"), intent=SUM, intent_source="docstring"
-    )
+    first = first._replace(shared=0.8, differs=(".T", "<b>"), intent=SUM, intent_source="docstring")
     other = other._replace(shared=0.999, intent="Adds.", intent_source="model")
     group = group._replace(are_siblings=True, members=(first, other))
     page = "".join(cds.report_as_page(report._replace(groups=(group,))))
@@ -9914,9 +8582,7 @@ def test_page_head_has_figures_and_the_files_that_share_most():
 
 
 def test_page_lays_out_three_sections_with_tests_and_hidden_groups_last():
-    tests = [
-        copy._replace(file_path=f"tests/{copy.file_path}") for copy in twins(OTHER)
-    ]
+    tests = [copy._replace(file_path=f"tests/{copy.file_path}") for copy in twins(OTHER)]
     page = page_of([*twins(TOTAL), *tests, record(STUB, "c.py"), record(STUB, "d.py")])
     titles = re.findall("<h[23]>(.*?)</h[23]>|<summary>(Hidden.*?)</summary>", page)
     assert [re.sub("<.*?>", "", "".join(title)) for title in titles] == [
@@ -9932,9 +8598,7 @@ def test_page_lays_out_three_sections_with_tests_and_hidden_groups_last():
 def test_duplicates_command_writes_a_page(tmp_path, capsys):
     source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
     output = tmp_path / "report.html"
-    assert (
-        run("duplicates", "--path", source, "--format", "html", "--output", output) == 0
-    )
+    assert run("duplicates", "--path", source, "--format", "html", "--output", output) == 0
     page = output.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and page.count('class="group"') == 1
     assert run("duplicates", "--path", source, "--format", "html") == 0
@@ -9959,8 +8623,7 @@ def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
 
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 HEADLESS = (
     "--headless",
@@ -9969,11 +8632,7 @@ HEADLESS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
-NO_NETWORK = (
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+NO_NETWORK = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 NO_NETWORK += ("--disable-quic", "--no-first-run")
 
 
@@ -9983,20 +8642,12 @@ def chromium(*words):
         pytest.skip("needs Chromium")
     profile = tempfile.mkdtemp()
     try:
-        command = [
-            CHROMIUM,
-            *HEADLESS,
-            *NO_NETWORK,
-            f"--user-data-dir={profile}",
-            *map(str, words),
-        ]
+        command = [CHROMIUM, *HEADLESS, *NO_NETWORK, f"--user-data-dir={profile}", *map(str, words)]
         done = subprocess.run(command, capture_output=True, timeout=120)
     finally:
         shutil.rmtree(profile, ignore_errors=True)
     if done.returncode:
-        pytest.skip(
-            f"Chromium does not run here: {done.stderr.decode(errors='replace')[-300:]}"
-        )
+        pytest.skip(f"Chromium does not run here: {done.stderr.decode(errors='replace')[-300:]}")
     return done.stdout.decode()
 
 
@@ -10038,9 +8689,7 @@ GROUPED = [
         pytest.param("path=tests/", ["set_up"], id="path"),
         pytest.param("area=code", ["load", "total"], id="area"),
         pytest.param("rule=stub", ["stub"], id="rule"),
-        pytest.param(
-            "rule=any&section=exact", ["load", "set_up", "stub"], id="two-at-once"
-        ),
+        pytest.param("rule=any&section=exact", ["load", "set_up", "stub"], id="two-at-once"),
         pytest.param("text=nowhere", [], id="nothing-found"),
     ],
 )
@@ -10066,11 +8715,13 @@ KEYS_SCRIPT = """
 const states = [];
 function press(key) {
   document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  const open = Array.from(document.querySelectorAll(".group[open] strong"), name => name.textContent);
+  const names = document.querySelectorAll(".group[open] strong");
+  const open = Array.from(names, name => name.textContent);
   const at = document.querySelector(".at td")?.textContent ?? "";
   states.push([key, document.activeElement.localName, open.join(), at].join(" "));
 }
-for (const key of ["j", "j", "k", "j", "j", "n", "n", "p", "/", "k", "Escape", "Escape"]) press(key);
+const keys = ["j", "j", "k", "j", "j", "n", "n", "p", "/", "k", "Escape", "Escape"];
+for (const key of keys) press(key);
 document.body.innerHTML = "<pre>" + states.join(";") + "</pre>";
 """
 
@@ -10105,13 +8756,10 @@ def test_page_runs_no_script_but_its_own(tmp_path):
 
 def luminance(colour):
     """Return the relative luminance of a colour such as #fff or #1b1f27, as WCAG 2 defines it."""
-    digits = (
-        colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    )
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
     levels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
     linear = [
-        level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4
-        for level in levels
+        level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels
     ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -10141,9 +8789,7 @@ def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, pape
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
     page.write_text(page_of(GROUPED), encoding="utf-8")
     chromium(
-        f"--blink-settings=preferredColorScheme={scheme}",
-        f"--screenshot={picture}",
-        page.as_uri(),
+        f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}", page.as_uri()
     )
     assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
 
@@ -10155,9 +8801,7 @@ def sarif_of(records, baseline=None, directory="."):
     """Return the results of the SARIF log of some records, and the log."""
     report = cds.build_report(records, DUPLICATES)
     if baseline is not None:
-        report = cds.compare_with_baseline(
-            report, cds.build_report(baseline, DUPLICATES)
-        )
+        report = cds.compare_with_baseline(report, cds.build_report(baseline, DUPLICATES))
     log = json.loads(json.dumps(cds.report_as_sarif(report, directory)))
     return log["runs"][0]["results"], log
 
@@ -10170,16 +8814,10 @@ def check_sarif(log):
         assert isinstance(driver["name"], str)
         for rule in driver["rules"]:
             assert isinstance(rule["id"], str)
-            assert all(
-                rule[key]["text"]
-                for key in ("shortDescription", "fullDescription", "help")
-            )
+            assert all(rule[key]["text"] for key in ("shortDescription", "fullDescription", "help"))
         for invocation in sarif_run["invocations"]:
             assert isinstance(invocation["executionSuccessful"], bool)
-            assert all(
-                note["message"]["text"]
-                for note in invocation["toolExecutionNotifications"]
-            )
+            assert all(note["message"]["text"] for note in invocation["toolExecutionNotifications"])
         for result in sarif_run["results"]:
             check_sarif_result(result, driver["rules"])
 
@@ -10188,9 +8826,7 @@ def check_sarif_result(result, rules):
     """Check what the schema requires of a result, and what GitHub does."""
     assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
     assert result["level"] in ("none", "note", "warning", "error")
-    assert all(
-        isinstance(value, str) for value in result["partialFingerprints"].values()
-    )
+    assert all(isinstance(value, str) for value in result["partialFingerprints"].values())
     linked = re.findall(r"(?<!\\)\]\((\d+)\)", result["message"]["text"])
     assert [int(number) for number in linked] == [
         place["id"] for place in result["relatedLocations"]
@@ -10200,9 +8836,9 @@ def check_sarif_result(result, rules):
         region = place["physicalLocation"]["region"]
         assert 1 <= region["startLine"] <= region["endLine"]
         uri = place["physicalLocation"]["artifactLocation"]["uri"]
-        assert re.fullmatch(
-            r"(?:[\w.~/-]|%[0-9A-F]{2})+", uri, re.ASCII
-        ) and not uri.startswith("/")
+        assert re.fullmatch(r"(?:[\w.~/-]|%[0-9A-F]{2})+", uri, re.ASCII) and not uri.startswith(
+            "/"
+        )
         assert place["message"]["text"]
 
 
@@ -10213,15 +8849,9 @@ def uris_of(result):
 
 def test_sarif_log_has_what_the_schema_and_github_require():
     near = [record(TOTAL, "x.py", intent=SUM), record(TOTAL_RENAMED, "y.py", line=7)]
-    results, log = sarif_of(
-        [*twins(ASSIGNED), *near, record(OTHER, "z.py", intent=SUM)]
-    )
+    results, log = sarif_of([*twins(ASSIGNED), *near, record(OTHER, "z.py", intent=SUM)])
     check_sarif(log)
-    assert [result["ruleId"] for result in results] == [
-        "exact-clone",
-        "near-clone",
-        "same-intent",
-    ]
+    assert [result["ruleId"] for result in results] == ["exact-clone", "near-clone", "same-intent"]
     check_sarif(sarif_of([])[1])
 
 
@@ -10229,10 +8859,7 @@ def test_sarif_result_stands_at_the_first_member_and_links_the_others():
     copies = [record(TOTAL, f"{name}.py", line) for line, name in enumerate("abc", 5)]
     (result,), _ = sarif_of(copies)
     assert uris_of(result) == ["a.py", "b.py", "c.py"]
-    assert result["locations"][0]["physicalLocation"]["region"] == {
-        "startLine": 5,
-        "endLine": 11,
-    }
+    assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 5, "endLine": 11}
     text = result["message"]["text"]
     assert "3 copies, 6 statements" in text
     assert text.endswith("also [total in b.py:6-12](1), [total in c.py:7-13](2)")
@@ -10275,9 +8902,7 @@ def starts_of(*groups):
     made = []
     for evidence, names in groups:
         members = tuple(by_name[name] for name in names)
-        made.append(
-            whole._replace(evidence=evidence, copies=len(names), members=members)
-        )
+        made.append(whole._replace(evidence=evidence, copies=len(names), members=members))
     log = cds.report_as_sarif(report._replace(groups=tuple(made)), ".")
     check_sarif(log)
     starts = []
@@ -10296,9 +8921,7 @@ def starts_of(*groups):
         pytest.param(["near ab", "near bc", "near bad"], ["a5", "b5", "d5"], id="last"),
         pytest.param(["exact ab", "near ab", "intent ab"], ["a5"] * 3, id="own-rules"),
         pytest.param(
-            ["near ab", "near ab", "near ab", "near ba"],
-            ["a5", "b5", "a6", "b6"],
-            id="next-line",
+            ["near ab", "near ab", "near ab", "near ba"], ["a5", "b5", "a6", "b6"], id="next-line"
         ),
         pytest.param(
             ["near ab"] * 9,
@@ -10323,9 +8946,7 @@ def test_sarif_results_of_all_pairs_begin_at_places_of_their_own():
         pytest.param("a b.py", "a%20b.py", id="blank"),
         pytest.param("ü/#?.py", "%C3%BC/%23%3F.py", id="reserved"),
         pytest.param("c:d.py", "c%3Ad.py", id="no-scheme"),
-        pytest.param(
-            "[x](1){0}\n.py", "%5Bx%5D%281%29%7B0%7D%0A.py", id="link-in-a-name"
-        ),
+        pytest.param("[x](1){0}\n.py", "%5Bx%5D%281%29%7B0%7D%0A.py", id="link-in-a-name"),
         pytest.param("%FF.py", "%25FF.py", id="looks-percent-encoded"),
         pytest.param("a\\b.py", "a%5Cb.py", id="backslash"),
         pytest.param("\\udcff.py", "%FF.py", id="byte"),
@@ -10386,9 +9007,7 @@ def test_sarif_omissions_are_told_on_stderr(tmp_path, capsys):
     assert "sarif: 2 places left out: a result holds 1000" in printed.err
 
 
-def test_sarif_of_a_stored_run_names_the_files_of_its_root(
-    tmp_path, capsys, monkeypatch
-):
+def test_sarif_of_a_stored_run_names_the_files_of_its_root(tmp_path, capsys, monkeypatch):
     tree(tmp_path, {"src/a.py": f"{TOTAL}\n{TOTAL}"})
     store(
         tmp_path / "db",
@@ -10396,10 +9015,7 @@ def test_sarif_of_a_stored_run_names_the_files_of_its_root(
         root_path=str(tmp_path / "src"),
     )
     monkeypatch.chdir(tmp_path)
-    assert (
-        run("duplicates", "--db-path", "db", "--format", "sarif", "--output", "x.sarif")
-        == 0
-    )
+    assert run("duplicates", "--db-path", "db", "--format", "sarif", "--output", "x.sarif") == 0
     log = json.loads(Path("x.sarif").read_text(encoding="utf-8"))
     assert uris_of(log["runs"][0]["results"][0]) == ["src/a.py", "src/a.py"]
 
@@ -10451,43 +9067,19 @@ def test_sarif_names_every_file_whatever_it_is_called(
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_output_gets_what_stdout_would(tmp_path, capsys, command, form):
     file, client = tmp_path / "out", FakeClient(lambda code: "Größe.")
-    words = (
-        command,
-        "--path",
-        tree(tmp_path / "src", SOURCE),
-        *OPTIONS[command],
-        "--format",
-        form,
-    )
+    words = (command, "--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command], "--format", form)
     assert run(*words, client=client) == 0
     printed = capsys.readouterr()
     file.write_text("what was there before " * 1000, encoding="utf-8")
     assert run(*words, "--output", file, client=client) == 0
-    assert (
-        capsys.readouterr().out
-        == ""
-        != printed.out
-        == file.read_bytes().decode("utf-8")
-    )
+    assert capsys.readouterr().out == "" != printed.out == file.read_bytes().decode("utf-8")
 
 
 @needs_full_device
 def test_output_that_fails_at_the_end_is_fatal(tmp_path, capsys):
-    assert (
-        run(
-            "model-build",
-            "--path",
-            tree(tmp_path, {"a.py": ""}),
-            "--output",
-            "/dev/full",
-        )
-        == 1
-    )
+    assert run("model-build", "--path", tree(tmp_path, {"a.py": ""}), "--output", "/dev/full") == 1
     told = capsys.readouterr().err
-    assert (
-        "\ncds: --output: /dev/full could not be written: " in told
-        and "rescued" not in told
-    )
+    assert "\ncds: --output: /dev/full could not be written: " in told and "rescued" not in told
 
 
 @needs_full_device
@@ -10500,16 +9092,10 @@ def test_intents_that_cannot_be_written_are_rescued(tmp_path, good_server, is_op
     options = {"env": {**os.environ, "TMPDIR": str(tmp_path / "t")}}
     with open("/dev/full", "w") as full:
         done = shell(
-            *words,
-            *(["--output", "/dev/full"] if is_option else []),
-            stdout=full,
-            **options,
+            *words, *(["--output", "/dev/full"] if is_option else []), stdout=full, **options
         )
     [path] = (tmp_path / "t").iterdir()
-    assert (
-        done.returncode == 1
-        and f"; the result is rescued, whole, in {path}\n" in done.stderr
-    )
+    assert done.returncode == 1 and f"; the result is rescued, whole, in {path}\n" in done.stderr
     assert path.read_text(encoding="utf-8") == expected
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -10528,9 +9114,7 @@ def test_output_that_cannot_be_written_whole_is_left_as_it_was(tmp_path, good_se
     words = ("enrich-intent", "--path", source, *good_server, "--output", out)
     done = finish(python_command(LIMITED, *words))
     assert (
-        done.returncode == 1
-        and "could not be written" in done.stderr
-        and "is lost" in done.stderr
+        done.returncode == 1 and "could not be written" in done.stderr and "is lost" in done.stderr
     )
     assert out.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s"]
@@ -10540,22 +9124,12 @@ def test_output_keeps_mode_and_link_of_what_it_replaces(tmp_path, capsys):
     tree(tmp_path, {"a.py": "x = 1", "d/out": "before"})
     (tmp_path / "link").symlink_to("d/out")
     (tmp_path / "d/out").chmod(0o640)
-    assert (
-        run("model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "link")
-        == 0
-    )
-    assert (tmp_path / "link").is_symlink() and "a.py:1-1" in (
-        tmp_path / "d/out"
-    ).read_text()
+    assert run("model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and "a.py:1-1" in (tmp_path / "d/out").read_text()
     assert stat.S_IMODE((tmp_path / "d/out").stat().st_mode) == 0o640
     umask = os.umask(0o027)
     try:
-        assert (
-            run(
-                "model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "new"
-            )
-            == 0
-        )
+        assert run("model-build", "--path", tmp_path / "a.py", "--output", tmp_path / "new") == 0
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
@@ -10659,9 +9233,7 @@ def test_output_to_stdout_fails_as_stdout_does(small_tree):
 
 
 @pytest.mark.parametrize("output", ["/dev/stdin", "/dev/fd/0", "{}/log", "/dev/fd/999"])
-def test_output_to_what_is_not_open_for_writing_is_refused(
-    tmp_path, small_tree, output
-):
+def test_output_to_what_is_not_open_for_writing_is_refused(tmp_path, small_tree, output):
     log = tmp_path / "log"
     log.write_text("kept")
     output = output.format(tmp_path)
@@ -10677,9 +9249,7 @@ def test_output_to_what_is_not_open_for_writing_is_refused(
     ("encoding", "shown"),
     [("ascii", "Gr\\xf6\\u20ac"), ("latin-1", "Grö\\u20ac"), ("utf-8", "Grö€")],
 )
-def test_stdout_shows_the_escape_of_what_it_cannot_show(
-    tmp_path, good_server, encoding, shown
-):
+def test_stdout_shows_the_escape_of_what_it_cannot_show(tmp_path, good_server, encoding, shown):
     tree(tmp_path, {"Grö€.py": "def f(x='Grö€'): pass\n", "bad/Grö€.py": "("})
     options = {
         "env": {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
@@ -10689,13 +9259,7 @@ def test_stdout_shows_the_escape_of_what_it_cannot_show(
     assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert f"{shown}.py:1-1" in done.stdout and f"def f(x='{shown}'):" in done.stdout
     done = shell(
-        "persist",
-        "--path",
-        tmp_path,
-        *good_server,
-        "--db-path",
-        tmp_path / "Grö€",
-        **options,
+        "persist", "--path", tmp_path, *good_server, "--db-path", tmp_path / "Grö€", **options
     )
     assert done.returncode == 0 and f"/{shown} record_count=2" in done.stdout
 
@@ -10706,22 +9270,16 @@ def test_stdout_shows_the_escape_of_what_it_cannot_show(
         pytest.param(["model-build", "--path", "{}"], id="table"),
         pytest.param(["model-build", "--path", "{}", "--format", "json"], id="json"),
         pytest.param(["--help"], id="help"),
-        pytest.param(
-            ["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"
-        ),
+        pytest.param(["persist", "--path", "{}", *LOCAL, "--db-path", "{}/db"], id="persist"),
     ],
 )
 def test_pipe_closed_early_ends_quietly(tmp_path, good_server, argv):
     tree(tmp_path, {"a.py": "x = 1"})
-    words = [word.format(tmp_path) for word in argv] + [*good_server] * (
-        argv[0] == "persist"
-    )
+    words = [word.format(tmp_path) for word in argv] + [*good_server] * (argv[0] == "persist")
     with closed_pipe() as writer:
         done = shell(*words, stdout=writer, env=BUFFERED)
     told = [
-        line
-        for line in done.stderr.splitlines()
-        if not line.startswith(("search ", "enrich "))
+        line for line in done.stderr.splitlines() if not line.startswith(("search ", "enrich "))
     ]
     assert (done.returncode, told) == (0, [])
 
@@ -10729,9 +9287,7 @@ def test_pipe_closed_early_ends_quietly(tmp_path, good_server, argv):
 def test_exit_code_of_a_gate_is_that_without_a_reader_of_stdout(tmp_path):
     tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL})
     with closed_pipe() as writer:
-        done = shell(
-            "duplicates", "--path", tmp_path, "--fail-on", "any", stdout=writer
-        )
+        done = shell("duplicates", "--path", tmp_path, "--fail-on", "any", stdout=writer)
     assert done.returncode == 3 and "Traceback" not in done.stderr
 
 
@@ -10742,10 +9298,7 @@ def test_exit_code_of_a_gate_is_that_without_a_reader_of_stdout(tmp_path):
 def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
     with open("/dev/full", "w") as full:
         done = shell(*argv, stdout=full, env=BUFFERED)
-    assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (
-        1,
-        1,
-    )
+    assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
     assert "Exception" not in done.stderr
 
 
@@ -10758,53 +9311,28 @@ REFUSED = [
     pytest.param("--db-path", "", "", id="db-path-empty"),
     pytest.param("--db-path", "{}/new/", "", id="db-path-ends-in-a-slash"),
     pytest.param(
-        "--db-path",
-        "{}/none/db",
-        "{}/none does not exist: create it",
-        id="no-parent-folder",
+        "--db-path", "{}/none/db", "{}/none does not exist: create it", id="no-parent-folder"
+    ),
+    pytest.param("--db-path", "{}/src/a.py/db", "does not exist: create it", id="parent-is-a-file"),
+    pytest.param(
+        "--db-path", "{}/src", "{}/src is not a regular file: name another", id="db-is-a-folder"
     ),
     pytest.param(
-        "--db-path",
-        "{}/src/a.py/db",
-        "does not exist: create it",
-        id="parent-is-a-file",
+        "--db-path", "{}/pipe", "{}/pipe is not a regular file: name another", id="db-is-a-pipe"
     ),
-    pytest.param(
-        "--db-path",
-        "{}/src",
-        "{}/src is not a regular file: name another",
-        id="db-is-a-folder",
-    ),
-    pytest.param(
-        "--db-path",
-        "{}/pipe",
-        "{}/pipe is not a regular file: name another",
-        id="db-is-a-pipe",
-    ),
-    pytest.param(
-        "--db-path", "{}/src/a.py", "not a database", id="db-is-not-a-database"
-    ),
+    pytest.param("--db-path", "{}/src/a.py", "not a database", id="db-is-not-a-database"),
     pytest.param("--db-path", "{}/notes", "name another", id="db-is-a-long-text"),
     pytest.param("--model", "m\udcff", "", id="model-utf-8-cannot-hold"),
     pytest.param(
-        "--scope",
-        "function,lambda",
-        "'lambda' is not one of class, function",
-        id="scope",
+        "--scope", "function,lambda", "'lambda' is not one of class, function", id="scope"
     ),
     pytest.param("--scope", "class,", "'' is not one of", id="scope-empty-token"),
     pytest.param("--progress-batch-size", "0", "above 0", id="batch-size-0"),
     pytest.param("--progress-batch-size", "-1", "above 0", id="batch-size-negative"),
     pytest.param("--progress-batch-size", "1.5", "above 0", id="batch-size-fraction"),
-    pytest.param(
-        "--progress-batch-size", str(2**63), "", id="batch-size-sqlite-cannot-hold"
-    ),
-    pytest.param(
-        "--path", "{}/none", "{}/none does not exist: name", id="path-missing"
-    ),
-    pytest.param(
-        "--path", "/dev/null", "neither a file nor a directory", id="path-is-a-device"
-    ),
+    pytest.param("--progress-batch-size", str(2**63), "", id="batch-size-sqlite-cannot-hold"),
+    pytest.param("--path", "{}/none", "{}/none does not exist: name", id="path-missing"),
+    pytest.param("--path", "/dev/null", "neither a file nor a directory", id="path-is-a-device"),
     *[
         pytest.param(option, value, "", id=f"{option[2:]}-{value or 'empty'}")
         for option in ("--jobs", "--timeout", "--num-ctx")
@@ -10831,56 +9359,33 @@ def test_persist_cli_argument_validation(tmp_path, capsys, option, value, says):
     ("table", "columns"),
     [
         pytest.param("runs", "id INTEGER PRIMARY KEY", id="runs-too-few"),
+        pytest.param("records", RECORDS.replace("md5sum", "md5"), id="records-other-name"),
         pytest.param(
-            "records", RECORDS.replace("md5sum", "md5"), id="records-other-name"
+            "records", RECORDS.replace("start_line INTEGER", "start_line TEXT"), id="other-type"
         ),
         pytest.param(
-            "records",
-            RECORDS.replace("start_line INTEGER", "start_line TEXT"),
-            id="other-type",
-        ),
-        pytest.param(
-            "records",
-            RECORDS.replace("signature TEXT", "signature TEXT NOT NULL"),
-            id="not-null",
+            "records", RECORDS.replace("signature TEXT", "signature TEXT NOT NULL"), id="not-null"
         ),
         pytest.param("runs", RUNS.replace(" PRIMARY KEY", ""), id="no-key"),
         pytest.param("runs", RUNS + ", more TEXT", id="one-more"),
-        pytest.param(
-            "base", RUNS + "); CREATE VIEW runs AS SELECT * FROM (base", id="view"
-        ),
+        pytest.param("base", RUNS + "); CREATE VIEW runs AS SELECT * FROM (base", id="view"),
     ],
 )
-def test_persist_refuses_a_database_with_other_columns(
-    tmp_path, capsys, table, columns
-):
+def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, columns):
     execute(tmp_path / "db", f"CREATE TABLE {table} ({columns})")
     err = refused(
-        capsys,
-        tmp_path,
-        "persist",
-        "--path",
-        tmp_path,
-        *LOCAL,
-        "--db-path",
-        tmp_path / "db",
+        capsys, tmp_path, "persist", "--path", tmp_path, *LOCAL, "--db-path", tmp_path / "db"
     )
     name = table.replace("base", "runs")
     assert (
-        err
-        == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns: name another file\n"
+        err == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns:"
+        " name another file\n"
     )
 
 
 def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
     execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
-    words = (
-        "--path",
-        tree(tmp_path / "src", SOURCE),
-        *LOCAL,
-        "--db-path",
-        tmp_path / "db",
-    )
+    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
     assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
 
 
@@ -10902,9 +9407,7 @@ def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsy
 def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output, says):
     (tmp_path / "dangling").symlink_to(tmp_path / "none/out")
     words = ("--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command])
-    err = refused(
-        capsys, tmp_path, command, *words, "--output", output.format(tmp_path)
-    )
+    err = refused(capsys, tmp_path, command, *words, "--output", output.format(tmp_path))
     assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
 
 
@@ -10940,53 +9443,24 @@ UNPRIVILEGED = """if True:
 @pytest.mark.parametrize(
     ("option", "kept", "mode", "says"),
     [
+        pytest.param("--db-path", "kept", 0o500, "kept is not writable: name", id="db-folder"),
+        pytest.param("--db-path", "kept/file", 0o400, "file is not writable: name", id="db-file"),
+        pytest.param("--db-path", "kept/file", 0o200, "name another file", id="db-file-unreadable"),
+        pytest.param("--output", "kept", 0o500, "file is not writable: name", id="output-folder"),
         pytest.param(
-            "--db-path", "kept", 0o500, "kept is not writable: name", id="db-folder"
+            "--output", "kept/file", 0o400, "file is not writable: name", id="output-file"
         ),
-        pytest.param(
-            "--db-path", "kept/file", 0o400, "file is not writable: name", id="db-file"
-        ),
-        pytest.param(
-            "--db-path",
-            "kept/file",
-            0o200,
-            "name another file",
-            id="db-file-unreadable",
-        ),
-        pytest.param(
-            "--output", "kept", 0o500, "file is not writable: name", id="output-folder"
-        ),
-        pytest.param(
-            "--output",
-            "kept/file",
-            0o400,
-            "file is not writable: name",
-            id="output-file",
-        ),
-        pytest.param(
-            "--path", "kept/file", 0o200, "file is not readable: check", id="path"
-        ),
+        pytest.param("--path", "kept/file", 0o200, "file is not readable: check", id="path"),
     ],
 )
 def test_permissions_are_found_missing_before_any_work(
     tmp_path, good_server, option, kept, mode, says
 ):
     tree(
-        tmp_path,
-        {
-            "src/a.py": "def f(): pass\n",
-            kept if kept == "kept/file" else "kept/other": "",
-        },
+        tmp_path, {"src/a.py": "def f(): pass\n", kept if kept == "kept/file" else "kept/other": ""}
     )
-    words = (
-        ["enrich-intent"]
-        if option == "--output"
-        else ["persist", "--db-path", tmp_path / "db"]
-    )
-    words += [
-        *good_server,
-        *(["--path", tmp_path / "src"] if option != "--path" else []),
-    ]
+    words = ["enrich-intent"] if option == "--output" else ["persist", "--db-path", tmp_path / "db"]
+    words += [*good_server, *(["--path", tmp_path / "src"] if option != "--path" else [])]
     words += [option, tmp_path / "kept/file"]
     before = snapshot(tmp_path)
     (tmp_path / kept).chmod(mode)
@@ -11011,10 +9485,7 @@ def test_provider_url_is_found_wrong_before_any_work(tmp_path):
     )
     done = shell("persist", *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert (
-        done.stderr.startswith("cds: --provider-url: ")
-        and not (tmp_path / "db").exists()
-    )
+    assert done.stderr.startswith("cds: --provider-url: ") and not (tmp_path / "db").exists()
 
 
 @pytest.mark.parametrize("command", ["enrich-intent", "persist"])
@@ -11022,27 +9493,18 @@ def test_provider_url_is_found_wrong_before_any_work(tmp_path):
     ("show", "says"),
     [
         pytest.param(
-            error(404, "model 'm' not found"),
-            "run 'ollama pull m' on the server",
-            id="missing",
+            error(404, "model 'm' not found"), "run 'ollama pull m' on the server", id="missing"
         ),
-        pytest.param(
-            error(401, "unauthorized"), "check OLLAMA_API_KEY", id="unauthorized"
-        ),
+        pytest.param(error(401, "unauthorized"), "check OLLAMA_API_KEY", id="unauthorized"),
     ],
 )
-def test_model_that_cannot_be_used_is_found_before_any_work(
-    tmp_path, command, show, says
-):
+def test_model_that_cannot_be_used_is_found_before_any_work(tmp_path, command, show, says):
     source = tree(tmp_path / "src", SOURCE)
     storing = ("--db-path", tmp_path / "db") if command == "persist" else ()
     with serving(answer(), show=show) as (address, requests):
         done = shell(command, "--path", source, *provider(address), *storing)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert (
-        done.stderr.startswith("cds: the model cannot be used: ")
-        and says in done.stderr
-    )
+    assert done.stderr.startswith("cds: the model cannot be used: ") and says in done.stderr
     assert requests == [] and not (tmp_path / "db").exists()
 
 
@@ -11058,12 +9520,7 @@ def test_provider_url_chooses_the_api_and_the_key(tmp_path, monkeypatch):
         ("/v1/x", answer(), "/v1/x/api/chat", "k3y-ollama"),
     ):
         with serving(response, gets=gets) as (address, requests):
-            argv = [
-                "enrich-intent",
-                "--path",
-                str(source),
-                *provider(f"http://{address}{path}"),
-            ]
+            argv = ["enrich-intent", "--path", str(source), *provider(f"http://{address}{path}")]
             assert cds.main(argv) == 0
         assert [(path, headers["Authorization"]) for path, headers, _ in requests] == [
             (called, f"Bearer {key}")
@@ -11084,23 +9541,14 @@ def test_limit_leaves_the_rest_for_a_run_that_reuses_intents(tmp_path, capsys):
         WHERE kind = 'function' AND intent_error IS NULL GROUP BY 1 ORDER BY 1"""
     assert len(client.asked) == 4
     assert rows(db, query) == [("skipped", 5), ("success", 4)]
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("run again with --reuse-intents")
-    )
+    assert capsys.readouterr().err.splitlines()[-1].startswith("run again with --reuse-intents")
     assert persist(source, db, "--reuse-intents", client=client) == 0
     assert len(client.asked) == 9
-    assert rows(db, "SELECT status FROM runs") == [
-        ("completed",),
-        ("completed",),
-    ]
+    assert rows(db, "SELECT status FROM runs") == [("completed",), ("completed",)]
 
 
 @pytest.mark.parametrize(("limit", "skipped"), [(5, 5), (9, 1)])
-def test_enrich_intent_lists_as_many_rows_as_its_limit(
-    tmp_path, capsys, limit, skipped
-):
+def test_enrich_intent_lists_as_many_rows_as_its_limit(tmp_path, capsys, limit, skipped):
     source = tree(tmp_path / "src", {"a.py": many_functions(9)})
     argv = ["--path", source, *LOCAL, "--limit", limit]
     assert run("enrich-intent", *argv) == 0
@@ -11112,14 +9560,7 @@ def test_enrich_intent_lists_as_many_rows_as_its_limit(
 def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
     source = tree(tmp_path / "src", SOURCE)
     with serving(answer(), show=(404, b"404 page not found")) as (address, requests):
-        done = shell(
-            "persist",
-            "--path",
-            source,
-            *provider(address),
-            "--db-path",
-            tmp_path / "db",
-        )
+        done = shell("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
     assert done.returncode == 0 and len(requests) == 3
     told, search = done.stderr.splitlines()[:2]
     assert told.startswith("the model could not be checked: no Ollama answers there")
@@ -11131,9 +9572,7 @@ def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_pat
 )
 @pytest.mark.parametrize("named", ["src", "src/a.py"], ids=["tree", "file"])
 @pytest.mark.parametrize("command", OPTIONS)
-def test_file_to_write_may_not_be_one_that_is_read(
-    tmp_path, capsys, command, named, link
-):
+def test_file_to_write_may_not_be_one_that_is_read(tmp_path, capsys, command, named, link):
     source = (
         tree(tmp_path, {"src/a.py": ""}) / "src/a.py"
     )  # SQLite takes an empty file for a database
@@ -11143,13 +9582,8 @@ def test_file_to_write_may_not_be_one_that_is_read(
         link(source, target)
     option = "--db-path" if command == "persist" else "--output"
     words = () if command == "model-build" else LOCAL
-    err = refused(
-        capsys, tmp_path, command, "--path", tmp_path / named, *words, option, target
-    )
-    assert (
-        err
-        == f"cds: {option}: {target} is a file that this command reads: name another one\n"
-    )
+    err = refused(capsys, tmp_path, command, "--path", tmp_path / named, *words, option, target)
+    assert err == f"cds: {option}: {target} is a file that this command reads: name another one\n"
 
 
 def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
@@ -11196,16 +9630,7 @@ def test_report_may_not_replace_its_baseline(tmp_path, capsys):
     tree(tmp_path, {"src/a.py": TOTAL})
     report = tmp_path / "baseline.json"
     assert (
-        run(
-            "duplicates",
-            "--path",
-            tmp_path / "src",
-            "--format",
-            "json",
-            "--output",
-            report,
-        )
-        == 0
+        run("duplicates", "--path", tmp_path / "src", "--format", "json", "--output", report) == 0
     )
     capsys.readouterr()
     words = ("--path", tmp_path / "src", "--against", report, "--output", report)
@@ -11213,18 +9638,12 @@ def test_report_may_not_replace_its_baseline(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
-def test_deleted_current_folder_matters_to_relative_paths_alone(
-    tmp_path, good_server, command
-):
+def test_deleted_current_folder_matters_to_relative_paths_alone(tmp_path, good_server, command):
     source = tree(tmp_path, {"src/a.py": TOTAL, "gone/x": ""}) / "src"
-    options = {"persist": ["--db-path", tmp_path / "db"], "duplicates": []}.get(
-        command, []
-    )
+    options = {"persist": ["--db-path", tmp_path / "db"], "duplicates": []}.get(command, [])
     options += good_server if command in ("enrich-intent", "persist") else []
     outputs = [] if command == "persist" else ["--output", tmp_path / "out"]
-    leave = (
-        "import os, sys; os.chdir(sys.argv[1]); os.unlink('x'); os.rmdir(sys.argv[1]);"
-    )
+    leave = "import os, sys; os.chdir(sys.argv[1]); os.unlink('x'); os.rmdir(sys.argv[1]);"
     leave += "os.execv(sys.argv[2], sys.argv[2:])"
     words = [command, "--path", source, *options, *outputs]
     done = finish([sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)])
@@ -11233,9 +9652,7 @@ def test_deleted_current_folder_matters_to_relative_paths_alone(
     for option in files.get(command, ["--output"]):
         tree(tmp_path, {"gone/x": ""})
         words = [*words[:3], *options, option, "relative"]
-        done = finish(
-            [sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)]
-        )
+        done = finish([sys.executable, "-c", leave, tmp_path / "gone", *command_of(*words)])
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert done.stderr.startswith(
             f"cds: {option}: the current directory no longer exists: give relative"
@@ -11260,13 +9677,7 @@ def test_too_many_open_files_are_told_as_such(tmp_path, capsys):
 def test_analyzer_errors_are_lines_on_stderr_and_no_failure(tmp_path, capsys, command):
     source = tree(tmp_path / "src", SOURCE)
     assert (
-        run(
-            command,
-            "--path",
-            source,
-            *(word.format(tmp_path) for word in OPTIONS[command]),
-        )
-        == 0
+        run(command, "--path", source, *(word.format(tmp_path) for word in OPTIONS[command])) == 0
     )
     first, second = [
         x
@@ -11278,21 +9689,9 @@ def test_analyzer_errors_are_lines_on_stderr_and_no_failure(tmp_path, capsys, co
 
 
 def test_persist_end_to_end_with_a_deterministic_fake_client(tmp_path, capsys):
-    source, db, client = (
-        tree(tmp_path / "src", SOURCE),
-        tmp_path / "db",
-        FakeClient(mixed),
-    )
+    source, db, client = (tree(tmp_path / "src", SOURCE), tmp_path / "db", FakeClient(mixed))
     assert (
-        run(
-            "enrich-intent",
-            "--path",
-            source,
-            *LOCAL,
-            "--format",
-            "json",
-            client=FakeClient(mixed),
-        )
+        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
         == 0
     )
     shown = json.loads(capsys.readouterr().out)["records"]
@@ -11326,12 +9725,7 @@ def test_persist_run_metadata_says_what_was_asked_and_what_came_of_it(tmp_path):
         return mixed(code)
 
     calls, source, db = [], tree(tmp_path / "src", SOURCE), tmp_path / "db"
-    words = (
-        "--path",
-        os.path.relpath(source),
-        "--provider-url",
-        "http://user:secret@Host:80/x/",
-    )
+    words = ("--path", os.path.relpath(source), "--provider-url", "http://user:secret@Host:80/x/")
     options = (
         "--model",
         "qwen:7b",
@@ -11340,20 +9734,12 @@ def test_persist_run_metadata_says_what_was_asked_and_what_came_of_it(tmp_path):
         "--progress-batch-size",
         "3",
     )
-    assert (
-        run("persist", *words, *options, "--db-path", db, client=FakeClient(answer))
-        == 0
-    )
+    assert run("persist", *words, *options, "--db-path", db, client=FakeClient(answer)) == 0
     [(run_id, started_at, finished_at, *rest)] = rows(db, ALL_RUNS)
     asked = [str(source), "http://host:80/x", "qwen:7b", "function,method", 3]
     assert [run_id, *rest] == [1, *asked, "completed_with_errors", 2, 1, 5]
-    started, finished = times = [
-        datetime.fromisoformat(text) for text in (started_at, finished_at)
-    ]
-    assert [time.isoformat(timespec="microseconds") for time in times] == [
-        started_at,
-        finished_at,
-    ]
+    started, finished = times = [datetime.fromisoformat(text) for text in (started_at, finished_at)]
+    assert [time.isoformat(timespec="microseconds") for time in times] == [started_at, finished_at]
     assert [time.utcoffset() for time in times] == [timedelta(0)] * 2
     assert started <= calls[0] <= calls[-1] <= finished
 
@@ -11366,15 +9752,10 @@ def test_persist_run_metadata_says_what_was_asked_and_what_came_of_it(tmp_path):
         pytest.param(["--scope", "class,all"], "all", id="all-among-others"),
     ],
 )
-def test_persist_scope_and_batch_size_match_enrich_intent(
-    tmp_path, capsys, given, scope
-):
+def test_persist_scope_and_batch_size_match_enrich_intent(tmp_path, capsys, given, scope):
     source, outcomes = tree(tmp_path / "src", SOURCE), []
     for command in ("enrich-intent", "persist"):
-        client, words = (
-            FakeClient(),
-            [word.format(tmp_path) for word in OPTIONS[command]],
-        )
+        client, words = (FakeClient(), [word.format(tmp_path) for word in OPTIONS[command]])
         assert (
             run(
                 command,
@@ -11395,28 +9776,22 @@ def test_persist_scope_and_batch_size_match_enrich_intent(
         ]
         outcomes.append((client.asked, lines))
     assert outcomes[0] == outcomes[1] != ([], [])
-    assert rows(tmp_path / "db", "SELECT scope, progress_batch_size FROM runs") == [
-        (scope, 2)
-    ]
+    assert rows(tmp_path / "db", "SELECT scope, progress_batch_size FROM runs") == [(scope, 2)]
 
 
 def test_persist_success_summary_line(tmp_path, capsys):
     source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
-    counts = (
-        "record_count=2 intent_failed_count=0 analyzer_error_count=0 status=completed"
-    )
+    counts = "record_count=2 intent_failed_count=0 analyzer_error_count=0 status=completed"
     assert persist(source, db, client=FakeClient(mixed)) == 0
     assert capsys.readouterr().out == f"persisted run_id=1 db_path={db} {counts}\n"
-    counts = "record_count=5 intent_failed_count=2 analyzer_error_count=1 status=completed_with_errors"
-    assert (
-        persist(
-            tree(source, {**SOURCE, "undecodable.py": ""}), db, client=FakeClient(mixed)
-        )
-        == 0
+    counts = (
+        "record_count=5 intent_failed_count=2 analyzer_error_count=1 status=completed_with_errors"
     )
     assert (
-        capsys.readouterr().out
-        == f"persisted run_id=2 db_path={db} {counts.replace('=5', '=6')}\n"
+        persist(tree(source, {**SOURCE, "undecodable.py": ""}), db, client=FakeClient(mixed)) == 0
+    )
+    assert (
+        capsys.readouterr().out == f"persisted run_id=2 db_path={db} {counts.replace('=5', '=6')}\n"
     )
 
 
@@ -11427,36 +9802,25 @@ def test_persist_adds_to_an_existing_empty_file_or_database(tmp_path, content):
     (tmp_path / "db").touch()
     execute(tmp_path / "db", content)
     assert persist(tree(tmp_path / "src", SOURCE), tmp_path / "db") == 0
-    tables = rows(
-        tmp_path / "db",
-        "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1",
-    )
+    tables = rows(tmp_path / "db", "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")
     assert tables == [("mine",)] * bool(content) + [("records",), ("runs",)]
 
 
 def test_persist_survives_one_file_whose_name_utf_8_cannot_hold(tmp_path):
-    source = tree(
-        tmp_path / "src", {"a.py": SOURCE["a.py"], "b\udcff.py": SOURCE["a.py"]}
-    )
+    source = tree(tmp_path / "src", {"a.py": SOURCE["a.py"], "b\udcff.py": SOURCE["a.py"]})
     assert persist(source, tmp_path / "db") == 0
 
 
-def test_persist_without_a_server_stores_every_record_and_the_reason(
-    tmp_path, no_server
-):
+def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, no_server):
     source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
     done = shell("persist", "--path", source, *no_server, "--db-path", db)
-    assert done.returncode == 0 and done.stdout.endswith(
-        " status=completed_with_errors\n"
-    )
+    assert done.returncode == 0 and done.stdout.endswith(" status=completed_with_errors\n")
     told = done.stderr.splitlines()
     assert told[0].startswith(
         f"the model could not be checked: http://{no_server[1]} cannot be reached"
     )
     assert told[-1].startswith("run again with --reuse-intents")
-    found = rows(
-        db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'"
-    )
+    found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
     assert [status for status, _ in found] == ["failed"] * 3
     assert all(no_server[1] in reason for _, reason in found)
 
@@ -11464,17 +9828,13 @@ def test_persist_without_a_server_stores_every_record_and_the_reason(
 def test_persist_waits_for_a_lock_before_and_after_the_calls(tmp_path):
     source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
     store(db)
-    client = FakeClient(
-        lambda code: locked(db, "EXCLUSIVE", seconds=0.3) and "Does something."
-    )
+    client = FakeClient(lambda code: locked(db, "EXCLUSIVE", seconds=0.3) and "Does something.")
     with locked(db, "EXCLUSIVE", seconds=0.3):
         assert persist(source, db, client=client) == 0
     assert len(rows(db, ALL_RUNS)) == 2
 
 
-def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(
-    tmp_path, capsys
-):
+def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(tmp_path, capsys):
     source, db = tree(tmp_path / "src", {"a.py": SOURCE["a.py"]}), tmp_path / "db"
     store(db)
     before = stored(db)
@@ -11487,9 +9847,7 @@ def test_persist_fatal_database_failure_at_the_end_leaves_earlier_runs(
     assert stored(db) == before
 
 
-def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(
-    tmp_path, capsys
-):
+def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(tmp_path, capsys):
     source, db = (
         tree(tmp_path / "s", {"a.py": "def f(): return 1\ndef g(): return 2\n"}),
         tmp_path / "db",
@@ -11498,7 +9856,8 @@ def test_reuse_intents_takes_the_newest_success_of_the_same_code_and_model(
         persist(source, db, client=FakeClient(lambda code, intent=intent: intent))
     with contextlib.closing(sqlite3.connect(db)) as connection, connection:
         connection.execute(
-            "UPDATE records SET intent_status = 'failed' WHERE run_id = 2 AND signature LIKE '%g()%'"
+            "UPDATE records SET intent_status = 'failed'"
+            " WHERE run_id = 2 AND signature LIKE '%g()%'"
         )
     persist(source, db, "--model", "other", client=FakeClient(lambda code: "Foreign."))
     client = FakeClient()
@@ -11540,31 +9899,13 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
         done = finish(python_command(watch, *words))
     assert done.returncode == 0
     host, port = address.split(":")
-    events = [
-        ast.literal_eval(line)
-        for line in done.stderr.splitlines()
-        if line.startswith("('")
-    ]
-    files = [
-        name
-        for event, name in events
-        if event == "sqlite3.connect" and name != ":memory:"
-    ]
-    allowed = {
-        "socket.connect",
-        "subprocess.Popen",
-        "sqlite3.connect",
-        "open",
-        "os.remove",
-    }
+    events = [ast.literal_eval(line) for line in done.stderr.splitlines() if line.startswith("('")]
+    files = [name for event, name in events if event == "sqlite3.connect" and name != ":memory:"]
+    allowed = {"socket.connect", "subprocess.Popen", "sqlite3.connect", "open", "os.remove"}
     assert {event for event, _ in events} <= allowed
-    assert [name for event, name in events if event == "socket.connect"] == [
-        f"('{host}', {port})"
-    ]
+    assert [name for event, name in events if event == "socket.connect"] == [f"('{host}', {port})"]
     assert {name for event, name in events if event == "subprocess.Popen"} == programs
-    assert {name.removeprefix("file://").partition("?")[0] for name in files} == {
-        str(db)
-    }
+    assert {name.removeprefix("file://").partition("?")[0] for name in files} == {str(db)}
     written = {name for event, name in events if event in ("open", "os.remove")}
     (pending,) = written - {str(db), os.devnull}
     assert re.fullmatch(re.escape(f"{db}-pending-") + r"[0-9a-f]{16}\.jsonl", pending)
@@ -11580,10 +9921,7 @@ def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
         tmp_path / "db",
         tmp_path / "out.json",
     )
-    assert (
-        persist(source, db) == 0
-        and persist(tree(tmp_path / "e", {"a.py": "x = 1"}), db) == 0
-    )
+    assert persist(source, db) == 0 and persist(tree(tmp_path / "e", {"a.py": "x = 1"}), db) == 0
     capsys.readouterr()
     report = ("duplicates", "--db-path", db)
     assert run(*report, "--run-id", 1) == 0
@@ -11600,18 +9938,11 @@ def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
 
 
 def test_duplicates_of_a_source_tree_need_no_database(tmp_path, capsys):
-    source, out = (
-        tree(tmp_path / "src", {"a.py": TWICE, "broken.py": "("}),
-        tmp_path / "out.json",
-    )
+    source, out = (tree(tmp_path / "src", {"a.py": TWICE, "broken.py": "("}), tmp_path / "out.json")
     before = snapshot(source)
     assert run("duplicates", "--path", source, "--format", "json", "--output", out) == 0
     report = json.loads(out.read_text())
-    assert (report["run"], report["error_count"], report["record_count"]) == (
-        None,
-        1,
-        3,
-    )
+    assert (report["run"], report["error_count"], report["record_count"]) == (None, 1, 3)
     assert [group["evidence"] for group in report["groups"]] == ["near"]
     assert str(tmp_path) not in out.read_text()
     assert snapshot(source) == before
@@ -11629,9 +9960,7 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
     assert run(*command, "--format", "json", "--output", base, "--fail-on", "any") == 3
     (group,) = json.loads(base.read_text())["groups"]
     errors = "not compared: code with 1 analyzer error"
-    assert capsys.readouterr().err.endswith(
-        f"\ngate: 1 group: {group['id']}; {errors}\n"
-    )
+    assert capsys.readouterr().err.endswith(f"\ngate: 1 group: {group['id']}; {errors}\n")
     assert run(*gate) == 0
     unread = "not in the baseline: code with 1 analyzer error there"
     verdict = f"gate: no new groups; 1 known; 0 stale; {errors}; {unread}"
@@ -11673,33 +10002,22 @@ def test_new_intents_hit_the_gate_only_where_they_are_named(tmp_path):
     files = {"a.py": TOTAL, "b.py": OTHER}
     for sentence in (lambda code: code[:8], lambda code: SUM):
         assert (
-            persist(
-                tree(tmp_path / "s", files),
-                tmp_path / "db",
-                client=FakeClient(sentence),
-            )
-            == 0
+            persist(tree(tmp_path / "s", files), tmp_path / "db", client=FakeClient(sentence)) == 0
         )
     command = ("duplicates", "--db-path", tmp_path / "db", "--against", 1, "--fail-on")
-    assert [run(*command, what) for what in ("new", "exact,near", "any", "intent")] == [
-        0,
-        0,
-        3,
-        3,
-    ]
+    assert [run(*command, what) for what in ("new", "exact,near", "any", "intent")] == [0, 0, 3, 3]
 
 
 def test_a_baseline_made_with_other_options_is_told_and_still_known(tmp_path, capsys):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
-    assert (
-        run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
-    )
+    assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     capsys.readouterr()
     against = ("--against", base, "--fail-on", "new", "--exclude", "none")
-    assert (
-        run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
+    assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
+    told = (
+        "--against: the baseline was made with other options:"
+        " code_similarity 0.55 (now 0.6), exclude "
     )
-    told = "--against: the baseline was made with other options: code_similarity 0.55 (now 0.6), exclude "
     assert told in capsys.readouterr().err
 
 
@@ -11742,28 +10060,17 @@ DOCUMENTED = [code.replace("\n", f'\n    """{SUM}"""\n', 1) for code in (TOTAL, 
     ("files", "before", "now"),
     [
         pytest.param(
-            {"a.py": MIDDLE, "b.py": SIDE},
-            ("--code-similarity", "0.95"),
-            (),
-            id="code similarity",
+            {"a.py": MIDDLE, "b.py": SIDE}, ("--code-similarity", "0.95"), (), id="code similarity"
         ),
+        pytest.param({"a.py": CLASSES, "b.py": ""}, ("--kind", "function"), (), id="kind"),
         pytest.param(
-            {"a.py": CLASSES, "b.py": ""}, ("--kind", "function"), (), id="kind"
-        ),
-        pytest.param(
-            {
-                "a.py": PAIR_OF_ONE,
-                "b.py": PAIR_OF_ONE.replace("def f", "def g"),
-            },
+            {"a.py": PAIR_OF_ONE, "b.py": PAIR_OF_ONE.replace("def f", "def g")},
             (),
             ("--min-statements", "1"),
             id="minimum of statements",
         ),
         pytest.param(
-            {"a.py": DOCUMENTED[0], "b.py": DOCUMENTED[1]},
-            ("--intents", "model"),
-            (),
-            id="intents",
+            {"a.py": DOCUMENTED[0], "b.py": DOCUMENTED[1]}, ("--intents", "model"), (), id="intents"
         ),
         pytest.param(
             {"a.py": DOCUMENTED[0], "b.py": DOCUMENTED[1]},
@@ -11771,14 +10078,10 @@ DOCUMENTED = [code.replace("\n", f'\n    """{SUM}"""\n', 1) for code in (TOTAL, 
             (),
             id="intent similarity",
         ),
-        pytest.param(
-            {"a.py": TOTAL, "b.py": TOTAL}, ("--exclude", "b.py"), (), id="exclude"
-        ),
+        pytest.param({"a.py": TOTAL, "b.py": TOTAL}, ("--exclude", "b.py"), (), id="exclude"),
     ],
 )
-def test_what_a_baseline_could_not_hold_is_not_new(
-    tmp_path, capsys, files, before, now
-):
+def test_what_a_baseline_could_not_hold_is_not_new(tmp_path, capsys, files, before, now):
     source, base = tree(tmp_path / "src", files), tmp_path / "base.json"
     written_baseline(source, base, *before)
     gate = ("duplicates", "--path", source, *now, "--against", base, "--fail-on")
@@ -11797,16 +10100,10 @@ def test_what_a_baseline_could_not_hold_is_not_new(
     ("files", "least", "code"),
     [
         pytest.param({}, "0.4", 0, id="as it was"),
-        pytest.param(
-            {"b.py": shares("side", [*range(8), 20, 25])}, "0.4", 0, id="edited"
-        ),
+        pytest.param({"b.py": shares("side", [*range(8), 20, 25])}, "0.4", 0, id="edited"),
         pytest.param({"c.py": SIDE.replace("side", "f")}, "0.4", 3, id="copied"),
-        pytest.param(
-            {"c.py": shares("f", [*range(3, 10), 22, 23])}, "0.4", 3, id="near"
-        ),
-        pytest.param(
-            {"c.py": shares("f", [*range(5, 10), 30, 31, 32])}, "0.3", 0, id="not near"
-        ),
+        pytest.param({"c.py": shares("f", [*range(3, 10), 22, 23])}, "0.4", 3, id="near"),
+        pytest.param({"c.py": shares("f", [*range(5, 10), 30, 31, 32])}, "0.3", 0, id="not near"),
     ],
 )
 def test_pairs_below_the_bound_of_a_baseline_are_not_new_in_whatever_group(
@@ -11911,9 +10208,7 @@ TOUCHED = {"src/pkg/new.py": OTHER, "src/pkg/old.py": OTHER, "src/lone.py": "x =
         "link/pkg/new.py",
     ],
 )
-def test_touching_takes_patterns_and_paths_from_either_directory(
-    tmp_path, monkeypatch, text
-):
+def test_touching_takes_patterns_and_paths_from_either_directory(tmp_path, monkeypatch, text):
     tree(tmp_path / "w[1]", TOUCHED)
     os.symlink("src", tmp_path / "w[1]" / "link")
     monkeypatch.chdir(tmp_path / "w[1]")
@@ -11970,22 +10265,17 @@ def test_a_file_with_errors_counts_as_touched(tmp_path, capsys):
 
 def test_show_takes_the_start_of_an_id(tmp_path, capsys):
     source = tree(
-        tmp_path / "src",
-        {"a.py": TWICE, "b.py": OTHER, "c.py": OTHER, "d.py": "def f(): pass"},
+        tmp_path / "src", {"a.py": TWICE, "b.py": OTHER, "c.py": OTHER, "d.py": "def f(): pass"}
     )
     command = ("duplicates", "--path", source, "--show")
-    groups = cds.build_report(
-        cds.ModelBuilder().build(analyzed(source).symbols), DUPLICATES
-    ).groups
+    groups = cds.build_report(cds.ModelBuilder().build(analyzed(source).symbols), DUPLICATES).groups
     first, second = (group.id for group in groups)
     assert run(*command, first) == run(*command, first[:4]) == 0
     out = capsys.readouterr().out
     assert out.count(f"{first}  exact, 2 copies, 5 statements\n") == 2
     assert out.count("1. b.py:1-6  load\n\ndef load(path):\n") == 2
     assert run(*command, "x", "--output", tmp_path / "out") == 2
-    assert capsys.readouterr().err.endswith(
-        "cds: --show: no group has an id that starts with x\n"
-    )
+    assert capsys.readouterr().err.endswith("cds: --show: no group has an id that starts with x\n")
     assert run(*command, "") == 2
     ids = f"{first}, {second}"
     assert (
@@ -12004,13 +10294,9 @@ def test_show_takes_the_start_of_an_id(tmp_path, capsys):
         pytest.param(b"[" * 100_000, "is no JSON", id="deep"),
         pytest.param(b"[]", "is no report", id="list"),
         pytest.param(b'{"records": [], "errors": []}', "is no report", id="records"),
+        pytest.param(b'{"schema_version": 3, "groups": []}', "schema version", id="other version"),
         pytest.param(
-            b'{"schema_version": 3, "groups": []}', "schema version", id="other version"
-        ),
-        pytest.param(
-            b'{"schema_version": 1, "groups": []}',
-            "no complete report",
-            id="fields missing",
+            b'{"schema_version": 1, "groups": []}', "no complete report", id="fields missing"
         ),
         pytest.param(None, "cannot be read", id="missing"),
     ],
@@ -12025,11 +10311,7 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, content, says):
         base.write_bytes(content)
     assert run("duplicates", "--path", source, "--against", base, "--output", out) == 2
     told = capsys.readouterr().err
-    assert (
-        told.startswith(f"cds: --against: {base} ")
-        and says in told
-        and told.count("\n") == 1
-    )
+    assert told.startswith(f"cds: --against: {base} ") and says in told and told.count("\n") == 1
     assert not out.exists()
 
 
@@ -12038,32 +10320,22 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, content, says):
 )
 def test_a_baseline_with_odd_fields_is_refused(tmp_path, capsys, field):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
-    assert (
-        run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
-    )
+    assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     for odd in (1, [], [1], {}, "", None):
         report = json.loads(base.read_text())
         group = report["groups"][0]
         holder = group if field in group else group["members"][0]
-        if (
-            holder[field] == odd
-            or (field, odd) in [("hidden_by", ""), ("id", "")]
-            or odd == ""
-        ):
+        if holder[field] == odd or (field, odd) in [("hidden_by", ""), ("id", "")] or odd == "":
             continue
         holder[field] = odd
         (tmp_path / "odd.json").write_text(json.dumps(report))
-        assert (
-            run("duplicates", "--path", source, "--against", tmp_path / "odd.json") == 2
-        )
+        assert run("duplicates", "--path", source, "--against", tmp_path / "odd.json") == 2
         assert "no complete report" in capsys.readouterr().err
 
 
 def test_a_truncated_baseline_is_refused(tmp_path, capsys):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
-    assert (
-        run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
-    )
+    assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     base.write_bytes(base.read_bytes()[:-2])
     assert run("duplicates", "--path", source, "--against", base) == 2
     assert "is no JSON, or not all of it" in capsys.readouterr().err
@@ -12073,16 +10345,7 @@ def test_a_huge_baseline_is_refused_unread(tmp_path, capsys):
     base = tmp_path / "base.json"
     with open(base, "wb") as file:
         file.truncate(1 << 30)
-    assert (
-        run(
-            "duplicates",
-            "--path",
-            tree(tmp_path / "src", {"a.py": ""}),
-            "--against",
-            base,
-        )
-        == 2
-    )
+    assert run("duplicates", "--path", tree(tmp_path / "src", {"a.py": ""}), "--against", base) == 2
     assert "is larger than " in capsys.readouterr().err
 
 
@@ -12103,15 +10366,11 @@ def test_a_huge_baseline_is_refused_unread(tmp_path, capsys):
         ),
     ],
 )
-def test_duplicates_refuses_what_does_not_go_together(
-    tmp_path, capsys, monkeypatch, words, says
-):
+def test_duplicates_refuses_what_does_not_go_together(tmp_path, capsys, monkeypatch, words, says):
     monkeypatch.chdir(tree(tmp_path, {"src/a.py": ""}))
     assert run("duplicates", *words) == 2
     out, err = capsys.readouterr()
-    assert (
-        out == "" and says in err and err.count("\n") == 1 and not Path("db").exists()
-    )
+    assert out == "" and says in err and err.count("\n") == 1 and not Path("db").exists()
 
 
 @pytest.mark.parametrize(
@@ -12135,9 +10394,7 @@ def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
     words = [tmp_path / word if word == "other" else word for word in words]
     assert run("duplicates", "--db-path", tmp_path / "db", *words) == 2
     out, err = capsys.readouterr()
-    assert (
-        out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
-    )
+    assert out == "" and says in err and err.count("\n") == 1 and not Path("none").exists()
 
 
 # Interrupts
@@ -12147,18 +10404,9 @@ def test_duplicates_refuses_with_one_line(tmp_path, capsys, words, says):
 def persisting(tmp_path, address, *options, count=40):
     """Run `persist` over a small tree as a process of its own."""
     source = tree(tmp_path / "s", {"a.py": many_functions(count)})
-    words = (
-        "persist",
-        "--path",
-        source,
-        *provider(address),
-        "--db-path",
-        tmp_path / "db",
-    )
+    words = ("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
     command = command_of(*words, *options)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -12236,14 +10484,13 @@ def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
         "no further calls are made: interrupted",
         "run again with --reuse-intents: it asks only for the intents that are missing",
     ]
-    counts = "record_count=41 intent_failed_count=38 analyzer_error_count=0 status=completed_with_errors"
+    counts = (
+        "record_count=41 intent_failed_count=38 analyzer_error_count=0 status=completed_with_errors"
+    )
     assert out == f"persisted run_id=1 db_path={tmp_path}/db {counts}\n"
     query = """SELECT intent_status, intent_error, count(*) FROM records
         WHERE kind = 'function' GROUP BY 1 ORDER BY 1"""
-    assert rows(tmp_path / "db", query) == [
-        ("failed", "interrupted", 38),
-        ("success", None, 2),
-    ]
+    assert rows(tmp_path / "db", query) == [("failed", "interrupted", 38), ("success", None, 2)]
 
 
 @sends_interrupts
@@ -12257,17 +10504,13 @@ def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
             wait_for(lambda: len(requests) > 9)
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=20)
-        saved = rows(
-            tmp_path / "db", "SELECT count(*) FROM records WHERE intent IS NOT NULL"
-        )[0][0]
+        saved = rows(tmp_path / "db", "SELECT count(*) FROM records WHERE intent IS NOT NULL")[0][0]
         first = len(requests)
         with persisting(tmp_path, address, "--reuse-intents") as process:
             process.communicate(timeout=30)
     assert process.returncode == 0 and 9 <= saved <= first <= saved + 1
     assert len(requests) - first == 40 - saved
-    assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [
-        ("completed",)
-    ]
+    assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [("completed",)]
 
 
 @sends_interrupts
@@ -12288,11 +10531,7 @@ def test_interrupt_before_the_first_call_writes_nothing(tmp_path, good_server):
     with open(tmp_path / "pipe", "w"):  # opens once the analysis waits for it
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err.splitlines()[-1]) == (
-        130,
-        "",
-        "cds: interrupted",
-    )
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "cds: interrupted")
     assert "Traceback" not in err and not (tmp_path / "db").exists()
 
 
@@ -12326,10 +10565,7 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
                 lock.execute("COMMIT")
             out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in err
-    tables = [
-        name
-        for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")
-    ]
+    tables = [name for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     assert tables == (["other", "runs", "records"] if is_stored else ["other"])
     assert out.startswith("persisted run_id=1") is is_stored
 
@@ -12343,9 +10579,7 @@ def test_help_has_an_example_that_the_command_line_takes(command):
     assert (done.returncode, done.stderr) == (0, "")
     example = done.stdout.splitlines()[-1].split(" (")[0].split()
     assert example[:2] == ["example:", "cds"]
-    assert cds.command_line().parse_args(example[2:]).command == (
-        command or "model-build"
-    )
+    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
     assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
 
 
@@ -12357,29 +10591,19 @@ def test_help_of_a_command_lists_every_option(capsys, command):
         {"--format", "--output"} if command == "persist" else set()
     )
     options |= {word for word in OPTIONS[command] if word.startswith("--")}
-    options |= (
-        set() if command == "model-build" else {"--scope", "--progress-batch-size"}
-    )
+    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
     listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
     options = (
         options
         | {"--exclude"}
-        | (
-            set()
-            if command == "model-build"
-            else {"--jobs", "--timeout", "--num-ctx", "--limit"}
-        )
+        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx", "--limit"})
     )
     assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
 
 
 def test_version_is_that_of_the_module():
     done = shell("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (
-        0,
-        f"cds {cds.__version__}\n",
-        "",
-    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cds {cds.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -12388,26 +10612,14 @@ def test_version_is_that_of_the_module():
         pytest.param([], "COMMAND", id="no-command"),
         pytest.param(["scan"], "'scan'", id="unknown-command"),
         pytest.param(["model-build"], "--path", id="no-path"),
+        pytest.param(["model-build", "--path", ".", "--form", "json"], "--form", id="abbreviation"),
         pytest.param(
-            ["model-build", "--path", ".", "--form", "json"],
-            "--form",
-            id="abbreviation",
+            ["model-build", "--path", ".", "--format", "xml"], "--format", id="unknown-format"
         ),
         pytest.param(
-            ["model-build", "--path", ".", "--format", "xml"],
-            "--format",
-            id="unknown-format",
+            ["enrich-intent", "--path", "."], "--provider-url, --model", id="no-provider-no-model"
         ),
-        pytest.param(
-            ["enrich-intent", "--path", "."],
-            "--provider-url, --model",
-            id="no-provider-no-model",
-        ),
-        pytest.param(
-            ["persist", "--path", ".", *LOCAL],
-            "--db-path",
-            id="persist-without-db-path",
-        ),
+        pytest.param(["persist", "--path", ".", *LOCAL], "--db-path", id="persist-without-db-path"),
     ],
 )
 def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says):
@@ -12415,12 +10627,8 @@ def test_wrong_command_line_is_one_line_and_exit_2(tmp_path, capsys, argv, says)
     assert err.startswith("cds: ") and says in err and "--help" in err
 
 
-def test_one_file_alone_runs_every_command_isolated_and_without_site(
-    tmp_path, good_server
-):
-    alone = tree(
-        tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]}
-    )
+def test_one_file_alone_runs_every_command_isolated_and_without_site(tmp_path, good_server):
+    alone = tree(tmp_path, {"cds.py": Path(CDS).read_bytes(), "src/a.py": SOURCE["a.py"]})
     asking = {
         "model-build": (),
         "enrich-intent": good_server,
@@ -12662,9 +10870,7 @@ def test_no_module_of_the_analyzed_tree_is_run(tmp_path, way, method):
     root = hostile_tree(tmp_path, library_names())
     elsewhere = tmp_path / "elsewhere"
     words = start_in(root, elsewhere, way)
-    done, started = run_there(
-        tmp_path, words, *DUPLICATES_THERE, method=method, paths=[elsewhere]
-    )
+    done, started = run_there(tmp_path, words, *DUPLICATES_THERE, method=method, paths=[elsewhere])
     assert (ran(tmp_path), copies(done)) == ([], 130)
     # A zip file, like standard input, is nothing that a new process could load the program from.
     can_start = way not in ("standard input", "zip file of the program alone")
@@ -12698,17 +10904,13 @@ OFTEN_SHADOWED = ("argparse", "html", "tokenize", "random", "queue", "multiproce
 # `runpy`, which is behind the option -m, has by then imported what it needs: none of those above.
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("place", ["tree", "elsewhere"])
-def test_module_run_by_its_name_imports_nothing_more_from_the_tree(
-    tmp_path, place, method
-):
+def test_module_run_by_its_name_imports_nothing_more_from_the_tree(tmp_path, place, method):
     root = hostile_tree(tmp_path, OFTEN_SHADOWED)
     elsewhere = tmp_path / "elsewhere"
     start_in(root, elsewhere, f"script {'in the tree' if place == 'tree' else place}")
     paths = [] if place == "tree" else [elsewhere]
     words = ["-m", "cds"]
-    done, started = run_there(
-        tmp_path, words, *DUPLICATES_THERE, method=method, paths=paths
-    )
+    done, started = run_there(tmp_path, words, *DUPLICATES_THERE, method=method, paths=paths)
     assert (ran(tmp_path), copies(done)) == ([], 130)
     assert (started > 2) == (method == "spawn")
 
@@ -12722,32 +10924,26 @@ def test_module_run_by_its_name_imports_nothing_more_from_the_tree(
         pytest.param("", id="empty"),
     ],
 )
-def test_program_does_not_look_into_the_current_directory_though_it_is_named(
-    tmp_path, entry
-):
+def test_program_does_not_look_into_the_current_directory_though_it_is_named(tmp_path, entry):
     root = hostile_tree(tmp_path, OFTEN_SHADOWED)
     (tmp_path / "link").symlink_to(root)
     words = start_in(root, tmp_path / "elsewhere", "script elsewhere")
-    done, _ = run_there(
-        tmp_path, words, *DUPLICATES_THERE, paths=[entry.format(tmp_path)]
-    )
+    done, _ = run_there(tmp_path, words, *DUPLICATES_THERE, paths=[entry.format(tmp_path)])
     assert (ran(tmp_path), copies(done)) == ([], 130)
 
 
-@pytest.mark.parametrize(
-    "options", [("-E",), ("-S",), ("-I",), ("-E", "-S")], ids=" ".join
-)
-def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(
-    tmp_path, options
-):
+@pytest.mark.parametrize("options", [("-E",), ("-S",), ("-I",), ("-E", "-S")], ids=" ".join)
+def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(tmp_path, options):
     root = hostile_tree(tmp_path, library_names())
     program = f"""if True:
         import sys
         sys.path.append({str(Path(CDS).parent)!r})
         import cds
         {A_THREAD}
-        pool = cds.WorkerPool([cds.Source("large.py", "large.py")] * 2, 2, cds.analyze_file, cds.crashed_file, 1)
-        print([pool.result(n).symbols[0].kind for n in range(2)], [one.has_started for one in pool.workers])
+        files = [cds.Source("large.py", "large.py")] * 2
+        pool = cds.WorkerPool(files, 2, cds.analyze_file, cds.crashed_file, 1)
+        kinds = [pool.result(n).symbols[0].kind for n in range(2)]
+        print(kinds, [one.has_started for one in pool.workers])
         pool.stop()"""
     script = tree(tmp_path / "elsewhere", {"script.py": program}) / "script.py"
     done = finish([sys.executable, *options, script], cwd=root)
@@ -12775,9 +10971,7 @@ def test_import_of_the_library_changes_no_path_nor_do_its_workers(tmp_path):
         print([one.symbols[1].kind for one in found])
         print(before == [sys.path[:-1], os.getcwd(), dict(os.environ)])"""
     for given in ({}, {"PYTHONSAFEPATH": "1"}):
-        done = finish(
-            [sys.executable, "-c", program], cwd=root, env={**os.environ, **given}
-        )
+        done = finish([sys.executable, "-c", program], cwd=root, env={**os.environ, **given})
         assert (done.stdout, done.stderr) == ("['function', 'function']\nTrue\n", "")
 
 
@@ -12785,16 +10979,11 @@ def test_standard_library_is_analyzed_from_within():
     library = os.path.dirname(os.__file__)
     done = shell("model-build", "--path", "json", "--format", "json", cwd=library)
     assert done.returncode == 0
-    assert any(
-        "class JSONDecoder" in one["raw_code"]
-        for one in json.loads(done.stdout)["records"]
-    )
+    assert any("class JSONDecoder" in one["raw_code"] for one in json.loads(done.stdout)["records"])
 
 
 def test_second_path_is_refused_since_it_would_replace_the_first(tmp_path, capsys):
-    err = refused(
-        capsys, tmp_path, "model-build", "--path", tmp_path, "--path", tmp_path
-    )
+    err = refused(capsys, tmp_path, "model-build", "--path", tmp_path, "--path", tmp_path)
     assert "--path: given twice: name the directory above both" in err
 
 
@@ -12809,14 +10998,7 @@ def test_second_path_is_refused_since_it_would_replace_the_first(tmp_path, capsy
 def test_second_list_is_refused_since_it_would_replace_the_first(
     tmp_path, capsys, command, option, value
 ):
-    words = (
-        command,
-        "--path",
-        tmp_path,
-        *(LOCAL if command == "persist" else ()),
-        option,
-        value,
-    )
+    words = (command, "--path", tmp_path, *(LOCAL if command == "persist" else ()), option, value)
     assert f"{option}: given twice: give one comma-separated list" in refused(
         capsys, tmp_path, *words, option, value
     )
@@ -12825,9 +11007,7 @@ def test_second_list_is_refused_since_it_would_replace_the_first(
 def test_main_runs_in_any_thread(tmp_path, capsys):
     codes = []
     source = tree(tmp_path / "s", {"a.py": "def f(): return 1"})
-    thread = threading.Thread(
-        target=lambda: codes.append(persist(source, tmp_path / "db"))
-    )
+    thread = threading.Thread(target=lambda: codes.append(persist(source, tmp_path / "db")))
     thread.start()
     thread.join()
     assert codes == [0] and rows(tmp_path / "db", "SELECT count(*) FROM runs") == [(1,)]
@@ -12848,9 +11028,7 @@ def test_docstring_from_code_runs_as_it_stands(tmp_path):
     tree(tmp_path, {"src/a.py": TOTAL, "src/b.py": TOTAL})
     with serving(answer()) as (address, requests):
         program = textwrap.dedent(example).replace("localhost:11434", address, 1)
-        done = finish(
-            python_command(program + "\nprint(report.groups[0].copies)"), cwd=tmp_path
-        )
+        done = finish(python_command(program + "\nprint(report.groups[0].copies)"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
     assert len(requests) == 1
     assert rows(
@@ -12861,43 +11039,23 @@ def test_docstring_from_code_runs_as_it_stands(tmp_path):
 
 
 README = Path(CDS).with_name("README.md")
-needs_readme = pytest.mark.skipif(
-    not README.exists(), reason="README.md is not beside cds.py"
-)
+needs_readme = pytest.mark.skipif(not README.exists(), reason="README.md is not beside cds.py")
 
 
 def readme_queries():
     """Return the SQL queries of the README by their comments."""
-    sql = re.search(r"```sql\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[
-        1
-    ]
-    return {
-        query.partition("\n")[0]: query
-        for query in map(str.strip, sql.split(";"))
-        if query
-    }
+    sql = re.search(r"```sql\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    return {query.partition("\n")[0]: query for query in map(str.strip, sql.split(";")) if query}
 
 
 def readme_commands(language):
     """Return the words of each command in the README's blocks of a language."""
-    blocks = re.findall(
-        rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     lines = [
-        line.strip().removeprefix("- run: ")
-        for block in blocks
-        for line in block.splitlines()
+        line.strip().removeprefix("- run: ") for block in blocks for line in block.splitlines()
     ]
-    commands = [
-        shlex.split(line)
-        for line in lines
-        if line.startswith(("cds ", "python3 cds.py "))
-    ]
-    return [
-        words[words.index("duplicates") :]
-        for words in commands
-        if "duplicates" in words
-    ]
+    commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
+    return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
 
 
 @needs_readme
@@ -12930,22 +11088,14 @@ def test_readme_workflow_fails_on_what_a_pull_request_adds(
 @needs_readme
 def test_readme_queries_answer_what_they_say(tmp_path):
     failures = [
-        record(
-            OTHER,
-            line=n,
-            intent_status="failed",
-            intent_error=f"the prompt has {n} tokens",
-        )
+        record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
         for n in (31, 42)
     ]
     copies = [record(TOTAL), record(TOTAL, "b.py", intent="Adds a date.")]
     stubs = [record("def f():\n    pass"), record("def f():\n    pass", "b.py")]
     store(tmp_path / "db", [*copies, *stubs, *failures], root_path="/src")
     exact, failed, dates, longest, new = readme_queries().values()
-    assert {row[2] for row in rows(tmp_path / "db", exact)} == {
-        "a.py:1 b.py:1",
-        "a.py:31 a.py:42",
-    }
+    assert {row[2] for row in rows(tmp_path / "db", exact)} == {"a.py:1 b.py:1", "a.py:31 a.py:42"}
     [(example, count)] = rows(tmp_path / "db", failed)
     assert example.startswith("the prompt has ") and count == 2
     assert [row[0] for row in rows(tmp_path / "db", dates)] == ["b.py"]
@@ -12996,27 +11146,10 @@ def process(*words, **options):
 
 def bench_analysis(folder, output):
     """Compare `model-build` with the bare parser."""
-    build = (
-        CDS,
-        "model-build",
-        "--path",
-        folder,
-        "--format",
-        "json",
-        "--output",
-        output,
-    )
-    ratio(
-        "model-build vs ast.parse in one process",
-        process(*build),
-        process("-c", PARSE, folder),
-    )
+    build = (CDS, "model-build", "--path", folder, "--format", "json", "--output", output)
+    ratio("model-build vs ast.parse in one process", process(*build), process("-c", PARSE, folder))
     if hasattr(os, "sched_setaffinity"):
-        one_core = {
-            "preexec_fn": lambda: os.sched_setaffinity(
-                0, {min(os.sched_getaffinity(0))}
-            )
-        }
+        one_core = {"preexec_fn": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})}
         ratio(
             "the same on one core",
             process(*build, **one_core),
@@ -13027,30 +11160,23 @@ def bench_analysis(folder, output):
 def bench_writing(folder):
     """Compare writing 100,000 records with `executemany` of the same rows."""
     records = [
-        record(f"def f(a):\n    return a + {n}", f"m{n % 999}.py", n + 1)
-        for n in range(100_000)
+        record(f"def f(a):\n    return a + {n}", f"m{n % 999}.py", n + 1) for n in range(100_000)
     ]
     context = cds.RunContext("a", "b", "/src", "http://localhost:11434", "m", "all", 10)
     numbers = itertools.count()
 
     def bare():
         with (
-            contextlib.closing(
-                sqlite3.connect(folder / f"bare{next(numbers)}")
-            ) as connection,
+            contextlib.closing(sqlite3.connect(folder / f"bare{next(numbers)}")) as connection,
             connection,
         ):
             for statement in cds.SCHEMA:
                 connection.execute(statement)
-            connection.execute(
-                cds.INSERT_RUN, (*context, "completed", 0, 0, len(records))
-            )
+            connection.execute(cds.INSERT_RUN, (*context, "completed", 0, 0, len(records)))
             connection.executemany(cds.INSERT_RECORD, [(1, *one) for one in records])
 
     def written():
-        cds.SQLitePersistence(str(folder / f"cds{next(numbers)}")).persist(
-            context, [], records
-        )
+        cds.SQLitePersistence(str(folder / f"cds{next(numbers)}")).persist(context, [], records)
 
     ratio("writing 100,000 records vs bare executemany", written, bare)
 
@@ -13084,15 +11210,7 @@ def bench_jobs(folder):
         python_command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         address = server.stdout.readline().strip()
-        words = (
-            CDS,
-            "enrich-intent",
-            "--path",
-            source,
-            *provider(address),
-            "--jobs",
-            8,
-        )
+        words = (CDS, "enrich-intent", "--path", source, *provider(address), "--jobs", 8)
         ratio(
             "1,600 calls with --jobs 8 vs calls / 8 x latency",
             process(*words),
@@ -13105,25 +11223,16 @@ def bench_jobs(folder):
 def bench_memory(folder, output):
     """Print the peak of all processes' memory (PSS) for each byte of source."""
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.py"))
-    words = command_of(
-        "model-build", "--path", folder, "--format", "json", "--output", output
-    )
+    words = command_of("model-build", "--path", folder, "--format", "json", "--output", output)
     running, peak = subprocess.Popen(words, stderr=subprocess.DEVNULL), 0
     while running.poll() is None:
         pids, used = [running.pid], 0
         with contextlib.suppress(OSError):  # a process may end meanwhile
             pids += map(
-                int,
-                Path(f"/proc/{running.pid}/task/{running.pid}/children")
-                .read_text()
-                .split(),
+                int, Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
             )
             used = sum(
-                int(
-                    re.search(
-                        r"Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text()
-                    )[1]
-                )
+                int(re.search(r"Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())[1])
                 for pid in pids
             )
         peak = max(peak, used * 1024)
@@ -13132,14 +11241,7 @@ def bench_memory(folder, output):
     print(f"{name:<58} {peak >> 20:6} MB / {size >> 20:6} MB = {peak / size:5.2f}")
 
 
-SIMPLE_STATEMENTS = (
-    ast.Assign,
-    ast.AugAssign,
-    ast.AnnAssign,
-    ast.Expr,
-    ast.Return,
-    ast.Raise,
-)
+SIMPLE_STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return, ast.Raise)
 
 NEW_STATEMENTS = (
     "added_{0} = helper(renamed_0, {0})",
@@ -13154,21 +11256,12 @@ class Mutant(ast.NodeTransformer):
     def __init__(self, function: ast.AST) -> None:
         nodes = list(ast.walk(function))
         outer = {
-            name
-            for n in nodes
-            if isinstance(n, (ast.Global, ast.Nonlocal))
-            for name in n.names
+            name for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names
         }
-        names = {
-            n.id
-            for n in nodes
-            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
+        names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         names |= {n.name for n in nodes if isinstance(n, ast.ExceptHandler) and n.name}
-        self.renamed = {
-            name: f"renamed_{i}" for i, name in enumerate(sorted(names - outer))
-        }
+        self.renamed = {name: f"renamed_{i}" for i, name in enumerate(sorted(names - outer))}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         node.id = self.renamed.get(node.id, node.id)
@@ -13196,11 +11289,7 @@ class Mutant(ast.NodeTransformer):
 def with_new_layout(function: ast.AST, rng: random.Random) -> str:
     """Type 1: a docstring, comments and blank lines that were not there."""
     lines = ast.unparse(function).splitlines()
-    first = next(
-        i
-        for i, line in enumerate(lines)
-        if line.lstrip().startswith(("def ", "async "))
-    )
+    first = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "async ")))
     lines.insert(first + 1, '    """A docstring that the original lacks."""')
     return "\n".join(f"{line}  # note {rng.random()}\n" for line in lines) + "\n"
 
@@ -13221,9 +11310,7 @@ def with_new_statements(function: ast.AST, rng: random.Random) -> str:
                 if isinstance(statement, SIMPLE_STATEMENTS):
                     simple.append((block, statement))
     count = sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 1
-    for block, statement in rng.sample(
-        simple, min(len(simple), max(1, round(count / 6)))
-    ):
+    for block, statement in rng.sample(simple, min(len(simple), max(1, round(count / 6)))):
         new = ast.parse(rng.choice(NEW_STATEMENTS).format(rng.randrange(99))).body
         first = block.index(statement)
         last = first + 1
@@ -13246,33 +11333,19 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
         rng = random.Random(seed)
         sources = [changed(_parsed(code), rng) for _, code in originals]
         copies = _analyzed_copies(sources)
-        home = {
-            copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies
-        }
+        home = {copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies}
         groups = found_groups([*records, *copies], options)
         shown = [
-            g
-            for g in groups
-            if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)
+            g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)
         ]
         found, unrelated = set(), 0
         for group in shown:
-            sums = [
-                home.get(record.file_path, record.md5sum)
-                for record in records_in(group)
-            ]
+            sums = [home.get(record.file_path, record.md5sum) for record in records_in(group)]
             new = {record.file_path for record in records_in(group)} & home.keys()
             found |= {path for path in new if home[path] in _outside(group, home)}
-            pairs = (
-                {one, other}
-                for one in map(home.get, new)
-                for other in sums
-                if one != other
-            )
+            pairs = ({one, other} for one in map(home.get, new) for other in sums if one != other)
             unrelated += any(frozenset(pair) not in twins for pair in pairs)
-        print(
-            f"type {change}: recall {len(found) / count:.3f}, groups of unrelated {unrelated}"
-        )
+        print(f"type {change}: recall {len(found) / count:.3f}, groups of unrelated {unrelated}")
 
 
 def records_in(group: cds.CloneGroup) -> list[cds.Record]:
@@ -13280,16 +11353,12 @@ def records_in(group: cds.CloneGroup) -> list[cds.Record]:
 
 
 def _outside(group: cds.CloneGroup, home: dict[str, str]) -> set[str]:
-    return {
-        record.md5sum for record in records_in(group) if record.file_path not in home
-    }
+    return {record.md5sum for record in records_in(group) if record.file_path not in home}
 
 
 def _twins(groups: Sequence[cds.CloneGroup]) -> set[frozenset[str]]:
     sums = [{record.md5sum for record in records_in(group)} for group in groups]
-    return {
-        frozenset((one, other)) for group in sums for one in group for other in group
-    }
+    return {frozenset((one, other)) for group in sums for one in group for other in group}
 
 
 def _parsed(code: str) -> ast.stmt:
@@ -13297,11 +11366,7 @@ def _parsed(code: str) -> ast.stmt:
 
 
 def _large_functions(records: Sequence[cds.Record]) -> set[tuple[str, str]]:
-    functions = {
-        (r.md5sum, r.normalized_code)
-        for r in records
-        if r.kind in ("function", "method")
-    }
+    functions = {(r.md5sum, r.normalized_code) for r in records if r.kind in ("function", "method")}
     return {
         (md5sum, code)
         for md5sum, code in functions
@@ -13355,11 +11420,7 @@ def bench_duplicates(folder, temporary):
         if hasattr(os, "sched_setaffinity"):
             one_core = {"preexec_fn": lambda: os.sched_setaffinity(0, {0})}
             alone = process("-c", PARSE, folder, **one_core)
-            ratio(
-                f"duplicates {name} vs ast.parse, one core",
-                process(*report, **one_core),
-                alone,
-            )
+            ratio(f"duplicates {name} vs ast.parse, one core", process(*report, **one_core), alone)
     taken, memory = used(database)
     name = "peak memory of duplicates --db-path vs bytes of source"
     print(f"{name:<58} {memory:6.0f} MB / {size >> 20:6} MB", flush=True)
@@ -13385,9 +11446,7 @@ def f{0}(self, value):
     log.info(result)
     return result
 """
-STEPS = "def f{0}(value):\n" + "".join(
-    f"    x{n} = step_{{0}}_{n}(value, {n})\n" for n in range(5)
-)
+STEPS = "def f{0}(value):\n" + "".join(f"    x{n} = step_{{0}}_{n}(value, {n})\n" for n in range(5))
 
 
 def print_families(temporary):
@@ -13398,9 +11457,7 @@ def print_families(temporary):
     more_steps = "\n".join(map((STEPS + "    done(value)\n").format, range(8000)))
     families = {
         "20,000 alike wrappers in one file": {"m.py": many},
-        "200 alike functions in 40 copies of a file": {
-            f"{n}/m.py": few for n in range(40)
-        },
+        "200 alike functions in 40 copies of a file": {f"{n}/m.py": few for n in range(40)},
         "8,000 pairs in two files": {"a.py": steps, "b.py": more_steps},
     }
     for number, (name, files) in enumerate(families.items()):
@@ -13421,23 +11478,19 @@ def bench_intents(pairs_path, background_path):
     `pairs_path` holds a JSON object a line, with two sentences `a` and `b` of one task each;
     `background_path` a sentence a line.
     """
-    tasks = [
-        json.loads(line)
-        for line in Path(pairs_path).read_text(encoding="utf-8").splitlines()
-    ]
+    tasks = [json.loads(line) for line in Path(pairs_path).read_text(encoding="utf-8").splitlines()]
     known = [sentence for task in tasks for sentence in (task["a"], task["b"])]
     background = Path(background_path).read_text(encoding="utf-8").splitlines()
     default = cds.DuplicateOptions().intent_similarity
     print(
-        f"intents: {len(tasks)} pairs, alone and among {len(background):,} others; the default is {default}"
+        f"intents: {len(tasks)} pairs, alone and among {len(background):,} others;"
+        f" the default is {default}"
     )
     for threshold in sorted({0.4, 0.43, 0.46, 0.49, 0.52, default}):
         alone, _ = _found_intents(known, [], threshold)
         among, unrelated = _found_intents(known, background, threshold)
         noise = f"groups of the others per 10,000: {unrelated / len(background) * 10_000:4.0f}"
-        print(
-            f"similarity {threshold:.2f}: alone {alone}; among others {among}; {noise}"
-        )
+        print(f"similarity {threshold:.2f}: alone {alone}; among others {among}; {noise}")
 
 
 def _found_intents(known, others, threshold):
@@ -13445,18 +11498,14 @@ def _found_intents(known, others, threshold):
     sentences = [*known, *others]
     similar = similar_sentences(sentences, threshold, len(sentences))
     groups = cds.complete_linkage(similar.pairs)
-    tasks_of = [
-        {index // 2 for index in group if index < len(known)} for group, _ in groups
-    ]
+    tasks_of = [{index // 2 for index in group if index < len(known)} for group, _ in groups]
     pairs = [
         {2 * task, 2 * task + 1} <= {*group}
         for (group, _), of in zip(groups, tasks_of)
         for task in of
     ]
     joined = sum(len(of) > 1 for of in tasks_of)
-    return f"{sum(pairs)} found, {joined} groups join two tasks", sum(
-        not of for of in tasks_of
-    )
+    return f"{sum(pairs)} found, {joined} groups join two tasks", sum(not of for of in tasks_of)
 
 
 def bench(folder):
