@@ -5506,10 +5506,7 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
 # ---- Similarity -----------------------------------------------------------------------------
 
 ROUNDING_SLACK = 1e-9
-SIGNATURE_SIZE = 2048  # bits
-# int.bit_count came with Python 3.10.
-bit_count: Callable[[int], int] = getattr(int, "bit_count", lambda number: bin(number).count("1"))
-PREFIX_MATCHES = 4  # features that the prefixes of similar sets have in common
+PREFIX_MATCHES = 6  # features that the prefixes of similar sets have in common
 # From so many similar sets on, not every pair is compared: a family of n would have n^2 / 2 of
 # them.
 FAMILY_SIZE = 500
@@ -5620,21 +5617,21 @@ class Join(ABC):
 class SimilarityJoin(Join):
     """Compares sets, largest first."""
 
-    # Two sets x and y with a Jaccard index of t share at least n = t / (1 + t) (|x| + |y|)
-    # features. Let both be sorted the same way, and c be the k-th feature that they have in common:
-    # n - k or more come after it. So c stands in the part that begins each set and leaves out its
-    # last n - k features, and with it the k - 1 before it. This part is the prefix: similar sets
-    # have k features of it in common. What the larger set must be found by is its prefix for the
-    # smallest y that can be similar, of t |x| features. The smaller one knows better: its feature
-    # with m more behind it is in the prefix for x only where m + k >= n, so the further on it
-    # stands, the larger are the sets that need not be looked up.
+    # Why every similar pair is found. Let x and y be sets, t the threshold, k PREFIX_MATCHES, |x|
+    # at least |y|, and both sorted in one order of features.
+    #
+    # Overlap:   jaccard(x, y) >= t  if and only if  |x & y| >= n = t / (1 + t) (|x| + |y|).
+    # Size:      then |y| >= t |x|, so n >= t |x| as seen from x, and n >= 2 t / (1 + t) |y| from y.
+    # Prefix:    of x its first |x| - n + k features. After the k-th that x and y share come n - k
+    #            that they share or more: so it, and the k - 1 before it, stand in both prefixes.
+    # Position:  if a shared feature of y with m behind it in y is among those k, then m + k >= n:
+    #            this bounds |x|, the lower, the further on in y the feature stands.
 
     def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
         super().__init__(family_size)
         self.threshold = threshold
         self.sets = sets
         self.sizes = [len(features) for features in sets]
-        self.signatures = signatures(sets)
         # In how many of the prefixes by which sets are found each feature stands.
         self.frequencies = zeros(feature_count(sets))
         for number in range(len(sets)):
@@ -5649,29 +5646,17 @@ class SimilarityJoin(Join):
         """Return the larger sets that are similar to `new`, and how much."""
         size = self.sizes[new]
         least = self.least_shared(new, 2 * self.threshold / (1 + self.threshold))
-        # 1. A set that shares less than k features in all has every one of them in its prefix.
+        # A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
         met = collections.Counter(self.holders_met(new, least))
-        candidates = [old for old, count in met.items() if count >= enough]
-        # 2. Signatures tell most of those apart that are not similar.
-        apart = (1 - self.threshold) / (1 + self.threshold)
-        own = self.signatures[new]
-        close = [
-            old
-            for old in candidates
-            if bit_count(own ^ self.signatures[old])
-            <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
-        ]
-        # 3. What is left is compared.
-        similar: dict[int, float] = {}
-        if not close:
-            return similar
         features = set(self.sets[new])
-        for old in close:
-            both = len(features.intersection(self.sets[old]))
-            similarity = both / (size + self.sizes[old] - both)
-            if similarity >= self.threshold:
-                similar[old] = similarity
+        similar = {}
+        for old, count in met.items():
+            if count >= enough:
+                both = len(features.intersection(self.sets[old]))
+                similarity = both / (size + self.sizes[old] - both)
+                if similarity >= self.threshold:
+                    similar[old] = similarity
         return similar
 
     def holders_met(self, new: int, least: int) -> list[int]:
@@ -5682,7 +5667,7 @@ class SimilarityJoin(Join):
         size = self.sizes[new]
         reach = (1 + self.threshold) / self.threshold
         met: list[int] = []
-        behind = size + PREFIX_MATCHES  # m + k of the above
+        behind = size + PREFIX_MATCHES  # m + k
         for holders in map(self.holders.get, self.prefix(new, least)):
             behind -= 1
             if holders:
@@ -5716,17 +5701,6 @@ class SimilarityJoin(Join):
 def feature_count(sets: Iterable[Sequence[int]]) -> int:
     """Return how many features there are: they are numbers from 0 on, ascending in each set."""
     return 1 + max((features[-1] for features in sets if features), default=-1)
-
-
-def signatures(sets: Sequence[Sequence[int]]) -> list[int]:
-    """Return a number for each set, whose bits say which classes of features have an odd count.
-
-    Two sets are apart in at least as many features as their signatures are in bits.
-    """
-    classes = [1 << number for number in range(SIGNATURE_SIZE)]
-    # The class of each feature.
-    bits = classes * (feature_count(sets) // SIGNATURE_SIZE + 1)
-    return [functools.reduce(operator.xor, map(bits.__getitem__, features), 0) for features in sets]
 
 
 # ---- Intents --------------------------------------------------------------------------------
