@@ -175,6 +175,9 @@ EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
+# The whole error of a call to a model that was abandoned, or not made, on a signal.
+INTERRUPTED = "interrupted"
+
 
 class CdsError(Exception):
     """Base of the errors that end a command; the text is one line for the user."""
@@ -2712,7 +2715,6 @@ SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
 REFUSALS_AT_FIRST = 8  # alike: after as many of the first calls too
 # How often a wait for answers is left, to draw and to look for a signal.
 TICK_SECONDS = 0.2
-INTERRUPTED = "interrupted"
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_RULES = """\
 Describe a piece of Python code in one sentence of at most 20 words, in this form: the operation as
