@@ -175,6 +175,9 @@ EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
+# The whole error of a call to a model that was abandoned, or not made, on a signal.
+INTERRUPTED = "interrupted"
+
 
 class CdsError(Exception):
     """Base of the errors that end a command; the text is one line for the user."""
@@ -2712,7 +2715,6 @@ SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
 REFUSALS_AT_FIRST = 8  # alike: after as many of the first calls too
 # How often a wait for answers is left, to draw and to look for a signal.
 TICK_SECONDS = 0.2
-INTERRUPTED = "interrupted"
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_RULES = """\
 Describe a piece of Python code in one sentence of at most 20 words, in this form: the operation as
@@ -3151,6 +3153,7 @@ CONNECT_SECONDS = 5.0
 # A sentence never comes near it; long lists of models have a quarter of it.
 ANSWER_BYTES = 1 << 22
 PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
+BEARER = ("Authorization", "Bearer ")  # the header of a key, and what stands before it there
 TRIES = 3
 LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
 LONGEST_RETRY_AFTER = 60.0  # seconds
@@ -3259,17 +3262,27 @@ def is_own_address(family: int, where: Any) -> bool:
 # Secrets
 
 
-def authorization(address: Address, api_key: str, key_name: str) -> Optional[str]:
-    """Return the value of the Authorization header: for the API key, else for user and password."""
+def sendable_key(api_key: str, key_name: str, address: Address) -> str:
+    """Return a key without the white space around it, or "" if it would be sent for all to read.
+
+    Raises UsageError, which names it by `key_name`, if no header can hold it.
+    """
+    key = api_key.strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise UsageError(f"{key_name} holds characters that no key has: set it anew")
+    if key and address.url.startswith("http:") and not is_this_machine(address.host):
+        log(f"{key_name} is withheld: anybody could read it on the way, so give an https address")
+        return ""
+    return key
+
+
+def basic_authorization(address: Address) -> str:
+    """Return the value of the Authorization header for user and password, "" if there are none."""
     import base64
     from urllib.parse import unquote
 
-    if not re.fullmatch("[!-~]*", api_key):
-        raise UsageError(f"{key_name} holds characters that no key has: set it anew")
-    if api_key:
-        return f"Bearer {api_key}"
     if address.user is None and address.password is None:
-        return None
+        return ""
     pair = f"{unquote(address.user or '')}:{unquote(address.password or '')}"
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
@@ -3563,23 +3576,25 @@ class Transport:
         timeout: float = DEFAULT_TIMEOUT,
         api_key: str = "",
         key_name: str = "the API key",
+        key_header: tuple[str, str] = BEARER,
         absent: str = "check the provider URL",
         wait: Optional[Callable[[float], object]] = None,
     ) -> None:
         """Take the address, the seconds that a try may last, and the key with its name for errors.
 
-        `absent` is the remedy where nobody listens. `wait(seconds)` passes the time between tries;
-        by default it ends early on `close`.
+        `key_header` is the header that carries the key, and what stands before it there. `absent`
+        is the remedy if nobody listens. `wait(seconds)` passes the time between tries; by default
+        it ends early on `close`.
         """
         self.address = parse_provider_url(provider_url)
         self.timeout = min(timeout, LONGEST_TIMEOUT)
         self.absent = absent
-        api_key = api_key.strip()
-        header = authorization(self.address, api_key, key_name)
+        key = sendable_key(api_key, key_name, self.address)
+        basic = basic_authorization(self.address)
         proxies = proxies_for(self.address)
         self._secrets = Secrets(
-            api_key,
-            (header or "").partition(" ")[2],
+            key,
+            basic.partition(" ")[2],
             *address_secrets(self.address.user, self.address.password),
             *proxy_secrets(proxies),
         )
@@ -3587,8 +3602,11 @@ class Transport:
             "Content-Type": "application/json",
             "User-Agent": f"cds/{__version__}",
         }
-        if header:
-            self._headers["Authorization"] = header
+        if basic:
+            self._headers["Authorization"] = basic
+        if key:  # instead of user and password, if it takes the same header
+            name, before = key_header
+            self._headers[name] = before + key
         self._opener = make_opener(self.address, proxies)
         self._wait = wait
         # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
@@ -3791,19 +3809,93 @@ CHECK_SECONDS = 5.0
 REPETITIONS = 20
 LONGEST_REPEATED = 40  # characters
 
+# What a request holds besides the question, until a server refuses one of them.
+Fields = Mapping[str, object]
+
+
+# What is asked, answered and refused
+
 
 class Question(NamedTuple):
     """The parts of a request: `tokens` bounds the answer, a server may refuse `fields`."""
 
-    code: str
+    prompt: str
     tokens: int
-    fields: Mapping[str, object]
+    fields: Fields
+
+
+class Answer(NamedTuple):
+    """What a server gives for the model's answer, unchecked: `text` and `thought` are to be texts.
+
+    `reason` is "stop" if the model came to its end, "length" if it had no tokens left, any other
+    word if something else ended it, and empty if the server does not say.
+    """
+
+    text: object
+    thought: object
+    reason: object
+    is_complete: bool = True
+
+
+class Problem(NamedTuple):
+    """What a server says is wrong, in its own words: not yet fit to be shown, and any empty."""
+
+    status: int
+    text: str = ""
+    kind: str = ""
+    code: str = ""
+    param: str = ""
+
+    def all_words(self) -> str:
+        """Return everything that can distinguish one problem from another."""
+        return " ".join(filter(None, (self.kind, self.code, self.text)))
+
+
+class Refusal(NamedTuple):
+    """A row of the table of what servers mean by their refusals; the first that fits counts.
+
+    It fits a problem if `statuses` matches its whole status and `pattern` is found in its words.
+    `message` may hold {said}, {status}, {model} and {key_name}. A TransientError is `lasting` or
+    not, and `remedy` is what to do if all its tries fail.
+    """
+
+    statuses: str
+    pattern: str
+    error: type[IntentGenerationError]
+    message: str = "{said}"
+    lasting: bool = False
+    remedy: str = ""
+
+    def fits(self, problem: Problem) -> bool:
+        """Return whether a problem is of this kind."""
+        is_status = re.fullmatch(self.statuses, str(problem.status)) is not None
+        return is_status and re.search(self.pattern, problem.all_words()) is not None
+
+
+ANOTHER_MODEL = "{said}: name another model"
+REDIRECTED = Refusal(
+    "3..", "", ProviderError, "the server redirects (HTTP status {status}): give its final address"
+)
+NOT_ALLOWED = Refusal(
+    "401|403", "", ProviderError, "not allowed ({said}): check {key_name} and the provider URL"
+)
+# The rows of every provider, after its own.
+COMMON_REFUSALS = (
+    REDIRECTED,
+    NOT_ALLOWED,
+    Refusal("429", "", TransientError, lasting=True),
+    Refusal("408|[5-9]..", "", TransientError),
+    Refusal("...", "", RefusalError),
+)
+
+
+# The client
 
 
 class FieldError(IntentGenerationError):
     """The server refuses a field of the request; `fields` are to be sent instead."""
 
-    def __init__(self, message: str, fields: Mapping[str, object]) -> None:
+    def __init__(self, message: str, fields: Fields) -> None:
         super().__init__(message)
         self.fields = fields
 
@@ -3854,12 +3946,14 @@ class ChatClient(LLMClient):
     """What the clients of chat APIs share; a subclass knows the requests and answers of its API."""
 
     key_name: str  # the environment variable that holds the key, by custom
+    key_header = BEARER
     path: str  # where the requests go
-    absent: str  # what to do where nobody listens
-    # What a request holds besides, until a server refuses it.
-    fields: Mapping[str, object]
-    # What those of them become for a model that cannot be kept from thinking.
-    low_effort: Mapping[str, object]
+    absent: str  # what to do if nobody listens
+    refusals: Sequence[Refusal] = ()  # what this API's servers mean, before COMMON_REFUSALS
+    fields: Mapping[str, object] = {}
+    # What some of them become for a model that cannot be kept from thinking.
+    low_effort: Mapping[str, object] = {}
+    cuts_silently = False  # whether a server may cut a long prompt without a word
 
     def __init__(
         self,
@@ -3882,6 +3976,7 @@ class ChatClient(LLMClient):
             timeout=timeout,
             api_key=api_key,
             key_name=self.key_name,
+            key_header=self.key_header,
             absent=self.absent,
             wait=wait,
         )
@@ -3892,52 +3987,133 @@ class ChatClient(LLMClient):
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
+        return self.ask(intent_prompt(code), functools.partial(clean_answer, code=code))
+
+    def ask(self, prompt: str, read: Callable[[str], str]) -> str:
+        """Return what `read` makes of the text with which the model answers a prompt.
+
+        `read` returns a text to be shown, or raises IntentGenerationError if the model's is no
+        answer to this question. Other errors are those of `generate_intent`.
+        """
         abandoned = self._transport.abandoned
-        room = self.num_ctx - prompt_tokens(code)
+        size = prompt_tokens(prompt)
+        if self.cuts_silently and size > self.num_ctx:
+            raise IntentGenerationError(
+                f"the prompt has about {size} tokens, the context {self.num_ctx}: raise num_ctx"
+            )
+        room = self.num_ctx - size
         # What helped another call may be more than this prompt leaves room for.
         tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
         # Every other round has fewer fields to refuse or more tokens to think with, and both run
         # out.
         while True:
-            question = Question(code, tokens, self._fields)
+            question = Question(prompt, tokens, self._fields)
             try:
-                intent = self._ask(question, abandoned)
+                answer = self._answer_to(question, read, abandoned)
             except FieldError as error:
                 self._replace_fields(question.fields, error.fields)
-            except ThinkingError as error:
+            except ThinkingError:
                 raised = self._budget.raised(tokens, room)
                 if raised is None:
-                    text = f"the model was still thinking after {tokens} tokens"
-                    raise IntentGenerationError(text) from error
+                    raise
                 tokens = raised
                 self._lower_effort()
             else:
                 self._budget.keep(tokens)
-                return intent
+                return answer
 
     def close(self) -> None:
         """Abandon the calls in flight; see LLMClient."""
         self._transport.close()
 
     @abstractmethod
-    def _request(self, question: Question) -> dict[str, object]:
-        """Return the body of a request."""
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of the request that asks a question."""
 
     @abstractmethod
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer that the reply of a status 200 holds, or None."""
+
+    def find_problem(self, response: Response) -> Optional[Problem]:
+        """Return the problem that a response stands for, or None if it should hold an answer."""
+        reply = response.reply or {}
+        # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
+        error = reply.get("error") or first_choice(reply).get("error")
+        if reply.get("object") == "error":
+            error = reply
+        if response.status == 200 and not error:
+            return None
+        error = error or reply.get("detail")
+        if not isinstance(error, dict):
+            return Problem(response.status, text_of(error))
+        code = text_of(error.get("code"))
+        # Some answer 200 for a model that failed after its first words, with the status as code.
+        is_status = response.status == 200 and re.fullmatch("[45][0-9][0-9]", code)
+        return Problem(
+            status=int(code) if is_status else response.status,
+            text=text_of(error.get("message")),
+            kind=text_of(error.get("type")),
+            code=code,
+            param=text_of(error.get("param")),
+        )
+
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the fields to send instead if one that was sent is the problem, else None."""
+
+    def refusal(self, response: Response, problem: Problem) -> IntentGenerationError:
+        """Return the error that a problem means, by the first row that fits it."""
+        row = next(row for row in (*self.refusals, *COMMON_REFUSALS) if row.fits(problem))
+        message = row.message.format(
+            said=response.quote(problem.text),
+            status=problem.status,
+            model=self.model,
+            key_name=self.key_name,
+        )
+        if row.error is not TransientError:
+            return row.error(message)
+        pause = response.retry_after()
+        return TransientError(message, lasting=row.lasting, retry_after=pause, remedy=row.remedy)
+
+    def check_error(
+        self, response: Response, problem: Problem, is_wrong_model: bool = False
+    ) -> IntentGenerationError:
+        """Return the error of a check: a ProviderError only if the server's no is definite."""
+        error = self.refusal(response, problem)
+        is_no = is_wrong_model or response.status in (401, 403)
+        return error if is_no else IntentGenerationError(str(error))
+
+    def _answer_to(
+        self, question: Question, read: Callable[[str], str], abandoned: threading.Event
+    ) -> str:
+        def read_response(response: Response) -> str:
+            answer = read(self._answer_text(response, question))
+            if response.secrets.are_in(answer):
+                raise IntentGenerationError("the answer is withheld: it holds a key or password")
+            return answer
+
+        return self._transport.call(self.path, self.request(question), read_response, abandoned)
+
     def _answer_text(self, response: Response, question: Question) -> str:
         """Return the text of a complete answer; raise for anything else that a server may send."""
+        problem = self.find_problem(response)
+        if problem is not None:
+            fields = self.other_fields(problem, question.fields)
+            if fields is not None:
+                raise FieldError(response.quote(problem.text), fields)
+            raise self.refusal(response, problem)
+        if response.reply is None:
+            raise RefusalError("the answer is not a JSON object")
+        answer = self.find_answer(response.reply)
+        if answer is None:
+            raise RefusalError("the answer holds no text")
+        if answer.reason == "length":
+            raise length_error(answer, question.tokens)
+        text = ended_text(response, answer)
+        if not answer.is_complete:
+            raise IntentGenerationError("the answer is not complete")
+        return text
 
-    def _ask(self, question: Question, abandoned: threading.Event) -> str:
-        def read(response: Response) -> str:
-            text = self._answer_text(response, question)
-            intent = clean_answer(text, question.code)
-            if response.secrets.are_in(intent):
-                raise IntentGenerationError("the answer is withheld: it holds a key or password")
-            return intent
-
-        return self._transport.call(self.path, self._request(question), read, abandoned)
-
-    def _replace_fields(self, refused: Mapping[str, object], fields: Mapping[str, object]) -> None:
+    def _replace_fields(self, refused: Fields, fields: Fields) -> None:
         # Where another call did so meanwhile, the refusal is of fields that are no longer sent.
         if self._fields is refused:
             self._fields = fields
@@ -3952,33 +4128,37 @@ class ChatClient(LLMClient):
             }
 
 
-def prompt_tokens(code: str) -> int:
+def prompt_tokens(prompt: str) -> int:
     """Return an estimate, rather too high, of the tokens that a prompt takes."""
     # Code can hold lone surrogates, which JSON sends as escapes.
-    prompt = intent_prompt(code).encode("utf-8", "surrogatepass")
-    return len(prompt) // BYTES_PER_TOKEN
+    encoded = prompt.encode("utf-8", "surrogatepass")
+    return len(encoded) // BYTES_PER_TOKEN
 
 
-def chat_messages(code: str) -> list[dict[str, str]]:
-    """Return the conversation that asks for the intent of `code`."""
+def chat_messages(prompt: str) -> list[dict[str, str]]:
+    """Return the conversation that consists of a prompt."""
     # Some servers and models refuse a system turn.
-    return [{"role": "user", "content": intent_prompt(code)}]
+    return [{"role": "user", "content": prompt}]
 
 
-def length_error(content: object, thought: object, tokens: int) -> IntentGenerationError:
+# What a server sends
+
+
+def length_error(answer: Answer, tokens: int) -> IntentGenerationError:
     """Return the error of an answer that took all its tokens, thinking or answering."""
-    text = content if isinstance(content, str) else ""
-    # Where a thought has no field of its own, it stands in the content, cut off in its midst.
-    if thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
+    text = answer.text if isinstance(answer.text, str) else ""
+    # A thought that has no field of its own stands in the text, cut off in its midst.
+    if answer.thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
         return ThinkingError(f"the model was still thinking after {tokens} tokens")
     return IntentGenerationError(f"the answer is longer than {tokens} tokens")
 
 
-def ended_text(response: Response, text: object, reason: object) -> str:
+def ended_text(response: Response, answer: Answer) -> str:
     """Return the text of an answer that ended for a reason, which some servers leave out.
 
     Raises IntentGenerationError for any reason but the end of the answer, and without text.
     """
+    text, reason = answer.text, answer.reason
     if not reason:
         if not isinstance(text, str) or not text.strip():
             raise IntentGenerationError("the answer holds no text and no reason why it ended")
@@ -3999,20 +4179,53 @@ def ends_in_repetition(text: str) -> bool:
     return any(end.endswith(end[-size:] * REPETITIONS) for size in range(1, LONGEST_REPEATED + 1))
 
 
+def text_of(value: object) -> str:
+    """Return the start of a JSON value as text, "" for null."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:SERVER_CHARACTERS]
+
+
+def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first of the choices in a reply, or an empty one."""
+    choices = reply.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
 # ---- Ollama ---------------------------------------------------------------------------------
 
-# What a server says whose every further answer would be the same.
-PERMANENT = re.compile(
+NO_SUCH_MODEL = "model .* not found|invalid model name"
+PROMPT_TOO_LONG = "exceed_context_size_error"
+NOT_FOR_CHAT = (
     "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size"
     "|model is required"
 )
-NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
-# What it says when the model does not load.
-NOT_LOADED = re.compile(
-    "llama-server process has terminated|timed out waiting for llama-server to start"
+NOT_LOADED = "llama-server process has terminated|timed out waiting for llama-server to start"
+NO_OLLAMA = (
+    "no Ollama answers there (HTTP status {status}):"
+    " check the provider URL, which ends in /v1 for a server of OpenAI's API"
 )
-NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
-NO_OLLAMA_REMEDY = "check the provider URL, which ends in /v1 for a server of OpenAI's API"
+OLLAMA_REFUSALS = (
+    Refusal("...", PROMPT_TOO_LONG, RefusalError, "{said}: raise num_ctx"),
+    REDIRECTED,
+    NOT_ALLOWED,
+    # Ollama names the model that it lacks; another server's 404 has no words that it knows.
+    Refusal("404|405", r"\A\Z", ProviderError, NO_OLLAMA),
+    Refusal("404", "", ProviderError, "{said}: run 'ollama pull {model}' on the server"),
+    Refusal("501", "", ProviderError, ANOTHER_MODEL),
+    Refusal("...", NOT_FOR_CHAT, ProviderError, ANOTHER_MODEL),
+    Refusal("429", "usage limit", ProviderError, "{said}: wait, or use another server"),
+    # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
+    Refusal("[5-9]..", "token repeat limit", RefusalError),
+    Refusal(
+        "408|[5-9]..",
+        NOT_LOADED,
+        TransientError,
+        remedy="free memory on the server, or name a smaller model",
+    ),
+)
 
 
 class OllamaClient(ChatClient):
@@ -4021,21 +4234,20 @@ class OllamaClient(ChatClient):
     key_name = "OLLAMA_API_KEY"
     path = "/api/chat"
     absent = "start it with 'ollama serve', or check the provider URL"
+    refusals = OLLAMA_REFUSALS
     fields: Mapping[str, object] = {"think": False}
     low_effort: Mapping[str, object] = {"think": "low"}
 
     def check(self) -> None:
         """Ask for the model's description; see LLMClient."""
         response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
-        if response.status == 200:
-            return
-        error = ollama_refusal(response, self.model)
-        is_wrong_model = NO_SUCH_MODEL.search(ollama_error(response))
-        if response.status in (401, 403) or is_wrong_model:
-            raise error
-        raise IntentGenerationError(str(error))
+        problem = self.find_problem(response)
+        if problem is not None:
+            is_wrong_model = re.search(NO_SUCH_MODEL, problem.text) is not None
+            raise self.check_error(response, problem, is_wrong_model)
 
-    def _request(self, question: Question) -> dict[str, object]:
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of a request; see ChatClient."""
         return {
             "model": self.model,
             "stream": False,
@@ -4045,7 +4257,7 @@ class OllamaClient(ChatClient):
             # take.
             "keep_alive": "30m",
             **question.fields,
-            "messages": chat_messages(question.code),
+            "messages": chat_messages(question.prompt),
             "options": {
                 "temperature": 0,
                 "seed": 0,
@@ -4055,118 +4267,83 @@ class OllamaClient(ChatClient):
             },
         }
 
-    def _answer_text(self, response: Response, question: Question) -> str:
-        reply = response.reply
-        if response.status != 200:
-            # Only models that know levels of effort take one.
-            if question.fields != self.fields and "think" in ollama_error(response):
-                raise FieldError("low effort is refused", self.fields)
-            raise ollama_refusal(response, self.model)
-        if reply is None:
-            raise RefusalError("the answer is not a JSON object")
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer in a reply; see ChatClient."""
         message = reply.get("message")
         if not isinstance(message, dict):
-            raise RefusalError("the answer holds no text")
-        text = message.get("content")
-        reason = reply.get("done_reason")
-        if reason == "length":
-            raise length_error(text, message.get("thinking"), question.tokens)
-        text = ended_text(response, text, reason)
-        if reply.get("done", True) is not True:
-            raise IntentGenerationError("the answer is not complete")
-        return text
-
-
-def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
-    """Return the error that a status other than 200 stands for."""
-    status = response.status
-    whole = ollama_error(response)
-    said = response.quote(whole)
-    sizes = oversized_prompt(response)
-    if sizes:
-        return RefusalError(f"{sizes}: raise num_ctx")
-    if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
-    if status in (401, 403):
-        return ProviderError(
-            f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL"
+            return None
+        return Answer(
+            message.get("content"),
+            message.get("thinking"),
+            reply.get("done_reason"),
+            is_complete=reply.get("done", True) is True,
         )
-    # Ollama names the model that it lacks; another server's 404 is told otherwise.
-    if status in (404, 405) and not whole:
-        return ProviderError(f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}")
-    if status == 404:
-        return ProviderError(f"{said}: run 'ollama pull {model}' on the server")
-    if status == 501 or PERMANENT.search(whole):
-        return ProviderError(f"{said}: name another model")
-    if status == 429 and "usage limit" in whole:
-        return ProviderError(f"{said}: wait, or use another server")
-    # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
-    is_this_prompt = "token repeat limit" in whole
-    if status in (408, 429) or (status >= 500 and not is_this_prompt):
-        return TransientError(
-            said,
-            lasting=status == 429,
-            retry_after=response.retry_after(),
-            remedy=NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else "",
-        )
-    return RefusalError(said)
+
+    def find_problem(self, response: Response) -> Optional[Problem]:
+        """Return the problem that any status but 200 stands for; see ChatClient."""
+        if response.status == 200:
+            return None
+        error = (response.reply or {}).get("error")
+        text = error[:SERVER_CHARACTERS] if isinstance(error, str) else ""
+        # The error of Ollama's runner is passed on as a JSON text inside the JSON text.
+        inner = (json_object(text) or {}).get("error")
+        if not isinstance(inner, dict):
+            return Problem(response.status, text)
+        if inner.get("type") == PROMPT_TOO_LONG:
+            return Problem(response.status, prompt_sizes(inner), PROMPT_TOO_LONG)
+        return Problem(response.status, str(inner.get("message", text)))
+
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the fields for a model that takes no effort; see ChatClient."""
+        # Only models that know levels of effort take one.
+        return self.fields if sent != self.fields and "think" in problem.text else None
 
 
-def ollama_error(response: Response) -> str:
-    """Return what the server says is wrong, in its own words and not yet fit to be shown, or ""."""
-    text = error_text(response)
-    return str(inner_error(text).get("message", text))
-
-
-def error_text(response: Response) -> str:
-    """Return the start of the error in a reply, or ""."""
-    text = (response.reply or {}).get("error")
-    return text[:SERVER_CHARACTERS] if isinstance(text, str) else ""
-
-
-def inner_error(text: str) -> dict[str, Any]:
-    """Return the error in a JSON text inside the JSON text, as Ollama passes on its runner's."""
-    inner = (json_object(text) or {}).get("error")
-    return inner if isinstance(inner, dict) else {}
-
-
-def oversized_prompt(response: Response) -> str:
-    """Return what the error says of a prompt that is too long, or "" if it says another thing."""
-    error = inner_error(error_text(response))
-    if error.get("type") != "exceed_context_size_error":
-        return ""
+def prompt_sizes(error: Mapping[str, Any]) -> str:
+    """Return what an error says of a prompt that is too long."""
     tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
-    unsaid = "the prompt has more tokens than the context"
-    if not isinstance(tokens, int) or not isinstance(context, int):
-        return unsaid
-    sizes = f"the prompt has {tokens} tokens, the context {context}"
-    return response.quote(sizes, instead=unsaid)
+    if isinstance(tokens, int) and isinstance(context, int):
+        return f"the prompt has {tokens} tokens, the context {context}"
+    return "the prompt has more tokens than the context"
 
 
 # ---- OpenAI ---------------------------------------------------------------------------------
 
 V1 = re.compile("(?<!/)/v1/*$")  # the end of an address, and not a host of that name
-# The same prompt, sent again, would be refused again; others need not be.
-TOO_LONG = re.compile(
-    "context_length_exceeded|exceed_context_size|context (?:length|size|window)"
-    "|context the overflows|reduce the length",
-    re.IGNORECASE,
+TOO_LONG = (
+    "(?i)context_length_exceeded|exceed_context_size|context (?:length|size|window)"
+    "|context the overflows|reduce the length"
 )
-LOADING = re.compile("loading", re.IGNORECASE)
-MODERATED = re.compile("moderation|flagged", re.IGNORECASE)
-# No request with this model, on this account or of this shape will ever be answered.
-WRONG_MODEL = re.compile(
-    r"\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
-    "|no models loaded|failed to load model",
-    re.IGNORECASE,
+LOADING = "(?i)loading"
+WRONG_MODEL = (
+    r"(?i)\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
+    "|no models loaded|failed to load model"
 )
 # Many come as a 429 does that passes; only these words tell that this one stays.
-NO_CREDIT = re.compile(
-    "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
-)
-# Some servers answer 500 to a request that they cannot read.
-WRONG_SHAPE = re.compile(
-    "cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE
+NO_CREDIT = "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
+ADD_CREDIT = "{said}: wait, add credit, or use another server"
+WRONG_SHAPE = "(?i)cannot unmarshal|type must be|parse_error|validation error"
+NO_OPENAI = "no OpenAI API answers there ({said}): check the provider URL"
+# What the words say comes before what the status says, since servers choose that differently.
+OPENAI_REFUSALS = (
+    REDIRECTED,
+    # The same prompt, sent again, would be refused again; others need not be.
+    Refusal(
+        "[1-4]..",
+        TOO_LONG,
+        RefusalError,
+        "the prompt is too long for the server's context: {said}",
+    ),
+    Refusal("403", "(?i)moderation|flagged", RefusalError),
+    NOT_ALLOWED,
+    # No request with this model, on this account or of this shape will ever be answered.
+    Refusal("402", "", ProviderError, ADD_CREDIT),
+    Refusal("...", NO_CREDIT, ProviderError, ADD_CREDIT),
+    Refusal("[1-4]..", WRONG_MODEL, ProviderError, ANOTHER_MODEL),
+    Refusal("404|405|501", "", ProviderError, NO_OPENAI),
+    # Some servers answer 500 to a request that they cannot read.
+    Refusal("...", WRONG_SHAPE, ProviderError, "the server refuses the request: {said}"),
+    Refusal("408|[5-9]..", LOADING, TransientError, lasting=True),
 )
 
 
@@ -4179,8 +4356,8 @@ class OpenAIClient(ChatClient):
     key_name = "OPENAI_API_KEY"
     path = "/v1/chat/completions"
     absent = "start it, or check the provider URL"
-    # Thinking is told off in both ways that servers know. `max_tokens` stands here for its name
-    # alone.
+    # Thinking is switched off in both ways that servers know. Only the name of `max_tokens` counts
+    # here.
     fields: Mapping[str, object] = {
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
@@ -4189,37 +4366,22 @@ class OpenAIClient(ChatClient):
         "chat_template_kwargs": {"enable_thinking": False},
     }
     low_effort: Mapping[str, object] = {"reasoning_effort": "low"}
+    refusals = OPENAI_REFUSALS
+    cuts_silently = True
 
-    def __init__(self, provider_url: str, model: str, *, api_key: str = "", **options: Any) -> None:
+    def __init__(self, provider_url: str, model: str, **options: Any) -> None:
         """Take the address with or without its /v1; see ChatClient."""
-        address = parse_provider_url(provider_url)
-        is_readable = address.url.startswith("http:") and not is_this_machine(address.host)
-        if api_key.strip() and is_readable:
-            log(
-                f"{self.key_name} is withheld: anybody could read it on the way,"
-                " so give an https address"
-            )
-            api_key = ""
-        base = V1.sub("", provider_url)
-        super().__init__(base, model, api_key=api_key, **options)
-
-    def generate_intent(self, code: str) -> str:
-        """Return the intent of `code`; see LLMClient."""
-        # A server may cut a longer prompt in silence.
-        tokens = prompt_tokens(code)
-        if tokens > self.num_ctx:
-            raise IntentGenerationError(
-                f"the prompt has about {tokens} tokens, the context {self.num_ctx}: raise num_ctx"
-            )
-        return super().generate_intent(code)
+        super().__init__(V1.sub("", provider_url), model, **options)
 
     def check(self) -> None:
         """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
         response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
-        problem = find_problem(response)
+        problem = self.find_problem(response)
         if problem is not None:
-            self._refuse_at_check(response, problem)
-            return
+            if response.status == 503 and re.search(LOADING, problem.text):
+                log("the server is still loading the model: calls wait for it, up to a minute")
+                return
+            raise self.check_error(response, problem)
         # Only a warning, since many servers answer by any name.
         names = listed_models(response.reply or {})
         if names is not None and not lists_model(names, self.model):
@@ -4238,16 +4400,8 @@ class OpenAIClient(ChatClient):
                     " give its address without /v1"
                 )
 
-    def _refuse_at_check(self, response: Response, problem: "Problem") -> None:
-        """Raise what the answer to the check says, unless it is only that calls have to wait."""
-        error = openai_refusal(response, problem)
-        if response.status == 503 and LOADING.search(problem.text):
-            log("the server is still loading the model: calls wait for it, up to a minute")
-            return
-        is_refused = response.status in (401, 403)
-        raise error if is_refused else IntentGenerationError(str(error))
-
-    def _request(self, question: Question) -> dict[str, object]:
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of a request; see ChatClient."""
         fields = dict(question.fields)
         # Never both names: a server that knows the two refuses them together.
         cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
@@ -4256,87 +4410,23 @@ class OpenAIClient(ChatClient):
             "model": self.model,
             "stream": False,
             **fields,
-            "messages": chat_messages(question.code),
+            "messages": chat_messages(question.prompt),
         }
 
-    def _answer_text(self, response: Response, question: Question) -> str:
-        problem = find_problem(response)
-        if problem is not None:
-            raise self._refusal(response, problem, question)
-        if response.reply is None:
-            raise RefusalError("the answer is not a JSON object")
-        first = first_choice(response.reply)
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer in the first choice of a reply; see ChatClient."""
+        first = first_choice(reply)
         message = first.get("message")
         if not isinstance(message, dict):
-            raise RefusalError("the answer holds no text")
-        text = message.get("content")
-        reason = first.get("finish_reason")
-        if reason == "length":
-            thought = message.get("reasoning_content") or message.get("reasoning")
-            raise length_error(text, thought, question.tokens)
+            return None
+        text, reason = message.get("content"), first.get("finish_reason")
         if text is None and reason:  # as some servers say "nothing"
             text = ""
-        return ended_text(response, text, reason)
+        return Answer(text, message.get("reasoning_content") or message.get("reasoning"), reason)
 
-    def _refusal(
-        self,
-        response: Response,
-        problem: "Problem",
-        question: Question,
-    ) -> IntentGenerationError:
-        if response.status in (400, 422):
-            fields = without_refused(question.fields, problem)
-            if fields is not None:
-                return FieldError(response.quote(problem.text), fields)
-        return openai_refusal(response, problem)
-
-
-class Problem(NamedTuple):
-    """What a server says is wrong, in whatever shape: its own words, and any may be empty."""
-
-    text: str = ""
-    kind: str = ""
-    code: str = ""
-    param: str = ""
-
-    def all_words(self) -> str:
-        """Return everything that can tell one problem from another."""
-        return f"{self.kind} {self.code} {self.text}"
-
-
-def find_problem(response: Response) -> Optional[Problem]:
-    """Return the problem that a response stands for, or None where it holds an answer."""
-    reply = response.reply or {}
-    # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
-    error = reply.get("error") or first_choice(reply).get("error")
-    if reply.get("object") == "error":
-        error = reply
-    if response.status == 200 and not error:
-        return None
-    error = error or reply.get("detail")
-    if not isinstance(error, dict):
-        return Problem(text_of(error))
-    return Problem(
-        text=text_of(error.get("message")),
-        kind=text_of(error.get("type")),
-        code=text_of(error.get("code")),
-        param=text_of(error.get("param")),
-    )
-
-
-def text_of(value: object) -> str:
-    """Return the start of a JSON value as text, "" for null."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:SERVER_CHARACTERS]
-
-
-def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first of the choices in a reply, or an empty one."""
-    choices = reply.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return first if isinstance(first, dict) else {}
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the fields without the one that a problem names; see ChatClient."""
+        return without_refused(sent, problem) if problem.status in (400, 422) else None
 
 
 def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
@@ -4361,9 +4451,9 @@ def lists_model(names: Collection[str], model: str) -> bool:
     return not forms.isdisjoint((model, f"{model}:latest", f"{model}.gguf"))
 
 
-def without_refused(fields: Mapping[str, object], problem: Problem) -> Optional[dict[str, object]]:
+def without_refused(fields: Fields, problem: Problem) -> Optional[dict[str, object]]:
     """Return the fields to send once a server has refused one, or None if it names none."""
-    if TOO_LONG.search(problem.all_words()):  # such a text names the tokens asked for
+    if re.search(TOO_LONG, problem.all_words()):  # such a text names the tokens asked for
         return None
     if "max_completion_tokens" in problem.text:
         kept = {name: value for name, value in fields.items() if name != "max_tokens"}
@@ -4382,40 +4472,6 @@ def without_refused(fields: Mapping[str, object], problem: Problem) -> Optional[
             changed[name] = "low"
         return changed
     return None
-
-
-def openai_refusal(response: Response, problem: Problem) -> IntentGenerationError:
-    """Return the error that a status other than 200, or an error in the reply, stands for."""
-    # Some put the error of a model that had begun to answer into a 200, with the status as its
-    # code.
-    status = response.status
-    if status == 200 and re.fullmatch("[45][0-9][0-9]", problem.code):
-        status = int(problem.code)
-    words = problem.all_words()
-    said = response.quote(problem.text)
-    # What the words say comes before what the status says, since servers choose that differently.
-    if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
-    if TOO_LONG.search(words) and status < 500:
-        return RefusalError(f"the prompt is too long for the server's context: {said}")
-    if status == 403 and MODERATED.search(words):
-        return RefusalError(said)
-    if status in (401, 403):
-        return ProviderError(
-            f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL"
-        )
-    if status == 402 or NO_CREDIT.search(words):
-        return ProviderError(f"{said}: wait, add credit, or use another server")
-    if WRONG_MODEL.search(words) and status < 500:
-        return ProviderError(f"{said}: name another model")
-    if status in (404, 405, 501):
-        return ProviderError(f"no OpenAI API answers there ({said}): check the provider URL")
-    if WRONG_SHAPE.search(words):
-        return ProviderError(f"the server refuses the request: {said}")
-    if status in (408, 429) or status >= 500:
-        is_lasting = status == 429 or LOADING.search(problem.text) is not None
-        return TransientError(said, lasting=is_lasting, retry_after=response.retry_after())
-    return RefusalError(said)
 
 
 # ---- Persistence ----------------------------------------------------------------------------

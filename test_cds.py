@@ -399,6 +399,62 @@ def client_of(address, **options):
     return client
 
 
+class ToyClient(cds.ChatClient):
+    """A third provider, such as Anthropic: its request, its answer, what its refusals mean."""
+
+    key_name = "TOY_API_KEY"
+    key_header = ("x-api-key", "")
+    path = "/v1/messages"
+    absent = "check the provider URL"
+    refusals = (
+        cds.Refusal("400", "prompt is too long", cds.RefusalError, "{said}: shorten it"),
+        cds.Refusal("404", "model: ", cds.ProviderError, "{said}: name another than {model}"),
+        cds.Refusal("529", "overloaded", cds.TransientError, lasting=True),
+    )
+
+    def request(self, question):
+        messages = cds.chat_messages(question.prompt)
+        return {"model": self.model, "max_tokens": question.tokens, "messages": messages}
+
+    def find_answer(self, reply):
+        parts = reply.get("content")
+        if not isinstance(parts, list):
+            return None
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        reason = reply["stop_reason"]
+        reason = {"end_turn": "stop", "max_tokens": "length"}.get(reason, reason)
+        return cds.Answer(text, any(part["type"] == "thinking" for part in parts), reason)
+
+
+def toy_answer(text="Adds numbers.", reason="end_turn", *parts):
+    """Make what a server of the third provider answers: status and body."""
+    return 200, {"content": [*parts, {"type": "text", "text": text}], "stop_reason": reason}
+
+
+def toy_error(status, text, kind="api_error"):
+    """Make an error of a server of the third provider: status and body."""
+    return status, {"type": "error", "error": {"type": kind, "message": text}}
+
+
+def toy_client_of(address, **options):
+    """Make a client of the third provider that notes the seconds it would wait in `waits`."""
+    waits = []
+    client = ToyClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
+    client.waits = waits
+    return client
+
+
+# What makes a client of each API, and what its server answers.
+every_api = pytest.mark.parametrize(
+    ("make_client", "make_answer"),
+    [
+        pytest.param(client_of, answer, id="ollama"),
+        pytest.param(openai_client_of, openai_answer, id="openai"),
+        pytest.param(toy_client_of, toy_answer, id="toy"),
+    ],
+)
+
+
 @pytest.fixture
 def no_server():
     """The options of a provider where nobody answers: a port that is taken but not listened on."""
@@ -480,8 +536,8 @@ def test_counted_is_singular_for_one(count, told):
 SENTENCE = 'cds.docstring_sentence(f\'def f():\\n    r"""{text}"""\', \'def f():\')'
 BODY = "cds.docstring_sentence('def f():' + text, 'def f():')"
 CLEAN = "answer(text)"
-OLLAMA = "cds.ollama_refusal(cds.Response(400, {}, {'error': text}, cds.Secrets('k' * 9)), 'm')"
-OPENAI = "refuse({'error': {'message': text}})"
+OLLAMA = "refuse(cds.OllamaClient, {'error': text})"
+OPENAI = "refuse(cds.OpenAIClient, {'error': {'message': text}})"
 WORST_TEXTS = {
     "ESCAPED_BYTE": ("\\ud", "", "", "cds.stored_path(text)"),
     "STORED_ESCAPE": ("\\udc8", "\\udcff", "", "cds.restored_path(text)"),
@@ -507,16 +563,7 @@ WORST_TEXTS = {
     "STRING_LITERAL": ('"""\'', "", "\\", "cds.repeats('a', text)"),
     "ESCAPE": ("\\u123", "", "", "cds.Secrets('k' * 40).quote(text)"),
     "BARE_IPV6": ("a:", "", "g", "pattern.fullmatch(text)"),
-    "PERMANENT": ("must be of ", "", "", OLLAMA),
-    "NO_SUCH_MODEL": ("model ", "", "", OLLAMA),
-    "NOT_LOADED": ("timed out waiting for ", "", "", OLLAMA),
     "V1": ("/", "a/v1", "a", "pattern.search(text)"),
-    "TOO_LONG": ("context ", "", "", OPENAI),
-    "LOADING": ("loadin", "", "", OPENAI),
-    "MODERATED": ("flagge", "", "", OPENAI),
-    "WRONG_MODEL": ("model ", "", "", OPENAI),
-    "NO_CREDIT": ("reached your ", "", "", OPENAI),
-    "WRONG_SHAPE": ("type must ", "", "", OPENAI),
     "MD5SUM": ("a", "", "", "pattern.fullmatch(text)"),
     "PENDING_FILE": ("-pending", "", "", "pattern.search(text)"),
     "WORD": ("a_", "", "", "cds.meaningful_words(text)"),
@@ -536,6 +583,15 @@ WORST_TEXTS = {
     "GLOB_SIGN": ("[", "", "", "pattern.sub('', text)"),
     "ESCAPE_OR_QUOTES": ("\\'", "'a", "", BODY),
     # Not patterns by name, but as foreign.
+    "a wrong option": ("must be of ", "", "", OLLAMA),
+    "a missing model": ("model ", "", "", OLLAMA),
+    "a model that does not load": ("timed out waiting for ", "", "", OLLAMA),
+    "a long prompt": ("context ", "", "", OPENAI),
+    "a model that loads": ("loadin", "", "", OPENAI),
+    "moderation": ("flagge", "", "", OPENAI),
+    "a wrong model": ("model ", "", "", OPENAI),
+    "a quota": ("reached your ", "", "", OPENAI),
+    "a wrong request": ("type must ", "", "", OPENAI),
     "decorators": ("@:\n", "", "def f()", "cds.does_nothing(text)"),
     "repetition": ("a ", "b", "", "cds.ends_in_repetition(text)"),
     "a header": (", )", "def f(a", "):", "cds._parameters(member(text))"),
@@ -552,9 +608,10 @@ TIME_PATTERNS = """if True:
         except cds.IntentGenerationError:
             return ""
 
-    def refuse(reply):
-        response = cds.Response(403, {}, reply, cds.Secrets("k" * 9))
-        return cds.openai_refusal(response, cds.find_problem(response))
+    def refuse(kind, reply):
+        client = kind("localhost", "m")
+        response = cds.Response(408, {}, reply, cds.Secrets("k" * 9))
+        return client.refusal(response, client.find_problem(response))
 
     def member(text):
         made = cds.Record("function", "a.py", text, 1, 2, "", "", "")
@@ -3111,6 +3168,42 @@ def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, use
     ]
 
 
+@every_api
+def test_key_goes_to_this_machine_over_plain_http(capsys, make_client, make_answer):
+    with serving(make_answer()) as (address, requests):
+        make_client(f"http://{address}", api_key=" k3y-long ").generate_intent("x")
+    sent = [header for header in requests[0][1].items() if "k3y-long" in header[1]]
+    is_toy = make_client is toy_client_of
+    assert sent == [("X-Api-Key", "k3y-long") if is_toy else ("Authorization", "Bearer k3y-long")]
+    assert capsys.readouterr().err == ""
+
+
+@every_api
+@pytest.mark.parametrize("user", ["", "me:pass@"])
+def test_key_is_withheld_from_another_machine_over_plain_http(
+    monkeypatch, capsys, make_client, make_answer, user
+):
+    with serving(make_answer()) as (proxy, requests):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        client = make_client(f"http://{user}model.invalid", api_key="k3y-long")
+        assert client.generate_intent("x") == "Adds numbers."
+    err = capsys.readouterr().err
+    assert err == (
+        f"{client.key_name} is withheld: anybody could read it on the way,"
+        " so give an https address\n"
+    )
+    headers = requests[0][1]
+    assert not [value for value in headers.values() if "k3y" in value]
+    assert headers.get("Authorization") == ("Basic bWU6cGFzcw==" if user else None)
+
+
+def test_key_in_a_header_of_its_own_leaves_user_and_password_theirs():
+    with serving(toy_answer()) as (address, requests):
+        toy_client_of(f"http://me:pass@{address}", api_key="k3y-long").generate_intent("x")
+    headers = requests[0][1]
+    assert (headers["Authorization"], headers["X-Api-Key"]) == ("Basic bWU6cGFzcw==", "k3y-long")
+
+
 @pytest.mark.parametrize(
     "echo",
     [
@@ -3709,7 +3802,7 @@ def test_client_sends_no_effort_that_the_server_refuses():
 
 def test_client_gives_no_more_tokens_than_the_context_has_room_for():
     server = thinking_server(needed=10_000)
-    room = 4096 - cds.prompt_tokens("x")
+    room = 4096 - cds.prompt_tokens(cds.intent_prompt("x"))
     with serving(server) as (address, _):
         client = client_of(address, num_ctx=4096)
         with pytest.raises(cds.IntentGenerationError, match=f"still thinking after {room} tokens"):
@@ -3785,6 +3878,149 @@ def test_client_pays_for_thoughts_alone(message, budgets):
         with pytest.raises(cds.IntentGenerationError):
             client.generate_intent("x")
     assert [body["options"]["num_predict"] for _, _, body in requests] == budgets
+
+
+def read_verdict(text):
+    """Read an answer of one word before a colon."""
+    word = text.partition(":")[0]
+    if word not in ("SAME", "OTHER"):
+        raise cds.IntentGenerationError("no verdict")
+    return word
+
+
+@every_api
+def test_client_asks_another_question_and_has_its_answer_read(make_client, make_answer):
+    busy, cut_off = (503, b""), (200, b"{", {"Content-Length": 9})
+    with serving(busy, cut_off, make_answer("SAME: both add.")) as (address, requests):
+        client = make_client(address)
+        assert client.ask("Are the two the same?", read_verdict) == "SAME"
+    assert len(requests) == 3 and len(client.waits) == 2
+    [message] = requests[-1][2]["messages"]
+    assert message == {"role": "user", "content": "Are the two the same?"}
+
+
+@every_api
+def test_client_fails_an_answer_that_the_question_cannot_take(make_client, make_answer):
+    with serving(make_answer("These are not the same.")) as (address, requests):
+        client = make_client(address)
+        with pytest.raises(cds.IntentGenerationError, match=r"^no verdict$"):
+            client.ask("Are the two the same?", read_verdict)
+        assert client.generate_intent("x") == "These are not the same."
+    assert len(requests) == 2
+
+
+@every_api
+def test_client_withholds_a_key_in_the_answer_to_another_question(make_client, make_answer):
+    with serving(make_answer("It is k3y-long-enough.")) as (address, _):
+        client = make_client(address, api_key="k3y-long-enough")
+        with pytest.raises(cds.IntentGenerationError, match="it holds a key or password"):
+            client.ask("What is it?", str)
+
+
+@every_api
+def test_client_sends_no_long_question_to_a_server_that_may_cut_it(make_client, make_answer):
+    with serving(make_answer()) as (address, requests):
+        client = make_client(address, num_ctx=100)
+        with contextlib.suppress(cds.IntentGenerationError):
+            client.ask("Which? " * 100, str)
+    # The others say what is too long.
+    assert len(requests) == (make_client is not openai_client_of)
+
+
+@every_api
+def test_client_raises_the_tokens_of_another_question_too(make_client, make_answer):
+    thoughts = {
+        client_of: {"message": {"content": "", "thinking": "hm"}, "done_reason": "length"},
+        openai_client_of: {"text": "", "reason": "length", "reasoning": "hm"},
+    }
+    if make_client is toy_client_of:
+        cut = toy_answer("", "max_tokens", {"type": "thinking", "thinking": "hm"})
+    else:
+        cut = make_answer(**thoughts[make_client])
+    with serving(cut, make_answer("SAME: both add.")) as (address, requests):
+        assert make_client(address).ask("Are the two the same?", read_verdict) == "SAME"
+    bodies = [body for _, _, body in requests]
+    tokens = [body.get("max_tokens") or body["options"]["num_predict"] for body in bodies]
+    assert tokens == [256, 2048]
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "calls", "message"),
+    [
+        pytest.param(toy_answer(""), "one", 1, "empty", id="empty"),
+        pytest.param(toy_answer(reason="max_tokens"), "one", 1, "longer than 256", id="runaway"),
+        pytest.param(
+            toy_answer(reason="refusal"), "one", 1, "'refusal'", id="refused-by-the-model"
+        ),
+        pytest.param((200, {"content": "text"}), "one", 1, "holds no text", id="no-parts"),
+        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
+        pytest.param(
+            toy_error(400, "prompt is too long: 9 tokens > 8", "invalid_request_error"),
+            "one",
+            1,
+            "^prompt is too long: 9 tokens > 8: shorten it$",
+            id="too-long",
+        ),
+        pytest.param(toy_error(400, "odd"), "one", 1, "^odd$", id="unknown-400"),
+        pytest.param(
+            toy_error(401, "invalid x-api-key", "authentication_error"),
+            "run",
+            1,
+            r"^not allowed \(invalid x-api-key\): check TOY_API_KEY and the provider URL$",
+            id="key",
+        ),
+        pytest.param((403, b""), "run", 1, "HTTP status 403.*TOY_API_KEY", id="forbidden"),
+        pytest.param(
+            toy_error(404, "model: m", "not_found_error"),
+            "run",
+            1,
+            "^model: m: name another than m$",
+            id="missing",
+        ),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
+        pytest.param(toy_error(500, "odd"), "server", 3, "^odd .tried", id="server-error"),
+        pytest.param(toy_error(529, "odd"), "server", 3, "^odd .tried", id="another-529"),
+    ],
+)
+def test_third_client_accepts_only_a_true_answer(response, kind, calls, message):
+    with serving(response) as (address, requests):
+        client = toy_client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.generate_intent("x")
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
+    assert isinstance(raised.value, family[kind])
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
+    assert len(requests) == calls and len(client.waits) == calls - 1
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param((*toy_error(429, "slow"), {"Retry_After": "7"}), id="rate-limit"),
+        pytest.param(toy_error(529, "Overloaded", "overloaded_error"), id="overloaded"),
+    ],
+)
+def test_third_client_waits_while_its_server_is_only_busy(response):
+    with serving(*[response] * 4, toy_answer()) as (address, _):
+        client = toy_client_of(address)
+        assert client.generate_intent("x") == "Adds numbers."
+    assert len(client.waits) == 4
+    assert response[0] == 529 or client.waits == [7] * 4
+
+
+def test_third_provider_takes_a_class_alone(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": "def f(): return 1"})
+    with serving(toy_answer(), toy_error(401, "wrong")) as (address, requests):
+        argv = ["enrich-intent", "--path", str(source), *provider(address), "--format", "json"]
+        assert [cds.main(argv, make_client=ToyClient) for _ in range(2)] == [0, 0]
+    out, err = capsys.readouterr()
+    assert [path for path, _, _ in requests] == ["/v1/messages"] * 2
+    intents = re.findall('"intent(?:_error)?": (".*?")', out)
+    assert intents == [
+        '"Adds numbers."',
+        '"not allowed (wrong): check TOY_API_KEY and the provider URL"',
+    ]
+    assert "no further calls are made: not allowed (wrong): check TOY_API_KEY" in err
 
 
 # ---- Ollama ---------------------------------------------------------------------------------
@@ -4606,21 +4842,6 @@ def test_openai_client_recommends_ollamas_own_api_where_it_is_there(capsys, vers
         openai_client_of(address).check()
     is_told = "give its address without /v1" in capsys.readouterr().err
     assert is_told is (version == (200, {"version": "0.33.0"}))
-
-
-@pytest.mark.parametrize(
-    ("url", "is_sent"),
-    [
-        pytest.param("http://localhost:1/v1", True, id="this-machine"),
-        pytest.param("https://model.invalid/v1", True, id="encrypted"),
-        pytest.param("http://model.invalid/v1", False, id="readable-by-anybody"),
-    ],
-)
-def test_openai_client_sends_its_key_where_nobody_else_reads_it(capsys, url, is_sent):
-    client = cds.OpenAIClient(url, "m", api_key="k3y-long")
-    assert ("Authorization" in client._transport._headers) is is_sent
-    err = capsys.readouterr().err
-    assert ("OPENAI_API_KEY is withheld" in err) is not is_sent and "k3y" not in err
 
 
 def test_openai_client_never_shows_its_key():
