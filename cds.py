@@ -43,10 +43,10 @@ From code:
 Caveats: what it finds are candidates for a person to review, not proof. The md5sums of one piece of
 code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
-Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
-Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments, Similarity,
-Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command line. A call
-goes to a room above or within its own.
+Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
+Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments,
+Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command
+line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -174,6 +174,12 @@ EXIT_FATAL = 1
 EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+# What asks a command to stop, as far as this system has it.
+STOP_SIGNALS = [
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
+]
 
 
 class CdsError(Exception):
@@ -719,6 +725,55 @@ class Progress:
         log(line if seconds is None else f"{line} eta_seconds={seconds}")
 
 
+# ---- Globs ----------------------------------------------------------------------------------
+
+
+def path_matches(file_path: str, pattern: str) -> bool:
+    """Return whether a glob pattern matches a path or a directory that it is in."""
+    names = file_path.split("/")
+    wanted = pattern_names(pattern)
+    depths = range(1, len(names) + 1)
+    return any(glob_matches(names[:depth], wanted) for depth in depths)
+
+
+def is_below(file_path: str, path: str) -> bool:
+    """Return whether a path is that of a file, or of a directory around it."""
+    return path == "." or f"{file_path}/".startswith(f"{path}/")
+
+
+def pattern_names(pattern: str) -> list[str]:
+    """Return the names that a glob pattern consists of, from the root on."""
+    path = pattern.replace(os.sep, "/").rstrip("/")
+    if "/" not in path:
+        return ["**", path]
+    return path.lstrip("/").split("/")
+
+
+def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the names of a path match those of a pattern, `**` any number of them."""
+    # `reached` holds the positions in the pattern that the names so far can lead to. There are
+    # never more than the pattern is long, however many `**` it has: no search tree grows.
+    reached = behind_stars(pattern, {0})
+    for name in names:
+        after = set()
+        for position in reached - {len(pattern)}:
+            if pattern[position] == "**":
+                after.add(position)
+            elif fnmatch.fnmatchcase(name, pattern[position]):
+                after.add(position + 1)
+        reached = behind_stars(pattern, after)
+    return len(pattern) in reached
+
+
+def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return positions in a pattern and those that follow where a `**` matches no name."""
+    reached = set(positions)
+    for position, name in enumerate(pattern):
+        if name == "**" and position in reached:
+            reached.add(position + 1)
+    return reached
+
+
 # ---- Search ---------------------------------------------------------------------------------
 
 GIT_SECONDS = 60.0  # for all questions of one search together
@@ -953,39 +1008,6 @@ def is_virtual_environment(directory: str) -> bool:
         return False
     pairs = [line.partition("=") for line in text.split("\n")]
     return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
-
-
-def pattern_names(pattern: str) -> list[str]:
-    """Return the names that a glob pattern consists of, from the root on."""
-    path = pattern.replace(os.sep, "/").rstrip("/")
-    if "/" not in path:
-        return ["**", path]
-    return path.lstrip("/").split("/")
-
-
-def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether the names of a path match those of a pattern, `**` any number of them."""
-    # `reached` holds the positions in the pattern that the names so far can lead to. There are
-    # never more than the pattern is long, however many `**` it has: no search tree grows.
-    reached = behind_stars(pattern, {0})
-    for name in names:
-        after = set()
-        for position in reached - {len(pattern)}:
-            if pattern[position] == "**":
-                after.add(position)
-            elif fnmatch.fnmatchcase(name, pattern[position]):
-                after.add(position + 1)
-        reached = behind_stars(pattern, after)
-    return len(pattern) in reached
-
-
-def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
-    """Return positions in a pattern and those that follow where a `**` matches no name."""
-    reached = set(positions)
-    for position, name in enumerate(pattern):
-        if name == "**" and position in reached:
-            reached.add(position + 1)
-    return reached
 
 
 # What git ignores. Only `git ls-files` and `git check-ignore` are run, and only where they can
@@ -2311,11 +2333,6 @@ BATCH_CHARACTERS = 1 << 18
 BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 SHARES_A_WORKER = 4  # of what is left: small last tasks let all workers end together
 MOST_WORKERS = 61  # Windows waits for no more processes at once
-STOP_SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if name in signal.Signals.__members__
-]
 SAFE_PATH = "PYTHONSAFEPATH"
 HARMLESS_BYTES = 1 << 20
 # So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
@@ -7193,11 +7210,6 @@ def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
     return all(standings) and not any(one.isdisjoint(other) for one, other in pairs)
 
 
-def is_below(file_path: str, path: str) -> bool:
-    """Return whether a path is that of a file, or of a directory around it."""
-    return path == "." or f"{file_path}/".startswith(f"{path}/")
-
-
 def match_keys(member: Member) -> tuple[Hashable, ...]:
     """Return what a member is matched by, the strongest first.
 
@@ -7445,14 +7457,6 @@ def hide_untouched(report: Report, touched: Collection[str]) -> Report:
             group = group._replace(hidden_by=UNTOUCHED)
         groups.append(group)
     return report._replace(groups=tuple(groups))
-
-
-def path_matches(file_path: str, pattern: str) -> bool:
-    """Return whether a glob pattern matches a path or a directory that it is in."""
-    names = file_path.split("/")
-    wanted = pattern_names(pattern)
-    depths = range(1, len(names) + 1)
-    return any(glob_matches(names[:depth], wanted) for depth in depths)
 
 
 # ---- JSON -----------------------------------------------------------------------------------
