@@ -1211,6 +1211,13 @@ class Analyzer(ABC):
     def facts(self, records: Sequence[Record]) -> list[Facts]:
         """Return the facts of records, in their order, from their code; they come by files."""
 
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition without the raw code that `facts` does not need.
+
+        Return None if its normalized code is none that this analyzer gives a definition.
+        """
+        return record
+
 
 class PythonAnalyzer(Analyzer):
     """Finds the files, classes, functions and methods of Python source.
@@ -1227,6 +1234,12 @@ class PythonAnalyzer(Analyzer):
         """Return the facts of stored records; see Analyzer."""
         with parsing_quietly():
             return list(facts_of_run(records, self.workers))
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition with its raw code up to its docstring's end; see Analyzer."""
+        if not may_be_definition(record.normalized_code):
+            return None
+        return record._replace(raw_code=code_head(record.raw_code, record.signature))
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
@@ -1271,6 +1284,11 @@ class AnalyzerBySuffix(Analyzer):
             for number, one in zip(own, found):
                 facts[number] = one
         return facts
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return what the analyzer of the record's file gives; see Analyzer."""
+        readers = (one for one in self.analyzers if self._reads(one, record.file_path))
+        return next(readers).shortened(record)
 
     def _reads(self, analyzer: Analyzer, file_path: str) -> bool:
         path = file_path.lower()
@@ -4766,36 +4784,55 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
     return intents
 
 
-def read_run(db_path: str, run_id: Optional[int] = None) -> tuple[dict[str, object], list[Record]]:
+def read_run(
+    db_path: str,
+    run_id: Optional[int] = None,
+    *,
+    shorten: Callable[[Record], Optional[Record]] = lambda record: record,
+) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
-    The code of a file ends after its header, that of a definition after its docstring: the whole
-    takes more memory than all else, and `read_codes` reads what is shown of it.
-    Raises PersistenceError where there is no such run, or a value is none that `persist` stores.
+    The code of a file ends after its first lines. `shorten` is given each definition as it is read,
+    such as `Analyzer.shortened`: the whole code takes more memory than all else, and `read_codes`
+    reads what is shown of it.
+    Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
+    the normalized code for which `shorten` returns None.
     """
     with open_database(db_path, "rw") as connection:
         begin_reading(connection)
         refuse_other_tables(connection, db_path)
-        cursor = connection.execute(SELECT_RUN, (run_id,))
-        columns = [name for name, *_ in cursor.description]
-        row = cursor.fetchone()
-        if row is None:
-            missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
-            raise PersistenceError(f"{db_path} has {missing}")
-        run = dict(zip(columns, row))
-        for column in invalid_run_columns(run):
-            raise invalid_value(db_path, run["id"], "runs", column, run[column])
+        run = select_run(connection, db_path, run_id)
         # Each row comes with objects of its own, and most hold the same few texts.
         texts: dict[Any, Any] = {}
         records = []
         for row in connection.execute(SELECT_RECORDS, (run["id"],)):
             record = Record(*row)
             column = invalid_column(record)
+            if not column and record.kind != "file":
+                shortened = shorten(record)
+                column = "" if shortened else "normalized_code"
+                record = shortened or record
             if column:
                 value = getattr(record, column)
                 raise invalid_value(db_path, run["id"], "records", column, value)
             records.append(_compact(record, texts))
         return run, records
+
+
+def select_run(
+    connection: "sqlite3.Connection", db_path: str, run_id: Optional[int]
+) -> dict[str, Any]:
+    """Return the row of a run; see `read_run`."""
+    cursor = connection.execute(SELECT_RUN, (run_id,))
+    columns = [name for name, *_ in cursor.description]
+    row = cursor.fetchone()
+    if row is None:
+        missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
+        raise PersistenceError(f"{db_path} has {missing}")
+    run = dict(zip(columns, row))
+    for column in invalid_run_columns(run):
+        raise invalid_value(db_path, run["id"], "runs", column, run[column])
+    return run
 
 
 def invalid_value(
@@ -4834,8 +4871,6 @@ def invalid_column(record: Record) -> str:
         return "md5sum"
     if record.intent_status not in STATUSES:
         return "intent_status"
-    if record.kind != "file" and not may_be_definition(record.normalized_code):
-        return "normalized_code"
     return ""
 
 
@@ -4850,13 +4885,9 @@ def column_types(table: str) -> dict[str, tuple[type, ...]]:
 
 
 def _compact(record: Record, texts: dict[Any, Any]) -> Record:
-    code = record.raw_code
-    if record.kind != "file":
-        code = code_head(code, record.signature)
     return record._replace(
         kind=texts.setdefault(record.kind, record.kind),
         file_path=texts.setdefault(record.file_path, record.file_path),
-        raw_code=code,
         intent_status=texts.setdefault(record.intent_status, record.intent_status),
         intent_error=texts.setdefault(record.intent_error, record.intent_error),
     )
@@ -9982,15 +10013,16 @@ def report_on_source(args: argparse.Namespace) -> Report:
 
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
+    analyzer = make_analyzer(args)
     with named_errors("--db-path", RUN_REMEDY):
-        row, records = read_run(args.db_path, run_id)
+        row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(
         records,
         duplicate_options(args),
         run=row,
         error_count=error_count,
-        facts=make_analyzer(args).facts(records),
+        facts=analyzer.facts(records),
     )
 
 

@@ -5469,11 +5469,10 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     db = str(tmp_path / "a?#.sqlite")
     store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
     store(db, [record(OTHER)], root_path="/two")
-    other = record(OTHER, raw_code="")
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [other])
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
     file = record(TOTAL, kind="file", normalized_code="")
-    assert cds.read_run(db, 1)[1] == [record(TOTAL, raw_code=""), file]
+    assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
 
 
 def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
@@ -5484,10 +5483,12 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     assert (file.end_line, file.normalized_code) == (9999, "")
 
 
-def test_read_run_reads_no_more_of_a_definition_than_its_docstring(tmp_path):
+def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
     db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
-    store(db, [record(f"{start}\n    return 1")])
-    assert [one.raw_code for one in cds.read_run(db)[1]] == [start]
+    store(db, [record(f"{start}\n    return 1"), record(), record(TOTAL, kind="file")])
+    shorten = cds.PythonAnalyzer().shortened
+    codes = [one.raw_code for one in cds.read_run(db, shorten=shorten)[1]]
+    assert codes == [start, "", TOTAL]
 
 
 def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
@@ -9913,6 +9914,34 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     (pending,) = written - {str(db), os.devnull}
     assert re.fullmatch(re.escape(f"{db}-pending-") + r"[0-9a-f]{16}\.jsonl", pending)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
+def test_stored_run_of_another_language_gives_the_report_of_its_tree(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="turn", count=36, more="left"),
+        "c.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "d.py": f"{TOTAL}\n# {OTHER}",
+        "e.py": TOTAL_RENAMED,
+    }
+    source, db = tree(tmp_path / "src", files), tmp_path / "db"
+
+    def main(*words):
+        argv = list(map(str, words))
+        analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+        assert cds.main(argv, make_client=lambda *_, **__: FakeClient(), analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    main("persist", "--path", source, *LOCAL, "--db-path", db, "--scope", "class")
+    of_tree, of_run = (
+        json.loads(main("duplicates", *words, "--format", "json"))["groups"]
+        for words in (("--path", source), ("--db-path", db))
+    )
+    assert of_run == of_tree
+    sections = {one["evidence"]: one["id"] for one in of_run}
+    assert set(sections) == {"near", "intent"}
+    shown = main("duplicates", "--db-path", db, "--show", sections["intent"])
+    assert "\n; Turns the pen around" in shown
 
 
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
