@@ -4548,12 +4548,16 @@ PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be wr
 SYNC_SECONDS = 0.5
 # Windows locks bytes, which nobody else can read then: so one that is never there.
 LOCK_POSITION = (1 << 31) - 2
-# The unary plus leaves the index to the md5sum: by the status alone nearly all rows would be looked
-# at.
+# Only this connection sees a temporary table.
+CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
+INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
+# The cross join has SQLite look each call up by its md5sum, and make an index for that if there is
+# none. The unary plus keeps it from going by the status, which nearly all rows have in common.
 SELECT_STORED = """
-SELECT 1 FROM records
-WHERE (SELECT model FROM runs WHERE id = run_id) = ? AND md5sum = ?
-    AND +intent_status = 'success'"""
+SELECT calls.model, calls.md5sum
+FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
+    CROSS JOIN runs ON runs.id = records.run_id
+WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
 
 # Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -5231,8 +5235,10 @@ def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
         begin_reading(connection)
         if not all(table_columns(connection, name) for name in TABLE_NAMES):
             return list(calls)
-        found = (connection.execute(SELECT_STORED, call).fetchone() for call in calls)
-        return [call for call, row in zip(calls, found) if row is None]
+        connection.execute(CREATE_CALLS)
+        connection.executemany(INSERT_CALL, calls)
+        stored = set(connection.execute(SELECT_STORED))
+        return [call for call in calls if call not in stored]
 
 
 def sync_directory(path: str) -> None:

@@ -4990,6 +4990,26 @@ def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path
     assert side_files(db) == []
 
 
+MANY_SUCCESSES = """
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 30000)
+INSERT INTO records SELECT NULL, 1, 'function', 'a.py', NULL, 1, 1, '', '', printf('%032x', n),
+    'Works.', CASE n WHEN 5 THEN 'failed' ELSE 'success' END, NULL FROM numbers;"""
+
+
+# In quadratic time it would take minutes, and `shell` waits for one.
+@pytest.mark.parametrize("dropped", [(), ("md5sum",), ("run_id", "md5sum", "intent_status")])
+def test_finished_calls_are_found_in_a_database_without_its_indexes(tmp_path, good_server, dropped):
+    db = tmp_path / "db"
+    store(db, [])
+    execute(db, MANY_SUCCESSES + "".join(f"DROP INDEX records_{name};" for name in dropped))
+    lines = (changed_line(md5sum=md5(number)) for number in range(30002))
+    (tmp_path / f"db-pending-{1:016x}.jsonl").write_text("".join(lines))
+    done = shell("persist", "--path", tree(tmp_path / "s", SOURCE), *good_server, "--db-path", db)
+    # The first, the fifth and the last.
+    assert "left 3 finished calls: --reuse-intents would save 0 calls\n" in done.stderr
+    assert done.returncode == 0 and len(side_files(db)) == 1
+
+
 def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "link").symlink_to("d/db")
