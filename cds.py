@@ -4538,10 +4538,8 @@ MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
 STATUSES = (SUCCESS, FAILED, SKIPPED)
 
-# Finished calls are kept beside the database. Older versions did so in an SQLite file of this
-# ending alone; each run now adds random digits.
-PENDING_ENDING = "-pending"
-PENDING_FILE = re.compile(PENDING_ENDING + r"-[0-9a-f]{16}\.jsonl")
+# Finished calls are kept beside the database, in a file for each run.
+PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
 PENDING_BYTES = 1 << 28  # a million calls
 PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
 PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
@@ -4998,12 +4996,6 @@ class PendingIntents:
 
         Deletes the side files of nothing else whose run is over.
         """
-        old = self.db_path + PENDING_ENDING
-        if os.path.isfile(old):
-            self._warn(
-                old,
-                "is not read: --reuse-intents of the older version that wrote it takes it up",
-            )
         return {
             md5sum: intent
             for (model, md5sum), intent in self._tidy_up().items()
@@ -5158,7 +5150,7 @@ def create_side_file(db_path: str) -> tuple[str, int]:
     """
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | O_BINARY
     while True:
-        path = f"{db_path}{PENDING_ENDING}-{os.urandom(8).hex()}.jsonl"
+        path = f"{db_path}-pending-{os.urandom(8).hex()}.jsonl"
         descriptor = os.open(path, flags, 0o600)
         try:
             # Until it is locked, another run may take it for an empty one that is left behind.
@@ -9460,9 +9452,9 @@ def is_closed_pipe(error: OSError) -> bool:
 
 ClientFactory = Callable[..., LLMClient]
 # The names of side files begin with the database's path and one of these.
-SIDE_ENDINGS = ("-journal", "-wal", "-shm", PENDING_ENDING)
+SIDE_ENDINGS = ("-journal", "-wal", "-shm", "-pending-")
 # A database is one file or several: these follow its path.
-DATABASE_ENDINGS = ("", *SIDE_ENDINGS, f"{PENDING_ENDING}-wal")
+DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}

@@ -5273,21 +5273,6 @@ def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, 
     assert path.lstat() == before and side_files(db) == [path]
 
 
-def test_side_file_of_an_older_version_is_named_and_left_alone(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    old = tmp_path / "db-pending"
-    execute(old, "CREATE TABLE pending (model, md5sum, intent)")
-    old.chmod(0)
-    before = old.lstat()
-    for options in ((), ("--reuse-intents",)):
-        assert persist(source, db, *options) == 0
-        (warning,) = warnings_of(capsys)
-        assert warning.startswith(f"warning: {old} is not read: ")
-        assert "--reuse-intents of the older version" in warning
-    assert old.lstat() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "db-pending", "s"]
-
-
 @pytest.mark.skipif(
     os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
 )
@@ -9619,9 +9604,7 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     assert source.exists()
 
 
-@pytest.mark.parametrize(
-    "ending", ["", "-journal", "-wal", "-shm", "-pending", f"-pending-{1:016x}.jsonl"]
-)
+@pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-shm", f"-pending-{1:016x}.jsonl"])
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
     store(db, [record()], root_path="/src")
