@@ -4557,14 +4557,6 @@ FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
     CROSS JOIN runs ON runs.id = records.run_id
 WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
 
-# Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
-SQLITE_MAGIC = b"SQLite format 3\0"
-WAL_VERSIONS = b"\2\2"
-WAL_REMEDY = (
-    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
-    " if there is one, to such a directory"
-)
-
 
 class Persistence(ABC):
     """Where another store is plugged in. It only writes."""
@@ -4605,7 +4597,7 @@ class SQLitePersistence(Persistence):
         directory = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(directory):
             raise PersistenceError(f"directory {directory} does not exist: create it first")
-        if not is_writable(directory):
+        if not os.access(directory, os.W_OK | os.X_OK):
             raise PersistenceError(
                 f"directory {directory} is not writable: name a file in another one"
             )
@@ -4631,11 +4623,6 @@ class SQLitePersistence(Persistence):
             connection.executemany(INSERT_RECORD, ((run_id, *record) for record in records))
             execute_waiting(connection, "COMMIT", self.lock_seconds)
         return result._replace(run_id=run_id)
-
-
-def is_writable(directory: str) -> bool:
-    """Return whether files can be created in a directory, as far as the system tells."""
-    return os.access(directory, os.W_OK | os.X_OK)
 
 
 # Connections
@@ -4670,8 +4657,6 @@ def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
     except PersistenceError:
         raise
     except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
-        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(db_path):
-            raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
         raise PersistenceError(f"{db_path}: {error}") from error
 
 
@@ -4691,21 +4676,6 @@ def database_uri(path: str, separator: str = os.sep) -> str:
     # refuses.
     below_root = path.replace(separator, "/").removeprefix("/")
     return "file:///" + quote(os.fsencode(below_root), safe="/:")
-
-
-def needs_writable_directory(db_path: str) -> bool:
-    """Return whether a file is a database in WAL mode in a directory that cannot be written.
-
-    Even readers of such a database write: they create the files `-wal` and `-shm` beside it.
-    """
-    directory = os.path.dirname(os.path.abspath(db_path))
-    try:
-        with open(db_path, "rb") as file:
-            header = file.read(20)
-    except OSError:
-        return False
-    is_wal = header.startswith(SQLITE_MAGIC) and header.endswith(WAL_VERSIONS)
-    return is_wal and not is_writable(directory)
 
 
 def execute_waiting(

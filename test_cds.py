@@ -4812,14 +4812,6 @@ def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock
         getattr(cds.SQLitePersistence(str(db)), step)(*arguments)
 
 
-def test_lock_on_a_database_in_wal_mode_is_told_as_a_lock(tmp_path):
-    db = tmp_path / "db"
-    store(db)
-    execute(db, "PRAGMA journal_mode = WAL")
-    with locked(db, "IMMEDIATE"), pytest.raises(cds.PersistenceError, match="locked"):
-        cds.SQLitePersistence(str(db), lock_seconds=0.01).persist(CONTEXT, [], FOUR)
-
-
 def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path):
     db = tmp_path / "db"
     store(db)
@@ -9418,23 +9410,6 @@ def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output
     words = ("--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command])
     err = refused(capsys, tmp_path, command, *words, "--output", output.format(tmp_path))
     assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
-)
-def test_database_in_wal_mode_without_a_writable_folder_is_told_as_such(tmp_path):
-    folder = tree(tmp_path, {"kept/x": ""}) / "kept"
-    store(folder / "db", [record()], root_path="/src")
-    execute(folder / "db", "PRAGMA journal_mode = WAL")
-    folder.chmod(0o500)
-    command = command_of("duplicates", "--db-path", folder / "db")[1:]
-    done = finish([sys.executable, "-c", UNPRIVILEGED, *command])
-    folder.chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"{folder}/db is in WAL mode" in done.stderr and "copy it" in done.stderr
 
 
 # Root may do everything, so it runs the command without the two capabilities that say so.
