@@ -4526,10 +4526,6 @@ FROM records WHERE run_id = ? ORDER BY id"""
 SELECT_CODES = """
 SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
-SELECT_TAKEN_NAMES = f"""
-SELECT name FROM sqlite_master
-WHERE (type <> 'index' OR tbl_name <> 'records')
-AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
 # A line takes a byte at least, and source no more than this.
@@ -4541,7 +4537,6 @@ STATUSES = (SUCCESS, FAILED, SKIPPED)
 # Finished calls are kept beside the database, in a file for each run.
 PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
 PENDING_BYTES = 1 << 28  # a million calls
-PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
 PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
 SYNC_SECONDS = 0.5
 # Windows locks bytes, which nobody else can read then: so one that is never there.
@@ -4711,8 +4706,6 @@ def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
         if columns and columns != expected_columns(name):
             differs = f"has a table {name!r} with other columns"
             raise PersistenceError(f"{db_path} {differs}: name another file")
-    for (name,) in connection.execute(SELECT_TAKEN_NAMES):
-        raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
 
 
 def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any, ...]]:
@@ -5048,13 +5041,7 @@ class PendingIntents:
     def _tidy_up(self) -> dict[Call, str]:
         """Return the intents in side files that no stored run holds; delete files without any."""
         left: dict[Call, str] = {}
-        try:
-            paths = side_files(self.db_path)
-        except OSError as error:
-            directory = os.path.dirname(self.db_path)
-            self._warn(directory, f"cannot be searched: {describe_error(error)}")
-            return left
-        for path in paths:
+        for path in side_files(self.db_path):
             try:
                 left.update(self._tidy_up_file(path))
             except FileNotFoundError:
@@ -5096,21 +5083,17 @@ class PendingIntents:
 
 
 def side_files(db_path: str) -> list[str]:
-    """Return the paths of a database's side files, sorted; raise OSError if it has no directory."""
+    """Return the paths of a database's side files, sorted, if its directory can be listed."""
     directory, name = os.path.split(os.path.realpath(db_path))
-    return sorted(
-        os.path.join(directory, found)
-        for found in os.listdir(directory)
-        if found.startswith(name) and PENDING_FILE.fullmatch(found, len(name))
-    )
-
-
-def companion_files(db_path: str) -> list[str]:
-    """Return the side files of a database, as far as its directory can be listed."""
     try:
-        return side_files(db_path)
-    except OSError:  # whatever uses the database says what is wrong with the directory
+        found = sorted(os.listdir(directory))
+    except OSError:  # whatever uses the database reports what is wrong with the directory
         return []
+    return [
+        os.path.join(directory, one)
+        for one in found
+        if one.startswith(name) and PENDING_FILE.fullmatch(one, len(name))
+    ]
 
 
 def create_side_file(db_path: str) -> tuple[str, int]:
@@ -5133,23 +5116,21 @@ def create_side_file(db_path: str) -> tuple[str, int]:
         os.close(descriptor)
 
 
-def open_side_file(path: str) -> BinaryIO:
-    """Open a side file for reading; raise PersistenceError where it cannot be one of this user."""
-    status = os.lstat(path)
-    # To open it could take for ever, or lead elsewhere.
-    if not stat.S_ISREG(status.st_mode):
+@contextlib.contextmanager
+def open_side_file(path: str) -> Iterator[BinaryIO]:
+    """Open a side file for reading; raise PersistenceError if it cannot be one of this user."""
+    # To open another kind of file could take for ever, or lead elsewhere.
+    if not stat.S_ISREG(os.lstat(path).st_mode):
         raise PersistenceError("it is not a regular file")
-    # In a directory that others may write to, it could hold whatever they want to be stored.
-    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-        raise PersistenceError("it belongs to another user")
-    if status.st_size > PENDING_BYTES:
-        raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
     # Writable, since some file systems lock no other file.
-    file = os.fdopen(os.open(path, os.O_RDWR | O_BINARY), "rb")
-    if os.path.samestat(status, os.fstat(file.fileno())):
-        return file
-    file.close()
-    raise PersistenceError("it was replaced just now")
+    with open(path, "r+b") as file:
+        status = os.fstat(file.fileno())
+        # In a directory that others may write to, it could hold whatever they want to be stored.
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            raise PersistenceError("it belongs to another user")
+        if status.st_size > PENDING_BYTES:
+            raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
+        yield file
 
 
 def try_lock(descriptor: int) -> bool:
@@ -5176,8 +5157,6 @@ def try_lock(descriptor: int) -> bool:
 
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
     """Return the finished call that a line of a side file holds, or None for any other line."""
-    if len(line) > PENDING_LINE_BYTES:
-        return None
     try:
         entry = PendingIntent(**json.loads(line.decode()))
         is_text = all(isinstance(value, str) for value in entry)
@@ -9628,7 +9607,7 @@ def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def database_files(db_path: str) -> list[str]:
     """Return the files of a database, those that SQLite may create too, and what lies beside it."""
     own = [db_path + ending for ending in DATABASE_ENDINGS]
-    return own + companion_files(db_path)
+    return own + side_files(db_path)
 
 
 # Source to records

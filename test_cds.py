@@ -5178,7 +5178,6 @@ def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
         pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
         pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
         pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
-        pytest.param(changed_line(model="x" * (1 << 16)), id="huge-line"),
     ],
 )
 def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
@@ -5268,27 +5267,16 @@ def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, 
 @pytest.mark.skipif(
     os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
 )
-@pytest.mark.parametrize(
-    ("target", "mode", "says"),
-    [
-        pytest.param("file", 0o000, "is left as it is: Permission denied", id="file"),
-        pytest.param("directory", 0o300, "cannot be searched: Perm", id="directory"),
-    ],
-)
-def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server, target, mode, says):
-    (tmp_path / "d").mkdir()
-    path = keep(tmp_path / "d/db", md5(1))
-    if target == "directory":
-        path = path.parent
+def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server):
+    path = keep(tmp_path / "db", md5(1))
     source = tree(tmp_path / "s", {"a.py": TOTAL})
-    path.chmod(mode)
-    words = ("--path", source, *good_server, "--db-path", tmp_path / "d/db")
+    path.chmod(0)
+    words = ("--path", source, *good_server, "--db-path", tmp_path / "db")
     done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
-    path.chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
     assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
-    assert f"warning: {path} {says}" in done.stderr
+    assert f"warning: {path} is left as it is: Permission denied" in done.stderr
 
 
 def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
@@ -9382,12 +9370,6 @@ def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, 
         err == f"cds: --db-path: {tmp_path}/db has a table '{name}' with other columns:"
         " name another file\n"
     )
-
-
-def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
-    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
-    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
-    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
