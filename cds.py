@@ -4498,18 +4498,15 @@ SCHEMA = (
     *(CREATE_INDEX.format(column) for column in INDEXED),
 )
 TABLE_NAMES = ("runs", "records")
-INSERT_RUN = """
-INSERT INTO runs (
-    started_at, finished_at, root_path, provider_url, model, scope, progress_batch_size,
-    status, analyzer_error_count, intent_failed_count, record_count
-) VALUES (
-    :started_at, :finished_at, :root_path, :provider_url, :model, :scope, :progress_batch_size,
-    :status, :analyzer_error_count, :intent_failed_count, :record_count
-)"""
-# The columns, the placeholders and the values of a row all follow from the fields of a record.
-RECORD_COLUMNS = ", ".join(Record._fields)
-RECORD_PLACEHOLDERS = ", ".join("?" for _ in Record._fields)
-INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+# The columns and the placeholders of a row follow from the fields of what is stored.
+RUN_COLUMNS = (*RunContext._fields, *RunResult._fields[1:])
+INSERT_RUN = "INSERT INTO runs ({}) VALUES ({})".format(
+    ", ".join(RUN_COLUMNS), ", ".join(f":{column}" for column in RUN_COLUMNS)
+)
+RECORD_COLUMNS = ("run_id", *Record._fields)
+INSERT_RECORD = "INSERT INTO records ({}) VALUES ({})".format(
+    ", ".join(RECORD_COLUMNS), ", ".join("?" for _ in RECORD_COLUMNS)
+)
 SELECT_INTENTS = """
 SELECT records.run_id, records.md5sum, records.intent
 FROM records JOIN runs ON runs.id = records.run_id
@@ -4582,8 +4579,7 @@ class SQLitePersistence(Persistence):
             raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
-        with open_database(self.db_path, "rw") as connection:
-            execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+        with reading(self.db_path, self.lock_seconds) as connection:
             refuse_other_tables(connection, self.db_path)
 
     def _check_directory(self) -> None:
@@ -4608,7 +4604,7 @@ class SQLitePersistence(Persistence):
             status="completed_with_errors" if errors or failed_count else "completed",
         )
         run_values = {**context._asdict(), **result._asdict()}
-        with open_database(self.db_path, "rwc") as connection:
+        with open_database(self.db_path) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             execute_waiting(connection, "BEGIN IMMEDIATE", self.lock_seconds)
             for statement in SCHEMA:
@@ -4633,19 +4629,19 @@ def require_sqlite() -> None:
 
 
 @contextlib.contextmanager
-def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
-    """Open an SQLite file, and close it without what was not committed.
+def open_database(db_path: str) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file, new or not, and close it without what was not committed.
 
-    Whatever goes wrong meanwhile is raised as PersistenceError. `mode` is that of SQLite's URIs:
-    `rw` never creates a file, `rwc` does.
+    Whatever goes wrong meanwhile is raised as PersistenceError.
     """
     require_sqlite()
     import sqlite3
 
     try:
-        uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         # No isolation level: transactions begin and end where this program says so.
-        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            os.path.abspath(db_path), timeout=LOCK_TICK_SECONDS, isolation_level=None
+        )
         connection.text_factory = text_or_bytes
         with contextlib.closing(connection):
             yield connection
@@ -4653,6 +4649,21 @@ def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
         raise
     except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
         raise PersistenceError(f"{db_path}: {error}") from error
+
+
+@contextlib.contextmanager
+def reading(db_path: str, seconds: float = LOCK_SECONDS) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file in a transaction that reads one state of it; see `open_database`.
+
+    Waits so many seconds for the locks of other processes.
+    """
+    if not os.path.exists(db_path):
+        raise PersistenceError(f"{db_path} does not exist: persist a run first")
+    with open_database(db_path) as connection:
+        connection.execute("BEGIN")
+        # That takes no lock: the first SELECT does, and it alone may have to wait.
+        execute_waiting(connection, "SELECT 1 FROM sqlite_master", seconds)
+        yield connection
 
 
 def text_or_bytes(data: bytes) -> Union[str, bytes]:
@@ -4663,22 +4674,7 @@ def text_or_bytes(data: bytes) -> Union[str, bytes]:
         return data
 
 
-def database_uri(path: str, separator: str = os.sep) -> str:
-    """Return the URI of an absolute path as SQLite reads it."""
-    from urllib.parse import quote
-
-    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite
-    # refuses.
-    below_root = path.replace(separator, "/").removeprefix("/")
-    return "file:///" + quote(os.fsencode(below_root), safe="/:")
-
-
-def execute_waiting(
-    connection: "sqlite3.Connection",
-    sql: str,
-    seconds: float,
-    *values: object,
-) -> "sqlite3.Cursor":
+def execute_waiting(connection: "sqlite3.Connection", sql: str, seconds: float) -> "sqlite3.Cursor":
     """Execute a statement, waiting so many seconds for the locks of other processes."""
     import sqlite3
 
@@ -4686,17 +4682,10 @@ def execute_waiting(
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return connection.execute(sql, values)
+            return connection.execute(sql)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
-
-
-def begin_reading(connection: "sqlite3.Connection") -> None:
-    """Begin a transaction in which every statement reads the same state of the database."""
-    execute_waiting(connection, "BEGIN", LOCK_SECONDS)
-    # BEGIN alone takes no lock: the first SELECT does, and it alone may have to wait.
-    execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
 
 
 def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
@@ -4735,8 +4724,7 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
     if not os.path.exists(db_path):
         return {}
     intents = {}
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         if not all(table_columns(connection, name) for name in TABLE_NAMES):
             return {}
         # In the order of the runs: a later intent of the same code replaces an earlier one.
@@ -4763,8 +4751,7 @@ def read_run(
     Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
     the normalized code for which `shorten` returns None.
     """
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         refuse_other_tables(connection, db_path)
         run = select_run(connection, db_path, run_id)
         # Each row comes with objects of its own, and most hold the same few texts.
@@ -4864,8 +4851,7 @@ def read_codes(
     places: Collection[tuple[str, int, int]],
 ) -> dict[tuple[str, int, int], str]:
     """Return the code of definitions of a run by their file, first line and last line."""
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         codes = {}
         for path, start, end, code in connection.execute(SELECT_CODES, (run_id,)):
             if (path, start, end) in places:
@@ -5172,8 +5158,7 @@ def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
     """Return those calls whose success no stored run holds."""
     if not calls or not os.path.exists(db_path):
         return list(calls)
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         if not all(table_columns(connection, name) for name in TABLE_NAMES):
             return list(calls)
         connection.execute(CREATE_CALLS)

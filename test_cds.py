@@ -4696,22 +4696,27 @@ def locked(db_path, lock, seconds=None):
     return contextlib.closing(holder)
 
 
+# Writing
+
+
 @pytest.mark.parametrize(
-    ("path", "separator", "uri"),
+    "name",
     [
-        pytest.param("/a b/?#%.db", "/", "file:///a%20b/%3F%23%25.db", id="posix"),
-        pytest.param("/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names),
-        pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
-        pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
-        pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
-        pytest.param("\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"),
+        "a b?#%.db",
+        "a\\b",
+        ":memory:",
+        "file:a?mode=ro",
+        pytest.param("ü", marks=needs_unicode_names),
+        pytest.param("\udcff", id="not-utf-8"),
     ],
 )
-def test_database_uri_has_no_authority(path, separator, uri):
-    assert cds.database_uri(path, separator) == uri
-
-
-# Writing
+def test_database_may_have_any_name(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tree(tmp_path, {"src/a.py": TWICE}))
+    for number in (1, 2):
+        assert persist("src", name, "--reuse-intents") == 0
+        assert capsys.readouterr().out.startswith(f"persisted run_id={number} ")
+    assert run("duplicates", "--db-path", name) == 0
+    assert sorted(os.listdir()) == sorted([name, "src"])
 
 
 @pytest.mark.parametrize(
@@ -5514,7 +5519,7 @@ def write_run(path: Path) -> None:
         pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
         pytest.param(write_schema, None, "has no runs", id="no runs"),
         pytest.param(write_run, 7, "has no run 7", id="unknown run"),
-        pytest.param(lambda path: None, None, "unable to open", id="no file"),
+        pytest.param(lambda path: None, None, "does not exist: persist a run", id="no file"),
     ],
 )
 def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
