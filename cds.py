@@ -5177,15 +5177,6 @@ def sync_directory(path: str) -> None:
             os.close(descriptor)
 
 
-def file_identity(path: str) -> object:
-    """Return what two paths of one file have in common, whatever links lead there."""
-    try:
-        status = os.stat(path)
-    except OSError:  # nothing is there yet
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
-
-
 # ---- Evidence -------------------------------------------------------------------------------
 #
 # Records of equal code become fragments; fragments that are similar, in code or in intent, become
@@ -9385,9 +9376,7 @@ def is_closed_pipe(error: OSError) -> bool:
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
-# The names of side files begin with the database's path and one of these.
-SIDE_ENDINGS = ("-journal", "-wal", "-shm", "-pending-")
-# A database is one file or several: these follow its path.
+# A database is one file, or several with these endings.
 DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
@@ -9548,68 +9537,51 @@ def can_be_written(path: str) -> bool:
     return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
-def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
-    """Raise UsageError where a file that the command would write is one of those that it reads."""
+def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
+    """Raise UsageError if the file that a command would write is one of those that it reads."""
     # By identity, since two names may lead to one file.
-    identities = {file_identity(path) for path in inputs}
-    for option, path in written_files(args):
-        if file_identity(path) in identities:
-            raise UsageError(
-                f"{option}: {path} is a file that this command reads: name another one"
-            )
-    output = getattr(args, "output", None)
-    db_path = getattr(args, "db_path", None)
-    if output and db_path and is_side_file(output, db_path):
-        raise UsageError(
-            f"--output: {output} is a name for files beside the database: name another one"
-        )
-
-
-def is_side_file(path: str, db_path: str) -> bool:
-    """Return whether a path is one that SQLite or this program may use beside a database."""
-    # By the identity of the database, since the file may be called after another of its names.
-    database = file_identity(db_path)
-    return any(file_identity(owner) == database for owner in side_file_owners(path))
-
-
-def side_file_owners(path: str) -> Iterator[str]:
-    """Yield each database that a path would be a side file of, whether or not the two are there."""
-    directory, name = os.path.split(os.path.realpath(path))
-    for end in range(1, len(name)):
-        if name.startswith(SIDE_ENDINGS, end):
-            yield os.path.join(directory, name[:end])
-
-
-def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield each file that a command writes, after the option that names it."""
-    if getattr(args, "output", None):
-        yield "--output", args.output
-    if args.command == "persist":
-        for path in database_files(args.db_path):
-            yield "--db-path", path
+    if path is not None and file_identity(path) in map(file_identity, inputs):
+        raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
 
 
 def database_files(db_path: str) -> list[str]:
-    """Return the files of a database, those that SQLite may create too, and what lies beside it."""
-    own = [db_path + ending for ending in DATABASE_ENDINGS]
-    return own + side_files(db_path)
+    """Return the files of a database, those that SQLite may create too, and its side files."""
+    # Behind a link they stand where the link leads.
+    path = os.path.realpath(db_path)
+    return [*(path + ending for ending in DATABASE_ENDINGS), *side_files(path)]
+
+
+def file_identity(path: str) -> object:
+    """Return what two paths of one file have in common, whatever links lead there."""
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing is there yet
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 # Source to records
 
 
-def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; log what was found, and each error."""
-    symbols, errors = analyze_source(args)
+def build_records(
+    args: argparse.Namespace, option: str, written: Optional[str]
+) -> tuple[list[Record], list[AnalyzerError]]:
+    """Search, analyze and build what `--path` names; see `analyze_source`."""
+    symbols, errors = analyze_source(args, option, written)
     return ModelBuilder().build(symbols), errors
 
 
-def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Analysis:
-    """Search and analyze what `--path` names; log what was found, and each error."""
+def analyze_source(
+    args: argparse.Namespace, option: str, written: Optional[str], *, with_facts: bool = False
+) -> Analysis:
+    """Search and analyze what `--path` names; log what was found, and each error.
+
+    Raises UsageError if the file that the command is to write, named by an option, is a source.
+    """
     analyzer = make_analyzer(args, with_facts)
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
     # As soon as it is known which files are read: one named by mistake must not cost the source.
-    refuse_overwriting(args, [source.path for source in search.sources])
+    refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
     # By file alone: those of one file stay in the order in which they were found.
@@ -9636,30 +9608,16 @@ def log_search(search: Search, root: str) -> None:
         log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}")
 
 
-def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
-    """Write records in the form that the command line asks for, to stdout or `--output`."""
-    try:
-        write_pieces(args, record_pieces(args, records, errors))
-    except CdsError as error:
-        # Nothing was paid for: the same command finds the same records again.
-        if args.command == "model-build":
-            raise
-        # The pieces that were not written are gone with the iterator, so it is made anew.
-        path = rescue_text(record_pieces(args, records, errors))
-        told = "the result is lost: it could not be written to a new file either"
-        if path:
-            told = f"the result is rescued, whole, in {path}"
-        raise CdsError(f"{error}; {told}") from error
-
-
-def record_pieces(args: argparse.Namespace, records: Records, errors: Errors) -> Iterator[str]:
-    """Return records in the form that the command line asks for, in pieces."""
-    width = None if args.output else terminal_width(sys.stdout)
+def record_pieces(
+    args: argparse.Namespace,
+    records: Records,
+    errors: Errors,
+    table: Callable[[Records, Optional[int]], Iterator[str]],
+) -> Iterator[str]:
+    """Return records in pieces of the form that the command line asks for: JSON or a table."""
     if args.format == "json":
         return record_json(records, errors)
-    if args.command == "enrich-intent":
-        return intent_table(records, width)
-    return record_table(records, width)
+    return table(records, None if args.output else terminal_width(sys.stdout))
 
 
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
@@ -9678,8 +9636,8 @@ def run_model_build(args: argparse.Namespace, *_: object) -> int:
     """Analyze and build, and print the records."""
     check_path(args)
     check_output(args.output)
-    records, errors = build_records(args)
-    write_records(args, records, errors)
+    records, errors = build_records(args, "--output", args.output)
+    write_pieces(args, record_pieces(args, records, errors, record_table))
     return EXIT_DONE
 
 
@@ -9739,12 +9697,25 @@ def run_enrich_intent(
     check_path(args)
     check_output(args.output)
     enricher = make_enricher(args, make_client, interrupts, known={})
-    records, errors = build_records(args)
+    records, errors = build_records(args, "--output", args.output)
     # From the first call on there is something to save.
     with interrupts.deferred():
         enriched = enricher.enrich(records)
-        write_records(args, enriched, errors)
+        write_or_rescue(args, lambda: record_pieces(args, enriched, errors, intent_table))
     return EXIT_DONE
+
+
+def write_or_rescue(args: argparse.Namespace, make_pieces: Callable[[], Iterator[str]]) -> None:
+    """Write text as `write_pieces` does; if that fails, write it to a new file, and raise."""
+    try:
+        write_pieces(args, make_pieces())
+    except CdsError as error:
+        # The pieces that were not written are gone with the iterator, so it is made anew.
+        path = rescue_text(make_pieces())
+        outcome = "the result is lost: it could not be written to a new file either"
+        if path:
+            outcome = f"the result is rescued, whole, in {path}"
+        raise CdsError(f"{error}; {outcome}") from error
 
 
 # Intents to a run
@@ -9766,8 +9737,6 @@ def run_persist(
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
     # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
-    #    A side file of nothing new is deleted, so a source of that name is refused first.
-    refuse_overwriting(args, filter(os.path.isfile, [args.path]))
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
@@ -9775,7 +9744,7 @@ def run_persist(
         enricher = make_enricher(args, make_client, interrupts, known, pending.keep)
         # 3. Up to here, and while files are read, an interrupt ends the command: nothing is lost.
         started_at = timestamp()
-        records, errors = build_records(args)
+        records, errors = build_records(args, "--db-path", args.db_path)
         log_left_behind(args, left_behind, filter(enricher.wants, records))
         # 4. From the first call on there is something to save.
         with interrupts.deferred():
@@ -9849,7 +9818,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     # 1. What the options alone rule out is refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
-    refuse_overwriting(args, report_inputs(args))
+    refuse_overwriting("--output", args.output, report_inputs(args))
     report, baseline = read_reports(args)
     # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
     # elsewhere would seem stale.
@@ -9900,8 +9869,7 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
-        db_path = absolute_path("--db-path", args.db_path)
-        inputs += database_files(db_path)
+        inputs += database_files(absolute_path("--db-path", args.db_path))
     return inputs
 
 
@@ -9931,7 +9899,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    symbols, errors = analyze_source(args, with_facts=True)
+    symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
     symbols.sort(key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
     return build_report(
