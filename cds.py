@@ -4525,8 +4525,8 @@ SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
-# A line takes a byte at least, and source no more than this.
-LAST_LINE = SOURCE_BYTES
+# No file of source is longer: its 16 MiB hold so many lines.
+LAST_LINE = 16 << 20
 MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
 STATUSES = (SUCCESS, FAILED, SKIPPED)
@@ -4932,12 +4932,11 @@ class PendingIntents:
         self.db_path = os.path.realpath(db_path)
         self.model = model
         self.sync = sync
-        self._path = ""
-        self._descriptor: Optional[int] = None
+        self._file: Optional[io.FileIO] = None
         self._thread: Optional[threading.Thread] = None
         self._has_failed = False
+        self._is_unsynced = False
         self._is_closed = threading.Event()
-        self._has_unsynced = threading.Event()
         self._warned: set[str] = set()
 
     def read(self) -> dict[str, str]:
@@ -4958,18 +4957,15 @@ class PendingIntents:
         entry = PendingIntent(self.model, md5sum, intent)
         line = (json.dumps(entry._asdict()) + "\n").encode()
         try:
-            descriptor = self._open()
+            if self._file is None:
+                self._file = self._create()
             while line:
-                line = line[os.write(descriptor, line) :]
-        except OSError as error:
+                line = line[self._file.write(line) :]
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._has_failed = True
-            reason = describe_error(error)
-            path = self._path or f"a file beside {self.db_path}"
-            self._warn(path, f"cannot be used: {reason}; {PENDING_LOSS}")
-            return
-        self._has_unsynced.set()
-        if self._thread is None:
-            self._sync_written(descriptor)
+            path = self._file.name if self._file else f"a file beside {self.db_path}"
+            self._warn(path, f"cannot be used: {describe_error(error)}; {PENDING_LOSS}")
+        self._is_unsynced = True
 
     def forget_stored(self) -> None:
         """Delete each side file, this run's own too, of which a stored run holds all now."""
@@ -4981,48 +4977,36 @@ class PendingIntents:
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
+        if self._file is not None:
             # What it could report is known since the last sync.
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                self._file.close()
 
-    def _open(self) -> int:
-        if self._descriptor is None:
-            self._path, self._descriptor = create_side_file(self.db_path)
-            thread = threading.Thread(
-                target=self._sync_regularly, args=(self._descriptor,), daemon=True
-            )
-            try:
-                thread.start()
-                self._thread = thread
-            except RuntimeError:
-                # The system allows no further one, so each line is synced as it is written.
-                sync_directory(os.path.dirname(self._path))
-        return self._descriptor
+    def _create(self) -> io.FileIO:
+        file = create_side_file(self.db_path)
+        sync_directory(os.path.dirname(self.db_path))
+        thread = threading.Thread(target=self._sync_regularly, args=(file,), daemon=True)
+        thread.start()
+        self._thread = thread
+        return file
 
-    def _sync_regularly(self, descriptor: int) -> None:
+    def _sync_regularly(self, file: io.FileIO) -> None:
         # What is written is in the operating system's hands, and so survives the process; to
-        # survive a power cut it must be synced. To do so line by line would be slow: this thread
-        # does it for all the lines of half a second.
-        sync_directory(os.path.dirname(self._path))
+        # survive a power cut it must be synced. That takes milliseconds, so it is done once for
+        # all the lines of half a second.
         is_over = False
         while not is_over:
             is_over = self._is_closed.wait(SYNC_SECONDS)
-            self._sync_written(descriptor)
+            if self._is_unsynced:
+                self._is_unsynced = False  # first, so that no later line is missed
+                self._sync(file)
 
-    def _sync_written(self, descriptor: int) -> None:
-        if not self._has_unsynced.is_set():
-            return
-        self._has_unsynced.clear()  # first, so that no later line is missed
+    def _sync(self, file: io.FileIO) -> None:
         try:
-            self.sync(descriptor)
+            self.sync(file.fileno())
         except OSError as error:
             reason = describe_error(error)
-            self._warn(
-                self._path,
-                f"cannot be synced: {reason}; a power cut could cost its calls",
-            )
+            self._warn(file.name, f"cannot be synced: {reason}; a power cut could cost its calls")
 
     def _tidy_up(self) -> dict[Call, str]:
         """Return the intents in side files that no stored run holds; delete files without any."""
@@ -5039,9 +5023,8 @@ class PendingIntents:
 
     def _tidy_up_file(self, path: str) -> dict[Call, str]:
         with open_side_file(path) as file:
-            # Who writes holds the lock to the end. This run's own file is tidied up once it is
-            # closed.
-            is_over = path == self._path or try_lock(file.fileno())
+            # Who writes holds the lock until the file is closed.
+            is_over = try_lock(file.fileno())
             *lines, last = file.read(PENDING_BYTES).split(b"\n")
             # A run that goes on may be writing the last one just now.
             if last and is_over:
@@ -5082,24 +5065,23 @@ def side_files(db_path: str) -> list[str]:
     ]
 
 
-def create_side_file(db_path: str) -> tuple[str, int]:
-    """Create a side file for this run, which only its owner may read; return path and descriptor.
+def create_side_file(db_path: str) -> io.FileIO:
+    """Create a side file for this run, which only its owner may read, and open it for writing.
 
     The file is locked until it is closed.
     """
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | O_BINARY
     while True:
         path = f"{db_path}-pending-{os.urandom(8).hex()}.jsonl"
-        descriptor = os.open(path, flags, 0o600)
+        file = io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600))
         try:
             # Until it is locked, another run may take it for an empty one that is left behind.
-            if try_lock(descriptor) and os.path.exists(path):
-                return path, descriptor
+            if try_lock(file.fileno()) and os.path.exists(path):
+                return file
         except OSError:  # the file system has no locks
-            os.close(descriptor)
+            file.close()
             os.unlink(path)
             raise
-        os.close(descriptor)
+        file.close()
 
 
 @contextlib.contextmanager

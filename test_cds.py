@@ -5062,21 +5062,6 @@ def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
     assert warning.startswith(says)
 
 
-@not_for_root
-def test_finished_call_is_kept_where_the_system_allows_no_thread(tmp_path):
-    pytest.importorskip("resource")
-    program = """if True:
-        import cds
-        pending = cds.PendingIntents(sys.argv[1], "m", sync=lambda _: print("synced"))
-        pending.keep(32 * "1", "Works.")
-        pending.keep(32 * "2", "Works.")
-        pending.close()"""
-    command = python_command(program, tmp_path / "db")
-    done = finish(limited("NPROC", 1, command))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "synced\n" * 2 and len(kept(tmp_path / "db")) == 2
-
-
 def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
     db = tmp_path / "db"
     first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
