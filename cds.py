@@ -4702,6 +4702,11 @@ def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any
     return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
 
 
+def has_tables(connection: "sqlite3.Connection") -> bool:
+    """Return whether a database has the tables of the schema: an empty file has none yet."""
+    return all(table_columns(connection, name) for name in TABLE_NAMES)
+
+
 @functools.cache
 def expected_columns(name: str) -> list[tuple[Any, ...]]:
     """Return what `table_columns` gives for a table that SCHEMA has made."""
@@ -4725,12 +4730,11 @@ def read_intents(db_path: str, model: str) -> dict[str, str]:
         return {}
     intents = {}
     with reading(db_path) as connection:
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+        if not has_tables(connection):
             return {}
         # In the order of the runs: a later intent of the same code replaces an earlier one.
         for run_id, md5sum, intent in connection.execute(SELECT_INTENTS, (model,)):
-            row = {"md5sum": md5sum, "intent": intent}
-            for column, value in row.items():
+            for column, value in ("md5sum", md5sum), ("intent", intent):
                 if not isinstance(value, str):
                     raise invalid_value(db_path, run_id, "records", column, value)
             intents[md5sum] = intent
@@ -4754,8 +4758,6 @@ def read_run(
     with reading(db_path) as connection:
         refuse_other_tables(connection, db_path)
         run = select_run(connection, db_path, run_id)
-        # Each row comes with objects of its own, and most hold the same few texts.
-        texts: dict[Any, Any] = {}
         records = []
         for row in connection.execute(SELECT_RECORDS, (run["id"],)):
             record = Record(*row)
@@ -4767,7 +4769,7 @@ def read_run(
             if column:
                 value = getattr(record, column)
                 raise invalid_value(db_path, run["id"], "records", column, value)
-            records.append(_compact(record, texts))
+            records.append(interned(record))
         return run, records
 
 
@@ -4782,7 +4784,8 @@ def select_run(
         missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
         raise PersistenceError(f"{db_path} has {missing}")
     run = dict(zip(columns, row))
-    for column in invalid_run_columns(run):
+    column = ill_typed_column("runs", run.items())
+    if column:
         raise invalid_value(db_path, run["id"], "runs", column, run[column])
     return run
 
@@ -4798,21 +4801,21 @@ def invalid_value(
     return PersistenceError(f"{db_path}: {place} {holds}: name another file")
 
 
-def invalid_run_columns(run: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns of a run that hold no text, or no count, where they should."""
-    for column, allowed in column_types("runs").items():
-        value = run[column]
+def ill_typed_column(table: str, values: Iterable[tuple[str, Any]]) -> str:
+    """Return the first column of a row that holds no text or count where it should, or nothing."""
+    allowed = column_types(table)
+    for column, value in values:
         is_negative = isinstance(value, int) and value < 0
-        if is_negative or not isinstance(value, allowed):
-            yield column
+        if is_negative or not isinstance(value, allowed[column]):
+            return column
+    return ""
 
 
 def invalid_column(record: Record) -> str:
     """Return the first column of a record that holds what `persist` never stores, or nothing."""
-    allowed = column_types("records")
-    for column, value in zip(record._fields, record):
-        if not isinstance(value, allowed[column]):
-            return column
+    ill_typed = ill_typed_column("records", zip(record._fields, record))
+    if ill_typed:
+        return ill_typed
     if record.kind not in STORED_KINDS:
         return "kind"
     if not 1 <= record.start_line <= LAST_LINE:
@@ -4836,20 +4839,20 @@ def column_types(table: str) -> dict[str, tuple[type, ...]]:
     return allowed
 
 
-def _compact(record: Record, texts: dict[Any, Any]) -> Record:
+def interned(record: Record) -> Record:
+    """Return a record that shares with others the texts that they have in common."""
     return record._replace(
-        kind=texts.setdefault(record.kind, record.kind),
-        file_path=texts.setdefault(record.file_path, record.file_path),
-        intent_status=texts.setdefault(record.intent_status, record.intent_status),
-        intent_error=texts.setdefault(record.intent_error, record.intent_error),
+        kind=sys.intern(record.kind),
+        file_path=sys.intern(record.file_path),
+        intent_status=sys.intern(record.intent_status),
     )
 
 
 def read_codes(
     db_path: str,
     run_id: int,
-    places: Collection[tuple[str, int, int]],
-) -> dict[tuple[str, int, int], str]:
+    places: Collection[Place],
+) -> dict[Place, str]:
     """Return the code of definitions of a run by their file, first line and last line."""
     with reading(db_path) as connection:
         codes = {}
@@ -5141,7 +5144,7 @@ def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
     if not calls or not os.path.exists(db_path):
         return list(calls)
     with reading(db_path) as connection:
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+        if not has_tables(connection):
             return list(calls)
         connection.execute(CREATE_CALLS)
         connection.executemany(INSERT_CALL, calls)
