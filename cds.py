@@ -44,9 +44,9 @@ Caveats: what it finds are candidates for a person to review, not proof. The md5
 code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
-Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments,
-Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command
-line. A call goes to a room above or within its own.
+Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
+Fragments, Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files,
+Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -4531,24 +4531,6 @@ MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
 STATUSES = (SUCCESS, FAILED, SKIPPED)
 
-# Finished calls are kept beside the database, in a file for each run.
-PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
-PENDING_BYTES = 1 << 28  # a million calls
-PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
-SYNC_SECONDS = 0.5
-# Windows locks bytes, which nobody else can read then: so one that is never there.
-LOCK_POSITION = (1 << 31) - 2
-# Only this connection sees a temporary table.
-CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
-INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
-# The cross join has SQLite look each call up by its md5sum, and make an index for that if there is
-# none. The unary plus keeps it from going by the status, which nearly all rows have in common.
-SELECT_STORED = """
-SELECT calls.model, calls.md5sum
-FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
-    CROSS JOIN runs ON runs.id = records.run_id
-WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
-
 
 class Persistence(ABC):
     """Where another store is plugged in. It only writes."""
@@ -4899,11 +4881,29 @@ def store_in_new_file(directory: str, context: RunContext, errors: Errors, recor
     return path
 
 
-# Calls that are finished but not yet part of a stored run
-
+# ---- Pending --------------------------------------------------------------------------------
+#
+# A call may take minutes, and a run is stored at its end: until then its finished calls are kept in
+# a file beside the database, the side file of the run, with a line of JSON for each call.
 
 # The model that was asked, and the md5sum of the code.
 Call = tuple[str, str]
+PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
+PENDING_BYTES = 1 << 28  # a million calls
+PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
+SYNC_SECONDS = 0.5
+# Windows locks bytes, which nobody else can read then: so one that is never there.
+LOCK_POSITION = (1 << 31) - 2
+# Only this connection sees a temporary table.
+CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
+INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
+# The cross join has SQLite look each call up by its md5sum, and make an index for that if there is
+# none. The unary plus keeps it from going by the status, which nearly all rows have in common.
+SELECT_STORED = """
+SELECT calls.model, calls.md5sum
+FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
+    CROSS JOIN runs ON runs.id = records.run_id
+WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
 
 
 class PendingIntent(NamedTuple):

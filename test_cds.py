@@ -4889,7 +4889,333 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
-# Finished calls
+# Rescue
+
+
+def rescued(err, directory):
+    """Return the file in a directory that a message names as the rescued run."""
+    told = err.partition("rescued, whole, in ")[2]
+    return max(
+        (path for path in directory.iterdir() if str(path) in told), key=lambda path: len(path.name)
+    )
+
+
+@pytest.mark.parametrize("where", ["beside", "temp"])
+def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
+    source, folder = (
+        tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
+        tree(tmp_path / "d", {"x": ""}),
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    db = folder / "db"
+    if where == "beside":
+        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
+    else:
+        client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist(source, db, client=client) == 1
+    out, err = capsys.readouterr()
+    path = rescued(err, folder if where == "beside" else tmp_path / "t")
+    assert out == "" and "cds: status=failed: " in err
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
+    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
+
+
+def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
+    folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
+    monkeypatch.chdir(folder)
+    client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
+    assert persist("s", "db", client=client) == 1
+    monkeypatch.chdir(tmp_path)
+    path = rescued(capsys.readouterr().err, tmp_path / "t")
+    assert rows(path, "SELECT root_path FROM runs") == [(str(folder / "s"),)]
+
+
+def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
+    source, folder = (
+        tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
+        tree(tmp_path / "d", {"x": ""}),
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert (
+        persist(
+            source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")
+        )
+        == 1
+    )
+    assert "the run is lost" in capsys.readouterr().err
+
+
+# Reading
+
+
+def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
+    db = str(tmp_path / "a?#.sqlite")
+    store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
+    store(db, [record(OTHER)], root_path="/two")
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
+    assert cds.read_run(db, 1)[0]["root_path"] == "/one"
+    file = record(TOTAL, kind="file", normalized_code="")
+    assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
+
+
+def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
+    db = str(tmp_path / "db")
+    store(db, [record("# A comment.\n" + "x = 1\n" * 9999, kind="file")])
+    (file,) = cds.read_run(db)[1]
+    assert file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
+    assert (file.end_line, file.normalized_code) == (9999, "")
+
+
+def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
+    db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
+    store(db, [record(f"{start}\n    return 1"), record(), record(TOTAL, kind="file")])
+    shorten = cds.PythonAnalyzer().shortened
+    codes = [one.raw_code for one in cds.read_run(db, shorten=shorten)[1]]
+    assert codes == [start, "", TOTAL]
+
+
+def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
+    db = str(tmp_path / "db")
+    store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
+    store(db, [record(OTHER), record(OTHER, line=2), record(OTHER, kind="file")])
+    places = {cds.sort_key(record(OTHER)), cds.sort_key(record(OTHER, "b.py"))}
+    assert cds.read_codes(db, 1, places) == {cds.sort_key(record(OTHER, "b.py")): OTHER}
+    assert cds.read_codes(db, 2, places) == {cds.sort_key(record(OTHER)): OTHER}
+
+
+def test_read_run_writes_nothing(tmp_path):
+    db = tmp_path / "a.sqlite"
+    store(db, [record(TOTAL)])
+    before = db.read_bytes()
+    cds.read_run(str(db))
+    assert db.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.sqlite"]
+
+
+def write_text(path: Path) -> None:
+    path.write_text("no database at all, " * 100, encoding="utf-8")
+
+
+def write_schema(path: Path) -> None:
+    store(path, [])
+    execute(path, "DELETE FROM runs")
+
+
+def write_run(path: Path) -> None:
+    store(path, [])
+
+
+@pytest.mark.parametrize(
+    ("write", "run_id", "message"),
+    [
+        pytest.param(write_text, None, "file is not a database", id="not a database"),
+        pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
+        pytest.param(write_schema, None, "has no runs", id="no runs"),
+        pytest.param(write_run, 7, "has no run 7", id="unknown run"),
+        pytest.param(lambda path: None, None, "does not exist: persist a run", id="no file"),
+    ],
+)
+def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
+    db = tmp_path / "a.sqlite"
+    write(db)
+    with pytest.raises(cds.PersistenceError, match=message) as error:
+        cds.read_run(str(db), run_id)
+    assert "\n" not in str(error.value)
+    assert str(db) in str(error.value)
+
+
+# What a foreign file may hold: (table, column, value as SQL) by whether a report can be made of it.
+NOT_UTF_8 = "CAST(x'66ff' AS TEXT)"
+TEXTS = ("x'00ff'", NOT_UTF_8, "NULL")
+COUNTS = ("-1", "1.5", "'many'", "''", "x'31'", "NULL", NOT_UTF_8)
+LINES = (*COUNTS, "0", "1e300", "9223372036854775807", "16777217")
+NO_DEFINITIONS = (
+    "''",
+    "'x = 1'",
+    "'# nothing'",
+    "'lambda: 0'",
+    "'if x:' || char(10) || '    def f(): pass'",
+    "'def f(): pass' || char(10) || 'x = 1'",
+    "'def f(): pass' || char(10) || 'def g(): pass'",
+    "'@d' || char(10) || 'def f(): pass' || char(13) || 'x = 1'",
+    "'def f():' || char(10) || '    pass' || char(10) || '  ' || char(12) || 'x = 1'",
+)
+UNUSABLE = {
+    ("runs", "started_at"): TEXTS,
+    ("runs", "finished_at"): TEXTS,
+    ("runs", "root_path"): TEXTS,
+    ("runs", "provider_url"): TEXTS,
+    ("runs", "model"): TEXTS,
+    ("runs", "scope"): TEXTS,
+    ("runs", "progress_batch_size"): COUNTS,
+    ("runs", "status"): TEXTS,
+    ("runs", "analyzer_error_count"): COUNTS,
+    ("runs", "intent_failed_count"): COUNTS,
+    ("runs", "record_count"): COUNTS,
+    ("records", "kind"): (*TEXTS, "''", "'lambda'", "'FUNCTION'", "7"),
+    ("records", "file_path"): TEXTS,
+    ("records", "signature"): TEXTS[:2],
+    ("records", "start_line"): (*LINES, "900"),
+    ("records", "end_line"): (*LINES, "1"),
+    ("records", "raw_code"): TEXTS,
+    ("records", "normalized_code"): (*TEXTS, *NO_DEFINITIONS),
+    ("records", "md5sum"): (*TEXTS, "''", "'no sum'", "7", "upper(md5sum)"),
+    ("records", "intent"): TEXTS[:2],
+    ("records", "intent_status"): (*TEXTS, "''", "'done'"),
+    ("records", "intent_error"): TEXTS[:2],
+}
+HUGE_TEXT = "replace(hex(zeroblob(50000)), '00', 'Word ')"
+LINE_ENDS = "'a' || char(10) || char(13) || char(0) || 'b'"
+USABLE = {
+    ("runs", "id"): ("9223372036854775807",),
+    ("runs", "finished_at"): ("'yesterday'", "''", "17", LINE_ENDS),
+    ("runs", "root_path"): ("''", "'no/such/place'", LINE_ENDS),
+    ("runs", "analyzer_error_count"): ("9223372036854775807", "'12'"),
+    ("runs", "record_count"): ("0",),
+    ("records", "file_path"): ("''", "'/'", "'../../x'", "'b.py'", LINE_ENDS),
+    ("records", "signature"): ("NULL", "''", "'def other(x):'", "'no header'", "'# no'"),
+    ("records", "start_line"): ("12",),
+    ("records", "end_line"): ("12", "16777216"),
+    ("records", "raw_code"): ("''", LINE_ENDS, HUGE_TEXT, '\'"""\''),
+    # Of a newer Python, or of another language.
+    ("records", "normalized_code"): ("'def f(:'", "'function f() { }'", LINE_ENDS),
+    ("records", "md5sum"): ("'" + 32 * "0" + "'",),
+    ("records", "intent"): ("NULL", "''", "7", LINE_ENDS, HUGE_TEXT),
+    ("records", "intent_status"): ("'failed'", "'skipped'"),
+    ("records", "intent_error"): ("''", LINE_ENDS),
+}
+
+
+def cases_of(values):
+    return [
+        pytest.param(table, column, value, id=f"{table}-{column}-{number}")
+        for (table, column), expressions in values.items()
+        for number, value in enumerate(expressions)
+    ]
+
+
+@functools.cache
+def foreign_base():
+    """Return a database of one run, without NOT NULL, and the sources of its tables."""
+    code = 'def total(rows):\n    """Add up."""\n    return sum(row.price for row in rows)'
+    loads = "Loads a thing from a file."
+    records = [
+        *(record(code, f"{name}.py", 11, intent="Adds up prices.") for name in "abc"),
+        record(TOTAL_RENAMED, "d.py", 11, intent=loads),
+        record(TOTAL, "d.py", kind="file", signature=None),
+        record(OTHER, "e.py", 11, intent=loads),
+        record("class A(B):\n\n    def run(self):\n        pass", "f.py", 11, "class"),
+        record("def run(self):\n    pass", "f.py", 13, "method"),
+        record(TOTAL, "g.py", 11),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        db = Path(folder, "db")
+        store(db, records)
+        tables = dict(rows(db, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+        execute(
+            db,
+            "PRAGMA writable_schema = ON;"
+            "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '')",
+        )
+        return db.read_bytes(), tables
+
+
+def foreign(db_path, table, column, value):
+    """Write a database with a value in a row of its run, even if the column forbids it."""
+    content, tables = foreign_base()
+    db_path.write_bytes(content)
+    row = {"runs": "1", "records": "file_path = 'a.py'"}[table]
+    execute(db_path, f"UPDATE {table} SET {column} = {value} WHERE {row}")
+    if column == "id":
+        execute(db_path, f"UPDATE records SET run_id = {value}")
+    with contextlib.closing(sqlite3.connect(db_path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        for name, sql in tables.items():
+            connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
+
+
+FORMATS = [("--format", name) for name in ("table", "json", "html", "sarif")]
+
+
+@pytest.mark.parametrize(("table", "column", "value"), cases_of(UNUSABLE))
+def test_value_that_no_run_holds_is_named_in_one_line(tmp_path, capsys, table, column, value):
+    db = tmp_path / "db"
+    foreign(db, table, column, value)
+    # A line number beyond the last may be that of either end.
+    named = "end_line" if value == "900" else column
+    place = f"{db}: run 1: column '{named}' of table '{table}' holds "
+    for form in (*FORMATS, ("--show", "")):
+        err = refused(capsys, tmp_path, "duplicates", "--db-path", db, *form)
+        assert err.startswith(f"cds: --db-path: {place}")
+        assert err.endswith("never stores: name another file\n") and len(err) < 500
+
+
+@pytest.mark.parametrize(("table", "column", "value"), cases_of(USABLE))
+def test_value_that_a_run_may_hold_gives_a_report(tmp_path, capsys, table, column, value):
+    def report(*form):
+        assert run("duplicates", "--db-path", db, *form) == 0
+        out, err = capsys.readouterr()
+        assert out and err == ""
+        return out
+
+    db = tmp_path / "db"
+    foreign(db, table, column, value)
+    reports = [report(*form) for form in FORMATS]
+    groups = json.loads(reports[1])["groups"]
+    assert groups
+    for group in groups:
+        report("--show", group["id"])
+
+
+def test_value_that_no_run_holds_ends_the_program_with_one_line(tmp_path):
+    db = tmp_path / "db"
+    for column, value in (("end_line", "4611686018427387904"), ("raw_code", NOT_UTF_8)):
+        db.unlink(missing_ok=True)
+        foreign(db, "records", column, value)
+        done = shell("duplicates", "--db-path", db)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert f"run 1: column '{column}' of table 'records' holds " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("intent", "x'00ff'"),
+        ("intent", NOT_UTF_8),
+        ("intent", "NULL"),
+        ("md5sum", "x'31'"),
+        ("md5sum", NOT_UTF_8),
+    ],
+)
+def test_intent_that_is_no_text_is_not_reused(tmp_path, capsys, column, value):
+    source, db = tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db"
+    foreign(db, "records", column, value)
+    words = ("--path", source, *LOCAL, "--db-path", db, "--reuse-intents")
+    err = refused(capsys, tmp_path, "persist", *words)
+    place = f"{db}: run 1: column '{column}' of table 'records' holds "
+    assert err.startswith(f"cds: --db-path: {place}")
+
+
+def test_codes_of_a_row_that_changed_meanwhile_are_checked_too(tmp_path):
+    db = tmp_path / "db"
+    foreign(db, "records", "raw_code", "x'00ff'")
+    with pytest.raises(cds.PersistenceError, match="run 1: column 'raw_code' of"):
+        cds.read_codes(str(db), 1, {("a.py", 11, 13)})
+
+
+def test_definition_is_told_by_its_lines_as_by_its_tree(tmp_path):
+    records = analyzed(Path(CDS)).symbols
+    assert len(records) > 500
+    for one in records:
+        if one.kind != "file":
+            assert cds.may_be_definition(one.normalized_code)
+    text = "def f(x):\n    return f'''a\nb{x}'''"
+    assert cds.may_be_definition(text) and not cds.may_be_definition(f"{text}\nx = 1")
+
+
+# ---- Pending --------------------------------------------------------------------------------
 
 
 def md5(number):
@@ -5377,332 +5703,6 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
             held = len(path.read_bytes().splitlines())
             assert surely <= held <= len(ended)
             path.unlink()
-
-
-# Rescue
-
-
-def rescued(err, directory):
-    """Return the file in a directory that a message names as the rescued run."""
-    told = err.partition("rescued, whole, in ")[2]
-    return max(
-        (path for path in directory.iterdir() if str(path) in told), key=lambda path: len(path.name)
-    )
-
-
-@pytest.mark.parametrize("where", ["beside", "temp"])
-def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
-    source, folder = (
-        tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
-        tree(tmp_path / "d", {"x": ""}),
-    )
-    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
-    db = folder / "db"
-    if where == "beside":
-        client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
-    else:
-        client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
-    assert persist(source, db, client=client) == 1
-    out, err = capsys.readouterr()
-    path = rescued(err, folder if where == "beside" else tmp_path / "t")
-    assert out == "" and "cds: status=failed: " in err
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
-    assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
-
-
-def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
-    folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
-    monkeypatch.chdir(folder)
-    client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
-    assert persist("s", "db", client=client) == 1
-    monkeypatch.chdir(tmp_path)
-    path = rescued(capsys.readouterr().err, tmp_path / "t")
-    assert rows(path, "SELECT root_path FROM runs") == [(str(folder / "s"),)]
-
-
-def test_run_that_cannot_even_be_rescued_is_said_to_be_lost(tmp_path, capsys, monkeypatch):
-    source, folder = (
-        tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
-        tree(tmp_path / "d", {"x": ""}),
-    )
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    assert (
-        persist(
-            source, folder / "db", client=FakeClient(lambda code: shutil.rmtree(folder) or "W.")
-        )
-        == 1
-    )
-    assert "the run is lost" in capsys.readouterr().err
-
-
-# Reading
-
-
-def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
-    db = str(tmp_path / "a?#.sqlite")
-    store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
-    store(db, [record(OTHER)], root_path="/two")
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
-    assert cds.read_run(db, 1)[0]["root_path"] == "/one"
-    file = record(TOTAL, kind="file", normalized_code="")
-    assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
-
-
-def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
-    db = str(tmp_path / "db")
-    store(db, [record("# A comment.\n" + "x = 1\n" * 9999, kind="file")])
-    (file,) = cds.read_run(db)[1]
-    assert file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
-    assert (file.end_line, file.normalized_code) == (9999, "")
-
-
-def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
-    db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
-    store(db, [record(f"{start}\n    return 1"), record(), record(TOTAL, kind="file")])
-    shorten = cds.PythonAnalyzer().shortened
-    codes = [one.raw_code for one in cds.read_run(db, shorten=shorten)[1]]
-    assert codes == [start, "", TOTAL]
-
-
-def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
-    db = str(tmp_path / "db")
-    store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
-    store(db, [record(OTHER), record(OTHER, line=2), record(OTHER, kind="file")])
-    places = {cds.sort_key(record(OTHER)), cds.sort_key(record(OTHER, "b.py"))}
-    assert cds.read_codes(db, 1, places) == {cds.sort_key(record(OTHER, "b.py")): OTHER}
-    assert cds.read_codes(db, 2, places) == {cds.sort_key(record(OTHER)): OTHER}
-
-
-def test_read_run_writes_nothing(tmp_path):
-    db = tmp_path / "a.sqlite"
-    store(db, [record(TOTAL)])
-    before = db.read_bytes()
-    cds.read_run(str(db))
-    assert db.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["a.sqlite"]
-
-
-def write_text(path: Path) -> None:
-    path.write_text("no database at all, " * 100, encoding="utf-8")
-
-
-def write_schema(path: Path) -> None:
-    store(path, [])
-    execute(path, "DELETE FROM runs")
-
-
-def write_run(path: Path) -> None:
-    store(path, [])
-
-
-@pytest.mark.parametrize(
-    ("write", "run_id", "message"),
-    [
-        pytest.param(write_text, None, "file is not a database", id="not a database"),
-        pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
-        pytest.param(write_schema, None, "has no runs", id="no runs"),
-        pytest.param(write_run, 7, "has no run 7", id="unknown run"),
-        pytest.param(lambda path: None, None, "does not exist: persist a run", id="no file"),
-    ],
-)
-def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
-    db = tmp_path / "a.sqlite"
-    write(db)
-    with pytest.raises(cds.PersistenceError, match=message) as error:
-        cds.read_run(str(db), run_id)
-    assert "\n" not in str(error.value)
-    assert str(db) in str(error.value)
-
-
-# What a foreign file may hold: (table, column, value as SQL) by whether a report can be made of it.
-NOT_UTF_8 = "CAST(x'66ff' AS TEXT)"
-TEXTS = ("x'00ff'", NOT_UTF_8, "NULL")
-COUNTS = ("-1", "1.5", "'many'", "''", "x'31'", "NULL", NOT_UTF_8)
-LINES = (*COUNTS, "0", "1e300", "9223372036854775807", "16777217")
-NO_DEFINITIONS = (
-    "''",
-    "'x = 1'",
-    "'# nothing'",
-    "'lambda: 0'",
-    "'if x:' || char(10) || '    def f(): pass'",
-    "'def f(): pass' || char(10) || 'x = 1'",
-    "'def f(): pass' || char(10) || 'def g(): pass'",
-    "'@d' || char(10) || 'def f(): pass' || char(13) || 'x = 1'",
-    "'def f():' || char(10) || '    pass' || char(10) || '  ' || char(12) || 'x = 1'",
-)
-UNUSABLE = {
-    ("runs", "started_at"): TEXTS,
-    ("runs", "finished_at"): TEXTS,
-    ("runs", "root_path"): TEXTS,
-    ("runs", "provider_url"): TEXTS,
-    ("runs", "model"): TEXTS,
-    ("runs", "scope"): TEXTS,
-    ("runs", "progress_batch_size"): COUNTS,
-    ("runs", "status"): TEXTS,
-    ("runs", "analyzer_error_count"): COUNTS,
-    ("runs", "intent_failed_count"): COUNTS,
-    ("runs", "record_count"): COUNTS,
-    ("records", "kind"): (*TEXTS, "''", "'lambda'", "'FUNCTION'", "7"),
-    ("records", "file_path"): TEXTS,
-    ("records", "signature"): TEXTS[:2],
-    ("records", "start_line"): (*LINES, "900"),
-    ("records", "end_line"): (*LINES, "1"),
-    ("records", "raw_code"): TEXTS,
-    ("records", "normalized_code"): (*TEXTS, *NO_DEFINITIONS),
-    ("records", "md5sum"): (*TEXTS, "''", "'no sum'", "7", "upper(md5sum)"),
-    ("records", "intent"): TEXTS[:2],
-    ("records", "intent_status"): (*TEXTS, "''", "'done'"),
-    ("records", "intent_error"): TEXTS[:2],
-}
-HUGE_TEXT = "replace(hex(zeroblob(50000)), '00', 'Word ')"
-LINE_ENDS = "'a' || char(10) || char(13) || char(0) || 'b'"
-USABLE = {
-    ("runs", "id"): ("9223372036854775807",),
-    ("runs", "finished_at"): ("'yesterday'", "''", "17", LINE_ENDS),
-    ("runs", "root_path"): ("''", "'no/such/place'", LINE_ENDS),
-    ("runs", "analyzer_error_count"): ("9223372036854775807", "'12'"),
-    ("runs", "record_count"): ("0",),
-    ("records", "file_path"): ("''", "'/'", "'../../x'", "'b.py'", LINE_ENDS),
-    ("records", "signature"): ("NULL", "''", "'def other(x):'", "'no header'", "'# no'"),
-    ("records", "start_line"): ("12",),
-    ("records", "end_line"): ("12", "16777216"),
-    ("records", "raw_code"): ("''", LINE_ENDS, HUGE_TEXT, '\'"""\''),
-    # Of a newer Python, or of another language.
-    ("records", "normalized_code"): ("'def f(:'", "'function f() { }'", LINE_ENDS),
-    ("records", "md5sum"): ("'" + 32 * "0" + "'",),
-    ("records", "intent"): ("NULL", "''", "7", LINE_ENDS, HUGE_TEXT),
-    ("records", "intent_status"): ("'failed'", "'skipped'"),
-    ("records", "intent_error"): ("''", LINE_ENDS),
-}
-
-
-def cases_of(values):
-    return [
-        pytest.param(table, column, value, id=f"{table}-{column}-{number}")
-        for (table, column), expressions in values.items()
-        for number, value in enumerate(expressions)
-    ]
-
-
-@functools.cache
-def foreign_base():
-    """Return a database of one run, without NOT NULL, and the sources of its tables."""
-    code = 'def total(rows):\n    """Add up."""\n    return sum(row.price for row in rows)'
-    loads = "Loads a thing from a file."
-    records = [
-        *(record(code, f"{name}.py", 11, intent="Adds up prices.") for name in "abc"),
-        record(TOTAL_RENAMED, "d.py", 11, intent=loads),
-        record(TOTAL, "d.py", kind="file", signature=None),
-        record(OTHER, "e.py", 11, intent=loads),
-        record("class A(B):\n\n    def run(self):\n        pass", "f.py", 11, "class"),
-        record("def run(self):\n    pass", "f.py", 13, "method"),
-        record(TOTAL, "g.py", 11),
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        db = Path(folder, "db")
-        store(db, records)
-        tables = dict(rows(db, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
-        execute(
-            db,
-            "PRAGMA writable_schema = ON;"
-            "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '')",
-        )
-        return db.read_bytes(), tables
-
-
-def foreign(db_path, table, column, value):
-    """Write a database with a value in a row of its run, even if the column forbids it."""
-    content, tables = foreign_base()
-    db_path.write_bytes(content)
-    row = {"runs": "1", "records": "file_path = 'a.py'"}[table]
-    execute(db_path, f"UPDATE {table} SET {column} = {value} WHERE {row}")
-    if column == "id":
-        execute(db_path, f"UPDATE records SET run_id = {value}")
-    with contextlib.closing(sqlite3.connect(db_path)) as connection, connection:
-        connection.execute("PRAGMA writable_schema = ON")
-        for name, sql in tables.items():
-            connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, name))
-
-
-FORMATS = [("--format", name) for name in ("table", "json", "html", "sarif")]
-
-
-@pytest.mark.parametrize(("table", "column", "value"), cases_of(UNUSABLE))
-def test_value_that_no_run_holds_is_named_in_one_line(tmp_path, capsys, table, column, value):
-    db = tmp_path / "db"
-    foreign(db, table, column, value)
-    # A line number beyond the last may be that of either end.
-    named = "end_line" if value == "900" else column
-    place = f"{db}: run 1: column '{named}' of table '{table}' holds "
-    for form in (*FORMATS, ("--show", "")):
-        err = refused(capsys, tmp_path, "duplicates", "--db-path", db, *form)
-        assert err.startswith(f"cds: --db-path: {place}")
-        assert err.endswith("never stores: name another file\n") and len(err) < 500
-
-
-@pytest.mark.parametrize(("table", "column", "value"), cases_of(USABLE))
-def test_value_that_a_run_may_hold_gives_a_report(tmp_path, capsys, table, column, value):
-    def report(*form):
-        assert run("duplicates", "--db-path", db, *form) == 0
-        out, err = capsys.readouterr()
-        assert out and err == ""
-        return out
-
-    db = tmp_path / "db"
-    foreign(db, table, column, value)
-    reports = [report(*form) for form in FORMATS]
-    groups = json.loads(reports[1])["groups"]
-    assert groups
-    for group in groups:
-        report("--show", group["id"])
-
-
-def test_value_that_no_run_holds_ends_the_program_with_one_line(tmp_path):
-    db = tmp_path / "db"
-    for column, value in (("end_line", "4611686018427387904"), ("raw_code", NOT_UTF_8)):
-        db.unlink(missing_ok=True)
-        foreign(db, "records", column, value)
-        done = shell("duplicates", "--db-path", db)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-        assert f"run 1: column '{column}' of table 'records' holds " in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("intent", "x'00ff'"),
-        ("intent", NOT_UTF_8),
-        ("intent", "NULL"),
-        ("md5sum", "x'31'"),
-        ("md5sum", NOT_UTF_8),
-    ],
-)
-def test_intent_that_is_no_text_is_not_reused(tmp_path, capsys, column, value):
-    source, db = tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db"
-    foreign(db, "records", column, value)
-    words = ("--path", source, *LOCAL, "--db-path", db, "--reuse-intents")
-    err = refused(capsys, tmp_path, "persist", *words)
-    place = f"{db}: run 1: column '{column}' of table 'records' holds "
-    assert err.startswith(f"cds: --db-path: {place}")
-
-
-def test_codes_of_a_row_that_changed_meanwhile_are_checked_too(tmp_path):
-    db = tmp_path / "db"
-    foreign(db, "records", "raw_code", "x'00ff'")
-    with pytest.raises(cds.PersistenceError, match="run 1: column 'raw_code' of"):
-        cds.read_codes(str(db), 1, {("a.py", 11, 13)})
-
-
-def test_definition_is_told_by_its_lines_as_by_its_tree(tmp_path):
-    records = analyzed(Path(CDS)).symbols
-    assert len(records) > 500
-    for one in records:
-        if one.kind != "file":
-            assert cds.may_be_definition(one.normalized_code)
-    text = "def f(x):\n    return f'''a\nb{x}'''"
-    assert cds.may_be_definition(text) and not cds.may_be_definition(f"{text}\nx = 1")
 
 
 # ---- Duplicates -----------------------------------------------------------------------------
