@@ -4513,7 +4513,7 @@ FROM records JOIN runs ON runs.id = records.run_id
 WHERE runs.model = ? AND records.intent_status = 'success'
 ORDER BY runs.id"""
 SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
-# The code of a file is that of its definitions once more, so only its header is read.
+# The code of a file is that of its definitions once more, so only its first lines are read.
 SELECT_RECORDS = """
 SELECT kind, file_path, signature, start_line, end_line,
     CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END AS raw_code,
@@ -4525,7 +4525,7 @@ SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
-# No file of source is longer: its 16 MiB hold so many lines.
+# No file of source has more lines: an analyzer reads 16 MiB of one.
 LAST_LINE = 16 << 20
 MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
@@ -4533,25 +4533,28 @@ STATUSES = (SUCCESS, FAILED, SKIPPED)
 
 
 class Persistence(ABC):
-    """Where another store is plugged in. It only writes."""
+    """Base of the stores of runs. A store only writes."""
 
     @abstractmethod
     def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
-        """Store one run whole, or raise PersistenceError and leave the store as it was."""
+        """Store one run whole.
+
+        If that fails, raises PersistenceError and leaves the store as it was.
+        """
 
 
 class SQLitePersistence(Persistence):
     """Stores runs in an SQLite file with the tables `runs` and `records`."""
 
     def __init__(self, db_path: str, *, lock_seconds: float = LOCK_SECONDS) -> None:
-        """Take the path of the file, and how long to wait for another process's lock on it."""
+        """Take the path of the file, and the seconds to wait for a lock of another process."""
         self.db_path = db_path
         self.lock_seconds = lock_seconds
 
     def check(self) -> None:
-        """Raise PersistenceError where `persist` would fail for a reason that can be seen now.
+        """Raise PersistenceError if `persist` would fail for a reason that can be seen now.
 
-        Only reads (though SQLite itself repairs a file that a killed process left behind).
+        Writes nothing, but SQLite itself repairs a file that a killed process left behind.
         """
         require_sqlite()
         self._check_directory()
@@ -4602,7 +4605,7 @@ class SQLitePersistence(Persistence):
 
 
 def require_sqlite() -> None:
-    """Raise PersistenceError in a Python that was built without SQLite."""
+    """Raise PersistenceError if this Python was built without SQLite."""
     try:
         import sqlite3  # noqa: F401
     except ImportError as error:
@@ -4612,7 +4615,7 @@ def require_sqlite() -> None:
 
 @contextlib.contextmanager
 def open_database(db_path: str) -> "Iterator[sqlite3.Connection]":
-    """Open an SQLite file, new or not, and close it without what was not committed.
+    """Open an SQLite file, or create it; close it at the end without what was not committed.
 
     Whatever goes wrong meanwhile is raised as PersistenceError.
     """
@@ -4649,7 +4652,7 @@ def reading(db_path: str, seconds: float = LOCK_SECONDS) -> "Iterator[sqlite3.Co
 
 
 def text_or_bytes(data: bytes) -> Union[str, bytes]:
-    """Return text of a database, or what is no UTF-8 as it is: then it is found like a blob."""
+    """Return a text of a database, or its bytes if they are not UTF-8: no column may hold bytes."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -4671,7 +4674,7 @@ def execute_waiting(connection: "sqlite3.Connection", sql: str, seconds: float) 
 
 
 def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
-    """Raise PersistenceError where a file uses the names of the schema for something else."""
+    """Raise PersistenceError if a table or view of the schema's names has other columns."""
     for name in TABLE_NAMES:
         columns = table_columns(connection, name)
         if columns and columns != expected_columns(name):
@@ -4680,7 +4683,7 @@ def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
 
 
 def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any, ...]]:
-    """Return name, type, NOT NULL and key of each column of a table; none without a table."""
+    """Return name, type, NOT NULL and key of each column of a table, or nothing without a table."""
     return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
 
 
@@ -4691,7 +4694,7 @@ def has_tables(connection: "sqlite3.Connection") -> bool:
 
 @functools.cache
 def expected_columns(name: str) -> list[tuple[Any, ...]]:
-    """Return what `table_columns` gives for a table that SCHEMA has made."""
+    """Return the columns of a table that SCHEMA has made, as `table_columns` does."""
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
@@ -4706,7 +4709,7 @@ def expected_columns(name: str) -> list[tuple[Any, ...]]:
 def read_intents(db_path: str, model: str) -> dict[str, str]:
     """Return the newest intent that `model` gave each code of earlier runs, by md5sum.
 
-    Raises PersistenceError where the file cannot be read, or a value is none that `persist` stores.
+    Raises PersistenceError if the file cannot be read or holds a value that `persist` never stores.
     """
     if not os.path.exists(db_path):
         return {}
@@ -4784,7 +4787,7 @@ def invalid_value(
 
 
 def ill_typed_column(table: str, values: Iterable[tuple[str, Any]]) -> str:
-    """Return the first column of a row that holds no text or count where it should, or nothing."""
+    """Return the first column of a row whose value has another type or sign, or nothing."""
     allowed = column_types(table)
     for column, value in values:
         is_negative = isinstance(value, int) and value < 0
@@ -4794,7 +4797,7 @@ def ill_typed_column(table: str, values: Iterable[tuple[str, Any]]) -> str:
 
 
 def invalid_column(record: Record) -> str:
-    """Return the first column of a record that holds what `persist` never stores, or nothing."""
+    """Return the first column of a record whose value `persist` never stores, or nothing."""
     ill_typed = ill_typed_column("records", zip(record._fields, record))
     if ill_typed:
         return ill_typed
@@ -4813,7 +4816,7 @@ def invalid_column(record: Record) -> str:
 
 @functools.cache
 def column_types(table: str) -> dict[str, tuple[type, ...]]:
-    """Return what the values of each column of a table may be in Python."""
+    """Return the Python types that the values of each column of a table may have."""
     allowed: dict[str, tuple[type, ...]] = {}
     for column, declared, is_required, is_key in expected_columns(table):
         kind = PYTHON_TYPES[declared]
@@ -4852,7 +4855,7 @@ def read_codes(
 def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) -> str:
     """Store a run in a new file, beside the database or in the temporary directory.
 
-    Return its path, or the empty text where no file could be written.
+    Return its path, or the empty text if no file could be written.
     """
     import tempfile
 
@@ -4892,13 +4895,13 @@ PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
 PENDING_BYTES = 1 << 28  # a million calls
 PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
 SYNC_SECONDS = 0.5
-# Windows locks bytes, which nobody else can read then: so one that is never there.
+# Windows locks bytes, and keeps others from reading them: so the one locked is never there.
 LOCK_POSITION = (1 << 31) - 2
 # Only this connection sees a temporary table.
 CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
 INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
-# The cross join has SQLite look each call up by its md5sum, and make an index for that if there is
-# none. The unary plus keeps it from going by the status, which nearly all rows have in common.
+# With a cross join SQLite looks up each call by its md5sum, and makes an index if there is none.
+# The unary plus keeps it from the index on the status, which nearly all rows have in common.
 SELECT_STORED = """
 SELECT calls.model, calls.md5sum
 FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
@@ -4915,7 +4918,7 @@ class PendingIntent(NamedTuple):
 
 
 class PendingIntents:
-    """The intents of finished calls that no stored run holds yet, in a side file of each run.
+    """The intents of finished calls that no stored run holds yet, in the side files of the runs.
 
     An intent that is kept survives the process, and after a second a power cut too. The file is
     worth less than the run: its first failure is logged, and everything goes on without it.
@@ -4930,7 +4933,7 @@ class PendingIntents:
     ) -> None:
         """Take the path of the database, and the model whose intents are kept and read.
 
-        `sync(descriptor)` has an open file written to the disk.
+        `sync(descriptor)` writes what the system holds of an open file to the disk.
         """
         self.db_path = os.path.realpath(db_path)
         self.model = model
@@ -4945,7 +4948,7 @@ class PendingIntents:
     def read(self) -> dict[str, str]:
         """Return the intents of other runs that no stored run holds, by md5sum.
 
-        Deletes the side files of nothing else whose run is over.
+        Deletes the side file of each run that is over if stored runs hold all its intents.
         """
         return {
             md5sum: intent
@@ -4971,12 +4974,12 @@ class PendingIntents:
         self._is_unsynced = True
 
     def forget_stored(self) -> None:
-        """Delete each side file, this run's own too, of which a stored run holds all now."""
+        """Delete each side file, this run's own too, if stored runs hold all its intents now."""
         self.close()
         self._tidy_up()
 
     def close(self) -> None:
-        """Close the file, and have the disk hold all of it."""
+        """Sync the file and close it."""
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -5012,7 +5015,7 @@ class PendingIntents:
             self._warn(file.name, f"cannot be synced: {reason}; a power cut could cost its calls")
 
     def _tidy_up(self) -> dict[Call, str]:
-        """Return the intents in side files that no stored run holds; delete files without any."""
+        """Return the intents of side files that no stored run holds; delete the files without."""
         left: dict[Call, str] = {}
         for path in side_files(self.db_path):
             try:
@@ -5026,10 +5029,10 @@ class PendingIntents:
 
     def _tidy_up_file(self, path: str) -> dict[Call, str]:
         with open_side_file(path) as file:
-            # Who writes holds the lock until the file is closed.
+            # The run that writes a file holds its lock until it closes it.
             is_over = try_lock(file.fileno())
             *lines, last = file.read(PENDING_BYTES).split(b"\n")
-            # A run that goes on may be writing the last one just now.
+            # A run that goes on may be writing the last line just now.
             if last and is_over:
                 lines.append(last)
             entries = list(map(parse_pending, lines))
@@ -5040,18 +5043,18 @@ class PendingIntents:
                 self._warn(path, f"holds {count} without a finished call: {first}")
             intents = {(one.model, one.md5sum): one.intent for one in entries if one}
             unstored = unstored_calls(self.db_path, intents)
-            # A file with lines, none of which is a finished call, is one of something else.
+            # A file with lines of which none is a finished call belongs to something else.
             if is_over and not unstored and (intents or not lines):
                 if os.name == "nt":
                     file.close()  # Windows deletes no open file
                 os.unlink(path)
         return {call: intents[call] for call in unstored}
 
-    def _warn(self, path: str, told: str) -> None:
-        """Log what is wrong with a file, unless it was told of before."""
+    def _warn(self, path: str, problem: str) -> None:
+        """Log what is wrong with a file, once for each file."""
         if path not in self._warned:
             self._warned.add(path)
-            log(f"warning: {path} {told}")
+            log(f"warning: {path} {problem}")
 
 
 def side_files(db_path: str) -> list[str]:
@@ -5059,7 +5062,7 @@ def side_files(db_path: str) -> list[str]:
     directory, name = os.path.split(os.path.realpath(db_path))
     try:
         found = sorted(os.listdir(directory))
-    except OSError:  # whatever uses the database reports what is wrong with the directory
+    except OSError:  # opening the database reports what is wrong with the directory
         return []
     return [
         os.path.join(directory, one)
@@ -5069,9 +5072,9 @@ def side_files(db_path: str) -> list[str]:
 
 
 def create_side_file(db_path: str) -> io.FileIO:
-    """Create a side file for this run, which only its owner may read, and open it for writing.
+    """Create a side file that only its owner may read, and open it for writing.
 
-    The file is locked until it is closed.
+    It is locked until it is closed.
     """
     while True:
         path = f"{db_path}-pending-{os.urandom(8).hex()}.jsonl"
@@ -5090,13 +5093,13 @@ def create_side_file(db_path: str) -> io.FileIO:
 @contextlib.contextmanager
 def open_side_file(path: str) -> Iterator[BinaryIO]:
     """Open a side file for reading; raise PersistenceError if it cannot be one of this user."""
-    # To open another kind of file could take for ever, or lead elsewhere.
+    # Opening a pipe could take for ever, and a link leads elsewhere.
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise PersistenceError("it is not a regular file")
     # Writable, since some file systems lock no other file.
     with open(path, "r+b") as file:
         status = os.fstat(file.fileno())
-        # In a directory that others may write to, it could hold whatever they want to be stored.
+        # In a directory that others may write to, they could have their own intents stored.
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
             raise PersistenceError("it belongs to another user")
         if status.st_size > PENDING_BYTES:
@@ -5105,9 +5108,9 @@ def open_side_file(path: str) -> Iterator[BinaryIO]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file for as long as it is open; return whether nobody else has it locked.
+    """Lock a file until it is closed, and return True, or return False if another has locked it.
 
-    Raises OSError where the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     try:
         if sys.platform == "win32":
@@ -5119,7 +5122,7 @@ def try_lock(descriptor: int) -> bool:
         else:
             import fcntl
 
-            # Not `lockf`: such a lock goes when the process closes any descriptor of the file.
+            # A lock of `lockf` would end when the process closes any descriptor of the file.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -5127,12 +5130,12 @@ def try_lock(descriptor: int) -> bool:
 
 
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
-    """Return the finished call that a line of a side file holds, or None for any other line."""
+    """Return the finished call in a line of a side file, or None if it holds none."""
     try:
         entry = PendingIntent(**json.loads(line.decode()))
         is_text = all(isinstance(value, str) for value in entry)
         if is_text and MD5SUM.fullmatch(entry.md5sum) and is_intent(entry.intent):
-            entry.model.encode()  # no surrogates, or no run could be asked for it
+            entry.model.encode()  # fails for surrogates, which no `--model` has
             return entry
     except (ValueError, TypeError, RecursionError):
         pass  # no JSON, or no object with these fields
@@ -5140,7 +5143,7 @@ def parse_pending(line: bytes) -> Optional[PendingIntent]:
 
 
 def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
-    """Return those calls whose success no stored run holds."""
+    """Return the calls that no stored run holds with success."""
     if not calls or not os.path.exists(db_path):
         return list(calls)
     with reading(db_path) as connection:
@@ -5153,7 +5156,7 @@ def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
 
 
 def sync_directory(path: str) -> None:
-    """Have the operating system write the names in a directory to the disk, where it can."""
+    """Write the names in a directory to the disk, if the operating system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
