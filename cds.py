@@ -10134,9 +10134,6 @@ DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store it all in SQLite."
 )
-# Of `duplicates`; the other commands have the first two.
-REPORT_FORMATS = ("table", "json", "html", "sarif")
-ONE_ROOT = "name the directory above both, since a run has one root"
 
 
 # Values
@@ -10232,17 +10229,14 @@ class Parser(argparse.ArgumentParser):
 class StoreOnce(argparse.Action):
     """Stores the value of an option, and refuses a second one.
 
-    For options that seem to add up: argparse itself would silently replace the first value.
+    For options that seem to add up: argparse itself would silently replace the first value. It is
+    for a parser of a single command line.
     """
 
-    def __init__(
-        self,
-        *words: Any,
-        remedy: str = "give one comma-separated list",
-        **options: Any,
-    ) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *words: Any, remedy: str, **settings: Any) -> None:
+        super().__init__(*words, **settings)
         self.remedy = remedy
+        self.is_given = False
 
     def __call__(
         self,
@@ -10251,28 +10245,274 @@ class StoreOnce(argparse.Action):
         values: object,
         option_string: Optional[str] = None,
     ) -> None:
-        # What is given cannot be told from the values: one may be given that equals the default.
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
+        if self.is_given:
             parser.error(f"{option_string}: given twice: {self.remedy}")
-        given.add(self.dest)
+        self.is_given = True
         setattr(namespace, self.dest, values)
 
 
-class CommandSpec(NamedTuple):
-    """A command: what runs it, where its options come from, and how it is described.
+# Options
 
-    `parents` is called when a command line is parsed: an import should make no parsers.
+
+class Option(NamedTuple):
+    """An option, its help, further arguments of `add_argument`, and a default that is shown."""
+
+    name: str
+    help: str
+    settings: Mapping[str, Any]
+    default: Any = None
+
+
+class OptionGroup(NamedTuple):
+    """Options that stand together in the help of a command, below a title and a description.
+
+    Exactly one of the `alternatives` must be given, if there are any.
     """
 
+    title: str
+    options: Sequence[Option]
+    alternatives: Sequence[Option] = ()
+    description: Optional[str] = None
+
+
+def add_options(parser: Parser, group: OptionGroup) -> None:
+    """Add the options of a group to the parser of a command."""
+    added = parser.add_argument_group(group.title, group.description)
+    if group.alternatives:
+        one_of = added.add_mutually_exclusive_group(required=True)
+        for option in group.alternatives:
+            one_of.add_argument(option.name, help=option.help, **option.settings)
+    for option in group.options:
+        settings, text = dict(option.settings), option.help
+        if option.default is not None:
+            settings["default"] = option.default
+            text += f" (default: {default_text(option.default)})"
+        added.add_argument(option.name, help=text, **settings)
+
+
+def default_text(default: object) -> str:
+    """Return a default as a user would type it."""
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+# What options take.
+COUNT = {"metavar": "N", "type": positive_int}
+SIMILARITY = {"metavar": "X", "type": similarity_bound}
+SECONDS = {"metavar": "SECONDS", "type": positive_seconds}
+FILE = {"metavar": "FILE"}
+GLOBS = {"metavar": "GLOB", "action": "append", "default": []}
+REQUIRED = {"required": True}
+ONE_LIST = {"action": StoreOnce, "remedy": "give one comma-separated list"}
+SOURCE = {
+    "metavar": "SRC",
+    "action": StoreOnce,
+    "remedy": "name the directory above both, since a run has one root",
+}
+# The library has the same, so that both give the same report.
+REPORT_DEFAULTS = DuplicateOptions()
+
+EXCLUDE = Option(
+    "--exclude",
+    "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
+    GLOBS,
+)
+SOURCE_OPTIONS = OptionGroup(
+    "source",
+    [Option("--path", "source file, or directory to search", {**SOURCE, **REQUIRED}), EXCLUDE],
+)
+MODEL_OPTIONS = OptionGroup(
+    "model",
+    [
+        Option(
+            "--provider-url",
+            "host, host:port or http(s)://host[:port][/prefix]; ending in /v1 for OpenAI's API",
+            {"metavar": "URL", **REQUIRED},
+        ),
+        Option(
+            "--model",
+            "a model that the server has",
+            {"metavar": "M", "type": storable_text, **REQUIRED},
+        ),
+        Option(
+            "--num-ctx",
+            "tokens of context; longer code gets no intent",
+            COUNT,
+            DEFAULT_NUM_CTX,
+        ),
+    ],
+    description="The key of a server is taken from the environment: OPENAI_API_KEY for an address"
+    " that ends in /v1, OLLAMA_API_KEY for any other.",
+)
+CALL_OPTIONS = OptionGroup(
+    "calls",
+    [
+        Option(
+            "--scope",
+            "comma-separated: class, function, method, or all, which adds files",
+            {"metavar": "KINDS", "type": parse_scope, **ONE_LIST},
+            KINDS,
+        ),
+        Option("--limit", "make at most N calls, to try a model; skip the other records", COUNT),
+        Option("--jobs", "calls in flight at once; the server must serve as many", COUNT, 1),
+        Option(
+            "--timeout",
+            "limit of one try, queueing and model loading included",
+            SECONDS,
+            DEFAULT_TIMEOUT,
+        ),
+        Option("--progress-batch-size", "report after every N calls", COUNT, DEFAULT_BATCH_SIZE),
+    ],
+)
+STORE_OPTIONS = OptionGroup(
+    "database",
+    [
+        Option("--db-path", "SQLite file to add the run to", {**FILE, **REQUIRED}),
+        Option(
+            "--reuse-intents",
+            "take the intents of the same code and model from earlier runs in the file",
+            {"action": "store_true"},
+        ),
+    ],
+)
+REPORT_OPTIONS = OptionGroup(
+    "source",
+    [Option("--run-id", "run to report on (default: the newest)", COUNT), EXCLUDE],
+    # A run knows which tree it is of; a second source could only contradict it.
+    alternatives=[
+        Option("--path", "source file or directory to read; nothing is stored", SOURCE),
+        Option("--db-path", "SQLite file that persist wrote", FILE),
+    ],
+)
+COMPARISON_OPTIONS = OptionGroup(
+    "comparison",
+    [
+        Option(
+            "--kind",
+            "comma-separated kinds of code to compare",
+            {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
+            REPORT_DEFAULTS.kinds,
+        ),
+        Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
+        Option(
+            "--code-similarity",
+            "how much near copies share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.code_similarity,
+        ),
+        Option(
+            "--intent-similarity",
+            "how much intents of the same purpose share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.intent_similarity,
+        ),
+        Option(
+            "--intents",
+            "sentences to compare; both: of the docstring if a model gave none",
+            {"choices": INTENT_CHOICES},
+            REPORT_DEFAULTS.intents,
+        ),
+    ],
+)
+LISTING_OPTIONS = OptionGroup(
+    "listing",
+    [
+        Option(
+            "--touching",
+            "show only groups with a member in a file that matches, but compare all; repeatable",
+            GLOBS,
+        ),
+        Option(
+            "--top",
+            "show at most N groups a section, of code, tests and generated code each",
+            COUNT,
+            20,
+        ),
+        Option(
+            "--show",
+            "print the group with this ID, or start of one, with all code and differences",
+            {"metavar": "ID"},
+        ),
+    ],
+)
+GATE_OPTIONS = OptionGroup(
+    "gate",
+    [
+        Option(
+            "--against",
+            "hide what this run of the same file, or this report in JSON, holds already",
+            {"metavar": "RUN_ID|REPORT", "type": run_id_or_file},
+        ),
+        Option(
+            "--fail-on",
+            "exit 3 if groups are shown: any; new (exact or near); or a list of "
+            + ", ".join(EVIDENCE),
+            {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
+        ),
+    ],
+)
+
+
+def output_options(*formats: str) -> OptionGroup:
+    """Return the options of a command that prints what it found in one of these formats."""
+    chosen = Option("--format", "form of the output", {"choices": formats}, "table")
+    written = Option("--output", "write to FILE instead of stdout", FILE)
+    return OptionGroup("output", [chosen, written])
+
+
+# Commands
+
+
+class CommandSpec(NamedTuple):
+    """A command: what runs it, its options, and how it is described."""
+
     run: Callable[..., int]
-    parents: Callable[[], list[Parser]]
+    groups: Sequence[OptionGroup]
     description: str
     example: str
 
 
+ASKING_OPTIONS = (SOURCE_OPTIONS, MODEL_OPTIONS, CALL_OPTIONS)
+COMMANDS = {
+    "model-build": CommandSpec(
+        run=run_model_build,
+        groups=(SOURCE_OPTIONS, output_options("table", "json")),
+        description="Print every file, class, function and method with its fingerprint;"
+        " asks no model.",
+        example="cds model-build --path src --format json --output records.json",
+    ),
+    "enrich-intent": CommandSpec(
+        run=run_enrich_intent,
+        groups=(*ASKING_OPTIONS, output_options("table", "json")),
+        description="Do as model-build, and have the model say what each piece of code is for.",
+        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
+    ),
+    "persist": CommandSpec(
+        run=run_persist,
+        groups=(*ASKING_OPTIONS, STORE_OPTIONS),
+        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
+        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
+        " --db-path cds.sqlite",
+    ),
+    "duplicates": CommandSpec(
+        run=run_duplicates,
+        groups=(
+            REPORT_OPTIONS,
+            COMPARISON_OPTIONS,
+            LISTING_OPTIONS,
+            output_options("table", "json", "html", "sarif"),
+            GATE_OPTIONS,
+        ),
+        description="Report what a source tree or a stored run holds twice: the same code, similar"
+        " code, same purpose.",
+        example="cds duplicates --path src --top 5",
+    ),
+}
+
+
 def command_line() -> Parser:
-    """Return the parser of the whole command line."""
+    """Return the parser of one command line."""
     # Nothing may be abbreviated: a script that says `--in` would fail, or do something else, as
     # soon as a second option begins so.
     parser = Parser(
@@ -10291,314 +10531,15 @@ def command_line() -> Parser:
     for name, command in COMMANDS.items():
         added = commands.add_parser(
             name,
-            parents=command.parents(),
             help=command.description,
             description=command.description,
             epilog=f"example: {command.example}",
             allow_abbrev=False,
         )
+        for group in command.groups:
+            add_options(added, group)
         added.set_defaults(run=command.run)
     return parser
-
-
-def options_parser() -> Parser:
-    """Return an empty parser, for options that several commands have in common."""
-    return Parser(add_help=False)
-
-
-def source_options() -> Parser:
-    """Return the options of the commands that read a source tree."""
-    parser = options_parser()
-    parser.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        required=True,
-        metavar="SRC",
-        help="source file, or directory to search",
-    )
-    add_exclude_option(parser)
-    return parser
-
-
-def add_exclude_option(parser: Parser) -> None:
-    """Add the option of every command that can search a directory."""
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
-    )
-
-
-def output_options(formats: Sequence[str] = ("table", "json")) -> Parser:
-    """Return the options of the commands that print what they found, in one of these formats."""
-    parser = options_parser()
-    parser.add_argument(
-        "--format",
-        choices=formats,
-        default="table",
-        help="form of the output (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write to FILE instead of stdout",
-    )
-    return parser
-
-
-def intent_options() -> Parser:
-    """Return the options of the commands that ask a model."""
-    parser = options_parser()
-    parser.add_argument(
-        "--provider-url",
-        required=True,
-        metavar="URL",
-        help=f"{ADDRESS_HINT};"
-        " OPENAI_API_KEY goes to addresses in /v1, OLLAMA_API_KEY to the others",
-    )
-    parser.add_argument(
-        "--model",
-        type=storable_text,
-        required=True,
-        help="a model that the server has",
-    )
-    parser.add_argument(
-        "--scope",
-        action=StoreOnce,
-        type=parse_scope,
-        default=KINDS,
-        metavar="KINDS",
-        help="comma-separated: class, function, method, or all, which takes files too"
-        " (default: class,function,method)",
-    )
-    add_call_options(parser)
-    return parser
-
-
-def add_call_options(parser: Parser) -> None:
-    """Add the options that say how the calls are made."""
-    parser.add_argument(
-        "--progress-batch-size",
-        type=positive_int,
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="report after every N calls (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="calls in flight at once (default: %(default)s);"
-        " the server must be set to serve as many",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=DEFAULT_TIMEOUT,
-        metavar="SECONDS",
-        help="limit of one try, queueing and model loading included (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        metavar="N",
-        help="at most N calls, so as to try a model; the rest of the records are skipped",
-    )
-    parser.add_argument(
-        "--num-ctx",
-        type=positive_int,
-        default=DEFAULT_NUM_CTX,
-        metavar="N",
-        help="tokens of context; longer code gets no intent (default: %(default)s);"
-        " over OpenAI's API it"
-        " only bounds what is sent",
-    )
-
-
-def store_options() -> Parser:
-    """Return the options of `persist` alone."""
-    parser = options_parser()
-    parser.add_argument(
-        "--db-path",
-        required=True,
-        metavar="FILE",
-        help="SQLite file to add the run to",
-    )
-    parser.add_argument(
-        "--reuse-intents",
-        action="store_true",
-        help="take intents of the same code and model from earlier runs in the file",
-    )
-    return parser
-
-
-def report_options() -> Parser:
-    """Return the options that say what `duplicates` reports on, and how."""
-    parser = options_parser()
-    # A run knows which tree it is of; a second source could only contradict it.
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        metavar="SRC",
-        help="source file or directory to read; nothing is stored",
-    )
-    source.add_argument(
-        "--db-path",
-        metavar="FILE",
-        help="SQLite file that persist wrote",
-    )
-    add_exclude_option(parser)
-    parser.add_argument(
-        "--touching",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="show only groups with a member in a file that matches, compare everything;"
-        " repeatable",
-    )
-    parser.add_argument(
-        "--run-id",
-        type=positive_int,
-        metavar="N",
-        help="run to report on (default: the newest)",
-    )
-    add_listing_options(parser)
-    return parser
-
-
-def add_listing_options(parser: Parser) -> None:
-    """Add the options that say how much of a report is shown."""
-    parser.add_argument(
-        "--top",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="show at most N groups a section, of code, tests and generated code each"
-        " (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--show",
-        metavar="ID",
-        help="print one group whole: the code of every member and its differences from the first;"
-        " ID stands in front of the group in the list, and its start will do; it follows from"
-        " the code"
-        " of the members alone",
-    )
-
-
-def comparison_options() -> Parser:
-    """Return the options that say what `duplicates` compares."""
-    # The defaults are those of the library, so that both give the same report.
-    parser = options_parser()
-    default = DuplicateOptions()
-    parser.add_argument(
-        "--kind",
-        action=StoreOnce,
-        type=parse_kinds,
-        default=default.kinds,
-        metavar="KINDS",
-        help="comma-separated: function, method, class (default: all three)",
-    )
-    parser.add_argument(
-        "--min-statements",
-        type=positive_int,
-        default=default.min_statements,
-        metavar="N",
-        help="hide smaller bodies (default: %(default)s)",
-    )
-    add_similarity_options(parser, default)
-    return parser
-
-
-def add_similarity_options(parser: Parser, default: DuplicateOptions) -> None:
-    """Add the options that say how similar is similar."""
-    parser.add_argument(
-        "--code-similarity",
-        type=similarity_bound,
-        default=default.code_similarity,
-        metavar="X",
-        help="how much near copies share, above 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--intent-similarity",
-        type=similarity_bound,
-        default=default.intent_similarity,
-        metavar="X",
-        help="how much intents of the same purpose share, above 0 to 1 (default: %(default)s); rare"
-        " words count more, and each intent counts as having three words more that no other has, so"
-        " that short ones must share more of theirs",
-    )
-    parser.add_argument(
-        "--intents",
-        choices=INTENT_CHOICES,
-        default=default.intents,
-        help="sentences to compare; both: the first of the docstring where there is none of a model"
-        " (default: %(default)s)",
-    )
-
-
-def gate_options() -> Parser:
-    """Return the options that make `duplicates` fail."""
-    parser = options_parser()
-    parser.add_argument(
-        "--against",
-        type=run_id_or_file,
-        metavar="RUN_ID|REPORT",
-        help="hide what this run of the same file, or this report written by --format json,"
-        " holds already",
-    )
-    parser.add_argument(
-        "--fail-on",
-        action=StoreOnce,
-        type=parse_fail_on,
-        metavar="WHAT",
-        help="exit 3 where a group is shown: any; new (exact or near, not in --against);"
-        " or evidence,"
-        " comma-separated: exact, near, intent",
-    )
-    return parser
-
-
-COMMANDS = {
-    "model-build": CommandSpec(
-        run=run_model_build,
-        parents=lambda: [source_options(), output_options()],
-        description="Print every file, class, function and method with its fingerprint;"
-        " asks no model.",
-        example="cds model-build --path src --format json --output records.json",
-    ),
-    "enrich-intent": CommandSpec(
-        run=run_enrich_intent,
-        parents=lambda: [source_options(), intent_options(), output_options()],
-        description="Do as model-build, and have the model say what each piece of code is for.",
-        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
-    ),
-    "persist": CommandSpec(
-        run=run_persist,
-        parents=lambda: [source_options(), intent_options(), store_options()],
-        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
-        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
-        " --db-path cds.sqlite",
-    ),
-    "duplicates": CommandSpec(
-        run=run_duplicates,
-        parents=lambda: [
-            report_options(),
-            comparison_options(),
-            output_options(REPORT_FORMATS),
-            gate_options(),
-        ],
-        description="Report what a source tree or a stored run holds twice: the same code, similar"
-        " code, same purpose.",
-        example="cds duplicates --path src --top 5",
-    ),
-}
 
 
 # The program

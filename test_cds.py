@@ -10566,22 +10566,79 @@ def test_help_has_an_example_that_the_command_line_takes(command):
     assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
 
 
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_a_command_lists_every_option(capsys, command):
+def helps_of(command, capsys):
+    """Return the titles in the help of a command, and the lines of help that each option has."""
     assert run(command, "--help") == 0
-    shown = capsys.readouterr().out
-    options = {"--path", "--format", "--output"} - (
-        {"--format", "--output"} if command == "persist" else set()
+    titles, helps = {}, {}
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80
+        if re.fullmatch(r"\w[\w ]*:", line):
+            options = titles.setdefault(line[:-1], [])
+        elif option := re.match(r"  (?:-h, )?(--[\w-]+)", line):
+            helps[option[1]] = lines = []
+            options.append(option[1])
+        text = line[24:] if line[22:24] == "  " else ""
+        if titles and text:
+            lines.append(text)
+    return titles, helps
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    titles, _ = helps_of(command, capsys)
+    common, *groups = titles.values()
+    assert common == ["--help"]
+    model = ["--provider-url", "--model", "--num-ctx"]
+    calls = ["--scope", "--limit", "--jobs", "--timeout", "--progress-batch-size"]
+    assert (
+        groups
+        == {
+            "model-build": [["--path", "--exclude"], ["--format", "--output"]],
+            "enrich-intent": [["--path", "--exclude"], model, calls, ["--format", "--output"]],
+            "persist": [["--path", "--exclude"], model, calls, ["--db-path", "--reuse-intents"]],
+            "duplicates": [
+                ["--path", "--db-path", "--run-id", "--exclude"],
+                [
+                    "--kind",
+                    "--min-statements",
+                    "--code-similarity",
+                    "--intent-similarity",
+                    "--intents",
+                ],
+                ["--touching", "--top", "--show"],
+                ["--format", "--output"],
+                ["--against", "--fail-on"],
+            ],
+        }[command]
     )
-    options |= {word for word in OPTIONS[command] if word.startswith("--")}
-    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
-    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
-    options = (
-        options
-        | {"--exclude"}
-        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx", "--limit"})
-    )
-    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_an_option_is_a_line_or_two(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    for lines in helps_of(command, capsys)[1].values():
+        assert 1 <= len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [
+        ("model-build", "--format", "table"),
+        ("enrich-intent", "--scope", "class,function,method"),
+        ("enrich-intent", "--timeout", "300"),
+        ("persist", "--jobs", "1"),
+        ("persist", "--progress-batch-size", "10"),
+        ("duplicates", "--kind", "function,method,class"),
+        ("duplicates", "--code-similarity", "0.55"),
+        ("duplicates", "--intents", "both"),
+        ("duplicates", "--run-id", "the newest"),
+    ],
+)
+def test_help_of_an_option_ends_with_its_default(capsys, monkeypatch, command, option, default):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = helps_of(command, capsys)[1][option]
+    assert " ".join(lines).endswith(f" (default: {default})")
 
 
 def test_version_is_that_of_the_module():
@@ -11039,6 +11096,15 @@ def readme_commands(language):
     ]
     commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
     return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
+
+
+@needs_readme
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_readme_names_every_option(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = README.read_text(encoding="utf-8")
+    options = set(helps_of(command, capsys)[1]) - {"--help"}
+    assert {name for name in options if not re.search(rf"`{name}[ `]", text)} == set()
 
 
 @needs_readme
