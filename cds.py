@@ -9389,10 +9389,10 @@ class Interrupts:
     """The signals that ask a command to stop.
 
     Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
-    sets `is_requested`, so that the calls in flight end the enrichment and what is done is
-    written. A later one raises all the same: whoever asks twice will not wait. But `timeout`
+    sets `is_requested`, so that the enrichment ends with the calls in flight and its results are
+    written. A later signal raises all the same: a user who asks twice will not wait. But `timeout`
     signals a command and then its whole group, and a terminal that is closed may send several
-    kinds: what comes within a second of the first is part of it.
+    kinds: a signal within a second of the first is part of it.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -9403,12 +9403,12 @@ class Interrupts:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals; any that the process was started to ignore stays ignored."""
+        """Handle the signals, except those that the process was started to ignore."""
         if threading.current_thread() is not threading.main_thread():
-            # Python lets only the main thread set handlers: here the signals are its business.
+            # Python lets only the main thread set handlers, so the caller has to.
             yield
             return
-        # What `nohup` and the like have ignored must stay so.
+        # `nohup` has SIGHUP ignored.
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
@@ -9420,7 +9420,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Have the first signal from here on wait, since there is work to save."""
+        """Make the first signal wait, because there is work to save."""
         self._is_deferring = True
         try:
             yield
@@ -9428,8 +9428,8 @@ class Interrupts:
             self._is_deferring = False
 
     def _receive(self, *_: object) -> None:
-        # A handler runs between any two instructions of the main thread, locks held or not: so it
-        # writes nothing and takes no lock.
+        # A handler runs between any two instructions of the main thread, which may hold any lock:
+        # so it writes nothing and takes no lock.
         now = self._clock()
         if self._first_at is None:
             self._first_at = now
@@ -9440,14 +9440,14 @@ class Interrupts:
         self.is_requested = True
 
 
-# What the command line names
+# Checks of what the command line names
 
 
 @contextlib.contextmanager
 def named_errors(option: str, remedy: str = "") -> Iterator[None]:
-    """Raise what is wrong with the value of an option as UsageError, the option in front.
+    """Raise any error as a UsageError that begins with the name of an option.
 
-    The remedy ends the message where it is that of another library, which suggests none.
+    The remedy is added to the message of another library, which suggests none.
     """
     try:
         yield
@@ -9457,7 +9457,7 @@ def named_errors(option: str, remedy: str = "") -> Iterator[None]:
 
 
 def absolute_path(option: str, path: str) -> str:
-    """Return the path that an option names as an absolute one, with its end unchanged."""
+    """Return the path that an option names as an absolute one; a slash at its end stays."""
     if not path or os.path.isabs(path):
         return path
     try:
@@ -9470,7 +9470,7 @@ def absolute_path(option: str, path: str) -> str:
 def check_path(args: argparse.Namespace) -> None:
     """Raise UsageError unless `--path` names a readable file or directory."""
     path = args.path
-    # First, since in a directory that is gone every relative path would seem not to exist.
+    # First, because no relative path exists in a directory that is gone.
     absolute_path("--path", path)
     if not os.path.exists(path):
         raise UsageError(f"--path: {path} does not exist: name a source file or directory")
@@ -9488,7 +9488,7 @@ def check_path(args: argparse.Namespace) -> None:
 
 
 def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
-    """Return whether a file's name says that it is something else than source."""
+    """Return whether a file's suffix is that of something other than source."""
     suffix = os.path.splitext(path)[1].lower()
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
@@ -9496,15 +9496,15 @@ def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
 
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
-    """Return the analyzer of all languages."""
+    """Return an analyzer that reads all languages."""
     return AnalyzerBySuffix([make(args.workers, with_facts=with_facts) for make in args.analyzers])
 
 
 def check_output(path: Optional[str]) -> None:
-    """Raise UsageError unless `path` can be written to; touch nothing."""
+    """Raise UsageError unless `path` can be written to; change nothing."""
     if path is None:
         return
-    # Behind a dangling link, the file is created where the link leads.
+    # A dangling link has the file created at its target.
     target = os.path.realpath(absolute_path("--output", path))
     directory = os.path.dirname(target)
     is_there = descriptor_of(path) is not None or os.path.exists(path)
@@ -9527,20 +9527,20 @@ def can_be_written(path: str) -> bool:
 
 def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
     """Raise UsageError if the file that a command would write is one of those that it reads."""
-    # By identity, since two names may lead to one file.
+    # By identity, because two names may lead to one file.
     if path is not None and file_identity(path) in map(file_identity, inputs):
         raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
 
 
 def database_files(db_path: str) -> list[str]:
     """Return the files of a database, those that SQLite may create too, and its side files."""
-    # Behind a link they stand where the link leads.
+    # The others stand beside the file itself, not beside a link to it.
     path = os.path.realpath(db_path)
     return [*(path + ending for ending in DATABASE_ENDINGS), *side_files(path)]
 
 
 def file_identity(path: str) -> object:
-    """Return what two paths of one file have in common, whatever links lead there."""
+    """Return a value that is the same for all paths of one file."""
     try:
         status = os.stat(path)
     except OSError:  # nothing is there yet
@@ -9568,7 +9568,7 @@ def analyze_source(
     """
     analyzer = make_analyzer(args, with_facts)
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
-    # As soon as it is known which files are read: one named by mistake must not cost the source.
+    # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
@@ -9585,11 +9585,11 @@ def analyze_source(
 
 
 def log_search(search: Search, root: str) -> None:
-    """Log how many files were found, how many were skipped and why, and what to know of it."""
+    """Log how many files were found and skipped, and the warnings of the search."""
     count = sum(search.skipped.values())
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(search.skipped.items()))
-    told = f"{count} ({reasons})" if reasons else "0"
-    log(f"search files={len(search.sources)} skipped={told}")
+    skipped = f"{count} ({reasons})" if reasons else "0"
+    log(f"search files={len(search.sources)} skipped={skipped}")
     for warning in search.warnings:
         log(f"warning: {warning}")
     for pattern in search.unmatched:
@@ -9609,15 +9609,15 @@ def record_pieces(
 
 
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
-    """Write text to the file that `--output` names, or to stdout where it is not given."""
+    """Write text to the file that `--output` names, or to stdout without that option."""
     if args.output is None:
         print_pieces(pieces)
         return
     try:
         write_file(args.output, pieces)
     except OSError as error:
-        told = f"--output: {args.output} could not be written: {describe_error(error)}"
-        raise CdsError(told) from error
+        reason = describe_error(error)
+        raise CdsError(f"--output: {args.output} could not be written: {reason}") from error
 
 
 def run_model_build(args: argparse.Namespace, *_: object) -> int:
@@ -9648,8 +9648,8 @@ def make_enricher(
         timeout=args.timeout,
         num_ctx=args.num_ctx,
     )
-    # Before any file is read: a model that the server does not have should cost a second, not
-    # the analysis of the tree.
+    # Before any file is read: if the server lacks the model, that should take a second to learn,
+    # not the analysis of the tree.
     check_provider(client)
     return IntentEnricher(
         client,
@@ -9665,14 +9665,14 @@ def make_enricher(
 
 
 def check_provider(client: LLMClient) -> None:
-    """Raise UsageError where the provider says no; log where it gives no clear answer."""
+    """Raise UsageError if the provider says no; log it if the answer is not clear."""
     try:
         client.check()
     except ProviderError as error:
         raise UsageError(f"the model cannot be used: {error}") from error
     except IntentGenerationError as error:
-        # A server that is just starting may answer by the time of the first call; one that never
-        # does costs a few tries, and the records are kept all the same.
+        # A server that is starting may answer by the first call. One that never answers costs a
+        # few tries, and the records are kept all the same.
         log(f"the model could not be checked: {error}")
 
 
@@ -9720,11 +9720,11 @@ def run_persist(
     root_path = os.path.abspath(args.path)
     db_path = absolute_path("--db-path", args.db_path)
     persistence = SQLitePersistence(db_path)
-    # 1. A database that cannot take the run is found before hours of calls, not after them.
+    # 1. A database that cannot take the run is refused before hours of calls, not after them.
     with named_errors("--db-path", "name another file, or repair this one"):
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
-    # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
+    # 2. The calls that killed runs left are read first, since the enricher only asks for the rest.
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
@@ -9752,7 +9752,7 @@ def log_left_behind(
     left_behind: Mapping[str, str],
     wanted: Iterable[Record],
 ) -> None:
-    """Log how many calls of runs that were killed need not be made again, if there are any."""
+    """Log how many calls of killed runs need not be made again, if there are any."""
     if not left_behind:
         return
     codes = {record.md5sum for record in wanted}
@@ -9762,7 +9762,7 @@ def log_left_behind(
 
 
 def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
-    """Return what the run was asked to do, finished now."""
+    """Return the context of a run that ends now."""
     return RunContext(
         started_at=started_at,
         finished_at=timestamp(),
@@ -9780,15 +9780,15 @@ def persist_or_rescue(
     errors: Errors,
     records: Records,
 ) -> RunResult:
-    """Store a run; where that fails, store it in a new file and raise PersistenceError."""
+    """Store a run; if that fails, store it in a new file and raise PersistenceError."""
     try:
         return persistence.persist(context, errors, records)
     except PersistenceError as error:
         path = rescue(persistence.db_path, context, errors, records)
-        told = "the run is lost: it could not be stored in a new file either"
+        outcome = "the run is lost: it could not be stored in a new file either"
         if path:
-            told = f"the run is rescued, whole, in {path}"
-        raise PersistenceError(f"status=failed: {error}; {told}") from error
+            outcome = f"the run is rescued, whole, in {path}"
+        raise PersistenceError(f"status=failed: {error}; {outcome}") from error
 
 
 def summary_line(db_path: str, result: RunResult) -> str:
@@ -9802,13 +9802,13 @@ def summary_line(db_path: str, result: RunResult) -> str:
 
 
 def run_duplicates(args: argparse.Namespace, *_: object) -> int:
-    """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
-    # 1. What the options alone rule out is refused before any work, which may take minutes.
+    """Print the clone groups of a run or a source tree; return EXIT_GATE if a gate was hit."""
+    # 1. Options that are wrong by themselves are refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
     refuse_overwriting("--output", args.output, report_inputs(args))
     report, baseline = read_reports(args)
-    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale.
     touched = touched_files(args, report)
     if baseline is not None:
@@ -9821,14 +9821,14 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
-    # On stderr too, since in a log of CI the report itself may be a file.
+    # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
 def gated_evidence(fail_on: Optional[Union[str, Sequence[str]]]) -> Sequence[str]:
-    """Return the evidence whose groups hit the gate: all of it, unless the gate names less."""
+    """Return the kinds of evidence whose groups hit the gate."""
     if isinstance(fail_on, str):
         return FAIL_ON_EVIDENCE[fail_on]
     return fail_on or EVIDENCE
@@ -9852,7 +9852,7 @@ def check_gate(args: argparse.Namespace) -> None:
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
-    """Return the files that `duplicates` reads, but for those of a source tree."""
+    """Return the files that `duplicates` reads, except those of a source tree."""
     inputs = []
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
@@ -9863,7 +9863,7 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
 
 def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
-    # A baseline that cannot be read must be told of before any work.
+    # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
     is_source = args.path is not None
     report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
@@ -9873,7 +9873,7 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
-    """Return what the command line says on comparing."""
+    """Return the options of a report that the command line gives."""
     return DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
@@ -9918,7 +9918,7 @@ def read_baseline(path: str) -> Report:
     """Return the report that `--against` names."""
     try:
         with open(path, "rb") as file:
-            # One byte more tells a file that is too large, whatever size the system gives for it.
+            # One byte more shows that a file is too large, even if the system gives no size for it.
             content = file.read(MAX_BASELINE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"--against: {path} cannot be read: {describe_error(error)}") from error
@@ -9936,7 +9936,7 @@ def read_baseline(path: str) -> Report:
 
 
 def log_limits(baseline: Report, report: Report) -> None:
-    """Log what a baseline was made without, and whether that is a reason to write it anew."""
+    """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
         log(f"--against: the baseline was made with other options: {', '.join(others)}")
@@ -9944,14 +9944,13 @@ def log_limits(baseline: Report, report: Report) -> None:
         log(f"--against: the baseline could not read {some_of(baseline.unread)}")
     unjudged = count_hidden(report.groups)[UNJUDGED]
     if unjudged:
-        what = f"{counted(unjudged, 'group')} {UNJUDGED}"
+        groups = f"{counted(unjudged, 'group')} {UNJUDGED}"
         them = "it" if unjudged == 1 else "them"
-        reason = f"since the baseline could not hold {them}"
-        log(f"--against: {what}, {reason}: write it anew")
+        log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
 
 
 def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
-    """Return in words which options of a baseline are not those of this report."""
+    """Return a text for each option of a baseline that is not that of this report."""
     return [
         f"{name} {theirs} (now {ours})"
         for name, theirs, ours in zip(now._fields, before, now)
@@ -9959,15 +9958,15 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
     ]
 
 
-# What `--touching` names
+# Files that `--touching` names
 
 GLOB_SIGN = re.compile("[*?[]")
 
 
 def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]]:
-    """Return the files that `--touching` names, None without it; log what names no file.
+    """Return the files that `--touching` names, or None without it; log patterns without a file.
 
-    Raise UsageError if a gate would judge nothing because of that.
+    Raises UsageError if a gate would judge nothing because of that.
     """
     if not args.touching:
         return None
@@ -9986,7 +9985,7 @@ def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]
 
 
 def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
-    """Return those of the paths below `root` that a pattern or path of the command line names.
+    """Return the paths below `root` that a pattern or path of the command line names.
 
     It may be absolute, or start in `root` or in the current directory.
     """
@@ -10013,9 +10012,10 @@ def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
 
 
 def paths_below(text: str, root: str, here: str) -> Iterator[str]:
-    """Yield what a path is relative to `root`, if it starts there, or in `here`, or is absolute.
+    """Yield a path relative to `root`, for each directory that it may start in.
 
-    What lies outside is left out; a directory around the root is the root.
+    It may start in `root` or in `here`, or be absolute. A path outside of the root is left out; a
+    directory around the root is the root.
     """
     in_root = os.path.join(root, text.lstrip("/"))
     from_here = os.path.join(here, text)
@@ -10047,7 +10047,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
     if args.format == "json":
         write_pieces(args, report_json(report))
     elif args.format == "html":
-        # Unlike JSON and SARIF, the page shows code.
+        # The page shows code; JSON and SARIF do not.
         whole = report._replace(groups=with_codes(args, report.run, report.groups))
         write_pieces(args, report_as_page(whole))
     elif args.format == "sarif":
@@ -10057,7 +10057,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
 
 
 def write_sarif(args: argparse.Namespace, report: Report) -> None:
-    """Write a report as SARIF; log what it leaves out."""
+    """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
     for omission in sarif_omissions(sarif_groups(report)):
@@ -10083,7 +10083,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
         lines = list(group_as_lines(group))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
-    # A list is fitted to the terminal; code and diffs are not, since nothing of them may be cut.
+    # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
     is_listed = args.output is None and args.show is None
     width = terminal_width(sys.stdout) if is_listed else None
     is_coloured = args.output is None and wants_colour(sys.stdout)
@@ -10099,7 +10099,7 @@ def with_codes(
     """Return groups whose members have the whole of their code."""
     if run is None:
         return tuple(groups)
-    # To compare a run, little of its raw code is read: only what is to be shown is fetched now.
+    # A run is compared without most of its raw code, so the code that is shown is read now.
     places = {sort_key(member.record) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
         codes = read_codes(args.db_path, int(str(run["id"])), places)
@@ -10116,8 +10116,8 @@ def with_codes(
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
-    """Return the group whose id starts with the prefix; raise UsageError where none or two do."""
-    # Hidden groups too: what a rule hides may be just what is to be understood.
+    """Return the group whose id starts with the prefix; raise UsageError if none or two do."""
+    # Hidden groups too: a user may want to see why one was hidden.
     found = [group for group in report.groups if group.id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
@@ -10140,7 +10140,7 @@ DESCRIPTION = (
 
 
 def parse_scope(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list in their fixed order, or `("all",)`."""
+    """Return the kinds in a comma-separated list, in their fixed order, or `("all",)`."""
     tokens = named_tokens((*KINDS, ALL), text)
     if ALL in tokens:
         return (ALL,)
@@ -10148,12 +10148,12 @@ def parse_scope(text: str) -> tuple[str, ...]:
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list."""
+    """Return the kinds in a comma-separated list."""
     return named_tokens(KINDS, text)
 
 
 def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
-    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    """Return a word for several kinds of evidence, or the kinds in a comma-separated list."""
     if text.strip() in FAIL_ON_EVIDENCE:
         return text.strip()
     tokens = named_tokens((*FAIL_ON_EVIDENCE, *EVIDENCE), text)
@@ -10164,7 +10164,7 @@ def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
 
 
 def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
-    """Return the tokens of a comma-separated list; raise ArgumentTypeError for one not known."""
+    """Return the tokens of a comma-separated list; raise ArgumentTypeError for an unknown one."""
     tokens = tuple(token.strip() for token in text.split(","))
     for token in tokens:
         if token not in known:
@@ -10200,7 +10200,7 @@ def similarity_bound(text: str) -> float:
 def number_up_to(most: float, text: str, what: str) -> float:
     """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
     with contextlib.suppress(ValueError):
-        # In this form NaN is refused too, which is neither below nor above anything.
+        # NaN is refused too: it is neither below nor above anything.
         if 0 < float(text) <= most:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
@@ -10208,8 +10208,7 @@ def number_up_to(most: float, text: str, what: str) -> float:
 
 def storable_text(text: str) -> str:
     """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
-    # Bytes that are no UTF-8 arrive as surrogates. Neither a request nor a row can hold them, and
-    # the row is written at the very end.
+    # Bytes that are no UTF-8 arrive as surrogates. No row can hold them, and it is written last.
     if text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError("not readable as UTF-8")
     return text
@@ -10219,18 +10218,18 @@ def storable_text(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError, one line, where argparse prints its usage and exits."""
+    """Raises UsageError, one line, instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        # So a wrong option ends as any other error does: one line, and `main` makes the exit code.
+        # A wrong option ends as any other error: in one line, with an exit code made by `main`.
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
 class StoreOnce(argparse.Action):
     """Stores the value of an option, and refuses a second one.
 
-    For options that seem to add up: argparse itself would silently replace the first value. It is
-    for a parser of a single command line.
+    It is for options that seem to add up: argparse would replace the first value in silence. The
+    parser must be made anew for each command line.
     """
 
     def __init__(self, *words: Any, remedy: str, **settings: Any) -> None:
@@ -10455,7 +10454,7 @@ GATE_OPTIONS = OptionGroup(
 
 
 def output_options(*formats: str) -> OptionGroup:
-    """Return the options of a command that prints what it found in one of these formats."""
+    """Return the options of a command that prints its result in one of these formats."""
     chosen = Option("--format", "form of the output", {"choices": formats}, "table")
     written = Option("--output", "write to FILE instead of stdout", FILE)
     return OptionGroup("output", [chosen, written])
@@ -10465,7 +10464,7 @@ def output_options(*formats: str) -> OptionGroup:
 
 
 class CommandSpec(NamedTuple):
-    """A command: what runs it, its options, and how it is described."""
+    """A command: its function, its options, and its description in the help."""
 
     run: Callable[..., int]
     groups: Sequence[OptionGroup]
@@ -10513,8 +10512,8 @@ COMMANDS = {
 
 def command_line() -> Parser:
     """Return the parser of one command line."""
-    # Nothing may be abbreviated: a script that says `--in` would fail, or do something else, as
-    # soon as a second option begins so.
+    # Nothing may be abbreviated: a script that says `--in` would break as soon as a second option
+    # begins with that.
     parser = Parser(
         prog="cds",
         description=DESCRIPTION,
@@ -10553,10 +10552,10 @@ def main(
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one. Each
-    of the `analyzers` reads the files with its suffixes, the first those without any as well.
+    `make_client(provider_url, model, **options)` returns the client. Each of the `analyzers` reads
+    the files with its suffixes, the first also those without any.
     """
-    # Before anything is written: already the message on a wrong option may quote any character.
+    # Before anything is written: the message on a wrong option may quote any character.
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
@@ -10569,7 +10568,7 @@ def main(
         log("cds: interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
-        # The system refuses what no command can do without, such as one more open file.
+        # The system refuses something that every command needs, such as one more open file.
         path = f"{error.filename}: " if error.filename else ""
         log(f"cds: the system refused: {path}{describe_error(error)}")
         return EXIT_FATAL
@@ -10582,23 +10581,23 @@ def run_command_line(
 ) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
-    # The parser is inside too: an interrupt ends with one line from the first moment on.
+    # An interrupt while options are parsed ends with one line as well.
     with interrupts.handled():
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
-        # A caller with arguments of its own may be any program, such as a server with threads,
-        # and gets no worker processes; only the command line of this process has them.
+        # A caller with arguments of its own may be any program, such as a server with threads. Only
+        # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
         code: int = args.run(args, make_client, interrupts)
-    # Interrupted, and the work saved: the caller must not take it for the whole.
+    # The work was saved, but it is not the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or None once it printed its help or version."""
-    # What argparse prints is collected, so that it meets the same care as every other output.
+    """Return the options of a command line, or print help or version and return None."""
+    # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
