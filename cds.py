@@ -9114,10 +9114,12 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
     # one place it would show one.
     taken: dict[str, set[tuple[str, int]]] = {evidence: set() for evidence in EVIDENCE}
     for group in groups:
-        starts = list(possible_starts(group.members[:SARIF_LOCATIONS]))
+        # One by one: what another program stored may have millions of lines.
+        starts = possible_starts(group.members[:SARIF_LOCATIONS])
+        first = next(starts)
         places = taken[group.evidence]
-        free = (start for start in starts if start.place not in places)
-        start = next(free, starts[0])
+        free = (start for start in itertools.chain([first], starts) if start.place not in places)
+        start = next(free, first)
         places.add(start.place)
         yield start
 
