@@ -43,10 +43,10 @@ From code:
 Caveats: what it finds are candidates for a person to review, not proof. The md5sums of one piece of
 code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
-Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
-Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments, Similarity,
-Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command line. A call
-goes to a room above or within its own.
+Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
+Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
+Fragments, Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files,
+Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -174,6 +174,12 @@ EXIT_FATAL = 1
 EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+# What asks a command to stop, as far as this system has it.
+STOP_SIGNALS = [
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
+]
 
 # The whole error of a call to a model that was abandoned, or not made, on a signal.
 INTERRUPTED = "interrupted"
@@ -722,6 +728,55 @@ class Progress:
         log(line if seconds is None else f"{line} eta_seconds={seconds}")
 
 
+# ---- Globs ----------------------------------------------------------------------------------
+
+
+def path_matches(file_path: str, pattern: str) -> bool:
+    """Return whether a glob pattern matches a path or a directory that it is in."""
+    names = file_path.split("/")
+    wanted = pattern_names(pattern)
+    depths = range(1, len(names) + 1)
+    return any(glob_matches(names[:depth], wanted) for depth in depths)
+
+
+def is_below(file_path: str, path: str) -> bool:
+    """Return whether a path is that of a file, or of a directory around it."""
+    return path == "." or f"{file_path}/".startswith(f"{path}/")
+
+
+def pattern_names(pattern: str) -> list[str]:
+    """Return the names that a glob pattern consists of, from the root on."""
+    path = pattern.replace(os.sep, "/").rstrip("/")
+    if "/" not in path:
+        return ["**", path]
+    return path.lstrip("/").split("/")
+
+
+def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the names of a path match those of a pattern, `**` any number of them."""
+    # `reached` holds the positions in the pattern that the names so far can lead to. There are
+    # never more than the pattern is long, however many `**` it has: no search tree grows.
+    reached = behind_stars(pattern, {0})
+    for name in names:
+        after = set()
+        for position in reached - {len(pattern)}:
+            if pattern[position] == "**":
+                after.add(position)
+            elif fnmatch.fnmatchcase(name, pattern[position]):
+                after.add(position + 1)
+        reached = behind_stars(pattern, after)
+    return len(pattern) in reached
+
+
+def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return positions in a pattern and those that follow where a `**` matches no name."""
+    reached = set(positions)
+    for position, name in enumerate(pattern):
+        if name == "**" and position in reached:
+            reached.add(position + 1)
+    return reached
+
+
 # ---- Search ---------------------------------------------------------------------------------
 
 GIT_SECONDS = 60.0  # for all questions of one search together
@@ -958,39 +1013,6 @@ def is_virtual_environment(directory: str) -> bool:
     return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
 
 
-def pattern_names(pattern: str) -> list[str]:
-    """Return the names that a glob pattern consists of, from the root on."""
-    path = pattern.replace(os.sep, "/").rstrip("/")
-    if "/" not in path:
-        return ["**", path]
-    return path.lstrip("/").split("/")
-
-
-def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether the names of a path match those of a pattern, `**` any number of them."""
-    # `reached` holds the positions in the pattern that the names so far can lead to. There are
-    # never more than the pattern is long, however many `**` it has: no search tree grows.
-    reached = behind_stars(pattern, {0})
-    for name in names:
-        after = set()
-        for position in reached - {len(pattern)}:
-            if pattern[position] == "**":
-                after.add(position)
-            elif fnmatch.fnmatchcase(name, pattern[position]):
-                after.add(position + 1)
-        reached = behind_stars(pattern, after)
-    return len(pattern) in reached
-
-
-def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
-    """Return positions in a pattern and those that follow where a `**` matches no name."""
-    reached = set(positions)
-    for position, name in enumerate(pattern):
-        if name == "**" and position in reached:
-            reached.add(position + 1)
-    return reached
-
-
 # What git ignores. Only `git ls-files` and `git check-ignore` are run, and only where they can
 # neither run nor write anything that the analyzed tree names.
 
@@ -1192,6 +1214,13 @@ class Analyzer(ABC):
     def facts(self, records: Sequence[Record]) -> list[Facts]:
         """Return the facts of records, in their order, from their code; they come by files."""
 
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition without the raw code that `facts` does not need.
+
+        Return None if its normalized code is none that this analyzer gives a definition.
+        """
+        return record
+
 
 class PythonAnalyzer(Analyzer):
     """Finds the files, classes, functions and methods of Python source.
@@ -1208,6 +1237,12 @@ class PythonAnalyzer(Analyzer):
         """Return the facts of stored records; see Analyzer."""
         with parsing_quietly():
             return list(facts_of_run(records, self.workers))
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition with its raw code up to its docstring's end; see Analyzer."""
+        if not may_be_definition(record.normalized_code):
+            return None
+        return record._replace(raw_code=code_head(record.raw_code, record.signature))
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
@@ -1252,6 +1287,11 @@ class AnalyzerBySuffix(Analyzer):
             for number, one in zip(own, found):
                 facts[number] = one
         return facts
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return what the analyzer of the record's file gives; see Analyzer."""
+        readers = (one for one in self.analyzers if self._reads(one, record.file_path))
+        return next(readers).shortened(record)
 
     def _reads(self, analyzer: Analyzer, file_path: str) -> bool:
         path = file_path.lower()
@@ -2314,11 +2354,6 @@ BATCH_CHARACTERS = 1 << 18
 BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 SHARES_A_WORKER = 4  # of what is left: small last tasks let all workers end together
 MOST_WORKERS = 61  # Windows waits for no more processes at once
-STOP_SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if name in signal.Signals.__members__
-]
 SAFE_PATH = "PYTHONSAFEPATH"
 HARMLESS_BYTES = 1 << 20
 # So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
@@ -4519,25 +4554,22 @@ SCHEMA = (
     *(CREATE_INDEX.format(column) for column in INDEXED),
 )
 TABLE_NAMES = ("runs", "records")
-INSERT_RUN = """
-INSERT INTO runs (
-    started_at, finished_at, root_path, provider_url, model, scope, progress_batch_size,
-    status, analyzer_error_count, intent_failed_count, record_count
-) VALUES (
-    :started_at, :finished_at, :root_path, :provider_url, :model, :scope, :progress_batch_size,
-    :status, :analyzer_error_count, :intent_failed_count, :record_count
-)"""
-# The columns, the placeholders and the values of a row all follow from the fields of a record.
-RECORD_COLUMNS = ", ".join(Record._fields)
-RECORD_PLACEHOLDERS = ", ".join("?" for _ in Record._fields)
-INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+# The columns and the placeholders of a row follow from the fields of what is stored.
+RUN_COLUMNS = (*RunContext._fields, *RunResult._fields[1:])
+INSERT_RUN = "INSERT INTO runs ({}) VALUES ({})".format(
+    ", ".join(RUN_COLUMNS), ", ".join(f":{column}" for column in RUN_COLUMNS)
+)
+RECORD_COLUMNS = ("run_id", *Record._fields)
+INSERT_RECORD = "INSERT INTO records ({}) VALUES ({})".format(
+    ", ".join(RECORD_COLUMNS), ", ".join("?" for _ in RECORD_COLUMNS)
+)
 SELECT_INTENTS = """
 SELECT records.run_id, records.md5sum, records.intent
 FROM records JOIN runs ON runs.id = records.run_id
 WHERE runs.model = ? AND records.intent_status = 'success'
 ORDER BY runs.id"""
 SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
-# The code of a file is that of its definitions once more, so only its header is read.
+# The code of a file is that of its definitions once more, so only its first lines are read.
 SELECT_RECORDS = """
 SELECT kind, file_path, signature, start_line, end_line,
     CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END AS raw_code,
@@ -4547,64 +4579,38 @@ FROM records WHERE run_id = ? ORDER BY id"""
 SELECT_CODES = """
 SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
-SELECT_TAKEN_NAMES = f"""
-SELECT name FROM sqlite_master
-WHERE (type <> 'index' OR tbl_name <> 'records')
-AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
-# A line takes a byte at least, and source no more than this.
-LAST_LINE = SOURCE_BYTES
+# No file of source has more lines: an analyzer reads 16 MiB of one.
+LAST_LINE = 16 << 20
 MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
 STATUSES = (SUCCESS, FAILED, SKIPPED)
 
-# Finished calls are kept beside the database. Older versions did so in an SQLite file of this
-# ending alone; each run now adds random digits.
-PENDING_ENDING = "-pending"
-PENDING_FILE = re.compile(PENDING_ENDING + r"-[0-9a-f]{16}\.jsonl")
-PENDING_BYTES = 1 << 28  # a million calls
-PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
-PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
-SYNC_SECONDS = 0.5
-# Windows locks bytes, which nobody else can read then: so one that is never there.
-LOCK_POSITION = (1 << 31) - 2
-# The unary plus leaves the index to the md5sum: by the status alone nearly all rows would be looked
-# at.
-SELECT_STORED = """
-SELECT 1 FROM records
-WHERE (SELECT model FROM runs WHERE id = run_id) = ? AND md5sum = ?
-    AND +intent_status = 'success'"""
-
-# Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
-SQLITE_MAGIC = b"SQLite format 3\0"
-WAL_VERSIONS = b"\2\2"
-WAL_REMEDY = (
-    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
-    " if there is one, to such a directory"
-)
-
 
 class Persistence(ABC):
-    """Where another store is plugged in. It only writes."""
+    """Base of the stores of runs. A store only writes."""
 
     @abstractmethod
     def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
-        """Store one run whole, or raise PersistenceError and leave the store as it was."""
+        """Store one run whole.
+
+        If that fails, raises PersistenceError and leaves the store as it was.
+        """
 
 
 class SQLitePersistence(Persistence):
     """Stores runs in an SQLite file with the tables `runs` and `records`."""
 
     def __init__(self, db_path: str, *, lock_seconds: float = LOCK_SECONDS) -> None:
-        """Take the path of the file, and how long to wait for another process's lock on it."""
+        """Take the path of the file, and the seconds to wait for a lock of another process."""
         self.db_path = db_path
         self.lock_seconds = lock_seconds
 
     def check(self) -> None:
-        """Raise PersistenceError where `persist` would fail for a reason that can be seen now.
+        """Raise PersistenceError if `persist` would fail for a reason that can be seen now.
 
-        Only reads (though SQLite itself repairs a file that a killed process left behind).
+        Writes nothing, but SQLite itself repairs a file that a killed process left behind.
         """
         require_sqlite()
         self._check_directory()
@@ -4614,8 +4620,7 @@ class SQLitePersistence(Persistence):
             raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
-        with open_database(self.db_path, "rw") as connection:
-            execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+        with reading(self.db_path, self.lock_seconds) as connection:
             refuse_other_tables(connection, self.db_path)
 
     def _check_directory(self) -> None:
@@ -4624,7 +4629,7 @@ class SQLitePersistence(Persistence):
         directory = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(directory):
             raise PersistenceError(f"directory {directory} does not exist: create it first")
-        if not is_writable(directory):
+        if not os.access(directory, os.W_OK | os.X_OK):
             raise PersistenceError(
                 f"directory {directory} is not writable: name a file in another one"
             )
@@ -4640,7 +4645,7 @@ class SQLitePersistence(Persistence):
             status="completed_with_errors" if errors or failed_count else "completed",
         )
         run_values = {**context._asdict(), **result._asdict()}
-        with open_database(self.db_path, "rwc") as connection:
+        with open_database(self.db_path) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             execute_waiting(connection, "BEGIN IMMEDIATE", self.lock_seconds)
             for statement in SCHEMA:
@@ -4652,16 +4657,11 @@ class SQLitePersistence(Persistence):
         return result._replace(run_id=run_id)
 
 
-def is_writable(directory: str) -> bool:
-    """Return whether files can be created in a directory, as far as the system tells."""
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
 # Connections
 
 
 def require_sqlite() -> None:
-    """Raise PersistenceError in a Python that was built without SQLite."""
+    """Raise PersistenceError if this Python was built without SQLite."""
     try:
         import sqlite3  # noqa: F401
     except ImportError as error:
@@ -4670,69 +4670,52 @@ def require_sqlite() -> None:
 
 
 @contextlib.contextmanager
-def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
-    """Open an SQLite file, and close it without what was not committed.
+def open_database(db_path: str) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file, or create it; close it at the end without what was not committed.
 
-    Whatever goes wrong meanwhile is raised as PersistenceError. `mode` is that of SQLite's URIs:
-    `rw` never creates a file, `rwc` does.
+    Whatever goes wrong meanwhile is raised as PersistenceError.
     """
     require_sqlite()
     import sqlite3
 
     try:
-        uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         # No isolation level: transactions begin and end where this program says so.
-        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            os.path.abspath(db_path), timeout=LOCK_TICK_SECONDS, isolation_level=None
+        )
         connection.text_factory = text_or_bytes
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
         raise
     except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
-        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(db_path):
-            raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
         raise PersistenceError(f"{db_path}: {error}") from error
 
 
+@contextlib.contextmanager
+def reading(db_path: str, seconds: float = LOCK_SECONDS) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file in a transaction that reads one state of it; see `open_database`.
+
+    Waits so many seconds for the locks of other processes.
+    """
+    if not os.path.exists(db_path):
+        raise PersistenceError(f"{db_path} does not exist: persist a run first")
+    with open_database(db_path) as connection:
+        connection.execute("BEGIN")
+        # That takes no lock: the first SELECT does, and it alone may have to wait.
+        execute_waiting(connection, "SELECT 1 FROM sqlite_master", seconds)
+        yield connection
+
+
 def text_or_bytes(data: bytes) -> Union[str, bytes]:
-    """Return text of a database, or what is no UTF-8 as it is: then it is found like a blob."""
+    """Return a text of a database, or its bytes if they are not UTF-8: no column may hold bytes."""
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data
 
 
-def database_uri(path: str, separator: str = os.sep) -> str:
-    """Return the URI of an absolute path as SQLite reads it."""
-    from urllib.parse import quote
-
-    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite
-    # refuses.
-    below_root = path.replace(separator, "/").removeprefix("/")
-    return "file:///" + quote(os.fsencode(below_root), safe="/:")
-
-
-def needs_writable_directory(db_path: str) -> bool:
-    """Return whether a file is a database in WAL mode in a directory that cannot be written.
-
-    Even readers of such a database write: they create the files `-wal` and `-shm` beside it.
-    """
-    directory = os.path.dirname(os.path.abspath(db_path))
-    try:
-        with open(db_path, "rb") as file:
-            header = file.read(20)
-    except OSError:
-        return False
-    is_wal = header.startswith(SQLITE_MAGIC) and header.endswith(WAL_VERSIONS)
-    return is_wal and not is_writable(directory)
-
-
-def execute_waiting(
-    connection: "sqlite3.Connection",
-    sql: str,
-    seconds: float,
-    *values: object,
-) -> "sqlite3.Cursor":
+def execute_waiting(connection: "sqlite3.Connection", sql: str, seconds: float) -> "sqlite3.Cursor":
     """Execute a statement, waiting so many seconds for the locks of other processes."""
     import sqlite3
 
@@ -4740,38 +4723,34 @@ def execute_waiting(
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return connection.execute(sql, values)
+            return connection.execute(sql)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
 
 
-def begin_reading(connection: "sqlite3.Connection") -> None:
-    """Begin a transaction in which every statement reads the same state of the database."""
-    execute_waiting(connection, "BEGIN", LOCK_SECONDS)
-    # BEGIN alone takes no lock: the first SELECT does, and it alone may have to wait.
-    execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
-
-
 def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
-    """Raise PersistenceError where a file uses the names of the schema for something else."""
+    """Raise PersistenceError if a table or view of the schema's names has other columns."""
     for name in TABLE_NAMES:
         columns = table_columns(connection, name)
         if columns and columns != expected_columns(name):
             differs = f"has a table {name!r} with other columns"
             raise PersistenceError(f"{db_path} {differs}: name another file")
-    for (name,) in connection.execute(SELECT_TAKEN_NAMES):
-        raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
 
 
 def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any, ...]]:
-    """Return name, type, NOT NULL and key of each column of a table; none without a table."""
+    """Return name, type, NOT NULL and key of each column of a table, or nothing without a table."""
     return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
+
+
+def has_tables(connection: "sqlite3.Connection") -> bool:
+    """Return whether a database has the tables of the schema: an empty file has none yet."""
+    return all(table_columns(connection, name) for name in TABLE_NAMES)
 
 
 @functools.cache
 def expected_columns(name: str) -> list[tuple[Any, ...]]:
-    """Return what `table_columns` gives for a table that SCHEMA has made."""
+    """Return the columns of a table that SCHEMA has made, as `table_columns` does."""
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
@@ -4786,55 +4765,70 @@ def expected_columns(name: str) -> list[tuple[Any, ...]]:
 def read_intents(db_path: str, model: str) -> dict[str, str]:
     """Return the newest intent that `model` gave each code of earlier runs, by md5sum.
 
-    Raises PersistenceError where the file cannot be read, or a value is none that `persist` stores.
+    Raises PersistenceError if the file cannot be read or holds a value that `persist` never stores.
     """
     if not os.path.exists(db_path):
         return {}
     intents = {}
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+    with reading(db_path) as connection:
+        if not has_tables(connection):
             return {}
         # In the order of the runs: a later intent of the same code replaces an earlier one.
         for run_id, md5sum, intent in connection.execute(SELECT_INTENTS, (model,)):
-            row = {"md5sum": md5sum, "intent": intent}
-            for column, value in row.items():
+            for column, value in ("md5sum", md5sum), ("intent", intent):
                 if not isinstance(value, str):
                     raise invalid_value(db_path, run_id, "records", column, value)
             intents[md5sum] = intent
     return intents
 
 
-def read_run(db_path: str, run_id: Optional[int] = None) -> tuple[dict[str, object], list[Record]]:
+def read_run(
+    db_path: str,
+    run_id: Optional[int] = None,
+    *,
+    shorten: Callable[[Record], Optional[Record]] = lambda record: record,
+) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
-    The code of a file ends after its header, that of a definition after its docstring: the whole
-    takes more memory than all else, and `read_codes` reads what is shown of it.
-    Raises PersistenceError where there is no such run, or a value is none that `persist` stores.
+    The code of a file ends after its first lines. `shorten` is given each definition as it is read,
+    such as `Analyzer.shortened`: the whole code takes more memory than all else, and `read_codes`
+    reads what is shown of it.
+    Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
+    the normalized code for which `shorten` returns None.
     """
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         refuse_other_tables(connection, db_path)
-        cursor = connection.execute(SELECT_RUN, (run_id,))
-        columns = [name for name, *_ in cursor.description]
-        row = cursor.fetchone()
-        if row is None:
-            missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
-            raise PersistenceError(f"{db_path} has {missing}")
-        run = dict(zip(columns, row))
-        for column in invalid_run_columns(run):
-            raise invalid_value(db_path, run["id"], "runs", column, run[column])
-        # Each row comes with objects of its own, and most hold the same few texts.
-        texts: dict[Any, Any] = {}
+        run = select_run(connection, db_path, run_id)
         records = []
         for row in connection.execute(SELECT_RECORDS, (run["id"],)):
             record = Record(*row)
             column = invalid_column(record)
+            if not column and record.kind != "file":
+                shortened = shorten(record)
+                column = "" if shortened else "normalized_code"
+                record = shortened or record
             if column:
                 value = getattr(record, column)
                 raise invalid_value(db_path, run["id"], "records", column, value)
-            records.append(_compact(record, texts))
+            records.append(interned(record))
         return run, records
+
+
+def select_run(
+    connection: "sqlite3.Connection", db_path: str, run_id: Optional[int]
+) -> dict[str, Any]:
+    """Return the row of a run; see `read_run`."""
+    cursor = connection.execute(SELECT_RUN, (run_id,))
+    columns = [name for name, *_ in cursor.description]
+    row = cursor.fetchone()
+    if row is None:
+        missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
+        raise PersistenceError(f"{db_path} has {missing}")
+    run = dict(zip(columns, row))
+    column = ill_typed_column("runs", run.items())
+    if column:
+        raise invalid_value(db_path, run["id"], "runs", column, run[column])
+    return run
 
 
 def invalid_value(
@@ -4848,21 +4842,21 @@ def invalid_value(
     return PersistenceError(f"{db_path}: {place} {holds}: name another file")
 
 
-def invalid_run_columns(run: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns of a run that hold no text, or no count, where they should."""
-    for column, allowed in column_types("runs").items():
-        value = run[column]
+def ill_typed_column(table: str, values: Iterable[tuple[str, Any]]) -> str:
+    """Return the first column of a row whose value has another type or sign, or nothing."""
+    allowed = column_types(table)
+    for column, value in values:
         is_negative = isinstance(value, int) and value < 0
-        if is_negative or not isinstance(value, allowed):
-            yield column
+        if is_negative or not isinstance(value, allowed[column]):
+            return column
+    return ""
 
 
 def invalid_column(record: Record) -> str:
-    """Return the first column of a record that holds what `persist` never stores, or nothing."""
-    allowed = column_types("records")
-    for column, value in zip(record._fields, record):
-        if not isinstance(value, allowed[column]):
-            return column
+    """Return the first column of a record whose value `persist` never stores, or nothing."""
+    ill_typed = ill_typed_column("records", zip(record._fields, record))
+    if ill_typed:
+        return ill_typed
     if record.kind not in STORED_KINDS:
         return "kind"
     if not 1 <= record.start_line <= LAST_LINE:
@@ -4873,14 +4867,12 @@ def invalid_column(record: Record) -> str:
         return "md5sum"
     if record.intent_status not in STATUSES:
         return "intent_status"
-    if record.kind != "file" and not may_be_definition(record.normalized_code):
-        return "normalized_code"
     return ""
 
 
 @functools.cache
 def column_types(table: str) -> dict[str, tuple[type, ...]]:
-    """Return what the values of each column of a table may be in Python."""
+    """Return the Python types that the values of each column of a table may have."""
     allowed: dict[str, tuple[type, ...]] = {}
     for column, declared, is_required, is_key in expected_columns(table):
         kind = PYTHON_TYPES[declared]
@@ -4888,27 +4880,22 @@ def column_types(table: str) -> dict[str, tuple[type, ...]]:
     return allowed
 
 
-def _compact(record: Record, texts: dict[Any, Any]) -> Record:
-    code = record.raw_code
-    if record.kind != "file":
-        code = code_head(code, record.signature)
+def interned(record: Record) -> Record:
+    """Return a record that shares with others the texts that they have in common."""
     return record._replace(
-        kind=texts.setdefault(record.kind, record.kind),
-        file_path=texts.setdefault(record.file_path, record.file_path),
-        raw_code=code,
-        intent_status=texts.setdefault(record.intent_status, record.intent_status),
-        intent_error=texts.setdefault(record.intent_error, record.intent_error),
+        kind=sys.intern(record.kind),
+        file_path=sys.intern(record.file_path),
+        intent_status=sys.intern(record.intent_status),
     )
 
 
 def read_codes(
     db_path: str,
     run_id: int,
-    places: Collection[tuple[str, int, int]],
-) -> dict[tuple[str, int, int], str]:
+    places: Collection[Place],
+) -> dict[Place, str]:
     """Return the code of definitions of a run by their file, first line and last line."""
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         codes = {}
         for path, start, end, code in connection.execute(SELECT_CODES, (run_id,)):
             if (path, start, end) in places:
@@ -4924,7 +4911,7 @@ def read_codes(
 def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) -> str:
     """Store a run in a new file, beside the database or in the temporary directory.
 
-    Return its path, or the empty text where no file could be written.
+    Return its path, or the empty text if no file could be written.
     """
     import tempfile
 
@@ -4953,11 +4940,29 @@ def store_in_new_file(directory: str, context: RunContext, errors: Errors, recor
     return path
 
 
-# Calls that are finished but not yet part of a stored run
-
+# ---- Pending --------------------------------------------------------------------------------
+#
+# A call may take minutes, and a run is stored at its end: until then its finished calls are kept in
+# a file beside the database, the side file of the run, with a line of JSON for each call.
 
 # The model that was asked, and the md5sum of the code.
 Call = tuple[str, str]
+PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
+PENDING_BYTES = 1 << 28  # a million calls
+PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
+SYNC_SECONDS = 0.5
+# Windows locks bytes, and keeps others from reading them: so the one locked is never there.
+LOCK_POSITION = (1 << 31) - 2
+# Only this connection sees a temporary table.
+CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
+INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
+# With a cross join SQLite looks up each call by its md5sum, and makes an index if there is none.
+# The unary plus keeps it from the index on the status, which nearly all rows have in common.
+SELECT_STORED = """
+SELECT calls.model, calls.md5sum
+FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
+    CROSS JOIN runs ON runs.id = records.run_id
+WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
 
 
 class PendingIntent(NamedTuple):
@@ -4969,7 +4974,7 @@ class PendingIntent(NamedTuple):
 
 
 class PendingIntents:
-    """The intents of finished calls that no stored run holds yet, in a side file of each run.
+    """The intents of finished calls that no stored run holds yet, in the side files of the runs.
 
     An intent that is kept survives the process, and after a second a power cut too. The file is
     worth less than the run: its first failure is logged, and everything goes on without it.
@@ -4984,30 +4989,23 @@ class PendingIntents:
     ) -> None:
         """Take the path of the database, and the model whose intents are kept and read.
 
-        `sync(descriptor)` has an open file written to the disk.
+        `sync(descriptor)` writes what the system holds of an open file to the disk.
         """
         self.db_path = os.path.realpath(db_path)
         self.model = model
         self.sync = sync
-        self._path = ""
-        self._descriptor: Optional[int] = None
+        self._file: Optional[io.FileIO] = None
         self._thread: Optional[threading.Thread] = None
         self._has_failed = False
+        self._is_unsynced = False
         self._is_closed = threading.Event()
-        self._has_unsynced = threading.Event()
         self._warned: set[str] = set()
 
     def read(self) -> dict[str, str]:
         """Return the intents of other runs that no stored run holds, by md5sum.
 
-        Deletes the side files of nothing else whose run is over.
+        Deletes the side file of each run that is over if stored runs hold all its intents.
         """
-        old = self.db_path + PENDING_ENDING
-        if os.path.isfile(old):
-            self._warn(
-                old,
-                "is not read: --reuse-intents of the older version that wrote it takes it up",
-            )
         return {
             md5sum: intent
             for (model, md5sum), intent in self._tidy_up().items()
@@ -5021,82 +5019,61 @@ class PendingIntents:
         entry = PendingIntent(self.model, md5sum, intent)
         line = (json.dumps(entry._asdict()) + "\n").encode()
         try:
-            descriptor = self._open()
+            if self._file is None:
+                self._file = self._create()
             while line:
-                line = line[os.write(descriptor, line) :]
-        except OSError as error:
+                line = line[self._file.write(line) :]
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._has_failed = True
-            reason = describe_error(error)
-            path = self._path or f"a file beside {self.db_path}"
-            self._warn(path, f"cannot be used: {reason}; {PENDING_LOSS}")
-            return
-        self._has_unsynced.set()
-        if self._thread is None:
-            self._sync_written(descriptor)
+            path = self._file.name if self._file else f"a file beside {self.db_path}"
+            self._warn(path, f"cannot be used: {describe_error(error)}; {PENDING_LOSS}")
+        self._is_unsynced = True
 
     def forget_stored(self) -> None:
-        """Delete each side file, this run's own too, of which a stored run holds all now."""
+        """Delete each side file, this run's own too, if stored runs hold all its intents now."""
         self.close()
         self._tidy_up()
 
     def close(self) -> None:
-        """Close the file, and have the disk hold all of it."""
+        """Sync the file and close it."""
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
+        if self._file is not None:
             # What it could report is known since the last sync.
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                self._file.close()
 
-    def _open(self) -> int:
-        if self._descriptor is None:
-            self._path, self._descriptor = create_side_file(self.db_path)
-            thread = threading.Thread(
-                target=self._sync_regularly, args=(self._descriptor,), daemon=True
-            )
-            try:
-                thread.start()
-                self._thread = thread
-            except RuntimeError:
-                # The system allows no further one, so each line is synced as it is written.
-                sync_directory(os.path.dirname(self._path))
-        return self._descriptor
+    def _create(self) -> io.FileIO:
+        file = create_side_file(self.db_path)
+        sync_directory(os.path.dirname(self.db_path))
+        thread = threading.Thread(target=self._sync_regularly, args=(file,), daemon=True)
+        thread.start()
+        self._thread = thread
+        return file
 
-    def _sync_regularly(self, descriptor: int) -> None:
+    def _sync_regularly(self, file: io.FileIO) -> None:
         # What is written is in the operating system's hands, and so survives the process; to
-        # survive a power cut it must be synced. To do so line by line would be slow: this thread
-        # does it for all the lines of half a second.
-        sync_directory(os.path.dirname(self._path))
+        # survive a power cut it must be synced. That takes milliseconds, so it is done once for
+        # all the lines of half a second.
         is_over = False
         while not is_over:
             is_over = self._is_closed.wait(SYNC_SECONDS)
-            self._sync_written(descriptor)
+            if self._is_unsynced:
+                self._is_unsynced = False  # first, so that no later line is missed
+                self._sync(file)
 
-    def _sync_written(self, descriptor: int) -> None:
-        if not self._has_unsynced.is_set():
-            return
-        self._has_unsynced.clear()  # first, so that no later line is missed
+    def _sync(self, file: io.FileIO) -> None:
         try:
-            self.sync(descriptor)
+            self.sync(file.fileno())
         except OSError as error:
             reason = describe_error(error)
-            self._warn(
-                self._path,
-                f"cannot be synced: {reason}; a power cut could cost its calls",
-            )
+            self._warn(file.name, f"cannot be synced: {reason}; a power cut could cost its calls")
 
     def _tidy_up(self) -> dict[Call, str]:
-        """Return the intents in side files that no stored run holds; delete files without any."""
+        """Return the intents of side files that no stored run holds; delete the files without."""
         left: dict[Call, str] = {}
-        try:
-            paths = side_files(self.db_path)
-        except OSError as error:
-            directory = os.path.dirname(self.db_path)
-            self._warn(directory, f"cannot be searched: {describe_error(error)}")
-            return left
-        for path in paths:
+        for path in side_files(self.db_path):
             try:
                 left.update(self._tidy_up_file(path))
             except FileNotFoundError:
@@ -5108,11 +5085,10 @@ class PendingIntents:
 
     def _tidy_up_file(self, path: str) -> dict[Call, str]:
         with open_side_file(path) as file:
-            # Who writes holds the lock to the end. This run's own file is tidied up once it is
-            # closed.
-            is_over = path == self._path or try_lock(file.fileno())
+            # The run that writes a file holds its lock until it closes it.
+            is_over = try_lock(file.fileno())
             *lines, last = file.read(PENDING_BYTES).split(b"\n")
-            # A run that goes on may be writing the last one just now.
+            # A run that goes on may be writing the last line just now.
             if last and is_over:
                 lines.append(last)
             entries = list(map(parse_pending, lines))
@@ -5123,81 +5099,74 @@ class PendingIntents:
                 self._warn(path, f"holds {count} without a finished call: {first}")
             intents = {(one.model, one.md5sum): one.intent for one in entries if one}
             unstored = unstored_calls(self.db_path, intents)
-            # A file with lines, none of which is a finished call, is one of something else.
+            # A file with lines of which none is a finished call belongs to something else.
             if is_over and not unstored and (intents or not lines):
                 if os.name == "nt":
                     file.close()  # Windows deletes no open file
                 os.unlink(path)
         return {call: intents[call] for call in unstored}
 
-    def _warn(self, path: str, told: str) -> None:
-        """Log what is wrong with a file, unless it was told of before."""
+    def _warn(self, path: str, problem: str) -> None:
+        """Log what is wrong with a file, once for each file."""
         if path not in self._warned:
             self._warned.add(path)
-            log(f"warning: {path} {told}")
+            log(f"warning: {path} {problem}")
 
 
 def side_files(db_path: str) -> list[str]:
-    """Return the paths of a database's side files, sorted; raise OSError if it has no directory."""
+    """Return the paths of a database's side files, sorted, if its directory can be listed."""
     directory, name = os.path.split(os.path.realpath(db_path))
-    return sorted(
-        os.path.join(directory, found)
-        for found in os.listdir(directory)
-        if found.startswith(name) and PENDING_FILE.fullmatch(found, len(name))
-    )
-
-
-def companion_files(db_path: str) -> list[str]:
-    """Return the side files of a database, as far as its directory can be listed."""
     try:
-        return side_files(db_path)
-    except OSError:  # whatever uses the database says what is wrong with the directory
+        found = sorted(os.listdir(directory))
+    except OSError:  # opening the database reports what is wrong with the directory
         return []
+    return [
+        os.path.join(directory, one)
+        for one in found
+        if one.startswith(name) and PENDING_FILE.fullmatch(one, len(name))
+    ]
 
 
-def create_side_file(db_path: str) -> tuple[str, int]:
-    """Create a side file for this run, which only its owner may read; return path and descriptor.
+def create_side_file(db_path: str) -> io.FileIO:
+    """Create a side file that only its owner may read, and open it for writing.
 
-    The file is locked until it is closed.
+    It is locked until it is closed.
     """
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | O_BINARY
     while True:
-        path = f"{db_path}{PENDING_ENDING}-{os.urandom(8).hex()}.jsonl"
-        descriptor = os.open(path, flags, 0o600)
+        path = f"{db_path}-pending-{os.urandom(8).hex()}.jsonl"
+        file = io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600))
         try:
             # Until it is locked, another run may take it for an empty one that is left behind.
-            if try_lock(descriptor) and os.path.exists(path):
-                return path, descriptor
+            if try_lock(file.fileno()) and os.path.exists(path):
+                return file
         except OSError:  # the file system has no locks
-            os.close(descriptor)
+            file.close()
             os.unlink(path)
             raise
-        os.close(descriptor)
+        file.close()
 
 
-def open_side_file(path: str) -> BinaryIO:
-    """Open a side file for reading; raise PersistenceError where it cannot be one of this user."""
-    status = os.lstat(path)
-    # To open it could take for ever, or lead elsewhere.
-    if not stat.S_ISREG(status.st_mode):
+@contextlib.contextmanager
+def open_side_file(path: str) -> Iterator[BinaryIO]:
+    """Open a side file for reading; raise PersistenceError if it cannot be one of this user."""
+    # Opening a pipe could take for ever, and a link leads elsewhere.
+    if not stat.S_ISREG(os.lstat(path).st_mode):
         raise PersistenceError("it is not a regular file")
-    # In a directory that others may write to, it could hold whatever they want to be stored.
-    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-        raise PersistenceError("it belongs to another user")
-    if status.st_size > PENDING_BYTES:
-        raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
     # Writable, since some file systems lock no other file.
-    file = os.fdopen(os.open(path, os.O_RDWR | O_BINARY), "rb")
-    if os.path.samestat(status, os.fstat(file.fileno())):
-        return file
-    file.close()
-    raise PersistenceError("it was replaced just now")
+    with open(path, "r+b") as file:
+        status = os.fstat(file.fileno())
+        # In a directory that others may write to, they could have their own intents stored.
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            raise PersistenceError("it belongs to another user")
+        if status.st_size > PENDING_BYTES:
+            raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
+        yield file
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file for as long as it is open; return whether nobody else has it locked.
+    """Lock a file until it is closed, and return True, or return False if another has locked it.
 
-    Raises OSError where the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     try:
         if sys.platform == "win32":
@@ -5209,7 +5178,7 @@ def try_lock(descriptor: int) -> bool:
         else:
             import fcntl
 
-            # Not `lockf`: such a lock goes when the process closes any descriptor of the file.
+            # A lock of `lockf` would end when the process closes any descriptor of the file.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -5217,14 +5186,12 @@ def try_lock(descriptor: int) -> bool:
 
 
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
-    """Return the finished call that a line of a side file holds, or None for any other line."""
-    if len(line) > PENDING_LINE_BYTES:
-        return None
+    """Return the finished call in a line of a side file, or None if it holds none."""
     try:
         entry = PendingIntent(**json.loads(line.decode()))
         is_text = all(isinstance(value, str) for value in entry)
         if is_text and MD5SUM.fullmatch(entry.md5sum) and is_intent(entry.intent):
-            entry.model.encode()  # no surrogates, or no run could be asked for it
+            entry.model.encode()  # fails for surrogates, which no `--model` has
             return entry
     except (ValueError, TypeError, RecursionError):
         pass  # no JSON, or no object with these fields
@@ -5232,34 +5199,26 @@ def parse_pending(line: bytes) -> Optional[PendingIntent]:
 
 
 def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
-    """Return those calls whose success no stored run holds."""
+    """Return the calls that no stored run holds with success."""
     if not calls or not os.path.exists(db_path):
         return list(calls)
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+    with reading(db_path) as connection:
+        if not has_tables(connection):
             return list(calls)
-        found = (connection.execute(SELECT_STORED, call).fetchone() for call in calls)
-        return [call for call, row in zip(calls, found) if row is None]
+        connection.execute(CREATE_CALLS)
+        connection.executemany(INSERT_CALL, calls)
+        stored = set(connection.execute(SELECT_STORED))
+        return [call for call in calls if call not in stored]
 
 
 def sync_directory(path: str) -> None:
-    """Have the operating system write the names in a directory to the disk, where it can."""
+    """Write the names in a directory to the disk, if the operating system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def file_identity(path: str) -> object:
-    """Return what two paths of one file have in common, whatever links lead there."""
-    try:
-        status = os.stat(path)
-    except OSError:  # nothing is there yet
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
 
 
 # ---- Evidence -------------------------------------------------------------------------------
@@ -7223,11 +7182,6 @@ def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
     return all(standings) and not any(one.isdisjoint(other) for one, other in pairs)
 
 
-def is_below(file_path: str, path: str) -> bool:
-    """Return whether a path is that of a file, or of a directory around it."""
-    return path == "." or f"{file_path}/".startswith(f"{path}/")
-
-
 def match_keys(member: Member) -> tuple[Hashable, ...]:
     """Return what a member is matched by, the strongest first.
 
@@ -7475,14 +7429,6 @@ def hide_untouched(report: Report, touched: Collection[str]) -> Report:
             group = group._replace(hidden_by=UNTOUCHED)
         groups.append(group)
     return report._replace(groups=tuple(groups))
-
-
-def path_matches(file_path: str, pattern: str) -> bool:
-    """Return whether a glob pattern matches a path or a directory that it is in."""
-    names = file_path.split("/")
-    wanted = pattern_names(pattern)
-    depths = range(1, len(names) + 1)
-    return any(glob_matches(names[:depth], wanted) for depth in depths)
 
 
 # ---- JSON -----------------------------------------------------------------------------------
@@ -9198,10 +9144,12 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
     # one place it would show one.
     taken: dict[str, set[tuple[str, int]]] = {evidence: set() for evidence in EVIDENCE}
     for group in groups:
-        starts = list(possible_starts(group.members[:SARIF_LOCATIONS]))
+        # One by one: what another program stored may have millions of lines.
+        starts = possible_starts(group.members[:SARIF_LOCATIONS])
+        first = next(starts)
         places = taken[group.evidence]
-        free = (start for start in starts if start.place not in places)
-        start = next(free, starts[0])
+        free = (start for start in itertools.chain([first], starts) if start.place not in places)
+        start = next(free, first)
         places.add(start.place)
         yield start
 
@@ -9448,10 +9396,8 @@ def is_closed_pipe(error: OSError) -> bool:
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
-# The names of side files begin with the database's path and one of these.
-SIDE_ENDINGS = ("-journal", "-wal", "-shm", PENDING_ENDING)
-# A database is one file or several: these follow its path.
-DATABASE_ENDINGS = ("", *SIDE_ENDINGS, f"{PENDING_ENDING}-wal")
+# A database is one file, or several with these endings.
+DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 NEW = "new"
 # Sentences can change with unrelated code, so a new group of the third section fails nothing.
 FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
@@ -9475,10 +9421,10 @@ class Interrupts:
     """The signals that ask a command to stop.
 
     Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
-    sets `is_requested`, so that the calls in flight end the enrichment and what is done is
-    written. A later one raises all the same: whoever asks twice will not wait. But `timeout`
+    sets `is_requested`, so that the enrichment ends with the calls in flight and its results are
+    written. A later signal raises all the same: a user who asks twice will not wait. But `timeout`
     signals a command and then its whole group, and a terminal that is closed may send several
-    kinds: what comes within a second of the first is part of it.
+    kinds: a signal within a second of the first is part of it.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -9489,12 +9435,12 @@ class Interrupts:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals; any that the process was started to ignore stays ignored."""
+        """Handle the signals, except those that the process was started to ignore."""
         if threading.current_thread() is not threading.main_thread():
-            # Python lets only the main thread set handlers: here the signals are its business.
+            # Python lets only the main thread set handlers, so the caller has to.
             yield
             return
-        # What `nohup` and the like have ignored must stay so.
+        # `nohup` has SIGHUP ignored.
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
@@ -9506,7 +9452,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Have the first signal from here on wait, since there is work to save."""
+        """Make the first signal wait, because there is work to save."""
         self._is_deferring = True
         try:
             yield
@@ -9514,8 +9460,8 @@ class Interrupts:
             self._is_deferring = False
 
     def _receive(self, *_: object) -> None:
-        # A handler runs between any two instructions of the main thread, locks held or not: so it
-        # writes nothing and takes no lock.
+        # A handler runs between any two instructions of the main thread, which may hold any lock:
+        # so it writes nothing and takes no lock.
         now = self._clock()
         if self._first_at is None:
             self._first_at = now
@@ -9526,14 +9472,14 @@ class Interrupts:
         self.is_requested = True
 
 
-# What the command line names
+# Checks of what the command line names
 
 
 @contextlib.contextmanager
 def named_errors(option: str, remedy: str = "") -> Iterator[None]:
-    """Raise what is wrong with the value of an option as UsageError, the option in front.
+    """Raise any error as a UsageError that begins with the name of an option.
 
-    The remedy ends the message where it is that of another library, which suggests none.
+    The remedy is added to the message of another library, which suggests none.
     """
     try:
         yield
@@ -9543,7 +9489,7 @@ def named_errors(option: str, remedy: str = "") -> Iterator[None]:
 
 
 def absolute_path(option: str, path: str) -> str:
-    """Return the path that an option names as an absolute one, with its end unchanged."""
+    """Return the path that an option names as an absolute one; a slash at its end stays."""
     if not path or os.path.isabs(path):
         return path
     try:
@@ -9556,7 +9502,7 @@ def absolute_path(option: str, path: str) -> str:
 def check_path(args: argparse.Namespace) -> None:
     """Raise UsageError unless `--path` names a readable file or directory."""
     path = args.path
-    # First, since in a directory that is gone every relative path would seem not to exist.
+    # First, because no relative path exists in a directory that is gone.
     absolute_path("--path", path)
     if not os.path.exists(path):
         raise UsageError(f"--path: {path} does not exist: name a source file or directory")
@@ -9574,7 +9520,7 @@ def check_path(args: argparse.Namespace) -> None:
 
 
 def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
-    """Return whether a file's name says that it is something else than source."""
+    """Return whether a file's suffix is that of something other than source."""
     suffix = os.path.splitext(path)[1].lower()
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
@@ -9582,15 +9528,15 @@ def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
 
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
-    """Return the analyzer of all languages."""
+    """Return an analyzer that reads all languages."""
     return AnalyzerBySuffix([make(args.workers, with_facts=with_facts) for make in args.analyzers])
 
 
 def check_output(path: Optional[str]) -> None:
-    """Raise UsageError unless `path` can be written to; touch nothing."""
+    """Raise UsageError unless `path` can be written to; change nothing."""
     if path is None:
         return
-    # Behind a dangling link, the file is created where the link leads.
+    # A dangling link has the file created at its target.
     target = os.path.realpath(absolute_path("--output", path))
     directory = os.path.dirname(target)
     is_there = descriptor_of(path) is not None or os.path.exists(path)
@@ -9611,68 +9557,51 @@ def can_be_written(path: str) -> bool:
     return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
-def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
-    """Raise UsageError where a file that the command would write is one of those that it reads."""
-    # By identity, since two names may lead to one file.
-    identities = {file_identity(path) for path in inputs}
-    for option, path in written_files(args):
-        if file_identity(path) in identities:
-            raise UsageError(
-                f"{option}: {path} is a file that this command reads: name another one"
-            )
-    output = getattr(args, "output", None)
-    db_path = getattr(args, "db_path", None)
-    if output and db_path and is_side_file(output, db_path):
-        raise UsageError(
-            f"--output: {output} is a name for files beside the database: name another one"
-        )
-
-
-def is_side_file(path: str, db_path: str) -> bool:
-    """Return whether a path is one that SQLite or this program may use beside a database."""
-    # By the identity of the database, since the file may be called after another of its names.
-    database = file_identity(db_path)
-    return any(file_identity(owner) == database for owner in side_file_owners(path))
-
-
-def side_file_owners(path: str) -> Iterator[str]:
-    """Yield each database that a path would be a side file of, whether or not the two are there."""
-    directory, name = os.path.split(os.path.realpath(path))
-    for end in range(1, len(name)):
-        if name.startswith(SIDE_ENDINGS, end):
-            yield os.path.join(directory, name[:end])
-
-
-def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield each file that a command writes, after the option that names it."""
-    if getattr(args, "output", None):
-        yield "--output", args.output
-    if args.command == "persist":
-        for path in database_files(args.db_path):
-            yield "--db-path", path
+def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
+    """Raise UsageError if the file that a command would write is one of those that it reads."""
+    # By identity, because two names may lead to one file.
+    if path is not None and file_identity(path) in map(file_identity, inputs):
+        raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
 
 
 def database_files(db_path: str) -> list[str]:
-    """Return the files of a database, those that SQLite may create too, and what lies beside it."""
-    own = [db_path + ending for ending in DATABASE_ENDINGS]
-    return own + companion_files(db_path)
+    """Return the files of a database, those that SQLite may create too, and its side files."""
+    # The others stand beside the file itself, not beside a link to it.
+    path = os.path.realpath(db_path)
+    return [*(path + ending for ending in DATABASE_ENDINGS), *side_files(path)]
+
+
+def file_identity(path: str) -> object:
+    """Return a value that is the same for all paths of one file."""
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing is there yet
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 # Source to records
 
 
-def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; log what was found, and each error."""
-    symbols, errors = analyze_source(args)
+def build_records(
+    args: argparse.Namespace, option: str, written: Optional[str]
+) -> tuple[list[Record], list[AnalyzerError]]:
+    """Search, analyze and build what `--path` names; see `analyze_source`."""
+    symbols, errors = analyze_source(args, option, written)
     return ModelBuilder().build(symbols), errors
 
 
-def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Analysis:
-    """Search and analyze what `--path` names; log what was found, and each error."""
+def analyze_source(
+    args: argparse.Namespace, option: str, written: Optional[str], *, with_facts: bool = False
+) -> Analysis:
+    """Search and analyze what `--path` names; log what was found, and each error.
+
+    Raises UsageError if the file that the command is to write, named by an option, is a source.
+    """
     analyzer = make_analyzer(args, with_facts)
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
-    # As soon as it is known which files are read: one named by mistake must not cost the source.
-    refuse_overwriting(args, [source.path for source in search.sources])
+    # As soon as the files are known, so that a wrong `--output` costs no source.
+    refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
     # By file alone: those of one file stay in the order in which they were found.
@@ -9688,61 +9617,47 @@ def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Ana
 
 
 def log_search(search: Search, root: str) -> None:
-    """Log how many files were found, how many were skipped and why, and what to know of it."""
+    """Log how many files were found and skipped, and the warnings of the search."""
     count = sum(search.skipped.values())
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(search.skipped.items()))
-    told = f"{count} ({reasons})" if reasons else "0"
-    log(f"search files={len(search.sources)} skipped={told}")
+    skipped = f"{count} ({reasons})" if reasons else "0"
+    log(f"search files={len(search.sources)} skipped={skipped}")
     for warning in search.warnings:
         log(f"warning: {warning}")
     for pattern in search.unmatched:
         log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}")
 
 
-def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
-    """Write records in the form that the command line asks for, to stdout or `--output`."""
-    try:
-        write_pieces(args, record_pieces(args, records, errors))
-    except CdsError as error:
-        # Nothing was paid for: the same command finds the same records again.
-        if args.command == "model-build":
-            raise
-        # The pieces that were not written are gone with the iterator, so it is made anew.
-        path = rescue_text(record_pieces(args, records, errors))
-        told = "the result is lost: it could not be written to a new file either"
-        if path:
-            told = f"the result is rescued, whole, in {path}"
-        raise CdsError(f"{error}; {told}") from error
-
-
-def record_pieces(args: argparse.Namespace, records: Records, errors: Errors) -> Iterator[str]:
-    """Return records in the form that the command line asks for, in pieces."""
-    width = None if args.output else terminal_width(sys.stdout)
+def record_pieces(
+    args: argparse.Namespace,
+    records: Records,
+    errors: Errors,
+    table: Callable[[Records, Optional[int]], Iterator[str]],
+) -> Iterator[str]:
+    """Return records in pieces of the form that the command line asks for: JSON or a table."""
     if args.format == "json":
         return record_json(records, errors)
-    if args.command == "enrich-intent":
-        return intent_table(records, width)
-    return record_table(records, width)
+    return table(records, None if args.output else terminal_width(sys.stdout))
 
 
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
-    """Write text to the file that `--output` names, or to stdout where it is not given."""
+    """Write text to the file that `--output` names, or to stdout without that option."""
     if args.output is None:
         print_pieces(pieces)
         return
     try:
         write_file(args.output, pieces)
     except OSError as error:
-        told = f"--output: {args.output} could not be written: {describe_error(error)}"
-        raise CdsError(told) from error
+        reason = describe_error(error)
+        raise CdsError(f"--output: {args.output} could not be written: {reason}") from error
 
 
 def run_model_build(args: argparse.Namespace, *_: object) -> int:
     """Analyze and build, and print the records."""
     check_path(args)
     check_output(args.output)
-    records, errors = build_records(args)
-    write_records(args, records, errors)
+    records, errors = build_records(args, "--output", args.output)
+    write_pieces(args, record_pieces(args, records, errors, record_table))
     return EXIT_DONE
 
 
@@ -9765,8 +9680,8 @@ def make_enricher(
         timeout=args.timeout,
         num_ctx=args.num_ctx,
     )
-    # Before any file is read: a model that the server does not have should cost a second, not
-    # the analysis of the tree.
+    # Before any file is read: if the server lacks the model, that should take a second to learn,
+    # not the analysis of the tree.
     check_provider(client)
     return IntentEnricher(
         client,
@@ -9782,14 +9697,14 @@ def make_enricher(
 
 
 def check_provider(client: LLMClient) -> None:
-    """Raise UsageError where the provider says no; log where it gives no clear answer."""
+    """Raise UsageError if the provider says no; log it if the answer is not clear."""
     try:
         client.check()
     except ProviderError as error:
         raise UsageError(f"the model cannot be used: {error}") from error
     except IntentGenerationError as error:
-        # A server that is just starting may answer by the time of the first call; one that never
-        # does costs a few tries, and the records are kept all the same.
+        # A server that is starting may answer by the first call. One that never answers costs a
+        # few tries, and the records are kept all the same.
         log(f"the model could not be checked: {error}")
 
 
@@ -9802,12 +9717,25 @@ def run_enrich_intent(
     check_path(args)
     check_output(args.output)
     enricher = make_enricher(args, make_client, interrupts, known={})
-    records, errors = build_records(args)
+    records, errors = build_records(args, "--output", args.output)
     # From the first call on there is something to save.
     with interrupts.deferred():
         enriched = enricher.enrich(records)
-        write_records(args, enriched, errors)
+        write_or_rescue(args, lambda: record_pieces(args, enriched, errors, intent_table))
     return EXIT_DONE
+
+
+def write_or_rescue(args: argparse.Namespace, make_pieces: Callable[[], Iterator[str]]) -> None:
+    """Write text as `write_pieces` does; if that fails, write it to a new file, and raise."""
+    try:
+        write_pieces(args, make_pieces())
+    except CdsError as error:
+        # The pieces that were not written are gone with the iterator, so it is made anew.
+        path = rescue_text(make_pieces())
+        outcome = "the result is lost: it could not be written to a new file either"
+        if path:
+            outcome = f"the result is rescued, whole, in {path}"
+        raise CdsError(f"{error}; {outcome}") from error
 
 
 # Intents to a run
@@ -9824,13 +9752,11 @@ def run_persist(
     root_path = os.path.abspath(args.path)
     db_path = absolute_path("--db-path", args.db_path)
     persistence = SQLitePersistence(db_path)
-    # 1. A database that cannot take the run is found before hours of calls, not after them.
+    # 1. A database that cannot take the run is refused before hours of calls, not after them.
     with named_errors("--db-path", "name another file, or repair this one"):
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
-    # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
-    #    A side file of nothing new is deleted, so a source of that name is refused first.
-    refuse_overwriting(args, filter(os.path.isfile, [args.path]))
+    # 2. The calls that killed runs left are read first, since the enricher only asks for the rest.
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
@@ -9838,7 +9764,7 @@ def run_persist(
         enricher = make_enricher(args, make_client, interrupts, known, pending.keep)
         # 3. Up to here, and while files are read, an interrupt ends the command: nothing is lost.
         started_at = timestamp()
-        records, errors = build_records(args)
+        records, errors = build_records(args, "--db-path", args.db_path)
         log_left_behind(args, left_behind, filter(enricher.wants, records))
         # 4. From the first call on there is something to save.
         with interrupts.deferred():
@@ -9858,7 +9784,7 @@ def log_left_behind(
     left_behind: Mapping[str, str],
     wanted: Iterable[Record],
 ) -> None:
-    """Log how many calls of runs that were killed need not be made again, if there are any."""
+    """Log how many calls of killed runs need not be made again, if there are any."""
     if not left_behind:
         return
     codes = {record.md5sum for record in wanted}
@@ -9868,7 +9794,7 @@ def log_left_behind(
 
 
 def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
-    """Return what the run was asked to do, finished now."""
+    """Return the context of a run that ends now."""
     return RunContext(
         started_at=started_at,
         finished_at=timestamp(),
@@ -9886,15 +9812,15 @@ def persist_or_rescue(
     errors: Errors,
     records: Records,
 ) -> RunResult:
-    """Store a run; where that fails, store it in a new file and raise PersistenceError."""
+    """Store a run; if that fails, store it in a new file and raise PersistenceError."""
     try:
         return persistence.persist(context, errors, records)
     except PersistenceError as error:
         path = rescue(persistence.db_path, context, errors, records)
-        told = "the run is lost: it could not be stored in a new file either"
+        outcome = "the run is lost: it could not be stored in a new file either"
         if path:
-            told = f"the run is rescued, whole, in {path}"
-        raise PersistenceError(f"status=failed: {error}; {told}") from error
+            outcome = f"the run is rescued, whole, in {path}"
+        raise PersistenceError(f"status=failed: {error}; {outcome}") from error
 
 
 def summary_line(db_path: str, result: RunResult) -> str:
@@ -9908,13 +9834,13 @@ def summary_line(db_path: str, result: RunResult) -> str:
 
 
 def run_duplicates(args: argparse.Namespace, *_: object) -> int:
-    """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
-    # 1. What the options alone rule out is refused before any work, which may take minutes.
+    """Print the clone groups of a run or a source tree; return EXIT_GATE if a gate was hit."""
+    # 1. Options that are wrong by themselves are refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
-    refuse_overwriting(args, report_inputs(args))
+    refuse_overwriting("--output", args.output, report_inputs(args))
     report, baseline = read_reports(args)
-    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale.
     touched = touched_files(args, report)
     if baseline is not None:
@@ -9927,14 +9853,14 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
-    # On stderr too, since in a log of CI the report itself may be a file.
+    # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
 def gated_evidence(fail_on: Optional[Union[str, Sequence[str]]]) -> Sequence[str]:
-    """Return the evidence whose groups hit the gate: all of it, unless the gate names less."""
+    """Return the kinds of evidence whose groups hit the gate."""
     if isinstance(fail_on, str):
         return FAIL_ON_EVIDENCE[fail_on]
     return fail_on or EVIDENCE
@@ -9958,19 +9884,18 @@ def check_gate(args: argparse.Namespace) -> None:
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
-    """Return the files that `duplicates` reads, but for those of a source tree."""
+    """Return the files that `duplicates` reads, except those of a source tree."""
     inputs = []
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
-        db_path = absolute_path("--db-path", args.db_path)
-        inputs += database_files(db_path)
+        inputs += database_files(absolute_path("--db-path", args.db_path))
     return inputs
 
 
 def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
-    # A baseline that cannot be read must be told of before any work.
+    # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
     is_source = args.path is not None
     report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
@@ -9980,7 +9905,7 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
-    """Return what the command line says on comparing."""
+    """Return the options of a report that the command line gives."""
     return DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
@@ -9994,7 +9919,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    symbols, errors = analyze_source(args, with_facts=True)
+    symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
     symbols.sort(key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
     return build_report(
@@ -10008,15 +9933,16 @@ def report_on_source(args: argparse.Namespace) -> Report:
 
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
+    analyzer = make_analyzer(args)
     with named_errors("--db-path", RUN_REMEDY):
-        row, records = read_run(args.db_path, run_id)
+        row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(
         records,
         duplicate_options(args),
         run=row,
         error_count=error_count,
-        facts=make_analyzer(args).facts(records),
+        facts=analyzer.facts(records),
     )
 
 
@@ -10024,7 +9950,7 @@ def read_baseline(path: str) -> Report:
     """Return the report that `--against` names."""
     try:
         with open(path, "rb") as file:
-            # One byte more tells a file that is too large, whatever size the system gives for it.
+            # One byte more shows that a file is too large, even if the system gives no size for it.
             content = file.read(MAX_BASELINE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"--against: {path} cannot be read: {describe_error(error)}") from error
@@ -10042,7 +9968,7 @@ def read_baseline(path: str) -> Report:
 
 
 def log_limits(baseline: Report, report: Report) -> None:
-    """Log what a baseline was made without, and whether that is a reason to write it anew."""
+    """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
         log(f"--against: the baseline was made with other options: {', '.join(others)}")
@@ -10050,14 +9976,13 @@ def log_limits(baseline: Report, report: Report) -> None:
         log(f"--against: the baseline could not read {some_of(baseline.unread)}")
     unjudged = count_hidden(report.groups)[UNJUDGED]
     if unjudged:
-        what = f"{counted(unjudged, 'group')} {UNJUDGED}"
+        groups = f"{counted(unjudged, 'group')} {UNJUDGED}"
         them = "it" if unjudged == 1 else "them"
-        reason = f"since the baseline could not hold {them}"
-        log(f"--against: {what}, {reason}: write it anew")
+        log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
 
 
 def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
-    """Return in words which options of a baseline are not those of this report."""
+    """Return a text for each option of a baseline that is not that of this report."""
     return [
         f"{name} {theirs} (now {ours})"
         for name, theirs, ours in zip(now._fields, before, now)
@@ -10065,15 +9990,15 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
     ]
 
 
-# What `--touching` names
+# Files that `--touching` names
 
 GLOB_SIGN = re.compile("[*?[]")
 
 
 def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]]:
-    """Return the files that `--touching` names, None without it; log what names no file.
+    """Return the files that `--touching` names, or None without it; log patterns without a file.
 
-    Raise UsageError if a gate would judge nothing because of that.
+    Raises UsageError if a gate would judge nothing because of that.
     """
     if not args.touching:
         return None
@@ -10092,7 +10017,7 @@ def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]
 
 
 def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
-    """Return those of the paths below `root` that a pattern or path of the command line names.
+    """Return the paths below `root` that a pattern or path of the command line names.
 
     It may be absolute, or start in `root` or in the current directory.
     """
@@ -10119,9 +10044,10 @@ def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
 
 
 def paths_below(text: str, root: str, here: str) -> Iterator[str]:
-    """Yield what a path is relative to `root`, if it starts there, or in `here`, or is absolute.
+    """Yield a path relative to `root`, for each directory that it may start in.
 
-    What lies outside is left out; a directory around the root is the root.
+    It may start in `root` or in `here`, or be absolute. A path outside of the root is left out; a
+    directory around the root is the root.
     """
     in_root = os.path.join(root, text.lstrip("/"))
     from_here = os.path.join(here, text)
@@ -10153,7 +10079,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
     if args.format == "json":
         write_pieces(args, report_json(report))
     elif args.format == "html":
-        # Unlike JSON and SARIF, the page shows code.
+        # The page shows code; JSON and SARIF do not.
         whole = report._replace(groups=with_codes(args, report.run, report.groups))
         write_pieces(args, report_as_page(whole))
     elif args.format == "sarif":
@@ -10163,7 +10089,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
 
 
 def write_sarif(args: argparse.Namespace, report: Report) -> None:
-    """Write a report as SARIF; log what it leaves out."""
+    """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
     for omission in sarif_omissions(sarif_groups(report)):
@@ -10189,7 +10115,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
         lines = list(group_as_lines(group))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
-    # A list is fitted to the terminal; code and diffs are not, since nothing of them may be cut.
+    # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
     is_listed = args.output is None and args.show is None
     width = terminal_width(sys.stdout) if is_listed else None
     is_coloured = args.output is None and wants_colour(sys.stdout)
@@ -10205,7 +10131,7 @@ def with_codes(
     """Return groups whose members have the whole of their code."""
     if run is None:
         return tuple(groups)
-    # To compare a run, little of its raw code is read: only what is to be shown is fetched now.
+    # A run is compared without most of its raw code, so the code that is shown is read now.
     places = {sort_key(member.record) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
         codes = read_codes(args.db_path, int(str(run["id"])), places)
@@ -10222,8 +10148,8 @@ def with_codes(
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
-    """Return the group whose id starts with the prefix; raise UsageError where none or two do."""
-    # Hidden groups too: what a rule hides may be just what is to be understood.
+    """Return the group whose id starts with the prefix; raise UsageError if none or two do."""
+    # Hidden groups too: a user may want to see why one was hidden.
     found = [group for group in report.groups if group.id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
@@ -10240,16 +10166,13 @@ DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store it all in SQLite."
 )
-# Of `duplicates`; the other commands have the first two.
-REPORT_FORMATS = ("table", "json", "html", "sarif")
-ONE_ROOT = "name the directory above both, since a run has one root"
 
 
 # Values
 
 
 def parse_scope(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list in their fixed order, or `("all",)`."""
+    """Return the kinds in a comma-separated list, in their fixed order, or `("all",)`."""
     tokens = named_tokens((*KINDS, ALL), text)
     if ALL in tokens:
         return (ALL,)
@@ -10257,12 +10180,12 @@ def parse_scope(text: str) -> tuple[str, ...]:
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list."""
+    """Return the kinds in a comma-separated list."""
     return named_tokens(KINDS, text)
 
 
 def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
-    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    """Return a word for several kinds of evidence, or the kinds in a comma-separated list."""
     if text.strip() in FAIL_ON_EVIDENCE:
         return text.strip()
     tokens = named_tokens((*FAIL_ON_EVIDENCE, *EVIDENCE), text)
@@ -10273,7 +10196,7 @@ def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
 
 
 def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
-    """Return the tokens of a comma-separated list; raise ArgumentTypeError for one not known."""
+    """Return the tokens of a comma-separated list; raise ArgumentTypeError for an unknown one."""
     tokens = tuple(token.strip() for token in text.split(","))
     for token in tokens:
         if token not in known:
@@ -10309,7 +10232,7 @@ def similarity_bound(text: str) -> float:
 def number_up_to(most: float, text: str, what: str) -> float:
     """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
     with contextlib.suppress(ValueError):
-        # In this form NaN is refused too, which is neither below nor above anything.
+        # NaN is refused too: it is neither below nor above anything.
         if 0 < float(text) <= most:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
@@ -10317,8 +10240,7 @@ def number_up_to(most: float, text: str, what: str) -> float:
 
 def storable_text(text: str) -> str:
     """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
-    # Bytes that are no UTF-8 arrive as surrogates. Neither a request nor a row can hold them, and
-    # the row is written at the very end.
+    # Bytes that are no UTF-8 arrive as surrogates. No row can hold them, and it is written last.
     if text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError("not readable as UTF-8")
     return text
@@ -10328,27 +10250,24 @@ def storable_text(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError, one line, where argparse prints its usage and exits."""
+    """Raises UsageError, one line, instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        # So a wrong option ends as any other error does: one line, and `main` makes the exit code.
+        # A wrong option ends as any other error: in one line, with an exit code made by `main`.
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
 class StoreOnce(argparse.Action):
     """Stores the value of an option, and refuses a second one.
 
-    For options that seem to add up: argparse itself would silently replace the first value.
+    It is for options that seem to add up: argparse would replace the first value in silence. The
+    parser must be made anew for each command line.
     """
 
-    def __init__(
-        self,
-        *words: Any,
-        remedy: str = "give one comma-separated list",
-        **options: Any,
-    ) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *words: Any, remedy: str, **settings: Any) -> None:
+        super().__init__(*words, **settings)
         self.remedy = remedy
+        self.is_given = False
 
     def __call__(
         self,
@@ -10357,30 +10276,276 @@ class StoreOnce(argparse.Action):
         values: object,
         option_string: Optional[str] = None,
     ) -> None:
-        # What is given cannot be told from the values: one may be given that equals the default.
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
+        if self.is_given:
             parser.error(f"{option_string}: given twice: {self.remedy}")
-        given.add(self.dest)
+        self.is_given = True
         setattr(namespace, self.dest, values)
 
 
-class CommandSpec(NamedTuple):
-    """A command: what runs it, where its options come from, and how it is described.
+# Options
 
-    `parents` is called when a command line is parsed: an import should make no parsers.
+
+class Option(NamedTuple):
+    """An option, its help, further arguments of `add_argument`, and a default that is shown."""
+
+    name: str
+    help: str
+    settings: Mapping[str, Any]
+    default: Any = None
+
+
+class OptionGroup(NamedTuple):
+    """Options that stand together in the help of a command, below a title and a description.
+
+    Exactly one of the `alternatives` must be given, if there are any.
     """
 
+    title: str
+    options: Sequence[Option]
+    alternatives: Sequence[Option] = ()
+    description: Optional[str] = None
+
+
+def add_options(parser: Parser, group: OptionGroup) -> None:
+    """Add the options of a group to the parser of a command."""
+    added = parser.add_argument_group(group.title, group.description)
+    if group.alternatives:
+        one_of = added.add_mutually_exclusive_group(required=True)
+        for option in group.alternatives:
+            one_of.add_argument(option.name, help=option.help, **option.settings)
+    for option in group.options:
+        settings, text = dict(option.settings), option.help
+        if option.default is not None:
+            settings["default"] = option.default
+            text += f" (default: {default_text(option.default)})"
+        added.add_argument(option.name, help=text, **settings)
+
+
+def default_text(default: object) -> str:
+    """Return a default as a user would type it."""
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+# What options take.
+COUNT = {"metavar": "N", "type": positive_int}
+SIMILARITY = {"metavar": "X", "type": similarity_bound}
+SECONDS = {"metavar": "SECONDS", "type": positive_seconds}
+FILE = {"metavar": "FILE"}
+GLOBS = {"metavar": "GLOB", "action": "append", "default": []}
+REQUIRED = {"required": True}
+ONE_LIST = {"action": StoreOnce, "remedy": "give one comma-separated list"}
+SOURCE = {
+    "metavar": "SRC",
+    "action": StoreOnce,
+    "remedy": "name the directory above both, since a run has one root",
+}
+# The library has the same, so that both give the same report.
+REPORT_DEFAULTS = DuplicateOptions()
+
+EXCLUDE = Option(
+    "--exclude",
+    "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
+    GLOBS,
+)
+SOURCE_OPTIONS = OptionGroup(
+    "source",
+    [Option("--path", "source file, or directory to search", {**SOURCE, **REQUIRED}), EXCLUDE],
+)
+MODEL_OPTIONS = OptionGroup(
+    "model",
+    [
+        Option(
+            "--provider-url",
+            "host, host:port or http(s)://host[:port][/prefix]; ending in /v1 for OpenAI's API",
+            {"metavar": "URL", **REQUIRED},
+        ),
+        Option(
+            "--model",
+            "a model that the server has",
+            {"metavar": "M", "type": storable_text, **REQUIRED},
+        ),
+        Option(
+            "--num-ctx",
+            "tokens of context; longer code gets no intent",
+            COUNT,
+            DEFAULT_NUM_CTX,
+        ),
+    ],
+    description="The key of a server is taken from the environment: OPENAI_API_KEY for an address"
+    " that ends in /v1, OLLAMA_API_KEY for any other.",
+)
+CALL_OPTIONS = OptionGroup(
+    "calls",
+    [
+        Option(
+            "--scope",
+            "comma-separated: class, function, method, or all, which adds files",
+            {"metavar": "KINDS", "type": parse_scope, **ONE_LIST},
+            KINDS,
+        ),
+        Option("--limit", "make at most N calls, to try a model; skip the other records", COUNT),
+        Option("--jobs", "calls in flight at once; the server must serve as many", COUNT, 1),
+        Option(
+            "--timeout",
+            "limit of one try, queueing and model loading included",
+            SECONDS,
+            DEFAULT_TIMEOUT,
+        ),
+        Option("--progress-batch-size", "report after every N calls", COUNT, DEFAULT_BATCH_SIZE),
+    ],
+)
+STORE_OPTIONS = OptionGroup(
+    "database",
+    [
+        Option("--db-path", "SQLite file to add the run to", {**FILE, **REQUIRED}),
+        Option(
+            "--reuse-intents",
+            "take the intents of the same code and model from earlier runs in the file",
+            {"action": "store_true"},
+        ),
+    ],
+)
+REPORT_OPTIONS = OptionGroup(
+    "source",
+    [Option("--run-id", "run to report on (default: the newest)", COUNT), EXCLUDE],
+    # A run knows which tree it is of; a second source could only contradict it.
+    alternatives=[
+        Option("--path", "source file or directory to read; nothing is stored", SOURCE),
+        Option("--db-path", "SQLite file that persist wrote", FILE),
+    ],
+)
+COMPARISON_OPTIONS = OptionGroup(
+    "comparison",
+    [
+        Option(
+            "--kind",
+            "comma-separated kinds of code to compare",
+            {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
+            REPORT_DEFAULTS.kinds,
+        ),
+        Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
+        Option(
+            "--code-similarity",
+            "how much near copies share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.code_similarity,
+        ),
+        Option(
+            "--intent-similarity",
+            "how much intents of the same purpose share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.intent_similarity,
+        ),
+        Option(
+            "--intents",
+            "sentences to compare; both: of the docstring if a model gave none",
+            {"choices": INTENT_CHOICES},
+            REPORT_DEFAULTS.intents,
+        ),
+    ],
+)
+LISTING_OPTIONS = OptionGroup(
+    "listing",
+    [
+        Option(
+            "--touching",
+            "show only groups with a member in a file that matches, but compare all; repeatable",
+            GLOBS,
+        ),
+        Option(
+            "--top",
+            "show at most N groups a section, of code, tests and generated code each",
+            COUNT,
+            20,
+        ),
+        Option(
+            "--show",
+            "print the group with this ID, or start of one, with all code and differences",
+            {"metavar": "ID"},
+        ),
+    ],
+)
+GATE_OPTIONS = OptionGroup(
+    "gate",
+    [
+        Option(
+            "--against",
+            "hide what this run of the same file, or this report in JSON, holds already",
+            {"metavar": "RUN_ID|REPORT", "type": run_id_or_file},
+        ),
+        Option(
+            "--fail-on",
+            "exit 3 if groups are shown: any; new (exact or near); or a list of "
+            + ", ".join(EVIDENCE),
+            {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
+        ),
+    ],
+)
+
+
+def output_options(*formats: str) -> OptionGroup:
+    """Return the options of a command that prints its result in one of these formats."""
+    chosen = Option("--format", "form of the output", {"choices": formats}, "table")
+    written = Option("--output", "write to FILE instead of stdout", FILE)
+    return OptionGroup("output", [chosen, written])
+
+
+# Commands
+
+
+class CommandSpec(NamedTuple):
+    """A command: its function, its options, and its description in the help."""
+
     run: Callable[..., int]
-    parents: Callable[[], list[Parser]]
+    groups: Sequence[OptionGroup]
     description: str
     example: str
 
 
+ASKING_OPTIONS = (SOURCE_OPTIONS, MODEL_OPTIONS, CALL_OPTIONS)
+COMMANDS = {
+    "model-build": CommandSpec(
+        run=run_model_build,
+        groups=(SOURCE_OPTIONS, output_options("table", "json")),
+        description="Print every file, class, function and method with its fingerprint;"
+        " asks no model.",
+        example="cds model-build --path src --format json --output records.json",
+    ),
+    "enrich-intent": CommandSpec(
+        run=run_enrich_intent,
+        groups=(*ASKING_OPTIONS, output_options("table", "json")),
+        description="Do as model-build, and have the model say what each piece of code is for.",
+        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
+    ),
+    "persist": CommandSpec(
+        run=run_persist,
+        groups=(*ASKING_OPTIONS, STORE_OPTIONS),
+        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
+        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
+        " --db-path cds.sqlite",
+    ),
+    "duplicates": CommandSpec(
+        run=run_duplicates,
+        groups=(
+            REPORT_OPTIONS,
+            COMPARISON_OPTIONS,
+            LISTING_OPTIONS,
+            output_options("table", "json", "html", "sarif"),
+            GATE_OPTIONS,
+        ),
+        description="Report what a source tree or a stored run holds twice: the same code, similar"
+        " code, same purpose.",
+        example="cds duplicates --path src --top 5",
+    ),
+}
+
+
 def command_line() -> Parser:
-    """Return the parser of the whole command line."""
-    # Nothing may be abbreviated: a script that says `--in` would fail, or do something else, as
-    # soon as a second option begins so.
+    """Return the parser of one command line."""
+    # Nothing may be abbreviated: a script that says `--in` would break as soon as a second option
+    # begins with that.
     parser = Parser(
         prog="cds",
         description=DESCRIPTION,
@@ -10397,314 +10562,15 @@ def command_line() -> Parser:
     for name, command in COMMANDS.items():
         added = commands.add_parser(
             name,
-            parents=command.parents(),
             help=command.description,
             description=command.description,
             epilog=f"example: {command.example}",
             allow_abbrev=False,
         )
+        for group in command.groups:
+            add_options(added, group)
         added.set_defaults(run=command.run)
     return parser
-
-
-def options_parser() -> Parser:
-    """Return an empty parser, for options that several commands have in common."""
-    return Parser(add_help=False)
-
-
-def source_options() -> Parser:
-    """Return the options of the commands that read a source tree."""
-    parser = options_parser()
-    parser.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        required=True,
-        metavar="SRC",
-        help="source file, or directory to search",
-    )
-    add_exclude_option(parser)
-    return parser
-
-
-def add_exclude_option(parser: Parser) -> None:
-    """Add the option of every command that can search a directory."""
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
-    )
-
-
-def output_options(formats: Sequence[str] = ("table", "json")) -> Parser:
-    """Return the options of the commands that print what they found, in one of these formats."""
-    parser = options_parser()
-    parser.add_argument(
-        "--format",
-        choices=formats,
-        default="table",
-        help="form of the output (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write to FILE instead of stdout",
-    )
-    return parser
-
-
-def intent_options() -> Parser:
-    """Return the options of the commands that ask a model."""
-    parser = options_parser()
-    parser.add_argument(
-        "--provider-url",
-        required=True,
-        metavar="URL",
-        help=f"{ADDRESS_HINT};"
-        " OPENAI_API_KEY goes to addresses in /v1, OLLAMA_API_KEY to the others",
-    )
-    parser.add_argument(
-        "--model",
-        type=storable_text,
-        required=True,
-        help="a model that the server has",
-    )
-    parser.add_argument(
-        "--scope",
-        action=StoreOnce,
-        type=parse_scope,
-        default=KINDS,
-        metavar="KINDS",
-        help="comma-separated: class, function, method, or all, which takes files too"
-        " (default: class,function,method)",
-    )
-    add_call_options(parser)
-    return parser
-
-
-def add_call_options(parser: Parser) -> None:
-    """Add the options that say how the calls are made."""
-    parser.add_argument(
-        "--progress-batch-size",
-        type=positive_int,
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="report after every N calls (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="calls in flight at once (default: %(default)s);"
-        " the server must be set to serve as many",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=DEFAULT_TIMEOUT,
-        metavar="SECONDS",
-        help="limit of one try, queueing and model loading included (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        metavar="N",
-        help="at most N calls, so as to try a model; the rest of the records are skipped",
-    )
-    parser.add_argument(
-        "--num-ctx",
-        type=positive_int,
-        default=DEFAULT_NUM_CTX,
-        metavar="N",
-        help="tokens of context; longer code gets no intent (default: %(default)s);"
-        " over OpenAI's API it"
-        " only bounds what is sent",
-    )
-
-
-def store_options() -> Parser:
-    """Return the options of `persist` alone."""
-    parser = options_parser()
-    parser.add_argument(
-        "--db-path",
-        required=True,
-        metavar="FILE",
-        help="SQLite file to add the run to",
-    )
-    parser.add_argument(
-        "--reuse-intents",
-        action="store_true",
-        help="take intents of the same code and model from earlier runs in the file",
-    )
-    return parser
-
-
-def report_options() -> Parser:
-    """Return the options that say what `duplicates` reports on, and how."""
-    parser = options_parser()
-    # A run knows which tree it is of; a second source could only contradict it.
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        metavar="SRC",
-        help="source file or directory to read; nothing is stored",
-    )
-    source.add_argument(
-        "--db-path",
-        metavar="FILE",
-        help="SQLite file that persist wrote",
-    )
-    add_exclude_option(parser)
-    parser.add_argument(
-        "--touching",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="show only groups with a member in a file that matches, compare everything;"
-        " repeatable",
-    )
-    parser.add_argument(
-        "--run-id",
-        type=positive_int,
-        metavar="N",
-        help="run to report on (default: the newest)",
-    )
-    add_listing_options(parser)
-    return parser
-
-
-def add_listing_options(parser: Parser) -> None:
-    """Add the options that say how much of a report is shown."""
-    parser.add_argument(
-        "--top",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="show at most N groups a section, of code, tests and generated code each"
-        " (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--show",
-        metavar="ID",
-        help="print one group whole: the code of every member and its differences from the first;"
-        " ID stands in front of the group in the list, and its start will do; it follows from"
-        " the code"
-        " of the members alone",
-    )
-
-
-def comparison_options() -> Parser:
-    """Return the options that say what `duplicates` compares."""
-    # The defaults are those of the library, so that both give the same report.
-    parser = options_parser()
-    default = DuplicateOptions()
-    parser.add_argument(
-        "--kind",
-        action=StoreOnce,
-        type=parse_kinds,
-        default=default.kinds,
-        metavar="KINDS",
-        help="comma-separated: function, method, class (default: all three)",
-    )
-    parser.add_argument(
-        "--min-statements",
-        type=positive_int,
-        default=default.min_statements,
-        metavar="N",
-        help="hide smaller bodies (default: %(default)s)",
-    )
-    add_similarity_options(parser, default)
-    return parser
-
-
-def add_similarity_options(parser: Parser, default: DuplicateOptions) -> None:
-    """Add the options that say how similar is similar."""
-    parser.add_argument(
-        "--code-similarity",
-        type=similarity_bound,
-        default=default.code_similarity,
-        metavar="X",
-        help="how much near copies share, above 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--intent-similarity",
-        type=similarity_bound,
-        default=default.intent_similarity,
-        metavar="X",
-        help="how much intents of the same purpose share, above 0 to 1 (default: %(default)s); rare"
-        " words count more, and each intent counts as having three words more that no other has, so"
-        " that short ones must share more of theirs",
-    )
-    parser.add_argument(
-        "--intents",
-        choices=INTENT_CHOICES,
-        default=default.intents,
-        help="sentences to compare; both: the first of the docstring where there is none of a model"
-        " (default: %(default)s)",
-    )
-
-
-def gate_options() -> Parser:
-    """Return the options that make `duplicates` fail."""
-    parser = options_parser()
-    parser.add_argument(
-        "--against",
-        type=run_id_or_file,
-        metavar="RUN_ID|REPORT",
-        help="hide what this run of the same file, or this report written by --format json,"
-        " holds already",
-    )
-    parser.add_argument(
-        "--fail-on",
-        action=StoreOnce,
-        type=parse_fail_on,
-        metavar="WHAT",
-        help="exit 3 where a group is shown: any; new (exact or near, not in --against);"
-        " or evidence,"
-        " comma-separated: exact, near, intent",
-    )
-    return parser
-
-
-COMMANDS = {
-    "model-build": CommandSpec(
-        run=run_model_build,
-        parents=lambda: [source_options(), output_options()],
-        description="Print every file, class, function and method with its fingerprint;"
-        " asks no model.",
-        example="cds model-build --path src --format json --output records.json",
-    ),
-    "enrich-intent": CommandSpec(
-        run=run_enrich_intent,
-        parents=lambda: [source_options(), intent_options(), output_options()],
-        description="Do as model-build, and have the model say what each piece of code is for.",
-        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
-    ),
-    "persist": CommandSpec(
-        run=run_persist,
-        parents=lambda: [source_options(), intent_options(), store_options()],
-        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
-        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
-        " --db-path cds.sqlite",
-    ),
-    "duplicates": CommandSpec(
-        run=run_duplicates,
-        parents=lambda: [
-            report_options(),
-            comparison_options(),
-            output_options(REPORT_FORMATS),
-            gate_options(),
-        ],
-        description="Report what a source tree or a stored run holds twice: the same code, similar"
-        " code, same purpose.",
-        example="cds duplicates --path src --top 5",
-    ),
-}
 
 
 # The program
@@ -10718,10 +10584,10 @@ def main(
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one. Each
-    of the `analyzers` reads the files with its suffixes, the first those without any as well.
+    `make_client(provider_url, model, **options)` returns the client. Each of the `analyzers` reads
+    the files with its suffixes, the first also those without any.
     """
-    # Before anything is written: already the message on a wrong option may quote any character.
+    # Before anything is written: the message on a wrong option may quote any character.
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
@@ -10734,7 +10600,7 @@ def main(
         log("cds: interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
-        # The system refuses what no command can do without, such as one more open file.
+        # The system refuses something that every command needs, such as one more open file.
         path = f"{error.filename}: " if error.filename else ""
         log(f"cds: the system refused: {path}{describe_error(error)}")
         return EXIT_FATAL
@@ -10747,23 +10613,23 @@ def run_command_line(
 ) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
-    # The parser is inside too: an interrupt ends with one line from the first moment on.
+    # An interrupt while options are parsed ends with one line as well.
     with interrupts.handled():
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
-        # A caller with arguments of its own may be any program, such as a server with threads,
-        # and gets no worker processes; only the command line of this process has them.
+        # A caller with arguments of its own may be any program, such as a server with threads. Only
+        # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
         code: int = args.run(args, make_client, interrupts)
-    # Interrupted, and the work saved: the caller must not take it for the whole.
+    # The work was saved, but it is not the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or None once it printed its help or version."""
-    # What argparse prints is collected, so that it meets the same care as every other output.
+    """Return the options of a command line, or print help or version and return None."""
+    # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

@@ -764,6 +764,15 @@ def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
     assert done.returncode == 2
 
 
+# ---- Globs ----------------------------------------------------------------------------------
+
+
+def test_many_stars_take_no_exponential_time():
+    stars = ["**", "x*"] * 30
+    assert not cds.glob_matches(["x"] * 200, [*stars, "y"])
+    assert cds.glob_matches(["x"] * 200, [*stars, "x"])
+
+
 # ---- Search ---------------------------------------------------------------------------------
 
 
@@ -902,12 +911,6 @@ def test_exclude_pattern_that_matches_nothing_is_told(tmp_path, capsys):
         "warning: --exclude: 'a'",
         "warning: --exclude: 'b*'",
     ]
-
-
-def test_many_stars_take_no_exponential_time():
-    stars = ["**", "x*"] * 30
-    assert not cds.glob_matches(["x"] * 200, [*stars, "y"])
-    assert cds.glob_matches(["x"] * 200, [*stars, "x"])
 
 
 @needs_git
@@ -4914,22 +4917,27 @@ def locked(db_path, lock, seconds=None):
     return contextlib.closing(holder)
 
 
+# Writing
+
+
 @pytest.mark.parametrize(
-    ("path", "separator", "uri"),
+    "name",
     [
-        pytest.param("/a b/?#%.db", "/", "file:///a%20b/%3F%23%25.db", id="posix"),
-        pytest.param("/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names),
-        pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
-        pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
-        pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
-        pytest.param("\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"),
+        "a b?#%.db",
+        "a\\b",
+        ":memory:",
+        "file:a?mode=ro",
+        pytest.param("ü", marks=needs_unicode_names),
+        pytest.param("\udcff", id="not-utf-8"),
     ],
 )
-def test_database_uri_has_no_authority(path, separator, uri):
-    assert cds.database_uri(path, separator) == uri
-
-
-# Writing
+def test_database_may_have_any_name(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tree(tmp_path, {"src/a.py": TWICE}))
+    for number in (1, 2):
+        assert persist("src", name, "--reuse-intents") == 0
+        assert capsys.readouterr().out.startswith(f"persisted run_id={number} ")
+    assert run("duplicates", "--db-path", name) == 0
+    assert sorted(os.listdir()) == sorted([name, "src"])
 
 
 @pytest.mark.parametrize(
@@ -5030,14 +5038,6 @@ def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock
         getattr(cds.SQLitePersistence(str(db)), step)(*arguments)
 
 
-def test_lock_on_a_database_in_wal_mode_is_told_as_a_lock(tmp_path):
-    db = tmp_path / "db"
-    store(db)
-    execute(db, "PRAGMA journal_mode = WAL")
-    with locked(db, "IMMEDIATE"), pytest.raises(cds.PersistenceError, match="locked"):
-        cds.SQLitePersistence(str(db), lock_seconds=0.01).persist(CONTEXT, [], FOUR)
-
-
 def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path):
     db = tmp_path / "db"
     store(db)
@@ -5110,518 +5110,6 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
-# Finished calls
-
-
-def md5(number):
-    """Return an md5sum of no code."""
-    return f"{number:032x}"
-
-
-def side_files(db):
-    """Return the side files of a database."""
-    return sorted(db.parent.glob(f"{db.name}-pending-*.jsonl"))
-
-
-def kept(db):
-    """Return the finished calls in all side files of a database."""
-    lines = [line for path in side_files(db) for line in path.read_bytes().splitlines(True)]
-    return sorted(tuple(json.loads(line).values()) for line in lines)
-
-
-def keep(db, *md5sums, model="m"):
-    """Leave finished calls behind, as a run that is killed does; return the side file."""
-    before = side_files(db)
-    pending = cds.PendingIntents(str(db), model)
-    for md5sum in md5sums:
-        pending.keep(md5sum, f"Intent of {md5sum}.")
-    pending.close()
-    (path,) = set(side_files(db)) - set(before)
-    return path
-
-
-def left_behind(db, model="m"):
-    """Return what a run finds of the runs before, and delete what is stored."""
-    with contextlib.closing(cds.PendingIntents(str(db), model)) as pending:
-        return pending.read()
-
-
-def warnings_of(capsys):
-    """Return the warnings on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    return [line for line in lines if line.startswith("warning: ")]
-
-
-def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
-    db = tmp_path / "db"
-    answers = [answer(f"Returns {number}.") for number in range(3)]
-    with (
-        serving(*answers, silence) as (address, requests),
-        persisting(tmp_path, address, count=5) as process,
-    ):
-        wait_for(lambda: len(requests) == 4)
-        process.kill()
-        process.wait()
-    (pending,) = side_files(db)
-    assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
-    told = ["Returns 0.", "Returns 1.", "Returns 2."]
-    assert sorted(intent for _, _, intent in kept(db)) == told
-    assert persist(tmp_path / "s", tmp_path / "other") == 0
-    client = FakeClient()
-    capsys.readouterr()
-    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
-    left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
-    assert left in capsys.readouterr().err
-    assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
-    assert ": 3 calls saved\n" in capsys.readouterr().err
-    assert len(client.asked) == 2 and side_files(db) == []
-    intents = rows(
-        db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
-    )
-    assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
-
-
-def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    [code] = [one for one in built(source) if one.kind == "function"]
-    keep(db, code.md5sum, md5(1))
-    for would_save, left in (("2", "1 call"), ("1", "0 calls")):
-        assert persist(source, db) == 0
-        calls = "call" if would_save == "1" else "calls"
-        line = f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
-        assert line in capsys.readouterr().err
-    # What a stored run holds is not counted, but the file stays whole.
-    assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
-
-
-def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    sums = [one.md5sum for one in built(source) if one.kind == "function"]
-    ours, other = keep(db, *sums), keep(db, *sums, model="other")
-    refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
-    assert persist(source, db, client=refused) == 0
-    assert persist(source, db, "--model", "third") == 0
-    assert sorted(side_files(db)) == sorted([ours, other])
-    assert persist(source, db, "--model", "other") == 0
-    assert side_files(db) == [ours]
-    assert persist(source, db) == 0
-    assert side_files(db) == []
-
-
-def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "link").symlink_to("d/db")
-    with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
-        pending.keep(md5(1), "Works.")
-    keep(tmp_path / "d/db", md5(1), md5(2), model="other")
-    keep(tmp_path / "d/db-pending", md5(3))  # a database whose name begins alike
-    assert left_behind(tmp_path / "link") == {md5(1): "Works."}
-    assert len(side_files(tmp_path / "d/db")) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
-
-
-def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    store(db)
-    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
-    assert persist(source, db, client=client) == 1
-    assert "rescued, whole, in " in capsys.readouterr().err
-    assert [intent for _, _, intent in kept(db)] == ["Works."]
-
-
-def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
-    db, synced = tmp_path / "db", []
-
-    def sync(descriptor):
-        synced.append(os.fstat(descriptor).st_size)
-
-    pending = cds.PendingIntents(str(db), "m", sync=sync)
-    for count in (1, 2):
-        pending.keep(md5(count), "Works.")
-        assert kept(db) == [("m", md5(n + 1), "Works.") for n in range(count)]
-        wait_for(lambda count=count: len(synced) == count)
-    pending.keep(md5(3), "Works.")
-    pending.close()
-    line = len(side_files(db)[0].read_bytes()) // 3
-    assert synced == [line, 2 * line, 3 * line]
-
-
-def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
-    def sync(descriptor):
-        failed.append(descriptor)
-        raise OSError(errno.EIO, "Input/output error")
-
-    db, failed = tmp_path / "db", []
-    pending = cds.PendingIntents(str(db), "m", sync=sync)
-    for count in (1, 2):
-        pending.keep(md5(count), "Works.")
-        wait_for(lambda count=count: len(failed) == count)
-    pending.close()
-    assert len(kept(db)) == 2
-    says = f"warning: {side_files(db)[0]} cannot be synced: Input/output error; "
-    (warning,) = warnings_of(capsys)
-    assert warning.startswith(says)
-
-
-@not_for_root
-def test_finished_call_is_kept_where_the_system_allows_no_thread(tmp_path):
-    pytest.importorskip("resource")
-    program = """if True:
-        import cds
-        pending = cds.PendingIntents(sys.argv[1], "m", sync=lambda _: print("synced"))
-        pending.keep(32 * "1", "Works.")
-        pending.keep(32 * "2", "Works.")
-        pending.close()"""
-    command = python_command(program, tmp_path / "db")
-    done = finish(limited("NPROC", 1, command))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "synced\n" * 2 and len(kept(tmp_path / "db")) == 2
-
-
-def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
-    db = tmp_path / "db"
-    first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
-    first.keep(md5(1), "One.")
-    second.keep(md5(2), "Two.")
-    assert len(side_files(db)) == 2
-    store(db, [record(md5sum=md5(2), intent="Two.")])
-    # Who goes on may be writing a line just now: that is no reason for a warning.
-    (of_second,) = [path for path in side_files(db) if md5(2) in path.read_text()]
-    with open(of_second, "a") as file:
-        file.write('{"mod')
-    assert left_behind(db) == {md5(1): "One."}
-    assert len(side_files(db)) == 2 and warnings_of(capsys) == []
-    second.close()
-    assert left_behind(db) == {md5(1): "One."}
-    assert len(side_files(db)) == 1 and len(warnings_of(capsys)) == 1
-    store(db, [record(md5sum=md5(1), intent="One.")])
-    first.forget_stored()
-    assert side_files(db) == []
-
-
-def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
-    db = tmp_path / "db"
-    store(db, [record(md5sum=md5(0), intent="Same.")])
-    program = """if True:
-        import cds
-        _, db, name = sys.argv
-        for number in range(60):
-            pending = cds.PendingIntents(db, "m")
-            pending.read()
-            pending.keep(f"{0:032x}", "goes at once, and the file with it")
-            if number % 20 == 0:
-                pending.keep(f"{int(name) + number:032x}", "stays")
-            pending.forget_stored()"""
-    runs = [
-        subprocess.Popen(python_command(program, db, name), stderr=subprocess.PIPE, text=True)
-        for name in (100, 200)
-    ]
-    assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
-    expected = {md5(name + number) for name in (100, 200) for number in (0, 20, 40)}
-    assert set(left_behind(db)) == expected
-    assert len(side_files(db)) == len(expected)
-
-
-GOOD_LINE = json.dumps({"model": "m", "md5sum": md5(1), "intent": "Works."}) + "\n"
-
-
-def changed_line(**fields):
-    """Return the line of a finished call with other fields."""
-    return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
-
-
-def test_line_that_is_right_is_taken(tmp_path):
-    for line in (
-        GOOD_LINE,
-        changed_line(intent="x" * 1000),
-        changed_line(intent="Größe  \U0001f600"),
-    ):
-        assert cds.parse_pending(line.encode()) == tuple(json.loads(line).values())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Gets `  ` `  ` the `x` **of** a   point: returns **one** coordinate.",
-        "“Größe\x00 \u2028 \u202eist: \U0001f600 gives a size.” ",
-        "Says " + "more and " * 500 + "more.",
-    ],
-)
-def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
-    intent = cds.clean_answer(text)
-    with contextlib.closing(cds.PendingIntents(str(tmp_path / "db"), "m")) as pending:
-        pending.keep(md5(1), intent)
-    assert left_behind(tmp_path / "db") == {md5(1): intent}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(b"\xff\n", id="not-utf-8"),
-        pytest.param(GOOD_LINE.encode("utf-16") + b"\n", id="utf-16"),
-        pytest.param("\0" * 4096 + "\n", id="zeros"),
-        pytest.param("\n", id="empty-line"),
-        pytest.param("no JSON\n", id="no-json"),
-        pytest.param(f"[{GOOD_LINE.strip()}]\n", id="list"),
-        pytest.param("null\n", id="null"),
-        pytest.param("1" * 10_000 + "\n", id="huge-number"),
-        pytest.param("[" * 60_000 + "\n", id="deep"),
-        pytest.param(GOOD_LINE[:-2] + "\n", id="half"),
-        pytest.param('{"model": "m", "intent": "Works."}\n', id="without-md5sum"),
-        pytest.param(changed_line(sql="DROP TABLE runs"), id="another-field"),
-        pytest.param(changed_line(model=None), id="model-null"),
-        pytest.param(changed_line(model="\ud800"), id="model-surrogate"),
-        pytest.param(changed_line(md5sum=1), id="md5sum-number"),
-        pytest.param(changed_line(md5sum="A" * 32), id="md5sum-upper-case"),
-        pytest.param(changed_line(md5sum=md5(1) + "\n"), id="md5sum-line-end"),
-        pytest.param(changed_line(intent=["Works."]), id="intent-list"),
-        pytest.param(changed_line(intent={"a": 1}), id="intent-object"),
-        pytest.param(changed_line(intent=""), id="intent-empty"),
-        pytest.param(changed_line(intent=" Works."), id="intent-padded"),
-        pytest.param(changed_line(intent="Works.\nWell."), id="intent-of-two-lines"),
-        pytest.param(changed_line(intent="Works.\u2028"), id="intent-separator"),
-        pytest.param(changed_line(intent="\x1b[31mred"), id="intent-escape"),
-        pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
-        pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
-        pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
-        pytest.param(changed_line(model="x" * (1 << 16)), id="huge-line"),
-    ],
-)
-def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
-    db = tmp_path / "db"
-    path = keep(db, md5(1), md5(2))
-    content = line if isinstance(line, bytes) else line.encode()
-    first, second = path.read_bytes().splitlines(True)
-    path.write_bytes(first + content + second + content)
-    for _ in range(2):
-        assert set(left_behind(db)) == {md5(1), md5(2)}
-        (warning,) = warnings_of(capsys)
-        found = re.search(
-            r" holds (\d+) lines without a finished call: .*, the first is line 2$", warning
-        )
-        assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
-    store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
-    pending = cds.PendingIntents(str(db), "m")
-    assert pending.read() == {} and side_files(db) == []
-
-
-def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
-    db = tmp_path / "db"
-    path = keep(db, md5(1), md5(2))
-    whole = path.read_bytes()
-    for end in (len(whole) - 2, len(whole) // 2 + 1):
-        path.write_bytes(whole[:end])
-        assert list(left_behind(db)) == [md5(1)]
-        (warning,) = warnings_of(capsys)
-        assert "1 line without a finished call: passed over, the first is line 2" in warning
-    # Nothing but the end of the line is missing: the call is there.
-    path.write_bytes(whole[:-1])
-    assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
-
-
-def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(tmp_path, capsys):
-    other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
-    other.write_text("What I must not forget:\n")
-    empty.touch()
-    assert persist(tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db") == 0
-    assert [other.exists(), empty.exists()] == [True, False]
-    assert len(warnings_of(capsys)) == 1
-
-
-def write_file_of_another_user(path):
-    path.write_text(GOOD_LINE)
-    os.chown(path, 12345, -1)
-
-
-def write_link(path):
-    (path.parent / "elsewhere").write_text(GOOD_LINE)
-    path.symlink_to("elsewhere")
-
-
-def write_huge_file(path):
-    path.write_text(GOOD_LINE)
-    os.truncate(path, 1 << 40)
-
-
-@pytest.mark.parametrize(
-    ("write", "says"),
-    [
-        pytest.param(Path.mkdir, "not a regular file", id="directory"),
-        pytest.param(os.mkfifo, "not a regular file", id="pipe"),
-        pytest.param(write_link, "not a regular file", id="link"),
-        pytest.param(
-            write_file_of_another_user,
-            "belongs to another user",
-            id="another-user",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
-        ),
-        pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
-    ],
-)
-@pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
-def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, says, options):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    path = tmp_path / f"db-pending-{1:016x}.jsonl"
-    write(path)
-    before = path.lstat()
-    assert persist(source, db, *options) == 0
-    (warning,) = warnings_of(capsys)
-    assert warning.startswith(f"warning: {path} is left as it is: ") and says in warning
-    assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
-    assert path.lstat() == before and side_files(db) == [path]
-
-
-def test_side_file_of_an_older_version_is_named_and_left_alone(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    old = tmp_path / "db-pending"
-    execute(old, "CREATE TABLE pending (model, md5sum, intent)")
-    old.chmod(0)
-    before = old.lstat()
-    for options in ((), ("--reuse-intents",)):
-        assert persist(source, db, *options) == 0
-        (warning,) = warnings_of(capsys)
-        assert warning.startswith(f"warning: {old} is not read: ")
-        assert "--reuse-intents of the older version" in warning
-    assert old.lstat() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "db-pending", "s"]
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
-)
-@pytest.mark.parametrize(
-    ("target", "mode", "says"),
-    [
-        pytest.param("file", 0o000, "is left as it is: Permission denied", id="file"),
-        pytest.param("directory", 0o300, "cannot be searched: Perm", id="directory"),
-    ],
-)
-def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server, target, mode, says):
-    (tmp_path / "d").mkdir()
-    path = keep(tmp_path / "d/db", md5(1))
-    if target == "directory":
-        path = path.parent
-    source = tree(tmp_path / "s", {"a.py": TOTAL})
-    path.chmod(mode)
-    words = ("--path", source, *good_server, "--db-path", tmp_path / "d/db")
-    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
-    path.chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
-    assert f"warning: {path} {says}" in done.stderr
-
-
-def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
-    program = """if True:
-        import resource, signal, cds
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        pending = cds.PendingIntents(sys.argv[1], "m")
-        for number in range(500):
-            pending.keep(f"{number:032x}", "Works. " * 100 + "Well.")
-        pending.forget_stored()"""
-    db = tmp_path / "db"
-    done = finish(python_command(program, db))
-    assert (done.returncode, done.stdout) == (0, "")
-    first, *others = done.stderr.splitlines()
-    assert first.startswith(f"warning: {side_files(db)[0]} cannot be used: File too ")
-    assert others == []
-    line = len(side_files(db)[0].read_bytes().splitlines()[0]) + 1
-    assert len(left_behind(db)) == 100_000 // line
-
-
-def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
-    def slow(handler):
-        time.sleep(0.01)
-        respond(handler, *answer())
-
-    count, kills, jobs = 120, 5, 4
-    with serving(slow) as (address, requests):
-        for kill in range(kills):
-            options = ("--jobs", jobs, "--reuse-intents")
-            with persisting(tmp_path, address, *options, count=count) as process:
-                wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
-                process.kill()
-                process.wait()
-        with persisting(tmp_path, address, *options, count=count) as process:
-            err = process.communicate(timeout=30)[1]
-    assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
-    assert "warning: " not in err
-    assert rows(
-        tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''"
-    ) == [(count,)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
-
-
-@sends_interrupts
-@pytest.mark.parametrize("signals", [1, 2])
-def test_side_file_stays_if_an_interrupted_run_is_not_stored(tmp_path, signals):
-    db = tmp_path / "db"
-    with (
-        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
-        serving(answer()) as (address, requests),
-    ):
-        lock.execute("CREATE TABLE other (x)")
-        lock.execute("BEGIN IMMEDIATE")
-        with persisting(tmp_path, address, count=3) as process:
-            wait_for(lambda: len(requests) == 3 and len(kept(db)) == 3)
-            for _ in range(signals):
-                process.send_signal(signal.SIGINT)
-                time.sleep(1.2)  # a second signal at once would be the same one
-            if signals == 1:
-                lock.execute("COMMIT")
-            process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert len(kept(db)) == (0 if signals == 1 else 3)
-
-
-def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
-    # What a disk holds after a power cut is what was synced.
-    program = """if True:
-        import os
-        fsync, sizes = os.fsync, {}
-        def noting(descriptor):
-            size = os.fstat(descriptor).st_size
-            fsync(descriptor)
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if path.endswith(".jsonl"):
-                with open(path + ".synced", "w") as file:
-                    file.write(str(size))
-        os.fsync = noting
-        import cds
-        cds.main()"""
-    if not os.path.exists("/proc/self/fd"):
-        pytest.skip("no /proc here")
-    db, ended = tmp_path / "db", []
-    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
-
-    def slow(handler):
-        time.sleep(0.005)
-        respond(handler, *answer())
-        ended.append(time.monotonic())
-
-    with serving(slow) as (address, _):
-        words = ("persist", "--path", source, *provider(address), "--db-path", db)
-        for _ in range(3):
-            ended.clear()
-            process = subprocess.Popen(
-                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
-            )
-            wait_for(lambda: len(ended) > 200)
-            process.kill()
-            process.wait()
-            cut = time.monotonic()
-            (noted,) = tmp_path.glob("*.synced")
-            path = noted.with_suffix("")
-            os.truncate(path, int(noted.read_text()))
-            noted.unlink()
-            surely = sum(end < cut - 1 for end in ended)
-            held = len(path.read_bytes().splitlines())
-            assert surely <= held <= len(ended)
-            path.unlink()
-
-
 # Rescue
 
 
@@ -5687,11 +5175,10 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     db = str(tmp_path / "a?#.sqlite")
     store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
     store(db, [record(OTHER)], root_path="/two")
-    other = record(OTHER, raw_code="")
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [other])
+    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
     file = record(TOTAL, kind="file", normalized_code="")
-    assert cds.read_run(db, 1)[1] == [record(TOTAL, raw_code=""), file]
+    assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
 
 
 def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
@@ -5702,10 +5189,12 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     assert (file.end_line, file.normalized_code) == (9999, "")
 
 
-def test_read_run_reads_no_more_of_a_definition_than_its_docstring(tmp_path):
+def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
     db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
-    store(db, [record(f"{start}\n    return 1")])
-    assert [one.raw_code for one in cds.read_run(db)[1]] == [start]
+    store(db, [record(f"{start}\n    return 1"), record(), record(TOTAL, kind="file")])
+    shorten = cds.PythonAnalyzer().shortened
+    codes = [one.raw_code for one in cds.read_run(db, shorten=shorten)[1]]
+    assert codes == [start, "", TOTAL]
 
 
 def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
@@ -5746,7 +5235,7 @@ def write_run(path: Path) -> None:
         pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
         pytest.param(write_schema, None, "has no runs", id="no runs"),
         pytest.param(write_run, 7, "has no run 7", id="unknown run"),
-        pytest.param(lambda path: None, None, "unable to open", id="no file"),
+        pytest.param(lambda path: None, None, "does not exist: persist a run", id="no file"),
     ],
 )
 def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
@@ -5945,6 +5434,496 @@ def test_definition_is_told_by_its_lines_as_by_its_tree(tmp_path):
             assert cds.may_be_definition(one.normalized_code)
     text = "def f(x):\n    return f'''a\nb{x}'''"
     assert cds.may_be_definition(text) and not cds.may_be_definition(f"{text}\nx = 1")
+
+
+# ---- Pending --------------------------------------------------------------------------------
+
+
+def md5(number):
+    """Return an md5sum of no code."""
+    return f"{number:032x}"
+
+
+def side_files(db):
+    """Return the side files of a database."""
+    return sorted(db.parent.glob(f"{db.name}-pending-*.jsonl"))
+
+
+def kept(db):
+    """Return the finished calls in all side files of a database."""
+    lines = [line for path in side_files(db) for line in path.read_bytes().splitlines(True)]
+    return sorted(tuple(json.loads(line).values()) for line in lines)
+
+
+def keep(db, *md5sums, model="m"):
+    """Leave finished calls behind, as a run that is killed does; return the side file."""
+    before = side_files(db)
+    pending = cds.PendingIntents(str(db), model)
+    for md5sum in md5sums:
+        pending.keep(md5sum, f"Intent of {md5sum}.")
+    pending.close()
+    (path,) = set(side_files(db)) - set(before)
+    return path
+
+
+def left_behind(db, model="m"):
+    """Return what a run finds of the runs before, and delete what is stored."""
+    with contextlib.closing(cds.PendingIntents(str(db), model)) as pending:
+        return pending.read()
+
+
+def warnings_of(capsys):
+    """Return the warnings on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning: ")]
+
+
+def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
+    db = tmp_path / "db"
+    answers = [answer(f"Returns {number}.") for number in range(3)]
+    with (
+        serving(*answers, silence) as (address, requests),
+        persisting(tmp_path, address, count=5) as process,
+    ):
+        wait_for(lambda: len(requests) == 4)
+        process.kill()
+        process.wait()
+    (pending,) = side_files(db)
+    assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
+    told = ["Returns 0.", "Returns 1.", "Returns 2."]
+    assert sorted(intent for _, _, intent in kept(db)) == told
+    assert persist(tmp_path / "s", tmp_path / "other") == 0
+    client = FakeClient()
+    capsys.readouterr()
+    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
+    left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
+    assert left in capsys.readouterr().err
+    assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
+    assert ": 3 calls saved\n" in capsys.readouterr().err
+    assert len(client.asked) == 2 and side_files(db) == []
+    intents = rows(
+        db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
+    )
+    assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
+
+
+def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    [code] = [one for one in built(source) if one.kind == "function"]
+    keep(db, code.md5sum, md5(1))
+    for would_save, left in (("2", "1 call"), ("1", "0 calls")):
+        assert persist(source, db) == 0
+        calls = "call" if would_save == "1" else "calls"
+        line = f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
+        assert line in capsys.readouterr().err
+    # What a stored run holds is not counted, but the file stays whole.
+    assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
+
+
+def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    sums = [one.md5sum for one in built(source) if one.kind == "function"]
+    ours, other = keep(db, *sums), keep(db, *sums, model="other")
+    refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
+    assert persist(source, db, client=refused) == 0
+    assert persist(source, db, "--model", "third") == 0
+    assert sorted(side_files(db)) == sorted([ours, other])
+    assert persist(source, db, "--model", "other") == 0
+    assert side_files(db) == [ours]
+    assert persist(source, db) == 0
+    assert side_files(db) == []
+
+
+MANY_SUCCESSES = """
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 30000)
+INSERT INTO records SELECT NULL, 1, 'function', 'a.py', NULL, 1, 1, '', '', printf('%032x', n),
+    'Works.', CASE n WHEN 5 THEN 'failed' ELSE 'success' END, NULL FROM numbers;"""
+
+
+# In quadratic time it would take minutes, and `shell` waits for one.
+@pytest.mark.parametrize("dropped", [(), ("md5sum",), ("run_id", "md5sum", "intent_status")])
+def test_finished_calls_are_found_in_a_database_without_its_indexes(tmp_path, good_server, dropped):
+    db = tmp_path / "db"
+    store(db, [])
+    execute(db, MANY_SUCCESSES + "".join(f"DROP INDEX records_{name};" for name in dropped))
+    lines = (changed_line(md5sum=md5(number)) for number in range(30002))
+    (tmp_path / f"db-pending-{1:016x}.jsonl").write_text("".join(lines))
+    done = shell("persist", "--path", tree(tmp_path / "s", SOURCE), *good_server, "--db-path", db)
+    # The first, the fifth and the last.
+    assert "left 3 finished calls: --reuse-intents would save 0 calls\n" in done.stderr
+    assert done.returncode == 0 and len(side_files(db)) == 1
+
+
+def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d/db")
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
+        pending.keep(md5(1), "Works.")
+    keep(tmp_path / "d/db", md5(1), md5(2), model="other")
+    keep(tmp_path / "d/db-pending", md5(3))  # a database whose name begins alike
+    assert left_behind(tmp_path / "link") == {md5(1): "Works."}
+    assert len(side_files(tmp_path / "d/db")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
+
+
+def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    store(db)
+    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
+    assert persist(source, db, client=client) == 1
+    assert "rescued, whole, in " in capsys.readouterr().err
+    assert [intent for _, _, intent in kept(db)] == ["Works."]
+
+
+def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
+    db, synced = tmp_path / "db", []
+
+    def sync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
+    for count in (1, 2):
+        pending.keep(md5(count), "Works.")
+        assert kept(db) == [("m", md5(n + 1), "Works.") for n in range(count)]
+        wait_for(lambda count=count: len(synced) == count)
+    pending.keep(md5(3), "Works.")
+    pending.close()
+    line = len(side_files(db)[0].read_bytes()) // 3
+    assert synced == [line, 2 * line, 3 * line]
+
+
+def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
+    def sync(descriptor):
+        failed.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    db, failed = tmp_path / "db", []
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
+    for count in (1, 2):
+        pending.keep(md5(count), "Works.")
+        wait_for(lambda count=count: len(failed) == count)
+    pending.close()
+    assert len(kept(db)) == 2
+    says = f"warning: {side_files(db)[0]} cannot be synced: Input/output error; "
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(says)
+
+
+def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
+    db = tmp_path / "db"
+    first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
+    first.keep(md5(1), "One.")
+    second.keep(md5(2), "Two.")
+    assert len(side_files(db)) == 2
+    store(db, [record(md5sum=md5(2), intent="Two.")])
+    # Who goes on may be writing a line just now: that is no reason for a warning.
+    (of_second,) = [path for path in side_files(db) if md5(2) in path.read_text()]
+    with open(of_second, "a") as file:
+        file.write('{"mod')
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 2 and warnings_of(capsys) == []
+    second.close()
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 1 and len(warnings_of(capsys)) == 1
+    store(db, [record(md5sum=md5(1), intent="One.")])
+    first.forget_stored()
+    assert side_files(db) == []
+
+
+def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
+    db = tmp_path / "db"
+    store(db, [record(md5sum=md5(0), intent="Same.")])
+    program = """if True:
+        import cds
+        _, db, name = sys.argv
+        for number in range(60):
+            pending = cds.PendingIntents(db, "m")
+            pending.read()
+            pending.keep(f"{0:032x}", "goes at once, and the file with it")
+            if number % 20 == 0:
+                pending.keep(f"{int(name) + number:032x}", "stays")
+            pending.forget_stored()"""
+    runs = [
+        subprocess.Popen(python_command(program, db, name), stderr=subprocess.PIPE, text=True)
+        for name in (100, 200)
+    ]
+    assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
+    expected = {md5(name + number) for name in (100, 200) for number in (0, 20, 40)}
+    assert set(left_behind(db)) == expected
+    assert len(side_files(db)) == len(expected)
+
+
+GOOD_LINE = json.dumps({"model": "m", "md5sum": md5(1), "intent": "Works."}) + "\n"
+
+
+def changed_line(**fields):
+    """Return the line of a finished call with other fields."""
+    return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
+
+
+def test_line_that_is_right_is_taken(tmp_path):
+    for line in (
+        GOOD_LINE,
+        changed_line(intent="x" * 1000),
+        changed_line(intent="Größe  \U0001f600"),
+    ):
+        assert cds.parse_pending(line.encode()) == tuple(json.loads(line).values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gets `  ` `  ` the `x` **of** a   point: returns **one** coordinate.",
+        "“Größe\x00 \u2028 \u202eist: \U0001f600 gives a size.” ",
+        "Says " + "more and " * 500 + "more.",
+    ],
+)
+def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
+    intent = cds.clean_answer(text)
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "db"), "m")) as pending:
+        pending.keep(md5(1), intent)
+    assert left_behind(tmp_path / "db") == {md5(1): intent}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"\xff\n", id="not-utf-8"),
+        pytest.param(GOOD_LINE.encode("utf-16") + b"\n", id="utf-16"),
+        pytest.param("\0" * 4096 + "\n", id="zeros"),
+        pytest.param("\n", id="empty-line"),
+        pytest.param("no JSON\n", id="no-json"),
+        pytest.param(f"[{GOOD_LINE.strip()}]\n", id="list"),
+        pytest.param("null\n", id="null"),
+        pytest.param("1" * 10_000 + "\n", id="huge-number"),
+        pytest.param("[" * 60_000 + "\n", id="deep"),
+        pytest.param(GOOD_LINE[:-2] + "\n", id="half"),
+        pytest.param('{"model": "m", "intent": "Works."}\n', id="without-md5sum"),
+        pytest.param(changed_line(sql="DROP TABLE runs"), id="another-field"),
+        pytest.param(changed_line(model=None), id="model-null"),
+        pytest.param(changed_line(model="\ud800"), id="model-surrogate"),
+        pytest.param(changed_line(md5sum=1), id="md5sum-number"),
+        pytest.param(changed_line(md5sum="A" * 32), id="md5sum-upper-case"),
+        pytest.param(changed_line(md5sum=md5(1) + "\n"), id="md5sum-line-end"),
+        pytest.param(changed_line(intent=["Works."]), id="intent-list"),
+        pytest.param(changed_line(intent={"a": 1}), id="intent-object"),
+        pytest.param(changed_line(intent=""), id="intent-empty"),
+        pytest.param(changed_line(intent=" Works."), id="intent-padded"),
+        pytest.param(changed_line(intent="Works.\nWell."), id="intent-of-two-lines"),
+        pytest.param(changed_line(intent="Works.\u2028"), id="intent-separator"),
+        pytest.param(changed_line(intent="\x1b[31mred"), id="intent-escape"),
+        pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
+        pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
+        pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
+    ],
+)
+def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    content = line if isinstance(line, bytes) else line.encode()
+    first, second = path.read_bytes().splitlines(True)
+    path.write_bytes(first + content + second + content)
+    for _ in range(2):
+        assert set(left_behind(db)) == {md5(1), md5(2)}
+        (warning,) = warnings_of(capsys)
+        found = re.search(
+            r" holds (\d+) lines without a finished call: .*, the first is line 2$", warning
+        )
+        assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
+    store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
+    pending = cds.PendingIntents(str(db), "m")
+    assert pending.read() == {} and side_files(db) == []
+
+
+def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    whole = path.read_bytes()
+    for end in (len(whole) - 2, len(whole) // 2 + 1):
+        path.write_bytes(whole[:end])
+        assert list(left_behind(db)) == [md5(1)]
+        (warning,) = warnings_of(capsys)
+        assert "1 line without a finished call: passed over, the first is line 2" in warning
+    # Nothing but the end of the line is missing: the call is there.
+    path.write_bytes(whole[:-1])
+    assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
+
+
+def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(tmp_path, capsys):
+    other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
+    other.write_text("What I must not forget:\n")
+    empty.touch()
+    assert persist(tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db") == 0
+    assert [other.exists(), empty.exists()] == [True, False]
+    assert len(warnings_of(capsys)) == 1
+
+
+def write_file_of_another_user(path):
+    path.write_text(GOOD_LINE)
+    os.chown(path, 12345, -1)
+
+
+def write_link(path):
+    (path.parent / "elsewhere").write_text(GOOD_LINE)
+    path.symlink_to("elsewhere")
+
+
+def write_huge_file(path):
+    path.write_text(GOOD_LINE)
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        pytest.param(Path.mkdir, "not a regular file", id="directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="pipe"),
+        pytest.param(write_link, "not a regular file", id="link"),
+        pytest.param(
+            write_file_of_another_user,
+            "belongs to another user",
+            id="another-user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
+        ),
+        pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
+def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, says, options):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    path = tmp_path / f"db-pending-{1:016x}.jsonl"
+    write(path)
+    before = path.lstat()
+    assert persist(source, db, *options) == 0
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(f"warning: {path} is left as it is: ") and says in warning
+    assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
+    assert path.lstat() == before and side_files(db) == [path]
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
+)
+def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server):
+    path = keep(tmp_path / "db", md5(1))
+    source = tree(tmp_path / "s", {"a.py": TOTAL})
+    path.chmod(0)
+    words = ("--path", source, *good_server, "--db-path", tmp_path / "db")
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
+    assert f"warning: {path} is left as it is: Permission denied" in done.stderr
+
+
+def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
+    program = """if True:
+        import resource, signal, cds
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        pending = cds.PendingIntents(sys.argv[1], "m")
+        for number in range(500):
+            pending.keep(f"{number:032x}", "Works. " * 100 + "Well.")
+        pending.forget_stored()"""
+    db = tmp_path / "db"
+    done = finish(python_command(program, db))
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *others = done.stderr.splitlines()
+    assert first.startswith(f"warning: {side_files(db)[0]} cannot be used: File too ")
+    assert others == []
+    line = len(side_files(db)[0].read_bytes().splitlines()[0]) + 1
+    assert len(left_behind(db)) == 100_000 // line
+
+
+def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
+    def slow(handler):
+        time.sleep(0.01)
+        respond(handler, *answer())
+
+    count, kills, jobs = 120, 5, 4
+    with serving(slow) as (address, requests):
+        for kill in range(kills):
+            options = ("--jobs", jobs, "--reuse-intents")
+            with persisting(tmp_path, address, *options, count=count) as process:
+                wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
+                process.kill()
+                process.wait()
+        with persisting(tmp_path, address, *options, count=count) as process:
+            err = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
+    assert "warning: " not in err
+    assert rows(
+        tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''"
+    ) == [(count,)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
+@sends_interrupts
+@pytest.mark.parametrize("signals", [1, 2])
+def test_side_file_stays_if_an_interrupted_run_is_not_stored(tmp_path, signals):
+    db = tmp_path / "db"
+    with (
+        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
+        serving(answer()) as (address, requests),
+    ):
+        lock.execute("CREATE TABLE other (x)")
+        lock.execute("BEGIN IMMEDIATE")
+        with persisting(tmp_path, address, count=3) as process:
+            wait_for(lambda: len(requests) == 3 and len(kept(db)) == 3)
+            for _ in range(signals):
+                process.send_signal(signal.SIGINT)
+                time.sleep(1.2)  # a second signal at once would be the same one
+            if signals == 1:
+                lock.execute("COMMIT")
+            process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(kept(db)) == (0 if signals == 1 else 3)
+
+
+def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
+    # What a disk holds after a power cut is what was synced.
+    program = """if True:
+        import os
+        fsync, sizes = os.fsync, {}
+        def noting(descriptor):
+            size = os.fstat(descriptor).st_size
+            fsync(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if path.endswith(".jsonl"):
+                with open(path + ".synced", "w") as file:
+                    file.write(str(size))
+        os.fsync = noting
+        import cds
+        cds.main()"""
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("no /proc here")
+    db, ended = tmp_path / "db", []
+    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
+
+    def slow(handler):
+        time.sleep(0.005)
+        respond(handler, *answer())
+        ended.append(time.monotonic())
+
+    with serving(slow) as (address, _):
+        words = ("persist", "--path", source, *provider(address), "--db-path", db)
+        for _ in range(3):
+            ended.clear()
+            process = subprocess.Popen(
+                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
+            )
+            wait_for(lambda: len(ended) > 200)
+            process.kill()
+            process.wait()
+            cut = time.monotonic()
+            (noted,) = tmp_path.glob("*.synced")
+            path = noted.with_suffix("")
+            os.truncate(path, int(noted.read_text()))
+            noted.unlink()
+            surely = sum(end < cut - 1 for end in ended)
+            held = len(path.read_bytes().splitlines())
+            assert surely <= held <= len(ended)
+            path.unlink()
 
 
 # ---- Duplicates -----------------------------------------------------------------------------
@@ -9604,12 +9583,6 @@ def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, 
     )
 
 
-def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
-    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
-    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
-    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
-
-
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
 @pytest.mark.parametrize(
     ("output", "says"),
@@ -9630,23 +9603,6 @@ def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output
     words = ("--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command])
     err = refused(capsys, tmp_path, command, *words, "--output", output.format(tmp_path))
     assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
-)
-def test_database_in_wal_mode_without_a_writable_folder_is_told_as_such(tmp_path):
-    folder = tree(tmp_path, {"kept/x": ""}) / "kept"
-    store(folder / "db", [record()], root_path="/src")
-    execute(folder / "db", "PRAGMA journal_mode = WAL")
-    folder.chmod(0o500)
-    command = command_of("duplicates", "--db-path", folder / "db")[1:]
-    done = finish([sys.executable, "-c", UNPRIVILEGED, *command])
-    folder.chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"{folder}/db is in WAL mode" in done.stderr and "copy it" in done.stderr
 
 
 # Root may do everything, so it runs the command without the two capabilities that say so.
@@ -9816,9 +9772,7 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     assert source.exists()
 
 
-@pytest.mark.parametrize(
-    "ending", ["", "-journal", "-wal", "-shm", "-pending", f"-pending-{1:016x}.jsonl"]
-)
+@pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-shm", f"-pending-{1:016x}.jsonl"])
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
     store(db, [record()], root_path="/src")
@@ -9827,14 +9781,15 @@ def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to("db")
     (tmp_path / "to-be").symlink_to(f"db{ending}")
-    os.link(db, tmp_path / "hard-link")
     before = db.read_bytes()
-    for named in (db, tmp_path / "other", tmp_path / "hard-link"):
+    for named in (db, tmp_path / "other"):
         for output in (f"{db}{ending}", f"{tmp_path}/link/db{ending}", "to-be"):
             words = ("--db-path", named, "--output", tmp_path / output)
             err = refused(capsys, tmp_path, "duplicates", *words)
-            assert f"--output: {tmp_path / output} is a " in err
+            assert err.startswith(f"cds: --output: {tmp_path / output} is a file that this command")
             assert err.endswith(": name another one\n")
+    os.link(db, tmp_path / "hard-link")
+    refused(capsys, tmp_path, "duplicates", "--db-path", tmp_path / "hard-link", "--output", db)
     assert db.read_bytes() == before
 
 
@@ -10131,6 +10086,34 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     (pending,) = written - {str(db), os.devnull}
     assert re.fullmatch(re.escape(f"{db}-pending-") + r"[0-9a-f]{16}\.jsonl", pending)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
+def test_stored_run_of_another_language_gives_the_report_of_its_tree(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="turn", count=36, more="left"),
+        "c.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "d.py": f"{TOTAL}\n# {OTHER}",
+        "e.py": TOTAL_RENAMED,
+    }
+    source, db = tree(tmp_path / "src", files), tmp_path / "db"
+
+    def main(*words):
+        argv = list(map(str, words))
+        analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+        assert cds.main(argv, make_client=lambda *_, **__: FakeClient(), analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    main("persist", "--path", source, *LOCAL, "--db-path", db, "--scope", "class")
+    of_tree, of_run = (
+        json.loads(main("duplicates", *words, "--format", "json"))["groups"]
+        for words in (("--path", source), ("--db-path", db))
+    )
+    assert of_run == of_tree
+    sections = {one["evidence"]: one["id"] for one in of_run}
+    assert set(sections) == {"near", "intent"}
+    shown = main("duplicates", "--db-path", db, "--show", sections["intent"])
+    assert "\n; Turns the pen around" in shown
 
 
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
@@ -10804,22 +10787,79 @@ def test_help_has_an_example_that_the_command_line_takes(command):
     assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
 
 
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_a_command_lists_every_option(capsys, command):
+def helps_of(command, capsys):
+    """Return the titles in the help of a command, and the lines of help that each option has."""
     assert run(command, "--help") == 0
-    shown = capsys.readouterr().out
-    options = {"--path", "--format", "--output"} - (
-        {"--format", "--output"} if command == "persist" else set()
+    titles, helps = {}, {}
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80
+        if re.fullmatch(r"\w[\w ]*:", line):
+            options = titles.setdefault(line[:-1], [])
+        elif option := re.match(r"  (?:-h, )?(--[\w-]+)", line):
+            helps[option[1]] = lines = []
+            options.append(option[1])
+        text = line[24:] if line[22:24] == "  " else ""
+        if titles and text:
+            lines.append(text)
+    return titles, helps
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    titles, _ = helps_of(command, capsys)
+    common, *groups = titles.values()
+    assert common == ["--help"]
+    model = ["--provider-url", "--model", "--num-ctx"]
+    calls = ["--scope", "--limit", "--jobs", "--timeout", "--progress-batch-size"]
+    assert (
+        groups
+        == {
+            "model-build": [["--path", "--exclude"], ["--format", "--output"]],
+            "enrich-intent": [["--path", "--exclude"], model, calls, ["--format", "--output"]],
+            "persist": [["--path", "--exclude"], model, calls, ["--db-path", "--reuse-intents"]],
+            "duplicates": [
+                ["--path", "--db-path", "--run-id", "--exclude"],
+                [
+                    "--kind",
+                    "--min-statements",
+                    "--code-similarity",
+                    "--intent-similarity",
+                    "--intents",
+                ],
+                ["--touching", "--top", "--show"],
+                ["--format", "--output"],
+                ["--against", "--fail-on"],
+            ],
+        }[command]
     )
-    options |= {word for word in OPTIONS[command] if word.startswith("--")}
-    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
-    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
-    options = (
-        options
-        | {"--exclude"}
-        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx", "--limit"})
-    )
-    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_an_option_is_a_line_or_two(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    for lines in helps_of(command, capsys)[1].values():
+        assert 1 <= len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [
+        ("model-build", "--format", "table"),
+        ("enrich-intent", "--scope", "class,function,method"),
+        ("enrich-intent", "--timeout", "300"),
+        ("persist", "--jobs", "1"),
+        ("persist", "--progress-batch-size", "10"),
+        ("duplicates", "--kind", "function,method,class"),
+        ("duplicates", "--code-similarity", "0.55"),
+        ("duplicates", "--intents", "both"),
+        ("duplicates", "--run-id", "the newest"),
+    ],
+)
+def test_help_of_an_option_ends_with_its_default(capsys, monkeypatch, command, option, default):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = helps_of(command, capsys)[1][option]
+    assert " ".join(lines).endswith(f" (default: {default})")
 
 
 def test_version_is_that_of_the_module():
@@ -11277,6 +11317,15 @@ def readme_commands(language):
     ]
     commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
     return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
+
+
+@needs_readme
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_readme_names_every_option(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = README.read_text(encoding="utf-8")
+    options = set(helps_of(command, capsys)[1]) - {"--help"}
+    assert {name for name in options if not re.search(rf"`{name}[ `]", text)} == set()
 
 
 @needs_readme
