@@ -917,6 +917,31 @@ def test_search_skips_what_git_ignores_in_a_work_tree_inside(tmp_path):
     assert found(root) == (expected[0], {"ignored by git": 3, "hidden directory": 2})
 
 
+@needs_git
+@pytest.mark.parametrize(
+    ("rules", "names", "place", "expected"),
+    [
+        pytest.param("gen.py", ["d/gen.py", "d/e/gen.py"], ".", [], id="all-of-a-directory"),
+        pytest.param("gen.py", ["d/e/gen.py", "d/a.py"], "d", ["a.py"], id="below-the-root"),
+        pytest.param("out/", ["out/a/b.py"], "out/a", ["b.py"], id="root-in-what-is-ignored"),
+        pytest.param("out/\n!out/a.py", ["out/a.py"], ".", [], id="directory-not-taken-back"),
+        pytest.param("out/*\n!out/a.py", ["out/a.py", "out/b.py"], ".", ["out/a.py"], id="content"),
+        pytest.param("*\n!*/\n!a.py", ["d/a.py", "d/b.py"], ".", ["d/a.py"], id="all-but-one-name"),
+        pytest.param("d/", ["d/a.py", "d/e/b.py"], ".", [], id="directory-as-one"),
+        pytest.param("/e", ["e/a.py", "d/e/a.py"], "d", ["e/a.py"], id="rule-for-another-place"),
+    ],
+)
+def test_search_counts_what_git_ignores_and_writes_nothing(tmp_path, rules, names, place, expected):
+    root = tree(tmp_path, {".gitignore": rules, **dict.fromkeys(names, "")})
+    git(root, "init", "-q")
+    tree(root, {".git/index.lock": ""})  # as while somebody commits
+    before = snapshot(root / ".git")
+    sources, skipped = found(root / place)
+    whole = 1 if rules == "d/" else sum(name.startswith(place.strip(".")) for name in names)
+    assert (sources, skipped.get("ignored by git", 0)) == (expected, whole - len(expected))
+    assert snapshot(root / ".git") == before
+
+
 def refusals(root):
     """Search a directory where git does not help; return the warnings."""
     search = cds.find_sources(str(root), ".py")
