@@ -1950,6 +1950,32 @@ def test_file_whose_worker_is_killed_once_is_analyzed(tmp_path):
     assert [error.file_path for error in found if error.line] == ["a.py", "once.py", "b.py"]
 
 
+# Its reader stops before the worker gives a result, so that the kill comes while that is written.
+KILLED_AMID_A_RESULT = """if True:
+    import os, signal, threading, cds
+
+    def large_result(source):
+        if source.file_path == "once" and not os.path.exists(source.path):
+            open(source.path, "x").close()
+            os.kill(os.getppid(), signal.SIGSTOP)
+            threading.Timer(0.3, end).start()
+        return cds.failed_file(source, "x" * (1 << 20))
+
+    def end():
+        os.kill(os.getppid(), signal.SIGCONT)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    items = [cds.Source(sys.argv[1], "once"), cds.Source("a", "a"), cds.Source("b", "b")]
+    for found in cds.analyze_in_workers(items, 2, large_result, task_size=1):
+        print(found.errors[0].file_path, len(found.errors[0].message) >> 20)"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts its workers in another way")
+def test_worker_killed_amid_a_result_is_not_waited_for(tmp_path):
+    done = finish(python_command(KILLED_AMID_A_RESULT, tmp_path / "once"))
+    assert (done.returncode, done.stdout) == (0, "once 1\na 1\nb 1\n"), done.stderr
+
+
 def test_every_file_that_crashes_is_an_error():
     found = cds.analyze_in_workers(numbered(*["crash.py"] * 5), 3, process_number)
     messages = {error.message for error in errors_of(found)}
