@@ -44,8 +44,9 @@ Caveats: what it finds are candidates for a person to review, not proof. The md5
 code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
-Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Duplicates, Output, Commands,
-Command line. A call goes to a room above or within its own.
+Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments, Similarity,
+Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command line. A call
+goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -5150,11 +5151,11 @@ def file_identity(path: str) -> object:
     return status.st_dev, status.st_ino
 
 
-# ---- Duplicates -----------------------------------------------------------------------------
+# ---- Evidence -------------------------------------------------------------------------------
 #
 # Records of equal code become fragments; fragments that are similar, in code or in intent, become
-# clusters; rules hide the clusters that nobody would merge; and a cluster with what a reader is
-# told of it is a clone group. A baseline hides the groups that were accepted before.
+# clusters; rules hide the clusters that nobody would merge; and a cluster as a reader wants it is a
+# clone group. A baseline hides the groups that were accepted before.
 
 EXACT, NEAR, INTENT = "exact", "near", "intent"
 COPIES = (EXACT, NEAR)  # evidence that lies in the code alone
@@ -5197,37 +5198,6 @@ class DuplicateOptions(NamedTuple):
     intent_similarity: float = 0.46
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
-
-
-class Fragment(NamedTuple):
-    """Records of one `md5sum`, sorted by place, and the facts of their code.
-
-    `trigrams` holds the ranks of its features, ascending: the rarest come first.
-    """
-
-    records: tuple[Record, ...]
-    facts: Facts
-    trigrams: tuple[int, ...]
-
-
-# Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
-Shape = Sequence[Fragment]
-
-
-class Cluster(NamedTuple):
-    """Fragments that belong together: a clone group before it is described for a reader.
-
-    `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
-    `similarity` that of the least similar pair. For the flags see CloneGroup.
-    """
-
-    evidence: str
-    fragments: Sequence[Fragment]
-    closest: Sequence[float]
-    similarity: float
-    hidden_by: Optional[str]
-    is_family: bool = False
-    overlaps: bool = False
 
 
 class Member(NamedTuple):
@@ -5318,15 +5288,35 @@ class Report(NamedTuple):
     holds_overlaps: bool = True
 
 
-# -- Duplicates: fragments --------------------------------------------------------------------
+SECTION_TITLES = {
+    EXACT: "1. Exact: the same code",
+    NEAR: "2. Near: similar code",
+    INTENT: "3. Same intent, different code",
+}
+AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
+
+
+# ---- Fragments ------------------------------------------------------------------------------
 #
 # What is compared are trigrams: the label of each node of a syntax tree after the labels of the two
 # nodes before it in the same statement. A repeated trigram is a feature of its own each time, so a
 # fragment has as many features as its tree has nodes. A feature has a number, given when it is met
 # first, until all are met, and from then on a rank.
 
-# Fragments of a run
 
+class Fragment(NamedTuple):
+    """Records of one `md5sum`, sorted by place, and the facts of their code.
+
+    `trigrams` holds the ranks of its features, ascending: the rarest come first.
+    """
+
+    records: tuple[Record, ...]
+    facts: Facts
+    trigrams: tuple[int, ...]
+
+
+# Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
+Shape = Sequence[Fragment]
 Trigram = tuple[Label, Label, Label]
 TYPECODE = "I"  # of arrays of counts
 
@@ -5458,7 +5448,7 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
     )
 
 
-# -- Duplicates: similarity -------------------------------------------------------------------
+# ---- Similarity -----------------------------------------------------------------------------
 
 ROUNDING_SLACK = 1e-9
 SIGNATURE_SIZE = 2048  # bits
@@ -5684,7 +5674,7 @@ def signatures(sets: Sequence[Sequence[int]]) -> list[int]:
     return [functools.reduce(operator.xor, map(bits.__getitem__, features), 0) for features in sets]
 
 
-# -- Duplicates: intents ----------------------------------------------------------------------
+# ---- Intents --------------------------------------------------------------------------------
 #
 # Two sentences are compared by the cosine of their words, where rare words weigh more. Among short
 # sentences that measure is generous: two of three words each that share one reach a third, and
@@ -5996,14 +5986,32 @@ class IntentJoin(Join):
         return prefix
 
 
-# -- Duplicates: rules ------------------------------------------------------------------------
+# ---- Groups ---------------------------------------------------------------------------------
+
+
+class Cluster(NamedTuple):
+    """Fragments that belong together: a clone group before it is described for a reader.
+
+    `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
+    `similarity` that of the least similar pair. For the flags see CloneGroup.
+    """
+
+    evidence: str
+    fragments: Sequence[Fragment]
+    closest: Sequence[float]
+    similarity: float
+    hidden_by: Optional[str]
+    is_family: bool = False
+    overlaps: bool = False
+
+
+# Rules: which pairs and clusters nobody would merge
 
 DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
 # Below all three, any two bodies look alike. The bound by statements keeps functions of some
 # length, in a benchmark one of forty, that share little but were copied all the same.
 SHORT_STATEMENTS, SHORT_TRIGRAMS, SHORT_SIMILARITY = 5, 25, 0.7
 PAIR_RULES = (None, SHORT, INSIDE, CALLS)  # in the order in which pairs are linked
-
 Rule = Callable[[Pair, float], Union[str, None]]
 
 
@@ -6101,7 +6109,7 @@ def is_special_name(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-# -- Duplicates: groups -----------------------------------------------------------------------
+# From pairs to clusters
 
 
 def exact_clusters(fragments: Sequence[Fragment], min_statements: int) -> list[Cluster]:
@@ -6388,7 +6396,7 @@ def find_clusters(
     return clusters + intent_clusters(large, sentences, options, around)
 
 
-# -- Duplicates: what a reader is told ---------------------------------------------------------
+# ---- Report ---------------------------------------------------------------------------------
 #
 # A group is worth merging as far as its members share code that says much: so it is ranked by the
 # information in the trigrams that all of them share, in bits. Measured on groups labelled by hand,
@@ -6930,7 +6938,7 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
     return dict(lines)
 
 
-# -- Duplicates: baseline ---------------------------------------------------------------------
+# ---- Baseline -------------------------------------------------------------------------------
 #
 # A gate must tell code that was copied from code that was edited, moved or renamed. So a group is
 # not looked up by its id: each definition is matched with one of the baseline, and a pair is known
@@ -7392,13 +7400,8 @@ def path_matches(file_path: str, pattern: str) -> bool:
     return any(glob_matches(names[:depth], wanted) for depth in depths)
 
 
-# ---- Output ---------------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------
 
-SECTION_TITLES = {
-    EXACT: "1. Exact: the same code",
-    NEAR: "2. Near: similar code",
-    INTENT: "3. Same intent, different code",
-}
 MEMBER_FIELDS = (
     "kind",
     "file_path",
@@ -7408,34 +7411,6 @@ MEMBER_FIELDS = (
     "intent",
     "md5sum",
 )
-# Parameters of SGR, the escape sequence for styles.
-PLAIN = ""
-BOLD = "1"
-DIM = "2"
-CYAN = "1;36"
-GREEN = "32"
-RED = "31"
-AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
-# A baseline that has gone out of date must not make a line of thousands of ids in a log.
-MAX_VERDICT_IDS = 20
-TOP_FILE_PAIRS = 5
-FAMILY_NOTE = "a family: each compared with one member alone"
-OVERLAP_NOTE = "some are in other groups too"
-# A group is to be judged at a glance; `--format json` and `--show` have the rest.
-SHOWN_MEMBERS = 5
-SHOWN_LABELS = 6
-FOLD_INDENT = 2
-COLUMN_GAP = "  "
-PLACE = "PLACE"
-# Columns. Without a terminal, cells are padded no further than is usually seen; a sentence in
-# less than is readable would be a tall and narrow block.
-SEEN_WIDTH = 80
-READABLE_WIDTH = 50
-BELOW_INDENT = 4
-# The same bytes on every system, so that a baseline can be kept in a repository.
-FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-# Of an md5sum: a hint for the eye, which leaves room for the signature; JSON has all of them.
-SHOWN_DIGITS = 8
 
 
 def report_json(report: Report) -> Iterator[str]:
@@ -7484,6 +7459,175 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "intent": member.intent,
         "intent_source": member.intent_source,
     }
+
+
+def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
+    """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
+    yield '{"records": ['
+    yield from json_lines(records)
+    yield '], "errors": ['
+    yield from json_lines(errors)
+    yield "]}\n"
+
+
+def json_lines(
+    entries: Union[Iterable[Record], Iterable[AnalyzerError]],
+) -> Iterator[str]:
+    """Yield the members of a JSON array, each on a line of its own."""
+    separator = "\n"
+    for entry in entries:
+        yield separator + json.dumps(entry._asdict())
+        separator = ",\n"
+
+
+# ---- Tables ---------------------------------------------------------------------------------
+
+# Parameters of SGR, the escape sequence for styles.
+PLAIN = ""
+BOLD = "1"
+DIM = "2"
+CYAN = "1;36"
+GREEN = "32"
+RED = "31"
+# A baseline that has gone out of date must not make a line of thousands of ids in a log.
+MAX_VERDICT_IDS = 20
+TOP_FILE_PAIRS = 5
+FAMILY_NOTE = "a family: each compared with one member alone"
+OVERLAP_NOTE = "some are in other groups too"
+# A group is to be judged at a glance; `--format json` and `--show` have the rest.
+SHOWN_MEMBERS = 5
+SHOWN_LABELS = 6
+FOLD_INDENT = 2
+COLUMN_GAP = "  "
+PLACE = "PLACE"
+# Columns. Without a terminal, cells are padded no further than is usually seen; a sentence in
+# less than is readable would be a tall and narrow block.
+SEEN_WIDTH = 80
+READABLE_WIDTH = 50
+BELOW_INDENT = 4
+# Of an md5sum: a hint for the eye, which leaves room for the signature; JSON has all of them.
+SHOWN_DIGITS = 8
+
+
+# Tables of records
+
+
+def table_lines(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: Optional[int],
+) -> Iterator[str]:
+    """Yield the lines of a table, fitted to `width` columns (None: nothing is cut)."""
+    lines = printable_table(header, rows)
+    widths = [max(map(display_width, column)) for column in zip(*lines)]
+    rooms = shrink_widths(widths, width or SEEN_WIDTH)
+    for cells in lines:
+        if width is not None:
+            cells = fit_cells(header, cells, rooms)
+        yield pad_cells(cells, rooms) + "\n"
+
+
+def printable_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the header and the rows of a table, their cells escaped."""
+    # Before any width is measured: an escape takes more columns than what it stands for.
+    return [header, *([printable(cell) for cell in row] for row in rows)]
+
+
+def fit_cells(
+    header: Sequence[str],
+    cells: Sequence[str],
+    widths: Sequence[int],
+) -> list[str]:
+    """Return the cells of a row, cut to the widths of their columns."""
+    fitted = []
+    for name, cell, width in zip(header, cells, widths):
+        # A place loses its beginning, since the line numbers are at its end.
+        fit_cell = fit_end if name == PLACE else fit
+        fitted.append(fit_cell(cell, width))
+    return fitted
+
+
+def pad_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the cells of a row side by side, each but the last at least as wide as its column."""
+    padded = []
+    for cell, width in zip(cells, widths):
+        # Not by `ljust`, which counts characters, not columns.
+        gap = " " * (width - display_width(cell))
+        padded.append(cell + gap)
+    return COLUMN_GAP.join(padded).rstrip()
+
+
+def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
+    """Return column widths that fit into `width` together, taken from the widest columns first."""
+    # First no column is wider than the whole, so that the loop takes no more steps than there
+    # are columns on a screen, however long a cell is.
+    shrunk = [min(column, width) for column in widths]
+    gaps = len(COLUMN_GAP) * (len(shrunk) - 1)
+    excess = sum(shrunk) + gaps - width
+    while excess > 0 and max(shrunk) > 1:
+        widest = shrunk.index(max(shrunk))
+        shrunk[widest] -= 1
+        excess -= 1
+    return shrunk
+
+
+def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[str]:
+    """Yield the lines of the table of records."""
+    header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
+    rows = []
+    for record in records:
+        digits = record.md5sum[:SHOWN_DIGITS]
+        rows.append((record.kind, location(record), header_line(record), digits))
+    return table_lines(header, rows, width)
+
+
+def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[str]:
+    """Yield the lines of the table of intents, or of the reasons why there are none.
+
+    Skipped records are only counted, in the last line.
+    """
+    header = (PLACE, "NAME", "STATUS", "INTENT")
+    rows = []
+    for record in records:
+        if record.intent_status != SKIPPED:
+            told = record.intent or record.intent_error or ""
+            name = defined_name(record)
+            rows.append((location(record), name, record.intent_status, told))
+    if width is None:
+        yield from table_lines(header, rows, None)
+    else:
+        yield from wrapped_table_lines(header, rows, width)
+    skipped_count = len(records) - len(rows)
+    if skipped_count:
+        skipped = counted(skipped_count, "record")
+        yield f"{skipped} skipped: out of scope, empty, stubs, or beyond the limit\n"
+
+
+def wrapped_table_lines(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+) -> Iterator[str]:
+    """Yield the lines of a table whose last column is never cut, but runs over several lines."""
+    # 1. The other columns are laid out as a table of their own.
+    others = [row[:-1] for row in rows]
+    heads = [line.rstrip("\n") for line in table_lines(header[:-1], others, width)]
+    # 2. The last stands beside them if they leave room for a sentence, else below them.
+    beside = max(map(display_width, heads)) + len(COLUMN_GAP)
+    is_beside = width - beside >= READABLE_WIDTH
+    indent = " " * (beside if is_beside else BELOW_INDENT)
+    # 3. Each row is written with its sentence folded.
+    for head, cells in zip(heads, printable_table(header, rows)):
+        told = wrap(cells[-1], max(width - len(indent), 1))
+        if is_beside and told:
+            gap = " " * (beside - display_width(head))
+            head += gap + told.pop(0)
+        yield head + "\n"
+        for line in told:
+            yield f"{indent}{line}\n"
+
+
+# The report for a terminal
 
 
 class Line(NamedTuple):
@@ -7830,7 +7974,9 @@ def _shown_code(member: Member) -> list[str]:
     return re.split(r"\r\n|[\r\n]", code)
 
 
-# Page: the report as one HTML file, which asks nothing of any network
+# ---- Page -----------------------------------------------------------------------------------
+#
+# The report as one HTML file, which asks nothing of any network.
 
 # What browsers still open within seconds.
 PAGE_BYTES = 10_000_000
@@ -7853,7 +7999,6 @@ LINE_END = re.compile(r"\r\n?|\n")
 LINE_START_END = re.compile(r"[=(:]")
 WORD_OR_SIGN = re.compile(r"\w+|\s+|.")
 NAME_OR_NUMBER = re.compile(r"\w+")
-
 # All that the page shows is escaped. Should an escape ever be forgotten, the policy still lets
 # nothing be loaded or sent, and no script run but the one whose hash it names. So the texts
 # between the tags are the hashed ones to the byte, without a line end around them, and neither
@@ -7871,13 +8016,11 @@ PAGE_HEAD = """\
 <header>
 <h1>Duplicates in <em>{title}</em></h1>
 """
-
 PAGE_FOOT = """\
 <footer>Made by CDS. What it finds are candidates for a person to review, not proof.</footer>
 <script>{script}</script>
 </html>
 """
-
 PAGE_STYLE = r"""
 :root {
   color-scheme: light dark;
@@ -8056,7 +8199,6 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   mark, .d td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
-
 PAGE_SCRIPT = r"""
 "use strict";
 const form = document.querySelector("form");
@@ -8876,7 +9018,9 @@ def row_table(rows: Iterable[Row]) -> str:
     return "\n".join(parts)
 
 
-# SARIF: the report as code scanning services read it (OASIS SARIF 2.1.0)
+# ---- SARIF ----------------------------------------------------------------------------------
+#
+# The report as code scanning services read it (OASIS SARIF 2.1.0).
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 # GitHub refuses a log of more than 25,000 results, and shows 5,000 of a smaller one. No more are
@@ -9051,145 +9195,10 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
     }
 
 
-# Tables of records
+# ---- Files ----------------------------------------------------------------------------------
 
-
-def table_lines(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    width: Optional[int],
-) -> Iterator[str]:
-    """Yield the lines of a table, fitted to `width` columns (None: nothing is cut)."""
-    lines = printable_table(header, rows)
-    widths = [max(map(display_width, column)) for column in zip(*lines)]
-    rooms = shrink_widths(widths, width or SEEN_WIDTH)
-    for cells in lines:
-        if width is not None:
-            cells = fit_cells(header, cells, rooms)
-        yield pad_cells(cells, rooms) + "\n"
-
-
-def printable_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
-    """Return the header and the rows of a table, their cells escaped."""
-    # Before any width is measured: an escape takes more columns than what it stands for.
-    return [header, *([printable(cell) for cell in row] for row in rows)]
-
-
-def fit_cells(
-    header: Sequence[str],
-    cells: Sequence[str],
-    widths: Sequence[int],
-) -> list[str]:
-    """Return the cells of a row, cut to the widths of their columns."""
-    fitted = []
-    for name, cell, width in zip(header, cells, widths):
-        # A place loses its beginning, since the line numbers are at its end.
-        fit_cell = fit_end if name == PLACE else fit
-        fitted.append(fit_cell(cell, width))
-    return fitted
-
-
-def pad_cells(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Return the cells of a row side by side, each but the last at least as wide as its column."""
-    padded = []
-    for cell, width in zip(cells, widths):
-        # Not by `ljust`, which counts characters, not columns.
-        gap = " " * (width - display_width(cell))
-        padded.append(cell + gap)
-    return COLUMN_GAP.join(padded).rstrip()
-
-
-def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
-    """Return column widths that fit into `width` together, taken from the widest columns first."""
-    # First no column is wider than the whole, so that the loop takes no more steps than there
-    # are columns on a screen, however long a cell is.
-    shrunk = [min(column, width) for column in widths]
-    gaps = len(COLUMN_GAP) * (len(shrunk) - 1)
-    excess = sum(shrunk) + gaps - width
-    while excess > 0 and max(shrunk) > 1:
-        widest = shrunk.index(max(shrunk))
-        shrunk[widest] -= 1
-        excess -= 1
-    return shrunk
-
-
-def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[str]:
-    """Yield the lines of the table of records."""
-    header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
-    rows = []
-    for record in records:
-        digits = record.md5sum[:SHOWN_DIGITS]
-        rows.append((record.kind, location(record), header_line(record), digits))
-    return table_lines(header, rows, width)
-
-
-def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[str]:
-    """Yield the lines of the table of intents, or of the reasons why there are none.
-
-    Skipped records are only counted, in the last line.
-    """
-    header = (PLACE, "NAME", "STATUS", "INTENT")
-    rows = []
-    for record in records:
-        if record.intent_status != SKIPPED:
-            told = record.intent or record.intent_error or ""
-            name = defined_name(record)
-            rows.append((location(record), name, record.intent_status, told))
-    if width is None:
-        yield from table_lines(header, rows, None)
-    else:
-        yield from wrapped_table_lines(header, rows, width)
-    skipped_count = len(records) - len(rows)
-    if skipped_count:
-        skipped = counted(skipped_count, "record")
-        yield f"{skipped} skipped: out of scope, empty, stubs, or beyond the limit\n"
-
-
-def wrapped_table_lines(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    width: int,
-) -> Iterator[str]:
-    """Yield the lines of a table whose last column is never cut, but runs over several lines."""
-    # 1. The other columns are laid out as a table of their own.
-    others = [row[:-1] for row in rows]
-    heads = [line.rstrip("\n") for line in table_lines(header[:-1], others, width)]
-    # 2. The last stands beside them if they leave room for a sentence, else below them.
-    beside = max(map(display_width, heads)) + len(COLUMN_GAP)
-    is_beside = width - beside >= READABLE_WIDTH
-    indent = " " * (beside if is_beside else BELOW_INDENT)
-    # 3. Each row is written with its sentence folded.
-    for head, cells in zip(heads, printable_table(header, rows)):
-        told = wrap(cells[-1], max(width - len(indent), 1))
-        if is_beside and told:
-            gap = " " * (beside - display_width(head))
-            head += gap + told.pop(0)
-        yield head + "\n"
-        for line in told:
-            yield f"{indent}{line}\n"
-
-
-def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
-    """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
-    yield '{"records": ['
-    yield from json_lines(records)
-    yield '], "errors": ['
-    yield from json_lines(errors)
-    yield "]}\n"
-
-
-def json_lines(
-    entries: Union[Iterable[Record], Iterable[AnalyzerError]],
-) -> Iterator[str]:
-    """Yield the members of a JSON array, each on a line of its own."""
-    separator = "\n"
-    for entry in entries:
-        yield separator + json.dumps(entry._asdict())
-        separator = ",\n"
-
-
-# Files and streams
-
+# The same bytes on every system, so that a baseline can be kept in a repository.
+FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
 # What stands in these has the number of an open file for its name.
 DESCRIPTOR_DIRECTORIES = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
 MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
