@@ -797,6 +797,7 @@ GIT_ENVIRONMENT = {
     "GIT_DISCOVERY_ACROSS_FILESYSTEM": "1",
     "LC_ALL": "C",
 }
+LIST_IGNORED = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
 BARE_LAYOUT = ("HEAD", "objects", "refs")
 PROJECT_FILES = ("pyproject.toml", "setup.py")
 BUILD_DIRECTORIES = ("build", "dist")
@@ -848,14 +849,15 @@ def find_sources(
 
 
 class Entry(NamedTuple):
-    """A file or directory below the root: its path there, with `/`, and the work tree it is in.
+    """A file or directory below the root: its path there, with `/`.
 
-    `unread` is the suffix of a file that is only counted, and otherwise empty.
+    `ignored` are the paths that git ignores in its work tree. `unread` is the suffix of a file that
+    is only counted, and otherwise empty.
     """
 
     path: str
     is_directory: bool
-    work_tree: "Optional[WorkTree]"
+    ignored: Collection[str]
     unread: str = ""
 
 
@@ -880,17 +882,12 @@ class Finder:
     def find(self) -> Search:
         """Search the directory and those below it."""
         found = self.found
-        # Level by level, so that git is asked once about all paths of a level.
-        around = enclosing_work_tree(self.git, self.root)
-        level = [Entry("", True, around)]
-        while level:
-            listed: list[Entry] = []
-            for directory in level:
-                listed += self._list(directory)
-            level = []
-            for entry in self._without_ignored(listed):
+        ignored = ignored_around(self.git, self.root)
+        directories = collections.deque([Entry("", True, ignored)])
+        while directories:
+            for entry in self._list(directories.popleft()):
                 if entry.is_directory:
-                    level.append(entry)
+                    directories.append(entry)
                 elif entry.unread:
                     found.skipped[entry.unread] += 1
                 else:
@@ -907,7 +904,7 @@ class Finder:
         return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
-        """Return what a directory holds, without what is skipped by any rule but git's."""
+        """Return what a directory holds, without what is skipped."""
         path = os.path.join(self.root, directory.path)
         try:
             with os.scandir(path) as listing:
@@ -921,7 +918,7 @@ class Finder:
     def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
         names = {item.name for item in items}
         is_project = not names.isdisjoint(PROJECT_FILES)
-        work_tree = self._work_tree(directory, names)
+        ignored = self._ignored(directory, names)
         entries = []
         for item in items:
             is_directory = item.is_dir(follow_symlinks=False)
@@ -932,8 +929,10 @@ class Finder:
             reason = skip_reason(item, is_project)
             if self._is_excluded(path):
                 reason = "excluded"
+            if not reason and path in ignored:
+                reason = "ignored by git"
             if not reason:
-                entries.append(Entry(path, is_directory, work_tree, unread))
+                entries.append(Entry(path, is_directory, ignored, unread))
             elif not unread:
                 self.found.skipped[reason] += 1
         return entries
@@ -945,12 +944,12 @@ class Finder:
             return ""
         return next((suffix for suffix in self.unread if name.endswith(suffix)), None)
 
-    def _work_tree(self, directory: Entry, names: Collection[str]) -> "Optional[WorkTree]":
-        """Return the work tree that a directory with such names in it belongs to."""
+    def _ignored(self, directory: Entry, names: Collection[str]) -> Collection[str]:
+        """Return what git ignores in the work tree that a directory with such names belongs to."""
         if ".git" not in names or not directory.path:
-            return directory.work_tree
+            return directory.ignored
         top = os.path.join(self.root, directory.path)
-        return WorkTree(self.git, top, below=f"{directory.path}/")
+        return ignored_paths(self.git, top, below=f"{directory.path}/")
 
     def _is_excluded(self, path: str) -> bool:
         names = path.split("/")
@@ -961,23 +960,6 @@ class Finder:
                 self.matched.add(pattern)
                 is_excluded = True
         return is_excluded
-
-    def _without_ignored(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the entries that git does not ignore, and count the others."""
-        paths = collections.defaultdict(list)
-        for entry in entries:
-            paths[entry.work_tree].append(entry.path)
-        ignored: set[str] = set()
-        for work_tree, inside in paths.items():
-            if work_tree is not None:
-                ignored |= work_tree.ignored(inside)
-        kept = []
-        for entry in entries:
-            if entry.path not in ignored:
-                kept.append(entry)
-            elif not entry.unread:
-                self.found.skipped["ignored by git"] += 1
-        return kept
 
 
 def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
@@ -1083,62 +1065,27 @@ class Git:
         return [f"files that git ignores in {places} are not skipped: git: {reason}"]
 
 
-class WorkTree:
-    """A git work tree, and which paths in it git ignores.
+def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> Collection[str]:
+    """Return what git ignores in a work tree, or nothing if it refuses to say, which is noted.
 
-    It stands at `below`, below the searched root, or around the root, which is at `inside` in it.
-    Either is empty or ends in a slash; all paths given and returned are those below the root.
+    The work tree stands at `below`, below the searched root, or around the root, which is at
+    `inside` in it. Either is empty or ends in a slash; the paths are those below the root.
     """
-
-    def __init__(self, git: Git, top: str, *, below: str = "", inside: str = "") -> None:
-        self.git = git
-        self.top = os.path.realpath(top)
-        self.below = below
-        self.inside = inside
-        self.has_refused = False
-        self.tracked: set[str] = set()
-        pathspec = f":(literal){inside or '.'}"
-        for path in self._ask("ls-files", "-z", "--cached", "--", pathspec):
-            # A directory that holds what is tracked is not ignored as a whole.
-            while path and path not in self.tracked:
-                self.tracked.add(path)
-                path = path.rpartition("/")[0]
-
-    def ignored(self, paths: Iterable[str]) -> set[str]:
-        """Return those paths below the searched root that git ignores."""
-        start = len(self.below)
-        inner = {self.inside + path[start:]: path for path in paths}
-        unknown = [path for path in inner if path not in self.tracked]
-        if not unknown:
-            return set()
-        # `--no-index`, or git compares every path with every tracked one. `-v`, since git before
-        # 2.26 lists, without saying so, what a pattern with `!` takes back.
-        answers = self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=unknown)
-        # An answer is four fields: the file of the pattern, its line, the pattern, and the path.
-        matches = zip(answers[2::4], answers[3::4])
-        ignored = set()
-        for pattern, path in matches:
-            if not pattern.startswith("!"):
-                ignored.add(inner[path.removeprefix("./")])
-        return ignored
-
-    def ignores_root(self) -> bool:
-        """Return whether all of the root is ignored."""
-        if not self.inside or self.tracked:
-            return False
-        return self.ignored([""]) != set()
-
-    def _ask(self, *words: str, paths: Iterable[str] = ()) -> list[str]:
-        """Return git's answers, or none from the first refusal on."""
-        if self.has_refused:
-            return []
-        try:
-            refuse_bare_layout(self.top)
-            return self.git.ask(self.top, *words, paths=paths)
-        except GitRefusalError as error:
-            self.has_refused = True
-            self.git.refusals.append((self.top, str(error)))
-            return []
+    top = os.path.realpath(top)
+    try:
+        refuse_bare_layout(top)
+        # What is ignored as a whole was named by its owner all the same.
+        if inside and git.ask(top, "check-ignore", "-z", "--stdin", paths=[inside]):
+            return ()
+        listed = git.ask(top, *LIST_IGNORED, "--", f":(literal){inside or '.'}")
+    except GitRefusalError as error:
+        git.refusals.append((top, str(error)))
+        return ()
+    # A directory ends in a slash. One that holds nothing but what is ignored is listed beside that,
+    # though no rule need name it.
+    holders = {path[: path.rstrip("/").rfind("/") + 1] for path in listed}
+    start = len(inside)
+    return {below + path[start:].rstrip("/") for path in listed if path not in holders}
 
 
 def refuse_bare_layout(directory: str) -> None:
@@ -1149,21 +1096,19 @@ def refuse_bare_layout(directory: str) -> None:
         raise GitRefusalError("it looks like a bare repository")
 
 
-def enclosing_work_tree(git: Git, root: str) -> Optional[WorkTree]:
-    """Return the work tree that a directory is, or is in."""
+def ignored_around(git: Git, root: str) -> Collection[str]:
+    """Return what git ignores below a directory that is a work tree, or is in one."""
     top = real_root = os.path.realpath(root)
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
-            return None
+            return ()
         top = parent
     inside = ""
     if top != real_root:
         path = os.path.relpath(real_root, top)
         inside = path.replace(os.sep, "/") + "/"
-    work_tree = WorkTree(git, top, inside=inside)
-    # What is ignored as a whole was named by its owner all the same.
-    return None if work_tree.ignores_root() else work_tree
+    return ignored_paths(git, top, inside=inside)
 
 
 def find_program(name: str) -> Optional[str]:
