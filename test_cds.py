@@ -3125,6 +3125,25 @@ def test_ollama_client_quotes_a_proxy_that_refuses_a_tunnel_without_its_password
     assert shown in text and "topsecret" not in text and len(text) < 500
 
 
+def test_call_ends_at_its_timeout_while_a_proxy_drips_its_reply_to_the_tunnel(monkeypatch):
+    gone = threading.Event()
+
+    def behaviour(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        gone.set()
+
+    with accepting(behaviour) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy}")
+        client = client_of("https://model.invalid", timeout=0.3)
+        with pytest.raises(cds.IntentGenerationError):
+            client.generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+
+
 def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
     with serving((407, b"")) as (proxy, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
@@ -3435,10 +3454,10 @@ def test_transport_asks_once_and_within_seconds_of_its_own():
 
 def test_attempt_that_is_ended_while_it_connects_goes_no_further():
     one, other = socket.socketpair()
-    with one, other, cds.Attempt(60) as attempt:
+    with one, other, cds.Attempt(60, threading.Event()) as attempt:
         attempt.end()
         with pytest.raises(TimeoutError):
-            attempt.take(one)
+            attempt.watch(one)
 
 
 WITHOUT_THREADS = """\
