@@ -10734,6 +10734,48 @@ def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
 
 
 @sends_interrupts
+@pytest.mark.parametrize("number", [INT, TERM], ids=str)
+def test_interrupt_during_the_calls_prints_what_there_is(tmp_path, number):
+    source = tree(tmp_path / "s", {"a.py": many_functions(9)})
+    with serving(answer(), answer(), silence) as (address, requests):
+        words = ("enrich-intent", "--path", source, *provider(address), "--format", "json")
+        process = subprocess.Popen(
+            command_of(*words, "--jobs", "2"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: len(requests) == 4)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err.splitlines()[-1]) == (
+        130,
+        "no further calls are made: interrupted",
+    )
+    records = [cds.Record(**fields) for fields in json.loads(out)["records"]]
+    functions = [one for one in records if one.kind == "function"]
+    assert sorted(statuses(functions), key=str) == [
+        *[("Adds numbers.", "success", None)] * 2,
+        *[(None, "failed", "interrupted")] * 7,
+    ]
+
+
+def no_more_calls(code):
+    """Answer as a server that answers nobody."""
+    raise cds.ProviderError("gone")
+
+
+@pytest.mark.parametrize("words", ["enrich files=", "no further calls"])
+def test_interrupt_before_or_after_the_calls_prints_what_there_is(tmp_path, capsys, words):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    client = FakeClient(no_more_calls)
+    with contextlib.redirect_stderr(SignallingStream(words)):
+        assert run("enrich-intent", "--path", source, *LOCAL, client=client) == 130
+    out = capsys.readouterr().out
+    assert out.count("failed") == 3 and out.count("\n") == 5
+
+
+@sends_interrupts
 def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
     def slow(handler):
         time.sleep(0.02)
