@@ -3157,6 +3157,8 @@ BARE_IPV6 = re.compile("[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 Reply = Union[dict[str, Any], None]
 # Makes an answer, or an IntentGenerationError, of a response.
 Read = Callable[["Response"], str]
+# Makes a socket one that speaks TLS, if that is spoken.
+Secure = Optional[Callable[[Any], Any]]
 
 
 # The address
@@ -3265,6 +3267,17 @@ def basic_authorization(address: Address) -> str:
         return ""
     pair = f"{unquote(address.user or '')}:{unquote(address.password or '')}"
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
+
+
+def request_headers(basic: str, key: str, key_header: tuple[str, str]) -> dict[str, str]:
+    """Return the headers of every request; a key comes before what would take the same header."""
+    headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
+    if basic:
+        headers["Authorization"] = basic
+    if key:
+        name, before = key_header
+        headers[name] = before + key
+    return headers
 
 
 def address_secrets(user: Optional[str], password: Optional[str]) -> list[str]:
@@ -3388,19 +3401,20 @@ class Attempt:
     down: the timer, at the deadline, and whoever abandons the call.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, abandoned: threading.Event) -> None:
+        """Take the seconds until the deadline, and the event that the call's abandonment sets."""
         self.seconds = seconds
+        self.abandoned = abandoned
         self.is_connected = False
-        self.is_established = False  # connected, and TLS agreed on where it is spoken
+        self.is_established = False  # connected, and agreed on TLS if that is spoken
         self.is_ended = False  # from another thread
-        self.is_timed_out = False
         self._socket: Any = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._time_out)
+        self._timer = threading.Timer(seconds, self.end)
         self._timer.daemon = True
 
     def __enter__(self) -> "Attempt":
-        # Where the system allows no further thread, the socket's own time-out has to do.
+        # If the system allows no further thread, the socket's own time-out has to do.
         with contextlib.suppress(RuntimeError):
             self._timer.start()
         return self
@@ -3411,12 +3425,12 @@ class Attempt:
             if self._socket is not None:
                 self._socket.close()
 
-    def take(self, connection: Any) -> None:
-        """Take note of the connected socket."""
-        # A duplicate, since TLS wraps the socket and urllib closes it, both in their own time.
-        self._socket = connection.dup()
-        connection.settimeout(self.seconds)
-        self.is_connected = True
+    def watch(self, connection: Any) -> None:
+        """Take note of the socket that the request uses from now on."""
+        if self._socket is None:
+            # A duplicate, since TLS wraps the socket and urllib closes it, both in their own time.
+            self._socket = connection.dup()
+            connection.settimeout(self.seconds)
         # While the connection was made, there was nothing to shut down.
         if self.is_ended:
             raise TimeoutError
@@ -3431,10 +3445,6 @@ class Attempt:
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _time_out(self) -> None:
-        self.is_timed_out = True
-        self.end()
-
 
 def proxies_for(address: Address) -> dict[str, str]:
     """Return the addresses of the environment's proxies, by scheme, or none for this machine."""
@@ -3446,58 +3456,73 @@ def proxies_for(address: Address) -> dict[str, str]:
     return {} if proxies and is_this_machine(address.host) else proxies
 
 
-def make_opener(address: Address, proxies: Mapping[str, str]) -> Any:
-    """Return a urllib opener for requests to one server, each with an `attempt`."""
-    import urllib.request
-
-    connection = connection_class(address)
-
-    class Handler(urllib.request.AbstractHTTPHandler):
-        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-        def http_open(self, request: Any) -> Any:
-            return self.do_open(functools.partial(connection, request.attempt), request)
-
-        https_open = http_open
-
-    # No handler for redirects, which could carry the key to another server, nor for statuses.
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
-    opener.add_handler(Handler())
-    return opener
+def tls_wrapper(address: Address) -> Secure:
+    """Return what makes a socket one that speaks TLS with an address, or None for plain http."""
+    if not address.url.startswith("https:"):
+        return None
+    try:
+        import ssl
+    except ImportError as error:
+        remedy = "use another Python, or an address that begins with http://"
+        raise UsageError(f"this Python has no TLS ({error}): {remedy}") from None
+    context = ssl.create_default_context()
+    return functools.partial(context.wrap_socket, server_hostname=address.host)
 
 
-def connection_class(address: Address) -> Any:
-    """Return the class of the connections to a server, over TLS where its address says so."""
+# These two classes are made once, in a function each: imported at the top, urllib would lengthen
+# the start of all commands, of which most ask no server.
+
+
+@functools.cache
+def connection_class() -> Any:
+    """Return the class of HTTP connections that an Attempt can end."""
     import http.client
 
-    context: Any = None
-    if address.url.startswith("https:"):
-        try:
-            import ssl
-        except ImportError as error:
-            remedy = "use another Python, or an address that begins with http://"
-            raise UsageError(f"this Python has no TLS ({error}): {remedy}") from None
-        context = ssl.create_default_context()
-
     class Connection(http.client.HTTPConnection):
-        default_port = 443 if context else 80
-        sock: Any
-
-        def __init__(self, attempt: Attempt, host: str, **options: Any) -> None:
-            options["timeout"] = min(CONNECT_SECONDS, attempt.seconds)
-            super().__init__(host, **options)
+        def __init__(self, attempt: Attempt, secure: Secure, host: str, **options: Any) -> None:
             self.attempt = attempt
+            self.secure = secure
+            self.default_port = 443 if secure else 80
+            super().__init__(host, **options)
+
+        @property
+        def sock(self) -> Any:
+            return self._sock
+
+        @sock.setter
+        def sock(self, sock: Any) -> None:
+            # The base class sets it before it asks a proxy for a tunnel.
+            self._sock = sock
+            if sock is not None:
+                self.attempt.watch(sock)
 
         def connect(self) -> None:
-            # The base class goes through a proxy's tunnel too, so TLS comes after it.
             super().connect()
-            self.attempt.take(self.sock)
-            if context:
-                self.sock = context.wrap_socket(self.sock, server_hostname=address.host)
+            self.attempt.is_connected = True
+            if self.secure:
+                self.sock = self.secure(self.sock)
             self.attempt.is_established = True
 
     return Connection
+
+
+@functools.cache
+def handler_class() -> Any:
+    """Return the class of urllib handlers that open http and https by connections of ours."""
+    import urllib.request
+
+    class Handler(urllib.request.HTTPHandler):
+        def __init__(self, connection: Any) -> None:
+            super().__init__()
+            self.connection = connection
+
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(self.connection, request)
+
+        https_open = http_open
+        https_request = urllib.request.HTTPHandler.http_request
+
+    return Handler
 
 
 # Tries
@@ -3578,20 +3603,13 @@ class Transport:
             *address_secrets(self.address.user, self.address.password),
             *proxy_secrets(proxies),
         )
-        self._headers = {
-            "Content-Type": "application/json",
-            "User-Agent": f"cds/{__version__}",
-        }
-        if basic:
-            self._headers["Authorization"] = basic
-        if key:  # instead of user and password, if it takes the same header
-            name, before = key_header
-            self._headers[name] = before + key
-        self._opener = make_opener(self.address, proxies)
+        self._headers = request_headers(basic, key, key_header)
+        self._proxies = proxies
+        self._secure = tls_wrapper(self.address)
         self._wait = wait
         # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
         self.abandoned = threading.Event()
-        self._attempts: set[tuple[Attempt, threading.Event]] = set()  # in flight
+        self._attempts: set[Attempt] = set()  # in flight
         self._has_connected = False
         self._has_answered = False
 
@@ -3625,8 +3643,8 @@ class Transport:
         abandoned, self.abandoned = self.abandoned, threading.Event()
         abandoned.set()
         # Calls that follow hold the new event, and may be in flight already.
-        for attempt, held in list(self._attempts):
-            if held is abandoned:
+        for attempt in list(self._attempts):
+            if attempt.abandoned is abandoned:
                 attempt.end()
 
     def _given_up(self, error: TransientError) -> IntentGenerationError:
@@ -3649,17 +3667,15 @@ class Transport:
         import urllib.request
 
         body = None if payload is None else json.dumps(payload).encode()
-        url = self.address.url + path
-        request: Any = urllib.request.Request(url, body, self._headers)
-        request.attempt = attempt = Attempt(seconds)
+        request = urllib.request.Request(self.address.url + path, body, self._headers)
         response = None
-        with attempt:
+        with Attempt(seconds, abandoned) as attempt:
             # In this order: `close` sets the event first, so one of the two ends this attempt.
-            self._attempts.add((attempt, abandoned))
+            self._attempts.add(attempt)
             try:
                 if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED)
-                with self._opener.open(request) as response:
+                with self._open(request, attempt) as response:
                     complete = self._complete(response, attempt)
                 self._has_answered = True
                 return complete
@@ -3671,8 +3687,19 @@ class Transport:
                 # urllib knows no way there; its text may hold a proxy's password.
                 raise ProviderError(PROXY_USELESS) from None
             finally:
-                self._attempts.discard((attempt, abandoned))
+                self._attempts.discard(attempt)
                 self._has_connected = self._has_connected or attempt.is_connected
+
+    def _open(self, request: Any, attempt: Attempt) -> Any:
+        """Return the response to a request once its headers are there."""
+        import urllib.request
+
+        # No handler for redirects, which could carry the key to another server, nor for statuses.
+        opener = urllib.request.OpenerDirector()
+        opener.add_handler(urllib.request.ProxyHandler(self._proxies))
+        connection = functools.partial(connection_class(), attempt, self._secure)
+        opener.add_handler(handler_class()(connection))
+        return opener.open(request, timeout=min(CONNECT_SECONDS, attempt.seconds))
 
     def _complete(self, response: Any, attempt: Attempt) -> Response:
         """Read a response to its end."""
@@ -3719,7 +3746,7 @@ class Transport:
             # Where a proxy refuses the tunnel, these are its own words.
             reason = self._secrets.quote(describe_error(error)) or "the reason is withheld"
             return TransientError(f"{url} cannot be reached ({reason})", lasting=True)
-        if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
+        if attempt.is_ended or isinstance(error, (TimeoutError, socket.timeout)):
             remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
             return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
         if is_tls_refusal(error) and not attempt.is_established:

@@ -3173,6 +3173,25 @@ def test_ollama_client_quotes_a_proxy_that_refuses_a_tunnel_without_its_password
     assert shown in text and "topsecret" not in text and len(text) < 500
 
 
+def test_call_ends_at_its_timeout_while_a_proxy_drips_its_reply_to_the_tunnel(monkeypatch):
+    gone = threading.Event()
+
+    def behaviour(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        gone.set()
+
+    with accepting(behaviour) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy}")
+        client = client_of("https://model.invalid", timeout=0.3)
+        with pytest.raises(cds.IntentGenerationError):
+            client.generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+
+
 def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
     with serving((407, b"")) as (proxy, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
@@ -3483,10 +3502,10 @@ def test_transport_asks_once_and_within_seconds_of_its_own():
 
 def test_attempt_that_is_ended_while_it_connects_goes_no_further():
     one, other = socket.socketpair()
-    with one, other, cds.Attempt(60) as attempt:
+    with one, other, cds.Attempt(60, threading.Event()) as attempt:
         attempt.end()
         with pytest.raises(TimeoutError):
-            attempt.take(one)
+            attempt.watch(one)
 
 
 WITHOUT_THREADS = """\
@@ -10740,6 +10759,48 @@ def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
     query = """SELECT intent_status, intent_error, count(*) FROM records
         WHERE kind = 'function' GROUP BY 1 ORDER BY 1"""
     assert rows(tmp_path / "db", query) == [("failed", "interrupted", 38), ("success", None, 2)]
+
+
+@sends_interrupts
+@pytest.mark.parametrize("number", [INT, TERM], ids=str)
+def test_interrupt_during_the_calls_prints_what_there_is(tmp_path, number):
+    source = tree(tmp_path / "s", {"a.py": many_functions(9)})
+    with serving(answer(), answer(), silence) as (address, requests):
+        words = ("enrich-intent", "--path", source, *provider(address), "--format", "json")
+        process = subprocess.Popen(
+            command_of(*words, "--jobs", "2"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: len(requests) == 4)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err.splitlines()[-1]) == (
+        130,
+        "no further calls are made: interrupted",
+    )
+    records = [cds.Record(**fields) for fields in json.loads(out)["records"]]
+    functions = [one for one in records if one.kind == "function"]
+    assert sorted(statuses(functions), key=str) == [
+        *[("Adds numbers.", "success", None)] * 2,
+        *[(None, "failed", "interrupted")] * 7,
+    ]
+
+
+def no_more_calls(code):
+    """Answer as a server that answers nobody."""
+    raise cds.ProviderError("gone")
+
+
+@pytest.mark.parametrize("words", ["enrich files=", "no further calls"])
+def test_interrupt_before_or_after_the_calls_prints_what_there_is(tmp_path, capsys, words):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    client = FakeClient(no_more_calls)
+    with contextlib.redirect_stderr(SignallingStream(words)):
+        assert run("enrich-intent", "--path", source, *LOCAL, client=client) == 130
+    out = capsys.readouterr().out
+    assert out.count("failed") == 3 and out.count("\n") == 5
 
 
 @sends_interrupts
