@@ -2735,7 +2735,7 @@ def test_enricher_that_is_interrupted_before_the_first_call_keeps_what_is_reused
         *[("Known.", "success", None)] * reused,
         *[(None, "failed", "interrupted")] * (3 - reused),
     ]
-    assert client.asked == [] and enricher.stop == cds.Stop("interrupted")
+    assert client.asked == [] and enricher.stop.reason == "interrupted"
 
 
 def test_enricher_hands_over_each_intent_as_its_call_ends():
@@ -2762,26 +2762,21 @@ def test_enricher_makes_no_more_calls_than_its_limit(capsys):
     assert client.asked == [records[0].normalized_code, records[2].normalized_code]
     statuses = [r.intent_status for r in enriched]
     assert statuses == [*["success"] * 3, *["skipped"] * 2, "success"]
-    assert enriched[3:5] == records[3:5] and enricher.stop == cds.Stop("--limit")
+    assert enriched[3:5] == records[3:5] and enricher.stop.reason == "--limit"
     line = "enrich files=1 records=6 in_scope=6 calls=2 reused=1 beyond_limit=2"
     assert capsys.readouterr().err.splitlines()[0] == line
     cds.IntentEnricher(client, known=known, limit=4).enrich(records)
     assert "beyond" not in capsys.readouterr().err
 
 
-def test_enricher_begins_no_call_that_nobody_waits_for():
-    asked = []
-
-    def call(code):
-        asked.append(code)
-        return cds.Outcome(intent="Works.")
-
-    ended = cds.calls_in_flight(call, {str(n): str(n) for n in range(9)}, jobs=2)
-    next(ended)
-    ended.close()
+def test_enricher_begins_no_call_after_an_interrupt():
     threads = threading.active_count()
+    asked = itertools.chain([False], itertools.repeat(True))
+    client = FakeClient()
+    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: next(asked)).enrich(codes(9))
     wait_for(lambda: threading.active_count() <= threads)
-    assert len(asked) <= 2
+    assert len(client.asked) <= 2
+    assert statuses(enriched)[2:] == [(None, "failed", "interrupted")] * 7
 
 
 def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
@@ -2908,8 +2903,10 @@ def test_answer_that_annotates_is_none(line):
 
 
 def test_answer_may_hold_a_number_without_end():
-    body = b'{"a": {"b": "Sorts rows."}, "id": ' + b"9" * 99_999 + b"}"
-    assert cds.json_object(body)["a"] == {"b": "Sorts rows."}
+    status, body = answer("Sorts rows.")
+    number = json.dumps(body).replace("{", '{"id": ' + "9" * 99_999 + ", ", 1)
+    with serving((status, number.encode())) as (address, _):
+        assert client_of(address).generate_intent("x") == "Sorts rows."
 
 
 @pytest.mark.parametrize(
@@ -2986,18 +2983,22 @@ def test_answer_keeps_what_stands_before_its_colon(text):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "has_code_after"),
     [
-        pytest.param("f(b'a \\' b', c)", "f b c", id="escaped-quote"),
-        pytest.param('f("it\'s", c)', "f c", id="other-quote"),
-        pytest.param("f(f'''a\n'b' ''', c)", "f f c", id="over-lines"),
-        pytest.param("f('a\nc", "f c", id="without-end"),
-        pytest.param("f('''a\n'c", "f", id="over-lines-without-end"),
+        pytest.param("f(b'a \\' STRING', CODE)", True, id="escaped-quote"),
+        pytest.param('f("it\'s STRING", CODE)', True, id="other-quote"),
+        pytest.param("f(f'''a\n'b' STRING''', CODE)", True, id="over-lines"),
+        pytest.param("f('STRING\nCODE", True, id="without-end"),
+        pytest.param("f('''STRING\n'CODE", False, id="over-lines-without-end"),
     ],
 )
-def test_string_literals_of_code_are_passed_over(code, words):
-    code = cds.STRING_LITERAL.sub(" ", code)
-    assert " ".join(cds.NAME_OR_WORD.findall(code)) == words
+def test_answer_may_repeat_the_strings_of_the_code(code, has_code_after):
+    said, done = "finds the first row that is empty", "if a is not b or c"
+    code = code.replace("STRING", said).replace("CODE", done)
+    assert cds.clean_answer(f"It {said}.", code) == f"It {said}."
+    repeating = pytest.raises(cds.IntentGenerationError, match="repeats the question")
+    with repeating if has_code_after else contextlib.nullcontext():
+        cds.clean_answer(f"Says {done}.", code)
 
 
 def test_work_on_a_hostile_answer_is_bounded():
@@ -3009,7 +3010,7 @@ pieces += ["```\\n"]
 pieces += ["**a", "** ", "`a", "\\"'", "'\\"", "1. ", "-", "(", "not ", "a.", "\\\\", "a b "]
 pieces += ["\\n", "\\0", "'''"]
 for piece in pieces:
-    for text in (piece * (4_000_000 // len(piece)), "Adds " + piece * (4_000_000 // len(piece))):
+    for text in (piece * (1_000_000 // len(piece)), "Adds " + piece * (1_000_000 // len(piece))):
         try:
             assert len(cds.clean_answer(text, text[:100_000])) <= 1000
         except cds.IntentGenerationError:
@@ -3392,43 +3393,47 @@ def test_secrets_are_found_however_characters_beyond_the_first_plane_are_spelled
     assert cds.Secrets("\N{KEY}abc").quote(f"wrong: {spelled}!") == ""
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        pytest.param("a" * 61 + "!", id="all-but-the-end-of-the-key"),
-        pytest.param("\\" * 900_000, id="backslashes"),
-        pytest.param("&#0" * 600_000, id="html"),
-        pytest.param("%" * 1_800_000, id="percent"),
-        pytest.param("model " * 300_000, id="words-of-a-pattern"),
-        pytest.param('{"error": {"message": "' + "\\" * 900_000, id="nested"),
-    ],
-)
+HOSTILE_WORDS = {
+    "all but the end of the key": "a" * 61 + "!",
+    "backslashes": "\\" * 900_000,
+    "html": "&#0" * 600_000,
+    "percent": "%" * 1_800_000,
+    "words of a pattern": "model " * 300_000,
+    "nested": '{"error": {"message": "' + "\\" * 900_000,
+}
+
+
 @pytest.mark.parametrize("is_openai", [True, False])
-def test_work_on_what_a_hostile_server_says_is_bounded(said, is_openai):
+def test_work_on_what_a_hostile_server_says_is_bounded(is_openai):
     # A child process, since no signal ends a search by a pattern.
     source = """
 import json, socket, sys, threading, cds
-kind, said = getattr(cds, sys.argv[1]), json.load(sys.stdin)
-error = {"message": said, "param": said} if "/v1" in sys.argv[2] else said
-body = json.dumps({"error": error}).encode()
-head = b"HTTP/1.1 401 no\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
+kind, words = getattr(cds, sys.argv[1]), json.load(sys.stdin)
 listener = socket.create_server(("127.0.0.1", 0))
 def serve():
-    while True:
+    for said in words.values():
+        error = {"message": said, "param": said} if "/v1" in sys.argv[2] else said
+        body = json.dumps({"error": error}).encode()
         connection = listener.accept()[0]
-        connection.recv(1 << 20)
-        connection.sendall(head + body)
+        request = b""
+        while not request.endswith(b"}"):
+            request += connection.recv(1 << 20)
+        connection.sendall(b"HTTP/1.1 401 no\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body))
+        connection.sendall(body)
 threading.Thread(target=serve, daemon=True).start()
 client = kind(f"127.0.0.1:{listener.getsockname()[1]}{sys.argv[2]}", "m", api_key="a" * 62)
-try:
-    client.generate_intent("x")
-except cds.ProviderError as error:
-    print(len(str(error)))
+for name in words:
+    try:
+        client.generate_intent("x")
+    except cds.ProviderError as error:
+        print(len(str(error)), name)
 """
     kind, path = ("OpenAIClient", "/v1") if is_openai else ("OllamaClient", "")
-    done = finish(python_command(source, kind, path), input=json.dumps(said))
+    done = finish(python_command(source, kind, path), input=json.dumps(HOSTILE_WORDS))
     assert (done.stderr, done.returncode) == ("", 0)
-    assert 50 < int(done.stdout) < 400
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert [name for _, _, name in lines] == list(HOSTILE_WORDS)
+    assert [name for size, _, name in lines if not 50 < int(size) < 400] == []
 
 
 @pytest.mark.parametrize(
@@ -3556,12 +3561,6 @@ def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
     assert least <= client.waits[0] <= most
 
 
-def test_back_off_grows_with_jitter():
-    for tries, most in [(1, 1.5), (2, 3), (3, 6), (4, 12), (9, 12)]:
-        seconds = {cds.back_off(tries) for _ in range(200)}
-        assert most / 3 <= min(seconds) < max(seconds) <= most
-
-
 def test_ollama_client_gives_the_run_up_where_nobody_ever_listened(no_server):
     client = client_of(no_server[1])
     with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
@@ -3577,6 +3576,9 @@ def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
             client.generate_intent("y")
     assert not isinstance(raised.value, cds.ProviderError)
     assert 60 <= sum(client.waits) <= 72
+    for seconds, most in zip(client.waits, [1.5, 3, 6, *[12] * 20]):
+        assert most / 3 <= seconds <= most
+    assert len(set(client.waits)) == len(client.waits)  # no two clients come back together
 
 
 def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
@@ -3869,12 +3871,15 @@ def test_client_sends_no_effort_that_the_server_refuses():
 
 def test_client_gives_no_more_tokens_than_the_context_has_room_for():
     server = thinking_server(needed=10_000)
-    room = 4096 - cds.prompt_tokens(cds.intent_prompt("x"))
-    with serving(server) as (address, _):
+    with serving(server) as (address, requests):
         client = client_of(address, num_ctx=4096)
-        with pytest.raises(cds.IntentGenerationError, match=f"still thinking after {room} tokens"):
+        with pytest.raises(cds.IntentGenerationError, match="still thinking after") as raised:
             client.generate_intent("x")
-    assert [tokens for _, tokens in server.budgets] == [256, 2048, room]
+    *tokens, room = [tokens for _, tokens in server.budgets]
+    [message] = requests[-1][2]["messages"]
+    assert tokens == [256, 2048] and f" {room} tokens" in str(raised.value)
+    # No token is less than two characters, on average.
+    assert 2048 < room < 4096 - len(message["content"]) / 6
 
 
 def test_client_leaves_a_model_that_comes_to_no_end_with_few_tokens(capsys):
@@ -3892,7 +3897,7 @@ def test_client_blames_no_model_for_a_context_without_room_to_think():
     server = thinking_server()
     with serving(server) as (address, _):
         client = client_of(address, num_ctx=4096)
-        for _ in range(cds.VAIN_RAISES):
+        for _ in range(3):
             with pytest.raises(cds.IntentGenerationError, match="still thinking after 256 tokens"):
                 client.generate_intent("x" * 12_000)
         assert client.generate_intent("x") == "Adds numbers."
