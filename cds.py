@@ -2689,12 +2689,11 @@ class ModelBuilder:
 # ---- Enrichment -----------------------------------------------------------------------------
 
 INTENT_CHARACTERS = 1000
-ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # are looked at; marks go
+ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # that are looked at, before marks are removed
 ERROR_CHARACTERS = 500
-SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
-REFUSALS_AT_FIRST = 8  # alike: after as many of the first calls too
-# How often a wait for answers is left, to draw and to look for a signal.
-TICK_SECONDS = 0.2
+SERVER_ERRORS_IN_A_ROW = 5  # end a run
+REFUSALS_AT_FIRST = 8  # end it too, if all are the same and no call before was answered
+TICK_SECONDS = 0.2  # how often progress is drawn, and a signal looked for, during a wait
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_RULES = """\
 Describe a piece of Python code in one sentence of at most 20 words, in this form: the operation as
@@ -2707,7 +2706,7 @@ given day.
 - Answer with the sentence alone, as plain text.
 """
 INTENT_QUESTION = "What does the code above do? Answer with one sentence in that form."
-# What opens a thought in the text of an answer, and what closes it, as models were taught.
+# What opens and closes a thought in the text of an answer, by family of models.
 THOUGHTS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -2721,12 +2720,12 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
 )
 THOUGHT_OPENINGS = tuple(opening for opening, _ in THOUGHTS)
-# What the template of a conversation puts between its turns, with the role that may follow.
+# A mark that the template of a conversation puts between turns, with the role that may follow.
 TEMPLATE_MARK = re.compile(
     r"(?:<[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|</?(?:s|answer|bos|eos)>|<(?:start|end)_of_turn>"
     r"|<\|?turn\|?>|\[/?INST\])(?:(?:assistant|model)(?=[\n<]))?"
 )
-# Not where a sentence names such a mark.
+# Such a mark, unless a sentence mentions it.
 TURN_END = re.compile(
     rf"(?<![\w,;:] )(?<![`'\"(]){TEMPLATE_MARK.pattern}|{TEMPLATE_MARK.pattern}\Z"
 )
@@ -2734,7 +2733,7 @@ FENCE = re.compile("`{3,}|~{3,}")
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
 STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)|`([^`]+)`")
 NAME_OR_WORD = re.compile(r"\w+")
-# A string of Python, or the start of one that does not end.
+# A string literal of Python, or the start of one that does not end.
 STRING_LITERAL = re.compile(
     r'"{3}(?:[^\\]|\\.)*?(?:"{3}|\Z)'
     r"|'{3}(?:[^\\]|\\.)*?(?:'{3}|\Z)"
@@ -2742,9 +2741,9 @@ STRING_LITERAL = re.compile(
     r"|'(?:[^'\\\n]|\\.)*'?",
     re.DOTALL,
 )
-REPEATED_WORDS = 6  # in a row; fewer may be anybody's
+REPEATED_WORDS = 6  # in a row; fewer may be a coincidence
 REPEATED = "the answer repeats the question"
-# The mark that closes what another opens.
+# By the mark that opens a quotation or emphasis, the mark that closes it.
 QUOTES = {
     '"': '"',
     "'": "'",
@@ -2756,43 +2755,47 @@ QUOTES = {
 }
 
 
-# What is asked, and what came of it
+# Questions and their outcomes
 
 
 def intent_prompt(code: str) -> str:
-    """Return what asks for the intent of `code` (normalized): rules, fenced code, question."""
-    # Small models repeat what stands last. The fence is longer than any in the code, which could
-    # end it.
+    """Return the prompt for the intent of `code` (normalized): rules, fenced code, question."""
+    # The question comes last, because small models repeat the end of a prompt.
+    return f"{INTENT_RULES}\n{fenced(code)}\n\n{INTENT_QUESTION}"
+
+
+def fenced(code: str) -> str:
+    """Return code as a fenced block of Python; its fence is too long for the code to end it."""
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{INTENT_RULES}\n{fence}python\n{code}\n{fence}\n\n{INTENT_QUESTION}"
+    return f"{fence}python\n{code}\n{fence}"
 
 
 class LLMClient(ABC):
-    """Where another model provider is plugged in. Calls may come from several threads at once."""
+    """The interface to a model provider. Calls may come from several threads at once."""
 
     @abstractmethod
     def generate_intent(self, code: str) -> str:
-        """Return what `code` (normalized) is for, as one sentence on one line.
+        """Return the purpose of `code` (normalized), as one sentence on one line.
 
-        Raises IntentGenerationError where there is none for this code, and its subclasses
-        ServerError where the server is at fault, RefusalError where it refuses, be it this code
-        or any, and ProviderError where no further call can succeed.
+        Raises IntentGenerationError if there is none for this code. Its subclasses say more:
+        ServerError that the server is at fault, RefusalError that it refuses this code or any
+        other, ProviderError that no further call can succeed.
         """
 
     def check(self) -> None:  # noqa: B027  # optional
         """Ask, before any work, whether calls can succeed; within seconds, and at no cost.
 
-        Raises ProviderError where they cannot, and another IntentGenerationError where the
-        provider gave no clear answer.
+        Raises ProviderError if they cannot, and another IntentGenerationError if the provider
+        gave no clear answer.
         """
 
     def close(self) -> None:  # noqa: B027  # optional
-        """Abandon the calls in flight, from any thread; calls that follow are not concerned."""
+        """Abandon the calls in flight, from any thread. Later calls are not affected."""
 
 
 class Outcome(NamedTuple):
-    """What came of one call: an intent, or the error that says why there is none."""
+    """The result of one call: an intent, or the error that says why there is none."""
 
     intent: Optional[str] = None
     error: Optional[IntentGenerationError] = None
@@ -2813,9 +2816,9 @@ class Stop(NamedTuple):
 
 
 class IntentEnricher:
-    """Gives each record in scope its intent or the reason for none; one call a distinct code.
+    """Gives each record in scope its intent or its error, with one call for each distinct code.
 
-    `stop` tells after a run why it made fewer calls than there were to make, or is None.
+    After a run `stop` says why not all calls were made, or is None.
     """
 
     def __init__(
@@ -2831,10 +2834,10 @@ class IntentEnricher:
         limit: Optional[int] = None,
         limit_name: str = "limit",
     ) -> None:
-        """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
+        """Take the number of calls side by side, the intents `known` by md5sum, and when to stop.
 
         `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds. At
-        most `limit` calls are made; the records beyond are skipped, and `stop` gives `limit_name`.
+        most `limit` calls are made; the records beyond it are skipped, and `stop` names the limit.
         """
         self.client = client
         self.scope = scope
@@ -2848,7 +2851,7 @@ class IntentEnricher:
         self.stop: Optional[Stop] = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records in the same order, each in scope with its intent or its error.
+        """Return the records in the same order; those in scope have their intent or their error.
 
         Records beyond the limit stay as they are.
         """
@@ -2884,7 +2887,7 @@ class IntentEnricher:
         return is_in_scope and not does_nothing(record.normalized_code)
 
     def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
-        """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
+        """Return all outcomes; calls that were not made, or abandoned, fail with the reason."""
         outcomes: dict[str, Outcome] = {}
         self.stop = Stop(INTERRUPTED) if self.interrupted() else None
         if self.stop:
@@ -2908,7 +2911,7 @@ class IntentEnricher:
         return self._completed(outcomes, codes)
 
     def _completed(self, outcomes: dict[str, Outcome], codes: Iterable[str]) -> dict[str, Outcome]:
-        """Return the outcomes with one for each code that has none, since the run was stopped."""
+        """Return the outcomes; if the run was stopped, also of the codes that have none."""
         if self.stop is None:
             return outcomes
         self.client.close()
@@ -2921,21 +2924,21 @@ class IntentEnricher:
         except IntentGenerationError as error:
             return Outcome(error=error)
         except BaseException as error:
-            # A client's mistake costs its record; a worker that died of it would never be missed.
+            # A client's mistake costs one record. If it ended the worker, nobody would notice.
             return Outcome(error=IntentGenerationError(describe_error(error)))
 
 
 class Failures:
-    """Watches how calls end, and says when no other call is worth making."""
+    """Counts how calls fail, and says when no other call is worth making."""
 
     def __init__(self) -> None:
         self.server_errors = 0  # in a row
         self.calls = 0
-        # The refusals so far, while every call was refused.
+        # Those of the first calls; "" for a call that was not refused.
         self.refusals: set[str] = set()
 
     def add(self, error: Optional[IntentGenerationError]) -> Optional[Stop]:
-        """Take how a call ended (None: well); return why no call should follow, or None."""
+        """Count a call by its error, or None; return why no call should follow, or None."""
         self.calls += 1
         is_server_error = isinstance(error, ServerError)
         self.server_errors = self.server_errors + 1 if is_server_error else 0
@@ -2945,7 +2948,7 @@ class Failures:
             return Stop(f"{self.server_errors} calls in a row failed: {error}")
         if self.calls > REFUSALS_AT_FIRST:
             return None
-        # Whatever else a server may say: what it says to every call, it will say to the next.
+        # A server that refused all calls in the same words will refuse the next one.
         refusal = str(error) if isinstance(error, RefusalError) else ""
         self.refusals.add(refusal)
         if self.calls < REFUSALS_AT_FIRST or len(self.refusals) > 1 or not refusal:
@@ -2954,7 +2957,7 @@ class Failures:
 
 
 def with_outcome(record: Record, outcome: Outcome) -> Record:
-    """Return a record with what came of its call."""
+    """Return a record with the outcome of its call."""
     if outcome.error is None:
         return record._replace(intent=outcome.intent, intent_status=SUCCESS)
     text = one_line(str(outcome.error))[:ERROR_CHARACTERS]
@@ -2967,9 +2970,10 @@ def with_outcome(record: Record, outcome: Outcome) -> Record:
 def calls_in_flight(
     call: Callable[[str], Outcome], codes: Mapping[str, str], jobs: int
 ) -> Iterator[Optional[tuple[str, Outcome]]]:
-    """Yield (md5sum, outcome) as calls end, at most `jobs` at once; None after a tick without one.
+    """Yield (md5sum, outcome) as each call ends, and None after each tick in which none did.
 
-    Another call begins only when the next outcome is asked for: to stop asking stops the calls.
+    At most `jobs` calls run at once. The next one begins when the next outcome is asked for, so a
+    caller that stops asking stops the calls.
     """
     import queue
 
@@ -2982,7 +2986,7 @@ def calls_in_flight(
             if not is_over.is_set():
                 ended.put((md5sum, call(code)))
 
-    # As many tasks are handed out as there are threads, and one more whenever an outcome is taken.
+    # Each thread gets a task, and whenever an outcome is taken there is one more.
     workers = start_threads(work, min(jobs, len(codes)))
     waiting = iter(codes.items())
     for task in itertools.islice(waiting, workers):
@@ -2999,16 +3003,19 @@ def calls_in_flight(
             if task == NO_TASK:
                 workers -= 1
     finally:
-        # Who waits for a task gets the end; who was given one, and has not begun, leaves it.
+        # Threads that wait for a task are ended; one that has a task but did not begin drops it.
         is_over.set()
         for _ in range(workers):
             tasks.put(NO_TASK)
 
 
 def start_threads(work: Callable[[], None], count: int) -> int:
-    """Start up to `count` threads; return how many started, at least one if any is wanted."""
-    # Daemon threads, and no executor of concurrent.futures: Python joins an executor's threads at
-    # exit, and one that waits for an abandoned call would keep the process for as long as it takes.
+    """Start up to `count` threads; return how many started.
+
+    Raises CdsError if not even one of them can be started.
+    """
+    # Not an executor of concurrent.futures: Python waits for its threads at exit, and one may be in
+    # an abandoned call.
     for started in range(count):
         try:
             threading.Thread(target=work, daemon=True).start()
@@ -3031,8 +3038,8 @@ def is_intent(text: str) -> bool:
 def clean_answer(text: str, code: str = "") -> str:
     """Return an answer as one line of plain text, cut to length.
 
-    Raises IntentGenerationError if the answer holds only a thought, no words, or what was asked:
-    the prompt or the `code` (normalized).
+    Raises IntentGenerationError if the answer holds only a thought, holds no words, or repeats the
+    prompt or the `code` (normalized).
     """
     text = after_thoughts(text)
     if text.startswith(THOUGHT_OPENINGS):
@@ -3050,12 +3057,12 @@ def clean_answer(text: str, code: str = "") -> str:
 
 
 def after_thoughts(text: str) -> str:
-    """Return what follows the thoughts in an answer and the marks of a template, cut to length.
+    """Return an answer without the thoughts and marks of a template before it, cut to length.
 
-    It begins with the opening of a thought if that has no end.
+    If a thought has no end, the text begins with its opening.
     """
-    # Plain searches, since the text may be long and hostile. A template may hold the opening, so
-    # only the closing stands in the text.
+    # Plain searches, since the text may be long and hostile. Only closings count: if the template
+    # holds the opening, it is not in the text.
     ends = [text.rfind(closing) + len(closing) for _, closing in THOUGHTS if closing in text]
     text = text[max(ends, default=0) :].lstrip()[:ANSWER_CHARACTERS]
     while not text.startswith(THOUGHT_OPENINGS):
@@ -3067,18 +3074,21 @@ def after_thoughts(text: str) -> str:
 
 
 def without_fence(text: str) -> str:
-    """Return what stands in the fence that text begins with, or text if it begins with none."""
+    """Return the content of the fenced block that text begins with, or text if there is none.
+
+    Raises IntentGenerationError if the block has no end, or holds code.
+    """
     opening = FENCE.match(text)
     if opening is None:
         return text
     inner, closing, rest = text[opening.end() :].partition(opening[0])
     info, is_block, block = inner.partition("\n")
-    # Code comes before words about it; the sentence alone may stand in a fence like that of the
-    # code.
+    # Code in a block is followed by words about it. A block without them holds the sentence, even
+    # if it is marked as Python.
     is_code = is_block and info.strip().lower() in ("py", "python") and rest.strip()
     if not closing or is_code:
         raise IntentGenerationError(REPEATED)
-    # The word behind the fence names a language.
+    # A single word after the fence is the name of a language.
     has_info = is_block and " " not in info.strip()
     return (block if has_info else inner).strip()
 
@@ -3091,13 +3101,13 @@ def plain_line(text: str) -> str:
 
 
 def without_quotes(text: str) -> str:
-    """Return text without the pairs of quotes or Markdown marks that stand around all of it."""
+    """Return text without the pairs of quotes or Markdown marks around all of it."""
     opening = text[:1]
     closing = QUOTES.get(opening)
     if closing is None or len(text) < 2 or text[-1] != closing:
         return text
     inner = text[1:-1]
-    # '"a" and "b"' begins and ends with a quote too, yet no pair stands around all of it.
+    # '"a" and "b"' begins and ends with a quote too, but these two are not a pair.
     if opening in inner or closing in inner:
         return text
     return without_quotes(inner.strip())
@@ -3112,7 +3122,7 @@ def repeats(sentence: str, code: str) -> bool:
 
 
 def runs_of_words(text: str) -> Iterator[tuple[str, ...]]:
-    """Return each run of as many words of a text as nobody repeats by chance, in lower case."""
+    """Return all runs of REPEATED_WORDS words of a text, in lower case."""
     words = NAME_OR_WORD.findall(text.lower())
     return zip(*(words[start:] for start in range(REPEATED_WORDS)))
 
@@ -3130,34 +3140,34 @@ DEFAULT_PORT = 11434  # of an address that names neither a scheme nor a port
 DEFAULT_TIMEOUT = 300.0  # seconds
 LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system can hold
 CONNECT_SECONDS = 5.0
-# A sentence never comes near it; long lists of models have a quarter of it.
+# Far more than a sentence needs; long lists of models take a quarter of it.
 ANSWER_BYTES = 1 << 22
-PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
-BEARER = ("Authorization", "Bearer ")  # the header of a key, and what stands before it there
+PROXY_USELESS = "the proxy of the environment cannot be used: correct HTTP_PROXY"
+BEARER = ("Authorization", "Bearer ")  # the header of a key, and the text before it there
 TRIES = 3
-LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
+LASTING_SECONDS = 60.0  # how long calls wait for a server that has answered before
 LONGEST_RETRY_AFTER = 60.0  # seconds
-SERVER_CHARACTERS = 2000  # of a server's own words; nothing looks at what follows
-QUOTED_CHARACTERS = 300  # of those that are shown
-SHORTEST_SECRET = 4  # characters; what is shorter may be part of any word
-PIECE_CHARACTERS = 12  # of a secret; what is shorter may be a word of any sentence
+SERVER_CHARACTERS = 2000  # of a server's own words; the rest is ignored
+QUOTED_CHARACTERS = 300  # of those, the number that is shown
+SHORTEST_SECRET = 4  # characters; a shorter one could be part of any word
+PIECE_CHARACTERS = 12  # of a secret; a shorter one could be a word of any sentence
 INTEGER_DIGITS = 20  # of a count or a status
 HEADER_CHARACTERS = 100  # of a header; a date has 29
-ENCODINGS_DEEP = 3  # such as JSON in JSON, in a URL
+ENCODINGS_DEEP = 3  # as JSON in JSON in a URL
 ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 ESCAPED_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 ADDRESS_HINT = (
     "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 )
 
-# Two colons at least: one stands before a port.
+# With two colons at least, since one is followed by a port.
 BARE_IPV6 = re.compile("[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 # The JSON object in a body, if there is one.
 Reply = Union[dict[str, Any], None]
-# Makes an answer, or an IntentGenerationError, of a response.
+# Returns the answer in a response, or raises IntentGenerationError.
 Read = Callable[["Response"], str]
-# Makes a socket one that speaks TLS, if that is spoken.
+# Wraps a socket in TLS; None for plain http.
 Secure = Optional[Callable[[Any], Any]]
 
 
@@ -3165,7 +3175,7 @@ Secure = Optional[Callable[[Any], Any]]
 
 
 class Address(NamedTuple):
-    """Where a server is: a URL without user and password, the host in it, and those two."""
+    """The address of a server: its URL without user and password, its host, and those two."""
 
     url: str
     host: str
@@ -3209,7 +3219,7 @@ def parse_provider_url(text: str) -> Address:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host name or address leads to the machine that asks."""
+    """Return whether a host name or address is one of this machine."""
     import socket
 
     name = host.rstrip(".").lower()
@@ -3245,9 +3255,9 @@ def is_own_address(family: int, where: Any) -> bool:
 
 
 def sendable_key(api_key: str, key_name: str, address: Address) -> str:
-    """Return a key without the white space around it, or "" if it would be sent for all to read.
+    """Return a key without white space around it, or "" if others could read it on the way.
 
-    Raises UsageError, which names it by `key_name`, if no header can hold it.
+    Raises UsageError if no header can hold it; `key_name` is its name in messages.
     """
     key = api_key.strip()
     if not re.fullmatch("[!-~]*", key):
@@ -3259,7 +3269,7 @@ def sendable_key(api_key: str, key_name: str, address: Address) -> str:
 
 
 def basic_authorization(address: Address) -> str:
-    """Return the value of the Authorization header for user and password, "" if there are none."""
+    """Return the Authorization header for the user and password of an address, or ""."""
     import base64
     from urllib.parse import unquote
 
@@ -3270,7 +3280,7 @@ def basic_authorization(address: Address) -> str:
 
 
 def request_headers(basic: str, key: str, key_header: tuple[str, str]) -> dict[str, str]:
-    """Return the headers of every request; a key comes before what would take the same header."""
+    """Return the headers of every request; a key replaces `basic` if both take the same one."""
     headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
     if basic:
         headers["Authorization"] = basic
@@ -3281,16 +3291,16 @@ def request_headers(basic: str, key: str, key_header: tuple[str, str]) -> dict[s
 
 
 def address_secrets(user: Optional[str], password: Optional[str]) -> list[str]:
-    """Return what is secret in the user and password of a URL, as they stand there and decoded."""
+    """Return the secrets in the user and password of a URL, as written there and decoded."""
     from urllib.parse import unquote
 
-    # A user alone is a token; beside a password it is only a name.
+    # A user without a password is a token; with one it is only a name.
     secret = password or user or ""
     return [secret, unquote(secret)]
 
 
 def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
-    """Return what is secret in the addresses of proxies, and in the headers made of them."""
+    """Return the secrets in the addresses of proxies, and in the headers made from them."""
     import base64
     from urllib.parse import unquote
 
@@ -3305,9 +3315,9 @@ def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
 
 
 class Secrets:
-    """The texts that must never be shown, and whether they stand in what a server says.
+    """The texts that must never be shown; finds them in what a server says.
 
-    Case is ignored. What is decoded is bounded first, so the work is bounded too.
+    Case is ignored. A text is bounded before it is decoded, so the work is bounded too.
     """
 
     def __init__(self, *secrets: str) -> None:
@@ -3317,7 +3327,7 @@ class Secrets:
         self._short = {text for text in texts if len(text) < PIECE_CHARACTERS}
 
     def quote(self, words: str) -> str:
-        """Return a server's own words on one short line, or "" if a secret stands in them."""
+        """Return a server's own words on one short line, or "" if they hold a secret."""
         words = words[:SERVER_CHARACTERS]
         forms = decoded_forms(words)
         has_short = any(secret in form for secret in self._short for form in forms)
@@ -3326,7 +3336,7 @@ class Secrets:
         return one_line(words)[:QUOTED_CHARACTERS]
 
     def are_in(self, text: str) -> bool:
-        """Return whether twelve characters in a row of a secret stand in a text, encoded or not."""
+        """Return whether a text holds twelve characters in a row of a secret, encoded or not."""
         return self._have_piece(decoded_forms(text))
 
     def _have_piece(self, forms: Iterable[str]) -> bool:
@@ -3334,13 +3344,13 @@ class Secrets:
 
 
 def pieces_of(text: str) -> set[str]:
-    """Return each run of twelve characters of a text."""
+    """Return all runs of twelve characters of a text."""
     starts = range(len(text) - PIECE_CHARACTERS + 1)
     return {text[start : start + PIECE_CHARACTERS] for start in starts}
 
 
 def decoded_forms(text: str) -> set[str]:
-    """Return a text and what it decodes to by JSON, URLs and HTML, one in another, in any order.
+    """Return a text and all that it decodes to as JSON, URL or HTML, nested in any order.
 
     Each form is one line in lower case. No decoding makes a text longer.
     """
@@ -3361,9 +3371,9 @@ def decoded_forms(text: str) -> set[str]:
 
 
 def json_unescaped(text: str) -> str:
-    """Return a text without the escapes that stand in JSON, and in what `repr` returns."""
+    """Return a text without the escapes of JSON and of `repr`."""
     text = ESCAPE.sub(_unescaped, text)
-    # A character beyond the first plane is two escapes, of its surrogates.
+    # A character beyond the first plane is written as the escapes of two surrogates.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -3386,7 +3396,7 @@ class Response(NamedTuple):
     secrets: Secrets
 
     def quote(self, words: str, instead: str = "") -> str:
-        """Return the server's own words, fit to be shown; else `instead`, or its status."""
+        """Return a server's words on one line; `instead` or its status if a secret is in them."""
         return self.secrets.quote(words) or instead or f"HTTP status {self.status}"
 
     def retry_after(self) -> float:
@@ -3397,24 +3407,24 @@ class Response(NamedTuple):
 class Attempt:
     """One HTTP request under way: its deadline, and the means to end it from another thread.
 
-    The thread that makes the request waits in its socket. Two others may wake it by shutting that
-    down: the timer, at the deadline, and whoever abandons the call.
+    The thread that makes the request waits for its socket. Two others may wake it by shutting the
+    socket down: the timer at the deadline, and the thread that abandons the call.
     """
 
     def __init__(self, seconds: float, abandoned: threading.Event) -> None:
-        """Take the seconds until the deadline, and the event that the call's abandonment sets."""
+        """Take the seconds until the deadline, and the event that is set to abandon the call."""
         self.seconds = seconds
         self.abandoned = abandoned
         self.is_connected = False
-        self.is_established = False  # connected, and agreed on TLS if that is spoken
-        self.is_ended = False  # from another thread
+        self.is_established = False  # connected, and done with the handshake of TLS, if any
+        self.is_ended = False  # by another thread
         self._socket: Any = None
         self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self.end)
         self._timer.daemon = True
 
     def __enter__(self) -> "Attempt":
-        # If the system allows no further thread, the socket's own time-out has to do.
+        # If the system allows no more threads, the socket's own time-out has to suffice.
         with contextlib.suppress(RuntimeError):
             self._timer.start()
         return self
@@ -3426,38 +3436,38 @@ class Attempt:
                 self._socket.close()
 
     def watch(self, connection: Any) -> None:
-        """Take note of the socket that the request uses from now on."""
+        """Keep the socket that the request uses from now on, for `end`."""
         if self._socket is None:
-            # A duplicate, since TLS wraps the socket and urllib closes it, both in their own time.
+            # A duplicate, since TLS wraps the original and urllib closes it.
             self._socket = connection.dup()
             connection.settimeout(self.seconds)
-        # While the connection was made, there was nothing to shut down.
+        # It may have ended before there was a socket to shut down.
         if self.is_ended:
             raise TimeoutError
 
     def end(self) -> None:
-        """Wake the thread that waits, with an error; the server sees a cancelled call."""
+        """Wake the thread that waits, with an error; the server sees the connection close."""
         import socket
 
         self.is_ended = True
-        # Locked, since the number of a closed socket may by now be that of another.
+        # Locked, since another socket may already have the number of one that was closed.
         with self._lock, contextlib.suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def proxies_for(address: Address) -> dict[str, str]:
-    """Return the addresses of the environment's proxies, by scheme, or none for this machine."""
+    """Return the proxies of the environment by scheme, or none if the address is this machine."""
     import urllib.request
 
-    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
-    # Its address is only looked up where a proxy is set.
+    # A proxy elsewhere would see code and key that never leave this machine without it. The host is
+    # looked up only if a proxy is set.
     proxies = urllib.request.getproxies()
     return {} if proxies and is_this_machine(address.host) else proxies
 
 
 def tls_wrapper(address: Address) -> Secure:
-    """Return what makes a socket one that speaks TLS with an address, or None for plain http."""
+    """Return a function that wraps a socket in TLS for an address, or None for plain http."""
     if not address.url.startswith("https:"):
         return None
     try:
@@ -3469,8 +3479,8 @@ def tls_wrapper(address: Address) -> Secure:
     return functools.partial(context.wrap_socket, server_hostname=address.host)
 
 
-# These two classes are made once, in a function each: imported at the top, urllib would lengthen
-# the start of all commands, of which most ask no server.
+# Each of these two functions makes its class once. Classes at the top level would need urllib
+# there, which lengthens the start of every command, and most commands ask no server.
 
 
 @functools.cache
@@ -3491,7 +3501,7 @@ def connection_class() -> Any:
 
         @sock.setter
         def sock(self, sock: Any) -> None:
-            # The base class sets it before it asks a proxy for a tunnel.
+            # As soon as the base class has it, and before it asks a proxy for a tunnel.
             self._sock = sock
             if sock is not None:
                 self.attempt.watch(sock)
@@ -3508,7 +3518,7 @@ def connection_class() -> Any:
 
 @functools.cache
 def handler_class() -> Any:
-    """Return the class of urllib handlers that open http and https by connections of ours."""
+    """Return the class of urllib handlers that use these connections for http and https."""
     import urllib.request
 
     class Handler(urllib.request.HTTPHandler):
@@ -3529,11 +3539,11 @@ def handler_class() -> Any:
 
 
 class Patience:
-    """How often a call is still tried again: two budgets, each for faults of its own.
+    """Decides how often a call is tried again, by two budgets.
 
     Tries are for faults that come and go, such as an error or half an answer. Faults that last,
-    such as a restart or a rate limit, are waited for in seconds instead, up to LASTING_SECONDS, and
-    the call has all its tries left when they are over. A server that has never answered has only
+    such as a restart or a rate limit, use no tries but seconds, up to LASTING_SECONDS, so that the
+    call has all its tries left when they are over. A server that has never answered gets only
     tries.
     """
 
@@ -3543,7 +3553,7 @@ class Patience:
         self.waited_seconds = 0.0
 
     def pause_after(self, error: TransientError, has_answered: bool) -> Optional[float]:
-        """Return the seconds to wait after a failed try, or None where its budget is spent."""
+        """Return the seconds to wait after a failed try, or None if its budget is spent."""
         if error.lasting and has_answered:
             if self.waited_seconds >= LASTING_SECONDS:
                 return None
@@ -3565,13 +3575,14 @@ def back_off(tries: int) -> float:
     return min(2.0 ** (tries - 1), 8.0) * random.uniform(0.5, 1.5)
 
 
-# The whole
+# All together
 
 
 class Transport:
-    """Carries JSON to one server and back, with deadlines, tries and secrets; for any thread.
+    """Carries JSON to one server and back, with deadlines and tries, from any thread.
 
-    It knows no provider's API: clients name the paths, and read the responses.
+    It knows no provider's API: clients name the paths and read the responses. It keeps secrets out
+    of messages.
     """
 
     def __init__(
@@ -3585,10 +3596,10 @@ class Transport:
         absent: str = "check the provider URL",
         wait: Optional[Callable[[float], object]] = None,
     ) -> None:
-        """Take the address, the seconds that a try may last, and the key with its name for errors.
+        """Take the address, the seconds that a try may last, and the key with its name in messages.
 
-        `key_header` is the header that carries the key, and what stands before it there. `absent`
-        is the remedy if nobody listens. `wait(seconds)` passes the time between tries; by default
+        `key_header` is the header that carries the key, and the text before it there. `absent` is
+        the remedy if no server listens. `wait(seconds)` passes the time between tries; by default
         it ends early on `close`.
         """
         self.address = parse_provider_url(provider_url)
@@ -3607,7 +3618,7 @@ class Transport:
         self._proxies = proxies
         self._secure = tls_wrapper(self.address)
         self._wait = wait
-        # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
+        # `close` sets it, which ends the calls that have it, and replaces it for later ones.
         self.abandoned = threading.Event()
         self._attempts: set[Attempt] = set()  # in flight
         self._has_connected = False
@@ -3620,9 +3631,9 @@ class Transport:
         read: Read,
         abandoned: threading.Event,
     ) -> str:
-        """Return what `read` makes of the response to a POST, trying again after TransientErrors.
+        """Send a POST and return what `read` returns for the response; retry on TransientError.
 
-        `abandoned` is this transport's, as it was when the call began: what `close` ends for good.
+        `abandoned` is the event of this transport when the call began, which `close` sets.
         """
         patience = Patience()
         while True:
@@ -3635,20 +3646,20 @@ class Transport:
             (self._wait or abandoned.wait)(pause)
 
     def ask(self, path: str, payload: Optional[Mapping[str, object]], seconds: float) -> Response:
-        """Return the response to a POST, or to a GET if there is no payload, at the first try."""
+        """Return the response to a POST, or to a GET if there is no payload, without retrying."""
         return self._exchange(path, payload, min(seconds, self.timeout), self.abandoned)
 
     def close(self) -> None:
-        """Abandon the calls in flight, those that wait between tries too."""
+        """Abandon the calls in flight, including those that wait between tries."""
         abandoned, self.abandoned = self.abandoned, threading.Event()
         abandoned.set()
-        # Calls that follow hold the new event, and may be in flight already.
+        # Later calls have the new event, and may be in flight already.
         for attempt in list(self._attempts):
             if attempt.abandoned is abandoned:
                 attempt.end()
 
     def _given_up(self, error: TransientError) -> IntentGenerationError:
-        """Return the error of a call whose tries are spent."""
+        """Return the error of a call that has used up its tries."""
         if not self._has_connected:
             return ProviderError(f"{error}: {self.absent}")
         if error.remedy:
@@ -3662,7 +3673,7 @@ class Transport:
         seconds: float,
         abandoned: threading.Event,
     ) -> Response:
-        """Return the response to one request; raise for anything less than a complete one."""
+        """Return the complete response to one request; raise for anything less."""
         import http.client
         import urllib.request
 
@@ -3684,7 +3695,7 @@ class Transport:
                     raise IntentGenerationError(INTERRUPTED) from error
                 raise self._failure(error, attempt, has_begun=response is not None) from error
             except (ValueError, TypeError, AttributeError):
-                # urllib knows no way there; its text may hold a proxy's password.
+                # urllib cannot use the proxy; its own text may hold the password.
                 raise ProviderError(PROXY_USELESS) from None
             finally:
                 self._attempts.discard(attempt)
@@ -3694,7 +3705,8 @@ class Transport:
         """Return the response to a request once its headers are there."""
         import urllib.request
 
-        # No handler for redirects, which could carry the key to another server, nor for statuses.
+        # Redirects have no handler, since they could carry the key to another server. Statuses have
+        # none either, so that all of them come back as responses.
         opener = urllib.request.OpenerDirector()
         opener.add_handler(urllib.request.ProxyHandler(self._proxies))
         connection = functools.partial(connection_class(), attempt, self._secure)
@@ -3704,7 +3716,7 @@ class Transport:
     def _complete(self, response: Any, attempt: Attempt) -> Response:
         """Read a response to its end."""
         body = response.read(ANSWER_BYTES + 1)
-        # A body of unknown length ends where the connection does, and who ended that?
+        # A body of unknown length ends with the connection, which this attempt may have ended.
         if attempt.is_ended:
             raise TimeoutError
         if len(body) > ANSWER_BYTES:
@@ -3712,8 +3724,8 @@ class Transport:
         if response.status == 407:
             raise ProviderError("the proxy wants a user and password: correct those in HTTP_PROXY")
         reply = json_object(body)
-        # What Content-Length promised may be missing; without it, and without chunks, the body ends
-        # where the connection does, and only its content tells whether it is whole.
+        # A body may be shorter than its Content-Length. Without that, and without chunks, it ends
+        # with the connection, and only its content shows whether it is complete.
         is_short = bool(response.length)
         is_open_ended = response.length is None and not response.chunked
         if is_short or (is_open_ended and response.status == 200 and reply is None):
@@ -3727,14 +3739,13 @@ class Transport:
         import http.client
         import socket
 
-        # urllib wraps what failed before the response; socket.timeout is a TimeoutError from 3.10
-        # on.
+        # urllib wraps an error before the response. From 3.10 on socket.timeout is TimeoutError.
         cause = getattr(error, "reason", None)
         if isinstance(cause, OSError):
             error = cause
         url = self.address.url
         if isinstance(error, http.client.InvalidURL):
-            # Of a proxy's address that lacks the host, urllib takes the password for the port.
+            # If a proxy's address lacks the host, urllib takes the password for the port.
             return ProviderError(PROXY_USELESS)
         if is_tls_error(error, "SSLCertVerificationError"):
             reason = getattr(error, "verify_message", "")
@@ -3743,7 +3754,7 @@ class Transport:
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
-            # Where a proxy refuses the tunnel, these are its own words.
+            # If a proxy refuses the tunnel, these are its own words.
             reason = self._secrets.quote(describe_error(error)) or "the reason is withheld"
             return TransientError(f"{url} cannot be reached ({reason})", lasting=True)
         if attempt.is_ended or isinstance(error, (TimeoutError, socket.timeout)):
@@ -3760,21 +3771,21 @@ class Transport:
 
 def is_tls_error(error: Exception, *names: str) -> bool:
     """Return whether an error is of one of these classes of the module ssl."""
-    # A Python that was built without TLS has no such module, and no such errors. In any other it is
-    # there by now: http.client imports it.
+    # A Python without TLS has no such module, and no such errors. Otherwise http.client has
+    # imported it by now.
     module = sys.modules.get("ssl")
     return any(isinstance(error, getattr(module, name)) for name in names if module)
 
 
 def is_tls_refusal(error: Exception) -> bool:
     """Return whether an error during the TLS handshake says that the server speaks no TLS."""
-    # Such a server answers nonsense; one that ends the handshake may just be ending itself.
+    # Such a server answers with something else. One that ends the handshake may be shutting down.
     is_end = is_tls_error(error, "SSLEOFError", "SSLZeroReturnError")
     return is_tls_error(error, "SSLError") and not is_end
 
 
 def json_object(body: Union[bytes, str]) -> Reply:
-    """Return the JSON object in a body, or None where there is none."""
+    """Return the JSON object in a body, or None if there is none."""
     try:
         value = json.loads(body, parse_int=short_integer)
     except (ValueError, RecursionError):
@@ -3783,8 +3794,8 @@ def json_object(body: Union[bytes, str]) -> Reply:
 
 
 def short_integer(digits: str) -> int:
-    """Return the integer that digits stand for, cut to as many as a count may have."""
-    # Python itself has a limit since 3.9.14 only, and takes quadratic time.
+    """Return the integer that the first INTEGER_DIGITS digits stand for."""
+    # Conversion takes quadratic time, and Python has a limit of its own only since 3.9.14.
     return int(digits[:INTEGER_DIGITS])
 
 
@@ -3805,26 +3816,26 @@ def parse_retry_after(value: str) -> float:
 
 DEFAULT_NUM_CTX = 8192  # tokens
 ANSWER_TOKENS = 256  # a sentence needs some 40
-# For models that think before they answer, whatever they are told.
+# For models that think before they answer although they are asked not to.
 THINKING_TOKENS = (2048, 8192)
-# In a row, after which no call gets more tokens: the model comes to no end.
+# After so many in a row no call gets more tokens: the model does not stop thinking.
 VAIN_RAISES = 3
-# An estimate; most code has more bytes in a token, which leaves room.
+# An estimate, and on the safe side: most code has more.
 BYTES_PER_TOKEN = 3
 CHECK_SECONDS = 5.0
 # Ollama stops a model that gives the same token more than 30 times, and gives no reason.
 REPETITIONS = 20
 LONGEST_REPEATED = 40  # characters
 
-# What a request holds besides the question, until a server refuses one of them.
+# Fields of a request that a server may refuse, and that can be changed or left out.
 Fields = Mapping[str, object]
 
 
-# What is asked, answered and refused
+# Questions, answers and refusals
 
 
 class Question(NamedTuple):
-    """The parts of a request: `tokens` bounds the answer, a server may refuse `fields`."""
+    """The contents of a request; `tokens` is the most that the answer may have."""
 
     prompt: str
     tokens: int
@@ -3832,10 +3843,10 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a server gives for the model's answer, unchecked: `text` and `thought` are to be texts.
+    """The parts of a model's answer as the server sent them, of any type.
 
-    `reason` is "stop" if the model came to its end, "length" if it had no tokens left, any other
-    word if something else ended it, and empty if the server does not say.
+    `reason` says why it ended: "stop" if the model was done, "length" if it had no tokens left, any
+    other word for another reason, and nothing if the server does not say.
     """
 
     text: object
@@ -3845,7 +3856,7 @@ class Answer(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What a server says is wrong, in its own words: not yet fit to be shown, and any empty."""
+    """What a server says is wrong, in its own words, which may be empty and may hold a secret."""
 
     status: int
     text: str = ""
@@ -3854,16 +3865,16 @@ class Problem(NamedTuple):
     param: str = ""
 
     def all_words(self) -> str:
-        """Return everything that can distinguish one problem from another."""
+        """Return all the words in which to look for patterns."""
         return " ".join(filter(None, (self.kind, self.code, self.text)))
 
 
 class Refusal(NamedTuple):
-    """A row of the table of what servers mean by their refusals; the first that fits counts.
+    """A row in the table of what a server's refusals mean; the first row that fits is used.
 
-    It fits a problem if `statuses` matches its whole status and `pattern` is found in its words.
-    `message` may hold {said}, {status}, {model} and {key_name}. A TransientError is `lasting` or
-    not, and `remedy` is what to do if all its tries fail.
+    It fits a problem if `statuses` matches the whole status and `pattern` is found in the words.
+    `message` may hold {said}, {status}, {model} and {key_name}. `lasting` and `remedy` are those of
+    a TransientError.
     """
 
     statuses: str
@@ -3874,7 +3885,7 @@ class Refusal(NamedTuple):
     remedy: str = ""
 
     def fits(self, problem: Problem) -> bool:
-        """Return whether a problem is of this kind."""
+        """Return whether this row is about a problem."""
         is_status = re.fullmatch(self.statuses, str(problem.status)) is not None
         return is_status and re.search(self.pattern, problem.all_words()) is not None
 
@@ -3886,7 +3897,7 @@ REDIRECTED = Refusal(
 NOT_ALLOWED = Refusal(
     "401|403", "", ProviderError, "not allowed ({said}): check {key_name} and the provider URL"
 )
-# The rows of every provider, after its own.
+# These follow the rows of every provider.
 COMMON_REFUSALS = (
     REDIRECTED,
     NOT_ALLOWED,
@@ -3900,7 +3911,7 @@ COMMON_REFUSALS = (
 
 
 class FieldError(IntentGenerationError):
-    """The server refuses a field of the request; `fields` are to be sent instead."""
+    """The server refused a field of the request; `fields` are to be sent instead."""
 
     def __init__(self, message: str, fields: Fields) -> None:
         super().__init__(message)
@@ -3912,55 +3923,59 @@ class ThinkingError(IntentGenerationError):
 
 
 class AnswerBudget:
-    """How many tokens an answer may take, for all calls of a client.
+    """The number of tokens that an answer may have, for all calls of a client.
 
-    A model that thinks, whatever it is told, can spend them all before it comes to its answer. Such
-    a call is made again with more, and what helped one call is given to those that follow. A model
-    that does not think is never given more.
+    A model that thinks although it is asked not to can spend them all before its answer. Such a
+    call is made again with more tokens, and if that helps, later calls get as many. A model that
+    does not think never gets more.
     """
 
     def __init__(self) -> None:
         self.tokens = ANSWER_TOKENS
         self._vain = 0
-        self._is_told = False
+        self._is_reported = False
         self._lock = threading.Lock()
 
     def raised(self, tokens: int, room: int) -> Optional[int]:
-        """Return more tokens for a call to which `tokens` were too few, or None; at most `room`."""
+        """Return more tokens, at most `room`, for a call that `tokens` did not suffice, or None."""
         with self._lock:
-            # A step that the room cuts short is worth a try too, as long as it is more.
+            # A step that the room cuts short is worth a try too, if it is still more.
             larger = [step for step in THINKING_TOKENS if min(step, room) > tokens]
             if not larger or self._vain >= VAIN_RAISES:
-                # Only a call that was given more in vain tells that more does not help.
+                # That more does not help is only known of calls that were given more.
                 self._vain += tokens > ANSWER_TOKENS
                 return None
-            if not self._is_told:
+            if not self._is_reported:
                 log(
                     "the model thinks before it answers, though told not to:"
                     " calls take longer from now on"
                 )
-                self._is_told = True
+                self._is_reported = True
             return min(larger[0], room)
 
     def keep(self, tokens: int) -> None:
-        """Give the calls that follow as many tokens as helped this one."""
+        """Give later calls as many tokens as this one, which succeeded."""
         with self._lock:
             self.tokens = max(self.tokens, tokens)
             self._vain = 0
 
 
 class ChatClient(LLMClient):
-    """What the clients of chat APIs share; a subclass knows the requests and answers of its API."""
+    """Base of the clients of chat APIs.
 
-    key_name: str  # the environment variable that holds the key, by custom
+    A subclass describes its API: by the attributes below, by `request` and `find_answer`, and if
+    need be by other methods.
+    """
+
+    key_name: str  # the environment variable that holds the key
     key_header = BEARER
-    path: str  # where the requests go
-    absent: str  # what to do if nobody listens
-    refusals: Sequence[Refusal] = ()  # what this API's servers mean, before COMMON_REFUSALS
+    path: str  # of the requests
+    absent: str  # what to do if no server listens
+    refusals: Sequence[Refusal] = ()  # used before COMMON_REFUSALS
     fields: Mapping[str, object] = {}
-    # What some of them become for a model that cannot be kept from thinking.
+    # Other values of some fields, for a model that thinks although it is asked not to.
     low_effort: Mapping[str, object] = {}
-    cuts_silently = False  # whether a server may cut a long prompt without a word
+    cuts_silently = False  # whether a server may cut a long prompt without saying so
 
     def __init__(
         self,
@@ -3972,7 +3987,7 @@ class ChatClient(LLMClient):
         api_key: str = "",
         wait: Optional[Callable[[float], object]] = None,
     ) -> None:
-        """Take the address (as `parse_provider_url`), seconds a try may last, tokens of context.
+        """Take the address (see `parse_provider_url`), the seconds of a try, the tokens of context.
 
         `wait(seconds)` passes the time between tries; by default it ends early on `close`.
         """
@@ -3997,10 +4012,10 @@ class ChatClient(LLMClient):
         return self.ask(intent_prompt(code), functools.partial(clean_answer, code=code))
 
     def ask(self, prompt: str, read: Callable[[str], str]) -> str:
-        """Return what `read` makes of the text with which the model answers a prompt.
+        """Ask the model any question, and return what `read` returns for the text of its answer.
 
-        `read` returns a text to be shown, or raises IntentGenerationError if the model's is no
-        answer to this question. Other errors are those of `generate_intent`.
+        `read` returns text that may be shown, or raises IntentGenerationError if the answer is of
+        no use. The other errors are those of `generate_intent`.
         """
         abandoned = self._transport.abandoned
         size = prompt_tokens(prompt)
@@ -4009,10 +4024,9 @@ class ChatClient(LLMClient):
                 f"the prompt has about {size} tokens, the context {self.num_ctx}: raise num_ctx"
             )
         room = self.num_ctx - size
-        # What helped another call may be more than this prompt leaves room for.
+        # The tokens that helped another call may be more than this prompt leaves room for.
         tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
-        # Every other round has fewer fields to refuse or more tokens to think with, and both run
-        # out.
+        # It ends, since fields can be replaced and tokens be raised only a few times.
         while True:
             question = Question(prompt, tokens, self._fields)
             try:
@@ -4039,12 +4053,12 @@ class ChatClient(LLMClient):
 
     @abstractmethod
     def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
-        """Return the answer that the reply of a status 200 holds, or None."""
+        """Return the answer in a reply with status 200, or None if there is none."""
 
     def find_problem(self, response: Response) -> Optional[Problem]:
-        """Return the problem that a response stands for, or None if it should hold an answer."""
+        """Return the problem that a response reports, or None if it should hold an answer."""
         reply = response.reply or {}
-        # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
+        # It is an object or a text: the reply, or in it under "error" or "detail", or in a choice.
         error = reply.get("error") or first_choice(reply).get("error")
         if reply.get("object") == "error":
             error = reply
@@ -4054,7 +4068,7 @@ class ChatClient(LLMClient):
         if not isinstance(error, dict):
             return Problem(response.status, text_of(error))
         code = text_of(error.get("code"))
-        # Some answer 200 for a model that failed after its first words, with the status as code.
+        # If a model fails after its first words, some answer 200 with the status as the code.
         is_status = response.status == 200 and re.fullmatch("[45][0-9][0-9]", code)
         return Problem(
             status=int(code) if is_status else response.status,
@@ -4065,10 +4079,10 @@ class ChatClient(LLMClient):
         )
 
     def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
-        """Return the fields to send instead if one that was sent is the problem, else None."""
+        """Return the fields to send instead, if one of those sent is the problem, or None."""
 
     def refusal(self, response: Response, problem: Problem) -> IntentGenerationError:
-        """Return the error that a problem means, by the first row that fits it."""
+        """Return the error for a problem, by the first row that fits."""
         row = next(row for row in (*self.refusals, *COMMON_REFUSALS) if row.fits(problem))
         message = row.message.format(
             said=response.quote(problem.text),
@@ -4084,7 +4098,7 @@ class ChatClient(LLMClient):
     def check_error(
         self, response: Response, problem: Problem, is_wrong_model: bool = False
     ) -> IntentGenerationError:
-        """Return the error of a check: a ProviderError only if the server's no is definite."""
+        """Return the error for `check`; a ProviderError only if the key or model is wrong."""
         error = self.refusal(response, problem)
         is_no = is_wrong_model or response.status in (401, 403)
         return error if is_no else IntentGenerationError(str(error))
@@ -4101,7 +4115,7 @@ class ChatClient(LLMClient):
         return self._transport.call(self.path, self.request(question), read_response, abandoned)
 
     def _answer_text(self, response: Response, question: Question) -> str:
-        """Return the text of a complete answer; raise for anything else that a server may send."""
+        """Return the text of a complete answer; raise for everything else that a server sends."""
         problem = self.find_problem(response)
         if problem is not None:
             fields = self.other_fields(problem, question.fields)
@@ -4121,23 +4135,23 @@ class ChatClient(LLMClient):
         return text
 
     def _replace_fields(self, refused: Fields, fields: Fields) -> None:
-        # Where another call did so meanwhile, the refusal is of fields that are no longer sent.
+        # Not if another call did so meanwhile: these fields are no longer sent.
         if self._fields is refused:
             self._fields = fields
 
     def _lower_effort(self) -> None:
-        # Once: a server that refuses it gets back what it takes.
+        # Only once: if the server refuses it, the other fields come back for good.
         if not self._has_low_effort:
             self._has_low_effort = True
-            # Only what is still sent: a server that refused a field is not asked again.
+            # Only fields that are still sent, not those that the server refused.
             self._fields = {
                 name: self.low_effort.get(name, value) for name, value in self._fields.items()
             }
 
 
 def prompt_tokens(prompt: str) -> int:
-    """Return an estimate, rather too high, of the tokens that a prompt takes."""
-    # Code can hold lone surrogates, which JSON sends as escapes.
+    """Return an estimate of the tokens in a prompt, which is rather too high than too low."""
+    # Code may hold lone surrogates, which JSON sends as escapes.
     encoded = prompt.encode("utf-8", "surrogatepass")
     return len(encoded) // BYTES_PER_TOKEN
 
@@ -4148,22 +4162,22 @@ def chat_messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-# What a server sends
+# Answers and errors
 
 
 def length_error(answer: Answer, tokens: int) -> IntentGenerationError:
-    """Return the error of an answer that took all its tokens, thinking or answering."""
+    """Return the error for an answer that used up its tokens, with a thought or with words."""
     text = answer.text if isinstance(answer.text, str) else ""
-    # A thought that has no field of its own stands in the text, cut off in its midst.
+    # A thought may be in the text instead, without an end.
     if answer.thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
         return ThinkingError(f"the model was still thinking after {tokens} tokens")
     return IntentGenerationError(f"the answer is longer than {tokens} tokens")
 
 
 def ended_text(response: Response, answer: Answer) -> str:
-    """Return the text of an answer that ended for a reason, which some servers leave out.
+    """Return the text of an answer that is not known to have ended for any reason but "stop".
 
-    Raises IntentGenerationError for any reason but the end of the answer, and without text.
+    Raises IntentGenerationError for any other reason, and if there is no text.
     """
     text, reason = answer.text, answer.reason
     if not reason:
@@ -4172,7 +4186,7 @@ def ended_text(response: Response, answer: Answer) -> str:
         if ends_in_repetition(text):
             raise IntentGenerationError("the model was stopped because it repeated itself")
     elif reason != "stop":
-        shown = response.quote(repr(reason), instead="that is withheld")
+        shown = response.quote(repr(reason), instead="(withheld)")
         raise IntentGenerationError(f"the answer ended for the reason {shown}")
     elif not isinstance(text, str):
         raise IntentGenerationError("the answer holds no text")
@@ -4181,7 +4195,7 @@ def ended_text(response: Response, answer: Answer) -> str:
 
 def ends_in_repetition(text: str) -> bool:
     """Return whether a text ends in one and the same piece, again and again."""
-    # White space apart, in which the pieces may differ.
+    # Without white space, in which the pieces may differ.
     end = "".join(text.split())[-REPETITIONS * LONGEST_REPEATED :]
     return any(end.endswith(end[-size:] * REPETITIONS) for size in range(1, LONGEST_REPEATED + 1))
 
@@ -4218,13 +4232,13 @@ OLLAMA_REFUSALS = (
     Refusal("...", PROMPT_TOO_LONG, RefusalError, "{said}: raise num_ctx"),
     REDIRECTED,
     NOT_ALLOWED,
-    # Ollama names the model that it lacks; another server's 404 has no words that it knows.
+    # Ollama itself names the model that it lacks.
     Refusal("404|405", r"\A\Z", ProviderError, NO_OLLAMA),
     Refusal("404", "", ProviderError, "{said}: run 'ollama pull {model}' on the server"),
     Refusal("501", "", ProviderError, ANOTHER_MODEL),
     Refusal("...", NOT_FOR_CHAT, ProviderError, ANOTHER_MODEL),
     Refusal("429", "usage limit", ProviderError, "{said}: wait, or use another server"),
-    # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
+    # From the guard against repeated tokens in newer versions; the same prompt would meet it again.
     Refusal("[5-9]..", "token repeat limit", RefusalError),
     Refusal(
         "408|[5-9]..",
@@ -4258,17 +4272,16 @@ class OllamaClient(ChatClient):
         return {
             "model": self.model,
             "stream": False,
-            # An error is better than a prompt that is cut in silence.
+            # An error is better than a prompt that is silently cut.
             "truncate": False,
-            # A server unloads a model after five minutes, which a restart or a long answer may
-            # take.
+            # The default, five minutes, may pass during a restart or a long answer.
             "keep_alive": "30m",
             **question.fields,
             "messages": chat_messages(question.prompt),
             "options": {
                 "temperature": 0,
                 "seed": 0,
-                # The same in all requests, since another one makes the server load the model anew.
+                # The same in all requests: for another one the server would reload the model.
                 "num_ctx": self.num_ctx,
                 "num_predict": question.tokens,
             },
@@ -4287,12 +4300,12 @@ class OllamaClient(ChatClient):
         )
 
     def find_problem(self, response: Response) -> Optional[Problem]:
-        """Return the problem that any status but 200 stands for; see ChatClient."""
+        """Return the problem that a status other than 200 reports; see ChatClient."""
         if response.status == 200:
             return None
         error = (response.reply or {}).get("error")
         text = error[:SERVER_CHARACTERS] if isinstance(error, str) else ""
-        # The error of Ollama's runner is passed on as a JSON text inside the JSON text.
+        # Ollama passes its runner's errors on as JSON text inside the JSON.
         inner = (json_object(text) or {}).get("error")
         if not isinstance(inner, dict):
             return Problem(response.status, text)
@@ -4301,13 +4314,12 @@ class OllamaClient(ChatClient):
         return Problem(response.status, str(inner.get("message", text)))
 
     def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
-        """Return the fields for a model that takes no effort; see ChatClient."""
-        # Only models that know levels of effort take one.
+        """Return the first fields again, if the model knows no levels of effort; see ChatClient."""
         return self.fields if sent != self.fields and "think" in problem.text else None
 
 
 def prompt_sizes(error: Mapping[str, Any]) -> str:
-    """Return what an error says of a prompt that is too long."""
+    """Return the sizes in the error of a prompt that is too long, as words."""
     tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
     if isinstance(tokens, int) and isinstance(context, int):
         return f"the prompt has {tokens} tokens, the context {context}"
@@ -4316,7 +4328,7 @@ def prompt_sizes(error: Mapping[str, Any]) -> str:
 
 # ---- OpenAI ---------------------------------------------------------------------------------
 
-V1 = re.compile("(?<!/)/v1/*$")  # the end of an address, and not a host of that name
+V1 = re.compile("(?<!/)/v1/*$")  # at the end of an address, but not as its host
 TOO_LONG = (
     "(?i)context_length_exceeded|exceed_context_size|context (?:length|size|window)"
     "|context the overflows|reduce the length"
@@ -4326,15 +4338,15 @@ WRONG_MODEL = (
     r"(?i)\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
     "|no models loaded|failed to load model"
 )
-# Many come as a 429 does that passes; only these words tell that this one stays.
+# The status is often 429, as for a limit that passes; only these words distinguish it.
 NO_CREDIT = "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
 ADD_CREDIT = "{said}: wait, add credit, or use another server"
 WRONG_SHAPE = "(?i)cannot unmarshal|type must be|parse_error|validation error"
 NO_OPENAI = "no OpenAI API answers there ({said}): check the provider URL"
-# What the words say comes before what the status says, since servers choose that differently.
+# Words come before statuses, since servers choose different statuses for the same problem.
 OPENAI_REFUSALS = (
     REDIRECTED,
-    # The same prompt, sent again, would be refused again; others need not be.
+    # Only this prompt is refused.
     Refusal(
         "[1-4]..",
         TOO_LONG,
@@ -4343,7 +4355,7 @@ OPENAI_REFUSALS = (
     ),
     Refusal("403", "(?i)moderation|flagged", RefusalError),
     NOT_ALLOWED,
-    # No request with this model, on this account or of this shape will ever be answered.
+    # No request for this account, of this model or to this path will ever be answered.
     Refusal("402", "", ProviderError, ADD_CREDIT),
     Refusal("...", NO_CREDIT, ProviderError, ADD_CREDIT),
     Refusal("[1-4]..", WRONG_MODEL, ProviderError, ANOTHER_MODEL),
@@ -4357,14 +4369,13 @@ OPENAI_REFUSALS = (
 class OpenAIClient(ChatClient):
     """Asks a server that speaks OpenAI's chat API (`POST /v1/chat/completions`).
 
-    `num_ctx` is no part of that API: it only bounds what is sent, by an estimate of its tokens.
+    `num_ctx` is not part of that API. It only limits the prompts, by an estimate of their tokens.
     """
 
     key_name = "OPENAI_API_KEY"
     path = "/v1/chat/completions"
     absent = "start it, or check the provider URL"
-    # Thinking is switched off in both ways that servers know. Only the name of `max_tokens` counts
-    # here.
+    # Thinking is switched off in both ways that servers know. Of `max_tokens` only the name counts.
     fields: Mapping[str, object] = {
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
@@ -4381,7 +4392,7 @@ class OpenAIClient(ChatClient):
         super().__init__(V1.sub("", provider_url), model, **options)
 
     def check(self) -> None:
-        """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
+        """Ask for the list of models, for which the server checks the key; see LLMClient."""
         response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
         problem = self.find_problem(response)
         if problem is not None:
@@ -4389,7 +4400,7 @@ class OpenAIClient(ChatClient):
                 log("the server is still loading the model: calls wait for it, up to a minute")
                 return
             raise self.check_error(response, problem)
-        # Only a warning, since many servers answer by any name.
+        # Only a warning, since many servers take any name.
         names = listed_models(response.reply or {})
         if names is not None and not lists_model(names, self.model):
             listed = response.quote(", ".join(sorted(names)), instead="others")
@@ -4397,20 +4408,19 @@ class OpenAIClient(ChatClient):
                 f"warning: the server does not list the model {self.model!r}"
                 f" (but {listed if names else 'none'}): it may refuse it, or answer by another"
             )
-        # No other server is known to have this path; one that fails here is none of Ollama's.
+        # Only Ollama is known to have this path.
         with contextlib.suppress(IntentGenerationError):
             version = self._transport.ask("/api/version", None, CHECK_SECONDS)
             if version.status == 200 and "version" in (version.reply or {}):
                 log(
-                    "this is an Ollama server, which cuts long prompts in silence when asked"
-                    " by /v1:"
+                    "this is an Ollama server, which silently cuts long prompts at /v1:"
                     " give its address without /v1"
                 )
 
     def request(self, question: Question) -> dict[str, object]:
         """Return the body of a request; see ChatClient."""
         fields = dict(question.fields)
-        # Never both names: a server that knows the two refuses them together.
+        # Never both names: a server that knows both refuses them together.
         cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
         fields[cap] = question.tokens
         return {
@@ -4427,7 +4437,7 @@ class OpenAIClient(ChatClient):
         if not isinstance(message, dict):
             return None
         text, reason = message.get("content"), first.get("finish_reason")
-        if text is None and reason:  # as some servers say "nothing"
+        if text is None and reason:  # some servers send null for an empty text
             text = ""
         return Answer(text, message.get("reasoning_content") or message.get("reasoning"), reason)
 
@@ -4451,30 +4461,29 @@ def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
 
 
 def lists_model(names: Collection[str], model: str) -> bool:
-    """Return whether one of the names is that of a model, in any form in which servers list it."""
-    # Ollama adds the tag, and llama-server gives the path of the file that it has loaded.
+    """Return whether a model is among the names, in any form in which servers list it."""
+    # Ollama adds the tag, and llama-server lists the path of the file that it has loaded.
     files = (re.split(r"[/\\]", name)[-1] for name in names if name.endswith(".gguf"))
     forms = {*names, *files}
     return not forms.isdisjoint((model, f"{model}:latest", f"{model}.gguf"))
 
 
 def without_refused(fields: Fields, problem: Problem) -> Optional[dict[str, object]]:
-    """Return the fields to send once a server has refused one, or None if it names none."""
-    if re.search(TOO_LONG, problem.all_words()):  # such a text names the tokens asked for
+    """Return the fields without the one that a server refuses, or None if it names none."""
+    if re.search(TOO_LONG, problem.all_words()):  # such words may name `max_tokens`
         return None
     if "max_completion_tokens" in problem.text:
         kept = {name: value for name, value in fields.items() if name != "max_tokens"}
         return kept if kept != fields else None
     for name in fields:
-        if name == "max_tokens":  # a request without a cap could be answered for ever
+        if name == "max_tokens":  # without it an answer might never end
             continue
         is_named = name == problem.param or re.search(rf"\b{name}\b", problem.text)
         is_meant = name == "reasoning_effort" and re.search("thinking|reasoning", problem.text)
         if not is_named and not is_meant:
             continue
         changed = dict(fields)
-        # Some servers know no "none"; where they know no effort at all, "low" is refused in its
-        # turn.
+        # Some servers do not know "none". Those that know no effort at all refuse "low" next.
         if changed.pop(name) == "none":
             changed[name] = "low"
         return changed

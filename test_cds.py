@@ -2631,7 +2631,7 @@ def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
 
 
 def refusing(pattern):
-    """Return what answers the nth call as the nth letter says: `.`, or its own refusal."""
+    """Return a function that answers the nth call by the nth letter: `.`, or its own refusal."""
 
     def scripted(code):
         outcome = pattern[int(code.split()[-1]) - 1]
@@ -2665,9 +2665,9 @@ def test_enricher_ends_the_calls_when_the_first_eight_are_refused_alike(
     enriched = enricher.enrich(codes(len(pattern)))
     assert asked <= len(client.asked) < asked + jobs
     reason = "the first 8 calls were refused alike: unknown field a"
-    told = f"no further calls are made: {reason}" in capsys.readouterr().err
-    assert told is (len(pattern) > asked)
-    if told:
+    is_reported = f"no further calls are made: {reason}" in capsys.readouterr().err
+    assert is_reported is (len(pattern) > asked)
+    if is_reported:
         assert enriched[-1].intent_error == f"not attempted: {reason}"
 
 
@@ -3193,7 +3193,7 @@ def test_call_ends_at_its_timeout_while_a_proxy_drips_its_reply_to_the_tunnel(mo
         assert gone.wait(5), "the socket was left open"
 
 
-def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
+def test_ollama_client_gives_up_if_a_proxy_wants_a_password(monkeypatch):
     with serving((407, b"")) as (proxy, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         with pytest.raises(cds.ProviderError, match="HTTP_PROXY"):
@@ -3358,7 +3358,7 @@ def test_ollama_client_takes_a_user_without_a_password_for_a_secret():
         pytest.param(answer(done_reason="abc"), id="reason"),
     ],
 )
-def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(response):
+def test_ollama_client_withholds_a_servers_words_if_a_secret_is_short(response):
     with serving(response) as (address, _):
         client = client_of(address, api_key="abc")
         with pytest.raises(cds.IntentGenerationError) as raised:
@@ -3381,7 +3381,7 @@ def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(respons
         pytest.param("all is\nwell", "all is well", id="none"),
     ],
 )
-def test_servers_words_are_withheld_whole_where_a_secret_stands_in_them(words, shown):
+def test_servers_words_are_withheld_whole_if_a_secret_stands_in_them(words, shown):
     secrets = cds.Secrets("abcdefgh", "abcd-12345678901234567890", "two words", "")
     assert secrets.quote(words) == shown
 
@@ -3526,7 +3526,7 @@ except RuntimeError:
 
 
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="an address space of 32 bits")
-def test_ollama_client_calls_and_times_out_where_no_thread_can_be_started():
+def test_ollama_client_calls_and_times_out_if_no_thread_can_be_started():
     with serving(answer(), silence) as (address, _):
         command = [sys.executable, "-c", WITHOUT_THREADS, address]
         done = subprocess.run(
@@ -3561,7 +3561,7 @@ def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
     assert least <= client.waits[0] <= most
 
 
-def test_ollama_client_gives_the_run_up_where_nobody_ever_listened(no_server):
+def test_ollama_client_gives_the_run_up_if_nobody_ever_listened(no_server):
     client = client_of(no_server[1])
     with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
         client.generate_intent("x")
@@ -3625,7 +3625,7 @@ def outcome_of(client):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """A certificate for loopback that nobody signed: the paths of it and of its key."""
+    """The paths of a self-signed certificate for loopback and of its key."""
     if not shutil.which("openssl"):
         pytest.skip("no openssl program")
     folder = tmp_path_factory.mktemp("tls")
@@ -3751,7 +3751,7 @@ def test_ollama_client_cuts_off_a_handshake_at_its_timeout(start):
         assert gone.wait(5), "the socket was left open"
 
 
-def test_ollama_client_tries_again_where_a_handshake_is_broken_off():
+def test_ollama_client_tries_again_if_a_handshake_is_broken_off():
     with accepting(lambda connection: connection.close()) as address:
         client = client_of(f"https://{address}")
         with pytest.raises(cds.ServerError, match="closed the connection without an answer"):
@@ -4116,7 +4116,7 @@ def test_third_provider_takes_a_class_alone(tmp_path, capsys):
         pytest.param(hang_up, cds.IntentGenerationError, "without an answer", id="hangs-up"),
     ],
 )
-def test_ollama_client_check_tells_a_no_from_no_answer(show, family, message):
+def test_ollama_client_check_distinguishes_a_no_from_no_answer(show, family, message):
     with serving(show=show) as (address, _):
         client = client_of(address, timeout=0.3)
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
@@ -4754,7 +4754,7 @@ def test_openai_client_changes_a_refused_field_once_for_the_whole_run(
     assert all(last[field] == value for field, value in full.items() if field not in changed)
 
 
-def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
+def test_openai_client_ends_if_a_field_is_refused_that_it_must_send():
     text = "Unsupported parameter: use 'max_completion_tokens' instead of max_tokens"
     with serving(openai_error(400, text, param="max_tokens")) as (address, requests):
         client = openai_client_of(address)
@@ -4841,7 +4841,7 @@ def test_openai_client_sends_no_prompt_beyond_the_context(code):
         pytest.param(silence, "odd", r"timed out after 0\.3 seconds", id="slow"),
     ],
 )
-def test_openai_client_check_tells_a_no_from_no_answer(models, family, message):
+def test_openai_client_check_distinguishes_a_no_from_no_answer(models, family, message):
     with serving(gets={"/v1/models": models}) as (address, _):
         client = openai_client_of(address, timeout=0.3)
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
@@ -4898,22 +4898,22 @@ def test_answer_without_the_fields_that_say_how_it_ended_is_taken(missing):
 def test_openai_client_check_warns_of_a_model_that_is_not_listed(capsys, listed, says):
     with serving(gets={"/v1/models": (200, listed)}) as (address, _):
         openai_client_of(address, api_key="k3y-long").check()
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == (says is not None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (says is not None)
     if says:
-        assert told[0].startswith("warning: the server does not list the model 'm' ")
-        assert says in told[0]
+        assert lines[0].startswith("warning: the server does not list the model 'm' ")
+        assert says in lines[0]
 
 
 @pytest.mark.parametrize("version", [None, (200, {"version": "0.33.0"}), (200, b"<html>"), hang_up])
-def test_openai_client_recommends_ollamas_own_api_where_it_is_there(capsys, version):
+def test_openai_client_recommends_ollamas_own_api_if_it_is_there(capsys, version):
     gets = {"/v1/models": (200, {"data": []})}
     if version:
         gets["/api/version"] = version
     with serving(gets=gets) as (address, _):
         openai_client_of(address).check()
-    is_told = "give its address without /v1" in capsys.readouterr().err
-    assert is_told is (version == (200, {"version": "0.33.0"}))
+    is_reported = "give its address without /v1" in capsys.readouterr().err
+    assert is_reported is (version == (200, {"version": "0.33.0"}))
 
 
 def test_openai_client_never_shows_its_key():
