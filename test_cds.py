@@ -10458,6 +10458,26 @@ def test_interrupt_between_analysis_and_calls_stores_the_run(tmp_path, is_reusin
     assert rows(tmp_path / "db", query) == (expected or [(0, "interrupted", 3)])
 
 
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_interrupt_during_the_calls_of_enrich_intent_prints_what_there_is(tmp_path, capsys, form):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    with contextlib.redirect_stderr(SignallingStream("progress completed=1 ")):
+        options = ("--progress-batch-size", "1", "--format", form)
+        assert run("enrich-intent", "--path", source, *LOCAL, *options) == 130
+    out = capsys.readouterr().out
+    assert out.count("Does something.") == 1 and out.count("interrupted") == 2
+
+
+@pytest.mark.parametrize("ending", [[], ["--output", "{}/out"]], ids=["stdout", "file"])
+def test_interrupt_while_intents_are_written_lets_that_end(tmp_path, capsys, ending):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    words = [word.format(tmp_path) for word in ending]
+    with contextlib.redirect_stderr(SignallingStream("progress completed=3 ")):
+        assert run("enrich-intent", "--path", source, *LOCAL, *words) == 130
+    out = capsys.readouterr().out or (tmp_path / "out").read_text()
+    assert out.count("Does something.") == 3
+
+
 @sends_interrupts
 @pytest.mark.parametrize("number", [INT, TERM, HUP], ids=str)
 def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
