@@ -4976,13 +4976,17 @@ def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
     assert codes == [start, "", TOTAL]
 
 
-def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
-    db = str(tmp_path / "db")
-    store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
-    store(db, [record(OTHER), record(OTHER, line=2), record(OTHER, kind="file")])
-    places = {cds.sort_key(record(OTHER)), cds.sort_key(record(OTHER, "b.py"))}
-    assert cds.read_codes(db, 1, places) == {cds.sort_key(record(OTHER, "b.py")): OTHER}
-    assert cds.read_codes(db, 2, places) == {cds.sort_key(record(OTHER)): OTHER}
+@pytest.mark.parametrize("form", [("--show", ""), ("--format", "html")], ids=" ".join)
+def test_code_that_is_shown_is_that_of_the_run(tmp_path, capsys, form):
+    db = tmp_path / "db"
+    for says in ("first", "second"):
+        code = f"{TOTAL}    # {says}\n"
+        files = [record(code, path, kind="file", end_line=8) for path in ("a.py", "b.py")]
+        store(db, [*files, record(code), record(code, "b.py")])
+    for run_id, shown, other in (("1", "first", "second"), ("2", "second", "first")):
+        assert run("duplicates", "--db-path", db, "--run-id", run_id, *form) == 0
+        out = capsys.readouterr().out
+        assert f"# {shown}" in out and f"# {other}" not in out and "result += row" in out
 
 
 def test_read_run_writes_nothing(tmp_path):
@@ -5204,21 +5208,16 @@ def test_intent_that_is_no_text_is_not_reused(tmp_path, capsys, column, value):
     assert err.startswith(f"cds: --db-path: {place}")
 
 
-def test_codes_of_a_row_that_changed_meanwhile_are_checked_too(tmp_path):
-    db = tmp_path / "db"
-    foreign(db, "records", "raw_code", "x'00ff'")
-    with pytest.raises(cds.PersistenceError, match="run 1: column 'raw_code' of"):
-        cds.read_codes(str(db), 1, {("a.py", 11, 13)})
-
-
-def test_definition_is_told_by_its_lines_as_by_its_tree(tmp_path):
-    records = analyzed(Path(CDS)).symbols
+def test_definition_is_known_by_its_lines_as_by_its_tree(tmp_path):
+    shortened = cds.PythonAnalyzer().shortened
+    records = cds.ModelBuilder().build(analyzed(Path(CDS)).symbols)
     assert len(records) > 500
     for one in records:
         if one.kind != "file":
-            assert cds.may_be_definition(one.normalized_code)
+            assert shortened(one) is not None
     text = "def f(x):\n    return f'''a\nb{x}'''"
-    assert cds.may_be_definition(text) and not cds.may_be_definition(f"{text}\nx = 1")
+    assert shortened(record(text, normalized_code=text))
+    assert shortened(record(text, normalized_code=f"{text}\nx = 1")) is None
 
 
 # ---- Pending --------------------------------------------------------------------------------
@@ -5242,12 +5241,9 @@ def kept(db):
 
 def keep(db, *md5sums, model="m"):
     """Leave finished calls behind, as a run that is killed does; return the side file."""
-    before = side_files(db)
-    pending = cds.PendingIntents(str(db), model)
-    for md5sum in md5sums:
-        pending.keep(md5sum, f"Intent of {md5sum}.")
-    pending.close()
-    (path,) = set(side_files(db)) - set(before)
+    path = Path(f"{db}-pending-{len(side_files(db)):016x}.jsonl")
+    fields = ({"model": model, "md5sum": one, "intent": f"Intent of {one}."} for one in md5sums)
+    path.write_text("".join(json.dumps(one) + "\n" for one in fields))
     return path
 
 
@@ -5446,13 +5442,16 @@ def changed_line(**fields):
     return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
 
 
-def test_line_that_is_right_is_taken(tmp_path):
-    for line in (
-        GOOD_LINE,
-        changed_line(intent="x" * 1000),
-        changed_line(intent="Größe  \U0001f600"),
-    ):
-        assert cds.parse_pending(line.encode()) == tuple(json.loads(line).values())
+@pytest.mark.parametrize("intent", ["Works.", "x" * 1000, "Größe  \U0001f600"])
+def test_line_of_a_finished_call_is_taken(tmp_path, intent):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    [code] = [one for one in built(source) if one.kind == "function"]
+    line = changed_line(md5sum=code.md5sum, intent=intent)
+    keep(db).write_text(line, encoding="utf-8")
+    client = FakeClient()
+    assert persist(source, db, "--reuse-intents", client=client) == 0
+    assert rows(db, "SELECT intent FROM records WHERE kind = 'function'") == [(intent,)]
+    assert client.asked == [] and side_files(db) == []
 
 
 @pytest.mark.parametrize(
@@ -10522,26 +10521,13 @@ def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
     assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [("completed",)]
 
 
-@sends_interrupts
-def test_interrupt_before_the_first_call_writes_nothing(tmp_path, good_server):
-    os.mkfifo(tmp_path / "pipe")
-    program = """if True:
-        import cds, sys
-        cds.decode_source = lambda data: open(sys.argv.pop()).read()
-        sys.exit(cds.main(sys.argv[1:-1]))"""
+def test_interrupt_before_the_first_call_writes_nothing(tmp_path, capsys):
     source = tree(tmp_path / "s", {"a.py": "x = 1"})
-    words = ("persist", "--path", source, *good_server, "--db-path", tmp_path / "db")
-    process = subprocess.Popen(
-        python_command(program, *words, tmp_path / "pipe"),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with open(tmp_path / "pipe", "w"):  # opens once the analysis waits for it
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "cds: interrupted")
-    assert "Traceback" not in err and not (tmp_path / "db").exists()
+    before = snapshot(tmp_path)
+    with contextlib.redirect_stderr(SignallingStream("search files=")) as stderr:
+        assert persist(source, tmp_path / "db") == 130
+    assert stderr.getvalue().splitlines()[-1] == "cds: interrupted"
+    assert capsys.readouterr().out == "" and snapshot(tmp_path) == before
 
 
 @sends_interrupts
@@ -10582,14 +10568,16 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
 # ---- Command line ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", *OPTIONS])
-def test_help_has_an_example_that_the_command_line_takes(command):
-    done = shell(*command.split(), "--help", env={**os.environ, "COLUMNS": "500"})
-    assert (done.returncode, done.stderr) == (0, "")
-    example = done.stdout.splitlines()[-1].split(" (")[0].split()
-    assert example[:2] == ["example:", "cds"]
-    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
-    assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
+@pytest.mark.parametrize("command", ["", *OPTIONS, "duplicates"])
+def test_help_ends_with_an_example_that_works(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.chdir(tree(tmp_path, {"src/a.py": TWICE}))
+    assert run(*command.split(), "--help") == 0
+    shown, err = capsys.readouterr()
+    example = shown.splitlines()[-1].split()
+    assert (example[:2], err) == (["example:", "cds"], "")
+    assert run(*example[2:]) == 0
+    assert command or all(f"\n    {name}" in shown for name in (*OPTIONS, "duplicates"))
 
 
 def helps_of(command, capsys):
