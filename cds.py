@@ -4880,8 +4880,6 @@ def read_codes(
         codes = {}
         for path, start, end, code in connection.execute(SELECT_CODES, (run_id,)):
             if (path, start, end) in places:
-                if not isinstance(code, str):
-                    raise invalid_value(db_path, run_id, "records", "raw_code", code)
                 codes[path, start, end] = code
         return codes
 
