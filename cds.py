@@ -43,10 +43,10 @@ From code:
 Caveats: what it finds are candidates for a person to review, not proof. The md5sums of one piece of
 code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differently.
 
-Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Search, Analysis,
-Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Evidence, Fragments, Similarity,
-Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files, Commands, Command line. A call
-goes to a room above or within its own.
+Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
+Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
+Fragments, Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files,
+Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -176,6 +176,15 @@ EXIT_FATAL = 1
 EXIT_USAGE = 2
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+# What asks a command to stop, as far as this system has it.
+STOP_SIGNALS = [
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if name in signal.Signals.__members__
+]
+
+# The whole error of a call to a model that was abandoned, or not made, on a signal.
+INTERRUPTED = "interrupted"
 
 
 class CdsError(Exception):
@@ -721,6 +730,55 @@ class Progress:
         log(line if seconds is None else f"{line} eta_seconds={seconds}")
 
 
+# ---- Globs ----------------------------------------------------------------------------------
+
+
+def path_matches(file_path: str, pattern: str) -> bool:
+    """Return whether a glob pattern matches a path or a directory that it is in."""
+    names = file_path.split("/")
+    wanted = pattern_names(pattern)
+    depths = range(1, len(names) + 1)
+    return any(glob_matches(names[:depth], wanted) for depth in depths)
+
+
+def is_below(file_path: str, path: str) -> bool:
+    """Return whether a path is that of a file, or of a directory around it."""
+    return path == "." or f"{file_path}/".startswith(f"{path}/")
+
+
+def pattern_names(pattern: str) -> list[str]:
+    """Return the names that a glob pattern consists of, from the root on."""
+    path = pattern.replace(os.sep, "/").rstrip("/")
+    if "/" not in path:
+        return ["**", path]
+    return path.lstrip("/").split("/")
+
+
+def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the names of a path match those of a pattern, `**` any number of them."""
+    # `reached` holds the positions in the pattern that the names so far can lead to. There are
+    # never more than the pattern is long, however many `**` it has: no search tree grows.
+    reached = behind_stars(pattern, {0})
+    for name in names:
+        after = set()
+        for position in reached - {len(pattern)}:
+            if pattern[position] == "**":
+                after.add(position)
+            elif fnmatch.fnmatchcase(name, pattern[position]):
+                after.add(position + 1)
+        reached = behind_stars(pattern, after)
+    return len(pattern) in reached
+
+
+def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
+    """Return positions in a pattern and those that follow where a `**` matches no name."""
+    reached = set(positions)
+    for position, name in enumerate(pattern):
+        if name == "**" and position in reached:
+            reached.add(position + 1)
+    return reached
+
+
 # ---- Search ---------------------------------------------------------------------------------
 
 GIT_SECONDS = 60.0  # for all questions of one search together
@@ -741,6 +799,7 @@ GIT_ENVIRONMENT = {
     "GIT_DISCOVERY_ACROSS_FILESYSTEM": "1",
     "LC_ALL": "C",
 }
+LIST_IGNORED = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
 BARE_LAYOUT = ("HEAD", "objects", "refs")
 PROJECT_FILES = ("pyproject.toml", "setup.py")
 BUILD_DIRECTORIES = ("build", "dist")
@@ -792,14 +851,15 @@ def find_sources(
 
 
 class Entry(NamedTuple):
-    """A file or directory below the root: its path there, with `/`, and the work tree it is in.
+    """A file or directory below the root: its path there, with `/`.
 
-    `unread` is the suffix of a file that is only counted, and otherwise empty.
+    `ignored` are the paths that git ignores in its work tree. `unread` is the suffix of a file that
+    is only counted, and otherwise empty.
     """
 
     path: str
     is_directory: bool
-    work_tree: "Optional[WorkTree]"
+    ignored: Collection[str]
     unread: str = ""
 
 
@@ -824,17 +884,12 @@ class Finder:
     def find(self) -> Search:
         """Search the directory and those below it."""
         found = self.found
-        # Level by level, so that git is asked once about all paths of a level.
-        around = enclosing_work_tree(self.git, self.root)
-        level = [Entry("", True, around)]
-        while level:
-            listed: list[Entry] = []
-            for directory in level:
-                listed += self._list(directory)
-            level = []
-            for entry in self._without_ignored(listed):
+        ignored = ignored_around(self.git, self.root)
+        directories = collections.deque([Entry("", True, ignored)])
+        while directories:
+            for entry in self._list(directories.popleft()):
                 if entry.is_directory:
-                    level.append(entry)
+                    directories.append(entry)
                 elif entry.unread:
                     found.skipped[entry.unread] += 1
                 else:
@@ -851,7 +906,7 @@ class Finder:
         return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
-        """Return what a directory holds, without what is skipped by any rule but git's."""
+        """Return what a directory holds, without what is skipped."""
         path = os.path.join(self.root, directory.path)
         try:
             with os.scandir(path) as listing:
@@ -865,7 +920,7 @@ class Finder:
     def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
         names = {item.name for item in items}
         is_project = not names.isdisjoint(PROJECT_FILES)
-        work_tree = self._work_tree(directory, names)
+        ignored = self._ignored(directory, names)
         entries = []
         for item in items:
             is_directory = item.is_dir(follow_symlinks=False)
@@ -876,8 +931,10 @@ class Finder:
             reason = skip_reason(item, is_project)
             if self._is_excluded(path):
                 reason = "excluded"
+            if not reason and path in ignored:
+                reason = "ignored by git"
             if not reason:
-                entries.append(Entry(path, is_directory, work_tree, unread))
+                entries.append(Entry(path, is_directory, ignored, unread))
             elif not unread:
                 self.found.skipped[reason] += 1
         return entries
@@ -889,12 +946,12 @@ class Finder:
             return ""
         return next((suffix for suffix in self.unread if name.endswith(suffix)), None)
 
-    def _work_tree(self, directory: Entry, names: Collection[str]) -> "Optional[WorkTree]":
-        """Return the work tree that a directory with such names in it belongs to."""
+    def _ignored(self, directory: Entry, names: Collection[str]) -> Collection[str]:
+        """Return what git ignores in the work tree that a directory with such names belongs to."""
         if ".git" not in names or not directory.path:
-            return directory.work_tree
+            return directory.ignored
         top = os.path.join(self.root, directory.path)
-        return WorkTree(self.git, top, below=f"{directory.path}/")
+        return ignored_paths(self.git, top, below=f"{directory.path}/")
 
     def _is_excluded(self, path: str) -> bool:
         names = path.split("/")
@@ -905,23 +962,6 @@ class Finder:
                 self.matched.add(pattern)
                 is_excluded = True
         return is_excluded
-
-    def _without_ignored(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the entries that git does not ignore, and count the others."""
-        paths = collections.defaultdict(list)
-        for entry in entries:
-            paths[entry.work_tree].append(entry.path)
-        ignored: set[str] = set()
-        for work_tree, inside in paths.items():
-            if work_tree is not None:
-                ignored |= work_tree.ignored(inside)
-        kept = []
-        for entry in entries:
-            if entry.path not in ignored:
-                kept.append(entry)
-            elif not entry.unread:
-                self.found.skipped["ignored by git"] += 1
-        return kept
 
 
 def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
@@ -955,39 +995,6 @@ def is_virtual_environment(directory: str) -> bool:
         return False
     pairs = [line.partition("=") for line in text.split("\n")]
     return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
-
-
-def pattern_names(pattern: str) -> list[str]:
-    """Return the names that a glob pattern consists of, from the root on."""
-    path = pattern.replace(os.sep, "/").rstrip("/")
-    if "/" not in path:
-        return ["**", path]
-    return path.lstrip("/").split("/")
-
-
-def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether the names of a path match those of a pattern, `**` any number of them."""
-    # `reached` holds the positions in the pattern that the names so far can lead to. There are
-    # never more than the pattern is long, however many `**` it has: no search tree grows.
-    reached = behind_stars(pattern, {0})
-    for name in names:
-        after = set()
-        for position in reached - {len(pattern)}:
-            if pattern[position] == "**":
-                after.add(position)
-            elif fnmatch.fnmatchcase(name, pattern[position]):
-                after.add(position + 1)
-        reached = behind_stars(pattern, after)
-    return len(pattern) in reached
-
-
-def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
-    """Return positions in a pattern and those that follow where a `**` matches no name."""
-    reached = set(positions)
-    for position, name in enumerate(pattern):
-        if name == "**" and position in reached:
-            reached.add(position + 1)
-    return reached
 
 
 # What git ignores. Only `git ls-files` and `git check-ignore` are run, and only where they can
@@ -1060,62 +1067,27 @@ class Git:
         return [f"files that git ignores in {places} are not skipped: git: {reason}"]
 
 
-class WorkTree:
-    """A git work tree, and which paths in it git ignores.
+def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> Collection[str]:
+    """Return what git ignores in a work tree, or nothing if it refuses to say, which is noted.
 
-    It stands at `below`, below the searched root, or around the root, which is at `inside` in it.
-    Either is empty or ends in a slash; all paths given and returned are those below the root.
+    The work tree stands at `below`, below the searched root, or around the root, which is at
+    `inside` in it. Either is empty or ends in a slash; the paths are those below the root.
     """
-
-    def __init__(self, git: Git, top: str, *, below: str = "", inside: str = "") -> None:
-        self.git = git
-        self.top = os.path.realpath(top)
-        self.below = below
-        self.inside = inside
-        self.has_refused = False
-        self.tracked: set[str] = set()
-        pathspec = f":(literal){inside or '.'}"
-        for path in self._ask("ls-files", "-z", "--cached", "--", pathspec):
-            # A directory that holds what is tracked is not ignored as a whole.
-            while path and path not in self.tracked:
-                self.tracked.add(path)
-                path = path.rpartition("/")[0]
-
-    def ignored(self, paths: Iterable[str]) -> set[str]:
-        """Return those paths below the searched root that git ignores."""
-        start = len(self.below)
-        inner = {self.inside + path[start:]: path for path in paths}
-        unknown = [path for path in inner if path not in self.tracked]
-        if not unknown:
-            return set()
-        # `--no-index`, or git compares every path with every tracked one. `-v`, since git before
-        # 2.26 lists, without saying so, what a pattern with `!` takes back.
-        answers = self._ask("check-ignore", "-z", "-v", "--no-index", "--stdin", paths=unknown)
-        # An answer is four fields: the file of the pattern, its line, the pattern, and the path.
-        matches = zip(answers[2::4], answers[3::4])
-        ignored = set()
-        for pattern, path in matches:
-            if not pattern.startswith("!"):
-                ignored.add(inner[path.removeprefix("./")])
-        return ignored
-
-    def ignores_root(self) -> bool:
-        """Return whether all of the root is ignored."""
-        if not self.inside or self.tracked:
-            return False
-        return self.ignored([""]) != set()
-
-    def _ask(self, *words: str, paths: Iterable[str] = ()) -> list[str]:
-        """Return git's answers, or none from the first refusal on."""
-        if self.has_refused:
-            return []
-        try:
-            refuse_bare_layout(self.top)
-            return self.git.ask(self.top, *words, paths=paths)
-        except GitRefusalError as error:
-            self.has_refused = True
-            self.git.refusals.append((self.top, str(error)))
-            return []
+    top = os.path.realpath(top)
+    try:
+        refuse_bare_layout(top)
+        # What is ignored as a whole was named by its owner all the same.
+        if inside and git.ask(top, "check-ignore", "-z", "--stdin", paths=[inside]):
+            return ()
+        listed = git.ask(top, *LIST_IGNORED, "--", f":(literal){inside or '.'}")
+    except GitRefusalError as error:
+        git.refusals.append((top, str(error)))
+        return ()
+    # A directory ends in a slash. One that holds nothing but what is ignored is listed beside that,
+    # though no rule need name it.
+    holders = {path[: path.rstrip("/").rfind("/") + 1] for path in listed}
+    start = len(inside)
+    return {below + path[start:].rstrip("/") for path in listed if path not in holders}
 
 
 def refuse_bare_layout(directory: str) -> None:
@@ -1126,21 +1098,19 @@ def refuse_bare_layout(directory: str) -> None:
         raise GitRefusalError("it looks like a bare repository")
 
 
-def enclosing_work_tree(git: Git, root: str) -> Optional[WorkTree]:
-    """Return the work tree that a directory is, or is in."""
+def ignored_around(git: Git, root: str) -> Collection[str]:
+    """Return what git ignores below a directory that is a work tree, or is in one."""
     top = real_root = os.path.realpath(root)
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
-            return None
+            return ()
         top = parent
     inside = ""
     if top != real_root:
         path = os.path.relpath(real_root, top)
         inside = path.replace(os.sep, "/") + "/"
-    work_tree = WorkTree(git, top, inside=inside)
-    # What is ignored as a whole was named by its owner all the same.
-    return None if work_tree.ignores_root() else work_tree
+    return ignored_paths(git, top, inside=inside)
 
 
 def find_program(name: str) -> Optional[str]:
@@ -1191,6 +1161,13 @@ class Analyzer(ABC):
     def facts(self, records: Sequence[Record]) -> list[Facts]:
         """Return the facts of records, in their order, from their code; they come by files."""
 
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition without the raw code that `facts` does not need.
+
+        Return None if its normalized code is none that this analyzer gives a definition.
+        """
+        return record
+
 
 class PythonAnalyzer(Analyzer):
     """Finds the files, classes, functions and methods of Python source.
@@ -1207,6 +1184,12 @@ class PythonAnalyzer(Analyzer):
         """Return the facts of stored records; see Analyzer."""
         with parsing_quietly():
             return list(facts_of_run(records, self.workers))
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return a stored definition with its raw code up to its docstring's end; see Analyzer."""
+        if not may_be_definition(record.normalized_code):
+            return None
+        return record._replace(raw_code=code_head(record.raw_code, record.signature))
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
@@ -1251,6 +1234,11 @@ class AnalyzerBySuffix(Analyzer):
             for number, one in zip(own, found):
                 facts[number] = one
         return facts
+
+    def shortened(self, record: Record) -> Optional[Record]:
+        """Return what the analyzer of the record's file gives; see Analyzer."""
+        readers = (one for one in self.analyzers if self._reads(one, record.file_path))
+        return next(readers).shortened(record)
 
     def _reads(self, analyzer: Analyzer, file_path: str) -> bool:
         path = file_path.lower()
@@ -2313,11 +2301,6 @@ BATCH_CHARACTERS = 1 << 18
 BATCHES_A_WORKER = 2  # fewer do not pay for the start of a process
 SHARES_A_WORKER = 4  # of what is left: small last tasks let all workers end together
 MOST_WORKERS = 61  # Windows waits for no more processes at once
-STOP_SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if name in signal.Signals.__members__
-]
 SAFE_PATH = "PYTHONSAFEPATH"
 HARMLESS_BYTES = 1 << 20
 # So many levels of any kind fit into 1 MiB of stack. Windows gives 2, other systems 8.
@@ -2708,13 +2691,11 @@ class ModelBuilder:
 # ---- Enrichment -----------------------------------------------------------------------------
 
 INTENT_CHARACTERS = 1000
-ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # are looked at; marks go
+ANSWER_CHARACTERS = 4 * INTENT_CHARACTERS  # that are looked at, before marks are removed
 ERROR_CHARACTERS = 500
-SERVER_ERRORS_IN_A_ROW = 5  # after as many the run is given up
-REFUSALS_AT_FIRST = 8  # alike: after as many of the first calls too
-# How often a wait for answers is left, to draw and to look for a signal.
-TICK_SECONDS = 0.2
-INTERRUPTED = "interrupted"
+SERVER_ERRORS_IN_A_ROW = 5  # end a run
+REFUSALS_AT_FIRST = 8  # end it too, if all are the same and no call before was answered
+TICK_SECONDS = 0.2  # how often progress is drawn, and a signal looked for, during a wait
 NO_TASK = ("", "")  # ends a worker thread
 INTENT_RULES = """\
 Describe a piece of Python code in one sentence of at most 20 words, in this form: the operation as
@@ -2727,7 +2708,7 @@ given day.
 - Answer with the sentence alone, as plain text.
 """
 INTENT_QUESTION = "What does the code above do? Answer with one sentence in that form."
-# What opens a thought in the text of an answer, and what closes it, as models were taught.
+# What opens and closes a thought in the text of an answer, by family of models.
 THOUGHTS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -2741,12 +2722,12 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
 )
 THOUGHT_OPENINGS = tuple(opening for opening, _ in THOUGHTS)
-# What the template of a conversation puts between its turns, with the role that may follow.
+# A mark that the template of a conversation puts between turns, with the role that may follow.
 TEMPLATE_MARK = re.compile(
     r"(?:<[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|</?(?:s|answer|bos|eos)>|<(?:start|end)_of_turn>"
     r"|<\|?turn\|?>|\[/?INST\])(?:(?:assistant|model)(?=[\n<]))?"
 )
-# Not where a sentence names such a mark.
+# Such a mark, unless a sentence mentions it.
 TURN_END = re.compile(
     rf"(?<![\w,;:] )(?<![`'\"(]){TEMPLATE_MARK.pattern}|{TEMPLATE_MARK.pattern}\Z"
 )
@@ -2754,7 +2735,7 @@ FENCE = re.compile("`{3,}|~{3,}")
 LEADING_MARK = re.compile(r"\A(?:[-*+>]|#{1,6}|\d+[.)])\s+")
 STRONG_OR_CODE = re.compile(r"(?<!\w)\*\*([^*\s](?:[^*]*[^*\s])?)\*\*(?!\w)|`([^`]+)`")
 NAME_OR_WORD = re.compile(r"\w+")
-# A string of Python, or the start of one that does not end.
+# A string literal of Python, or the start of one that does not end.
 STRING_LITERAL = re.compile(
     r'"{3}(?:[^\\]|\\.)*?(?:"{3}|\Z)'
     r"|'{3}(?:[^\\]|\\.)*?(?:'{3}|\Z)"
@@ -2762,9 +2743,9 @@ STRING_LITERAL = re.compile(
     r"|'(?:[^'\\\n]|\\.)*'?",
     re.DOTALL,
 )
-REPEATED_WORDS = 6  # in a row; fewer may be anybody's
+REPEATED_WORDS = 6  # in a row; fewer may be a coincidence
 REPEATED = "the answer repeats the question"
-# The mark that closes what another opens.
+# By the mark that opens a quotation or emphasis, the mark that closes it.
 QUOTES = {
     '"': '"',
     "'": "'",
@@ -2776,43 +2757,47 @@ QUOTES = {
 }
 
 
-# What is asked, and what came of it
+# Questions and their outcomes
 
 
 def intent_prompt(code: str) -> str:
-    """Return what asks for the intent of `code` (normalized): rules, fenced code, question."""
-    # Small models repeat what stands last. The fence is longer than any in the code, which could
-    # end it.
+    """Return the prompt for the intent of `code` (normalized): rules, fenced code, question."""
+    # The question comes last, because small models repeat the end of a prompt.
+    return f"{INTENT_RULES}\n{fenced(code)}\n\n{INTENT_QUESTION}"
+
+
+def fenced(code: str) -> str:
+    """Return code as a fenced block of Python; its fence is too long for the code to end it."""
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{INTENT_RULES}\n{fence}python\n{code}\n{fence}\n\n{INTENT_QUESTION}"
+    return f"{fence}python\n{code}\n{fence}"
 
 
 class LLMClient(ABC):
-    """Where another model provider is plugged in. Calls may come from several threads at once."""
+    """The interface to a model provider. Calls may come from several threads at once."""
 
     @abstractmethod
     def generate_intent(self, code: str) -> str:
-        """Return what `code` (normalized) is for, as one sentence on one line.
+        """Return the purpose of `code` (normalized), as one sentence on one line.
 
-        Raises IntentGenerationError where there is none for this code, and its subclasses
-        ServerError where the server is at fault, RefusalError where it refuses, be it this code
-        or any, and ProviderError where no further call can succeed.
+        Raises IntentGenerationError if there is none for this code. Its subclasses say more:
+        ServerError that the server is at fault, RefusalError that it refuses this code or any
+        other, ProviderError that no further call can succeed.
         """
 
     def check(self) -> None:  # noqa: B027  # optional
         """Ask, before any work, whether calls can succeed; within seconds, and at no cost.
 
-        Raises ProviderError where they cannot, and another IntentGenerationError where the
-        provider gave no clear answer.
+        Raises ProviderError if they cannot, and another IntentGenerationError if the provider
+        gave no clear answer.
         """
 
     def close(self) -> None:  # noqa: B027  # optional
-        """Abandon the calls in flight, from any thread; calls that follow are not concerned."""
+        """Abandon the calls in flight, from any thread. Later calls are not affected."""
 
 
 class Outcome(NamedTuple):
-    """What came of one call: an intent, or the error that says why there is none."""
+    """The result of one call: an intent, or the error that says why there is none."""
 
     intent: Optional[str] = None
     error: Optional[IntentGenerationError] = None
@@ -2833,9 +2818,9 @@ class Stop(NamedTuple):
 
 
 class IntentEnricher:
-    """Gives each record in scope its intent or the reason for none; one call a distinct code.
+    """Gives each record in scope its intent or its error, with one call for each distinct code.
 
-    `stop` tells after a run why it made fewer calls than there were to make, or is None.
+    After a run `stop` says why not all calls were made, or is None.
     """
 
     def __init__(
@@ -2851,10 +2836,10 @@ class IntentEnricher:
         limit: Optional[int] = None,
         limit_name: str = "limit",
     ) -> None:
-        """Take how many calls may be in flight, intents `known` by md5sum, and when to stop.
+        """Take the number of calls side by side, the intents `known` by md5sum, and when to stop.
 
         `on_intent(md5sum, intent)` is called, in the thread of `enrich`, as each call succeeds. At
-        most `limit` calls are made; the records beyond are skipped, and `stop` gives `limit_name`.
+        most `limit` calls are made; the records beyond it are skipped, and `stop` names the limit.
         """
         self.client = client
         self.scope = scope
@@ -2868,7 +2853,7 @@ class IntentEnricher:
         self.stop: Optional[Stop] = None
 
     def enrich(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records in the same order, each in scope with its intent or its error.
+        """Return the records in the same order; those in scope have their intent or their error.
 
         Records beyond the limit stay as they are.
         """
@@ -2904,7 +2889,7 @@ class IntentEnricher:
         return is_in_scope and not does_nothing(record.normalized_code)
 
     def _call_all(self, codes: Mapping[str, str]) -> dict[str, Outcome]:
-        """Return the outcome of each call; those not made, or abandoned, fail with the reason."""
+        """Return all outcomes; calls that were not made, or abandoned, fail with the reason."""
         outcomes: dict[str, Outcome] = {}
         self.stop = Stop(INTERRUPTED) if self.interrupted() else None
         if self.stop:
@@ -2928,7 +2913,7 @@ class IntentEnricher:
         return self._completed(outcomes, codes)
 
     def _completed(self, outcomes: dict[str, Outcome], codes: Iterable[str]) -> dict[str, Outcome]:
-        """Return the outcomes with one for each code that has none, since the run was stopped."""
+        """Return the outcomes; if the run was stopped, also of the codes that have none."""
         if self.stop is None:
             return outcomes
         self.client.close()
@@ -2941,21 +2926,21 @@ class IntentEnricher:
         except IntentGenerationError as error:
             return Outcome(error=error)
         except BaseException as error:
-            # A client's mistake costs its record; a worker that died of it would never be missed.
+            # A client's mistake costs one record. If it ended the worker, nobody would notice.
             return Outcome(error=IntentGenerationError(describe_error(error)))
 
 
 class Failures:
-    """Watches how calls end, and says when no other call is worth making."""
+    """Counts how calls fail, and says when no other call is worth making."""
 
     def __init__(self) -> None:
         self.server_errors = 0  # in a row
         self.calls = 0
-        # The refusals so far, while every call was refused.
+        # Those of the first calls; "" for a call that was not refused.
         self.refusals: set[str] = set()
 
     def add(self, error: Optional[IntentGenerationError]) -> Optional[Stop]:
-        """Take how a call ended (None: well); return why no call should follow, or None."""
+        """Count a call by its error, or None; return why no call should follow, or None."""
         self.calls += 1
         is_server_error = isinstance(error, ServerError)
         self.server_errors = self.server_errors + 1 if is_server_error else 0
@@ -2965,7 +2950,7 @@ class Failures:
             return Stop(f"{self.server_errors} calls in a row failed: {error}")
         if self.calls > REFUSALS_AT_FIRST:
             return None
-        # Whatever else a server may say: what it says to every call, it will say to the next.
+        # A server that refused all calls in the same words will refuse the next one.
         refusal = str(error) if isinstance(error, RefusalError) else ""
         self.refusals.add(refusal)
         if self.calls < REFUSALS_AT_FIRST or len(self.refusals) > 1 or not refusal:
@@ -2974,7 +2959,7 @@ class Failures:
 
 
 def with_outcome(record: Record, outcome: Outcome) -> Record:
-    """Return a record with what came of its call."""
+    """Return a record with the outcome of its call."""
     if outcome.error is None:
         return record._replace(intent=outcome.intent, intent_status=SUCCESS)
     text = one_line(str(outcome.error))[:ERROR_CHARACTERS]
@@ -2987,9 +2972,10 @@ def with_outcome(record: Record, outcome: Outcome) -> Record:
 def calls_in_flight(
     call: Callable[[str], Outcome], codes: Mapping[str, str], jobs: int
 ) -> Iterator[Optional[tuple[str, Outcome]]]:
-    """Yield (md5sum, outcome) as calls end, at most `jobs` at once; None after a tick without one.
+    """Yield (md5sum, outcome) as each call ends, and None after each tick in which none did.
 
-    Another call begins only when the next outcome is asked for: to stop asking stops the calls.
+    At most `jobs` calls run at once. The next one begins when the next outcome is asked for, so a
+    caller that stops asking stops the calls.
     """
     import queue
 
@@ -3002,7 +2988,7 @@ def calls_in_flight(
             if not is_over.is_set():
                 ended.put((md5sum, call(code)))
 
-    # As many tasks are handed out as there are threads, and one more whenever an outcome is taken.
+    # Each thread gets a task, and whenever an outcome is taken there is one more.
     workers = start_threads(work, min(jobs, len(codes)))
     waiting = iter(codes.items())
     for task in itertools.islice(waiting, workers):
@@ -3019,16 +3005,19 @@ def calls_in_flight(
             if task == NO_TASK:
                 workers -= 1
     finally:
-        # Who waits for a task gets the end; who was given one, and has not begun, leaves it.
+        # Threads that wait for a task are ended; one that has a task but did not begin drops it.
         is_over.set()
         for _ in range(workers):
             tasks.put(NO_TASK)
 
 
 def start_threads(work: Callable[[], None], count: int) -> int:
-    """Start up to `count` threads; return how many started, at least one if any is wanted."""
-    # Daemon threads, and no executor of concurrent.futures: Python joins an executor's threads at
-    # exit, and one that waits for an abandoned call would keep the process for as long as it takes.
+    """Start up to `count` threads; return how many started.
+
+    Raises CdsError if not even one of them can be started.
+    """
+    # Not an executor of concurrent.futures: Python waits for its threads at exit, and one may be in
+    # an abandoned call.
     for started in range(count):
         try:
             threading.Thread(target=work, daemon=True).start()
@@ -3051,8 +3040,8 @@ def is_intent(text: str) -> bool:
 def clean_answer(text: str, code: str = "") -> str:
     """Return an answer as one line of plain text, cut to length.
 
-    Raises IntentGenerationError if the answer holds only a thought, no words, or what was asked:
-    the prompt or the `code` (normalized).
+    Raises IntentGenerationError if the answer holds only a thought, holds no words, or repeats the
+    prompt or the `code` (normalized).
     """
     text = after_thoughts(text)
     if text.startswith(THOUGHT_OPENINGS):
@@ -3070,12 +3059,12 @@ def clean_answer(text: str, code: str = "") -> str:
 
 
 def after_thoughts(text: str) -> str:
-    """Return what follows the thoughts in an answer and the marks of a template, cut to length.
+    """Return an answer without the thoughts and marks of a template before it, cut to length.
 
-    It begins with the opening of a thought if that has no end.
+    If a thought has no end, the text begins with its opening.
     """
-    # Plain searches, since the text may be long and hostile. A template may hold the opening, so
-    # only the closing stands in the text.
+    # Plain searches, since the text may be long and hostile. Only closings count: if the template
+    # holds the opening, it is not in the text.
     ends = [text.rfind(closing) + len(closing) for _, closing in THOUGHTS if closing in text]
     text = text[max(ends, default=0) :].lstrip()[:ANSWER_CHARACTERS]
     while not text.startswith(THOUGHT_OPENINGS):
@@ -3087,18 +3076,21 @@ def after_thoughts(text: str) -> str:
 
 
 def without_fence(text: str) -> str:
-    """Return what stands in the fence that text begins with, or text if it begins with none."""
+    """Return the content of the fenced block that text begins with, or text if there is none.
+
+    Raises IntentGenerationError if the block has no end, or holds code.
+    """
     opening = FENCE.match(text)
     if opening is None:
         return text
     inner, closing, rest = text[opening.end() :].partition(opening[0])
     info, is_block, block = inner.partition("\n")
-    # Code comes before words about it; the sentence alone may stand in a fence like that of the
-    # code.
+    # Code in a block is followed by words about it. A block without them holds the sentence, even
+    # if it is marked as Python.
     is_code = is_block and info.strip().lower() in ("py", "python") and rest.strip()
     if not closing or is_code:
         raise IntentGenerationError(REPEATED)
-    # The word behind the fence names a language.
+    # A single word after the fence is the name of a language.
     has_info = is_block and " " not in info.strip()
     return (block if has_info else inner).strip()
 
@@ -3111,13 +3103,13 @@ def plain_line(text: str) -> str:
 
 
 def without_quotes(text: str) -> str:
-    """Return text without the pairs of quotes or Markdown marks that stand around all of it."""
+    """Return text without the pairs of quotes or Markdown marks around all of it."""
     opening = text[:1]
     closing = QUOTES.get(opening)
     if closing is None or len(text) < 2 or text[-1] != closing:
         return text
     inner = text[1:-1]
-    # '"a" and "b"' begins and ends with a quote too, yet no pair stands around all of it.
+    # '"a" and "b"' begins and ends with a quote too, but these two are not a pair.
     if opening in inner or closing in inner:
         return text
     return without_quotes(inner.strip())
@@ -3132,7 +3124,7 @@ def repeats(sentence: str, code: str) -> bool:
 
 
 def runs_of_words(text: str) -> Iterator[tuple[str, ...]]:
-    """Return each run of as many words of a text as nobody repeats by chance, in lower case."""
+    """Return all runs of REPEATED_WORDS words of a text, in lower case."""
     words = NAME_OR_WORD.findall(text.lower())
     return zip(*(words[start:] for start in range(REPEATED_WORDS)))
 
@@ -3150,39 +3142,42 @@ DEFAULT_PORT = 11434  # of an address that names neither a scheme nor a port
 DEFAULT_TIMEOUT = 300.0  # seconds
 LONGEST_TIMEOUT = 1e6  # seconds; eleven days, which the timers of every system can hold
 CONNECT_SECONDS = 5.0
-# A sentence never comes near it; long lists of models have a quarter of it.
+# Far more than a sentence needs; long lists of models take a quarter of it.
 ANSWER_BYTES = 1 << 22
-PROXY_USELESS = "the proxy of the environment is of no use: correct HTTP_PROXY"
+PROXY_USELESS = "the proxy of the environment cannot be used: correct HTTP_PROXY"
+BEARER = ("Authorization", "Bearer ")  # the header of a key, and the text before it there
 TRIES = 3
-LASTING_SECONDS = 60.0  # how long a server that has answered before is waited for
+LASTING_SECONDS = 60.0  # how long calls wait for a server that has answered before
 LONGEST_RETRY_AFTER = 60.0  # seconds
-SERVER_CHARACTERS = 2000  # of a server's own words; nothing looks at what follows
-QUOTED_CHARACTERS = 300  # of those that are shown
-SHORTEST_SECRET = 4  # characters; what is shorter may be part of any word
-PIECE_CHARACTERS = 12  # of a secret; what is shorter may be a word of any sentence
+SERVER_CHARACTERS = 2000  # of a server's own words; the rest is ignored
+QUOTED_CHARACTERS = 300  # of those, the number that is shown
+SHORTEST_SECRET = 4  # characters; a shorter one could be part of any word
+PIECE_CHARACTERS = 12  # of a secret; a shorter one could be a word of any sentence
 INTEGER_DIGITS = 20  # of a count or a status
 HEADER_CHARACTERS = 100  # of a header; a date has 29
-ENCODINGS_DEEP = 3  # such as JSON in JSON, in a URL
+ENCODINGS_DEEP = 3  # as JSON in JSON in a URL
 ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 ESCAPED_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 ADDRESS_HINT = (
     "give host, host:port or http(s)://host[:port][/prefix], with /v1 at the end for OpenAI's API"
 )
 
-# Two colons at least: one stands before a port.
+# With two colons at least, since one is followed by a port.
 BARE_IPV6 = re.compile("[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 
 # The JSON object in a body, if there is one.
 Reply = Union[dict[str, Any], None]
-# Makes an answer, or an IntentGenerationError, of a response.
+# Returns the answer in a response, or raises IntentGenerationError.
 Read = Callable[["Response"], str]
+# Wraps a socket in TLS; None for plain http.
+Secure = Optional[Callable[[Any], Any]]
 
 
 # The address
 
 
 class Address(NamedTuple):
-    """Where a server is: a URL without user and password, the host in it, and those two."""
+    """The address of a server: its URL without user and password, its host, and those two."""
 
     url: str
     host: str
@@ -3226,7 +3221,7 @@ def parse_provider_url(text: str) -> Address:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host name or address leads to the machine that asks."""
+    """Return whether a host name or address is one of this machine."""
     import socket
 
     name = host.rstrip(".").lower()
@@ -3261,32 +3256,53 @@ def is_own_address(family: int, where: Any) -> bool:
 # Secrets
 
 
-def authorization(address: Address, api_key: str, key_name: str) -> Optional[str]:
-    """Return the value of the Authorization header: for the API key, else for user and password."""
+def sendable_key(api_key: str, key_name: str, address: Address) -> str:
+    """Return a key without white space around it, or "" if others could read it on the way.
+
+    Raises UsageError if no header can hold it; `key_name` is its name in messages.
+    """
+    key = api_key.strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise UsageError(f"{key_name} holds characters that no key has: set it anew")
+    if key and address.url.startswith("http:") and not is_this_machine(address.host):
+        log(f"{key_name} is withheld: anybody could read it on the way, so give an https address")
+        return ""
+    return key
+
+
+def basic_authorization(address: Address) -> str:
+    """Return the Authorization header for the user and password of an address, or ""."""
     import base64
     from urllib.parse import unquote
 
-    if not re.fullmatch("[!-~]*", api_key):
-        raise UsageError(f"{key_name} holds characters that no key has: set it anew")
-    if api_key:
-        return f"Bearer {api_key}"
     if address.user is None and address.password is None:
-        return None
+        return ""
     pair = f"{unquote(address.user or '')}:{unquote(address.password or '')}"
     return "Basic " + base64.b64encode(pair.encode("utf-8", "surrogateescape")).decode()
 
 
+def request_headers(basic: str, key: str, key_header: tuple[str, str]) -> dict[str, str]:
+    """Return the headers of every request; a key replaces `basic` if both take the same one."""
+    headers = {"Content-Type": "application/json", "User-Agent": f"cds/{__version__}"}
+    if basic:
+        headers["Authorization"] = basic
+    if key:
+        name, before = key_header
+        headers[name] = before + key
+    return headers
+
+
 def address_secrets(user: Optional[str], password: Optional[str]) -> list[str]:
-    """Return what is secret in the user and password of a URL, as they stand there and decoded."""
+    """Return the secrets in the user and password of a URL, as written there and decoded."""
     from urllib.parse import unquote
 
-    # A user alone is a token; beside a password it is only a name.
+    # A user without a password is a token; with one it is only a name.
     secret = password or user or ""
     return [secret, unquote(secret)]
 
 
 def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
-    """Return what is secret in the addresses of proxies, and in the headers made of them."""
+    """Return the secrets in the addresses of proxies, and in the headers made from them."""
     import base64
     from urllib.parse import unquote
 
@@ -3301,9 +3317,9 @@ def proxy_secrets(proxies: Mapping[str, str]) -> list[str]:
 
 
 class Secrets:
-    """The texts that must never be shown, and whether they stand in what a server says.
+    """The texts that must never be shown; finds them in what a server says.
 
-    Case is ignored. What is decoded is bounded first, so the work is bounded too.
+    Case is ignored. A text is bounded before it is decoded, so the work is bounded too.
     """
 
     def __init__(self, *secrets: str) -> None:
@@ -3313,7 +3329,7 @@ class Secrets:
         self._short = {text for text in texts if len(text) < PIECE_CHARACTERS}
 
     def quote(self, words: str) -> str:
-        """Return a server's own words on one short line, or "" if a secret stands in them."""
+        """Return a server's own words on one short line, or "" if they hold a secret."""
         words = words[:SERVER_CHARACTERS]
         forms = decoded_forms(words)
         has_short = any(secret in form for secret in self._short for form in forms)
@@ -3322,7 +3338,7 @@ class Secrets:
         return one_line(words)[:QUOTED_CHARACTERS]
 
     def are_in(self, text: str) -> bool:
-        """Return whether twelve characters in a row of a secret stand in a text, encoded or not."""
+        """Return whether a text holds twelve characters in a row of a secret, encoded or not."""
         return self._have_piece(decoded_forms(text))
 
     def _have_piece(self, forms: Iterable[str]) -> bool:
@@ -3330,13 +3346,13 @@ class Secrets:
 
 
 def pieces_of(text: str) -> set[str]:
-    """Return each run of twelve characters of a text."""
+    """Return all runs of twelve characters of a text."""
     starts = range(len(text) - PIECE_CHARACTERS + 1)
     return {text[start : start + PIECE_CHARACTERS] for start in starts}
 
 
 def decoded_forms(text: str) -> set[str]:
-    """Return a text and what it decodes to by JSON, URLs and HTML, one in another, in any order.
+    """Return a text and all that it decodes to as JSON, URL or HTML, nested in any order.
 
     Each form is one line in lower case. No decoding makes a text longer.
     """
@@ -3357,9 +3373,9 @@ def decoded_forms(text: str) -> set[str]:
 
 
 def json_unescaped(text: str) -> str:
-    """Return a text without the escapes that stand in JSON, and in what `repr` returns."""
+    """Return a text without the escapes of JSON and of `repr`."""
     text = ESCAPE.sub(_unescaped, text)
-    # A character beyond the first plane is two escapes, of its surrogates.
+    # A character beyond the first plane is written as the escapes of two surrogates.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -3382,7 +3398,7 @@ class Response(NamedTuple):
     secrets: Secrets
 
     def quote(self, words: str, instead: str = "") -> str:
-        """Return the server's own words, fit to be shown; else `instead`, or its status."""
+        """Return a server's words on one line; `instead` or its status if a secret is in them."""
         return self.secrets.quote(words) or instead or f"HTTP status {self.status}"
 
     def retry_after(self) -> float:
@@ -3393,23 +3409,24 @@ class Response(NamedTuple):
 class Attempt:
     """One HTTP request under way: its deadline, and the means to end it from another thread.
 
-    The thread that makes the request waits in its socket. Two others may wake it by shutting that
-    down: the timer, at the deadline, and whoever abandons the call.
+    The thread that makes the request waits for its socket. Two others may wake it by shutting the
+    socket down: the timer at the deadline, and the thread that abandons the call.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, abandoned: threading.Event) -> None:
+        """Take the seconds until the deadline, and the event that is set to abandon the call."""
         self.seconds = seconds
+        self.abandoned = abandoned
         self.is_connected = False
-        self.is_established = False  # connected, and TLS agreed on where it is spoken
-        self.is_ended = False  # from another thread
-        self.is_timed_out = False
+        self.is_established = False  # connected, and done with the handshake of TLS, if any
+        self.is_ended = False  # by another thread
         self._socket: Any = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._time_out)
+        self._timer = threading.Timer(seconds, self.end)
         self._timer.daemon = True
 
     def __enter__(self) -> "Attempt":
-        # Where the system allows no further thread, the socket's own time-out has to do.
+        # If the system allows no more threads, the socket's own time-out has to suffice.
         with contextlib.suppress(RuntimeError):
             self._timer.start()
         return self
@@ -3420,104 +3437,115 @@ class Attempt:
             if self._socket is not None:
                 self._socket.close()
 
-    def take(self, connection: Any) -> None:
-        """Take note of the connected socket."""
-        # A duplicate, since TLS wraps the socket and urllib closes it, both in their own time.
-        self._socket = connection.dup()
-        connection.settimeout(self.seconds)
-        self.is_connected = True
-        # While the connection was made, there was nothing to shut down.
+    def watch(self, connection: Any) -> None:
+        """Keep the socket that the request uses from now on, for `end`."""
+        if self._socket is None:
+            # A duplicate, since TLS wraps the original and urllib closes it.
+            self._socket = connection.dup()
+            connection.settimeout(self.seconds)
+        # It may have ended before there was a socket to shut down.
         if self.is_ended:
             raise TimeoutError
 
     def end(self) -> None:
-        """Wake the thread that waits, with an error; the server sees a cancelled call."""
+        """Wake the thread that waits, with an error; the server sees the connection close."""
         import socket
 
         self.is_ended = True
-        # Locked, since the number of a closed socket may by now be that of another.
+        # Locked, since another socket may already have the number of one that was closed.
         with self._lock, contextlib.suppress(OSError):
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _time_out(self) -> None:
-        self.is_timed_out = True
-        self.end()
-
 
 def proxies_for(address: Address) -> dict[str, str]:
-    """Return the addresses of the environment's proxies, by scheme, or none for this machine."""
+    """Return the proxies of the environment by scheme, or none if the address is this machine."""
     import urllib.request
 
-    # No proxy stands between a machine and itself, and one elsewhere would be told code and key.
-    # Its address is only looked up where a proxy is set.
+    # A proxy elsewhere would see code and key that never leave this machine without it. The host is
+    # looked up only if a proxy is set.
     proxies = urllib.request.getproxies()
     return {} if proxies and is_this_machine(address.host) else proxies
 
 
-def make_opener(address: Address, proxies: Mapping[str, str]) -> Any:
-    """Return a urllib opener for requests to one server, each with an `attempt`."""
-    import urllib.request
-
-    connection = connection_class(address)
-
-    class Handler(urllib.request.AbstractHTTPHandler):
-        http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-        def http_open(self, request: Any) -> Any:
-            return self.do_open(functools.partial(connection, request.attempt), request)
-
-        https_open = http_open
-
-    # No handler for redirects, which could carry the key to another server, nor for statuses.
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler(dict(proxies)))
-    opener.add_handler(Handler())
-    return opener
+def tls_wrapper(address: Address) -> Secure:
+    """Return a function that wraps a socket in TLS for an address, or None for plain http."""
+    if not address.url.startswith("https:"):
+        return None
+    try:
+        import ssl
+    except ImportError as error:
+        remedy = "use another Python, or an address that begins with http://"
+        raise UsageError(f"this Python has no TLS ({error}): {remedy}") from None
+    context = ssl.create_default_context()
+    return functools.partial(context.wrap_socket, server_hostname=address.host)
 
 
-def connection_class(address: Address) -> Any:
-    """Return the class of the connections to a server, over TLS where its address says so."""
+# Each of these two functions makes its class once. Classes at the top level would need urllib
+# there, which lengthens the start of every command, and most commands ask no server.
+
+
+@functools.cache
+def connection_class() -> Any:
+    """Return the class of HTTP connections that an Attempt can end."""
     import http.client
 
-    context: Any = None
-    if address.url.startswith("https:"):
-        try:
-            import ssl
-        except ImportError as error:
-            remedy = "use another Python, or an address that begins with http://"
-            raise UsageError(f"this Python has no TLS ({error}): {remedy}") from None
-        context = ssl.create_default_context()
-
     class Connection(http.client.HTTPConnection):
-        default_port = 443 if context else 80
-        sock: Any
-
-        def __init__(self, attempt: Attempt, host: str, **options: Any) -> None:
-            options["timeout"] = min(CONNECT_SECONDS, attempt.seconds)
-            super().__init__(host, **options)
+        def __init__(self, attempt: Attempt, secure: Secure, host: str, **options: Any) -> None:
             self.attempt = attempt
+            self.secure = secure
+            self.default_port = 443 if secure else 80
+            super().__init__(host, **options)
+
+        @property
+        def sock(self) -> Any:
+            return self._sock
+
+        @sock.setter
+        def sock(self, sock: Any) -> None:
+            # As soon as the base class has it, and before it asks a proxy for a tunnel.
+            self._sock = sock
+            if sock is not None:
+                self.attempt.watch(sock)
 
         def connect(self) -> None:
-            # The base class goes through a proxy's tunnel too, so TLS comes after it.
             super().connect()
-            self.attempt.take(self.sock)
-            if context:
-                self.sock = context.wrap_socket(self.sock, server_hostname=address.host)
+            self.attempt.is_connected = True
+            if self.secure:
+                self.sock = self.secure(self.sock)
             self.attempt.is_established = True
 
     return Connection
+
+
+@functools.cache
+def handler_class() -> Any:
+    """Return the class of urllib handlers that use these connections for http and https."""
+    import urllib.request
+
+    class Handler(urllib.request.HTTPHandler):
+        def __init__(self, connection: Any) -> None:
+            super().__init__()
+            self.connection = connection
+
+        def http_open(self, request: Any) -> Any:
+            return self.do_open(self.connection, request)
+
+        https_open = http_open
+        https_request = urllib.request.HTTPHandler.http_request
+
+    return Handler
 
 
 # Tries
 
 
 class Patience:
-    """How often a call is still tried again: two budgets, each for faults of its own.
+    """Decides how often a call is tried again, by two budgets.
 
     Tries are for faults that come and go, such as an error or half an answer. Faults that last,
-    such as a restart or a rate limit, are waited for in seconds instead, up to LASTING_SECONDS, and
-    the call has all its tries left when they are over. A server that has never answered has only
+    such as a restart or a rate limit, use no tries but seconds, up to LASTING_SECONDS, so that the
+    call has all its tries left when they are over. A server that has never answered gets only
     tries.
     """
 
@@ -3527,7 +3555,7 @@ class Patience:
         self.waited_seconds = 0.0
 
     def pause_after(self, error: TransientError, has_answered: bool) -> Optional[float]:
-        """Return the seconds to wait after a failed try, or None where its budget is spent."""
+        """Return the seconds to wait after a failed try, or None if its budget is spent."""
         if error.lasting and has_answered:
             if self.waited_seconds >= LASTING_SECONDS:
                 return None
@@ -3549,13 +3577,14 @@ def back_off(tries: int) -> float:
     return min(2.0 ** (tries - 1), 8.0) * random.uniform(0.5, 1.5)
 
 
-# The whole
+# All together
 
 
 class Transport:
-    """Carries JSON to one server and back, with deadlines, tries and secrets; for any thread.
+    """Carries JSON to one server and back, with deadlines and tries, from any thread.
 
-    It knows no provider's API: clients name the paths, and read the responses.
+    It knows no provider's API: clients name the paths and read the responses. It keeps secrets out
+    of messages.
     """
 
     def __init__(
@@ -3565,37 +3594,35 @@ class Transport:
         timeout: float = DEFAULT_TIMEOUT,
         api_key: str = "",
         key_name: str = "the API key",
+        key_header: tuple[str, str] = BEARER,
         absent: str = "check the provider URL",
         wait: Optional[Callable[[float], object]] = None,
     ) -> None:
-        """Take the address, the seconds that a try may last, and the key with its name for errors.
+        """Take the address, the seconds that a try may last, and the key with its name in messages.
 
-        `absent` is the remedy where nobody listens. `wait(seconds)` passes the time between tries;
-        by default it ends early on `close`.
+        `key_header` is the header that carries the key, and the text before it there. `absent` is
+        the remedy if no server listens. `wait(seconds)` passes the time between tries; by default
+        it ends early on `close`.
         """
         self.address = parse_provider_url(provider_url)
         self.timeout = min(timeout, LONGEST_TIMEOUT)
         self.absent = absent
-        api_key = api_key.strip()
-        header = authorization(self.address, api_key, key_name)
+        key = sendable_key(api_key, key_name, self.address)
+        basic = basic_authorization(self.address)
         proxies = proxies_for(self.address)
         self._secrets = Secrets(
-            api_key,
-            (header or "").partition(" ")[2],
+            key,
+            basic.partition(" ")[2],
             *address_secrets(self.address.user, self.address.password),
             *proxy_secrets(proxies),
         )
-        self._headers = {
-            "Content-Type": "application/json",
-            "User-Agent": f"cds/{__version__}",
-        }
-        if header:
-            self._headers["Authorization"] = header
-        self._opener = make_opener(self.address, proxies)
+        self._headers = request_headers(basic, key, key_header)
+        self._proxies = proxies
+        self._secure = tls_wrapper(self.address)
         self._wait = wait
-        # Set by `close`, which ends the calls that hold it, and replaced for those that follow.
+        # `close` sets it, which ends the calls that have it, and replaces it for later ones.
         self.abandoned = threading.Event()
-        self._attempts: set[tuple[Attempt, threading.Event]] = set()  # in flight
+        self._attempts: set[Attempt] = set()  # in flight
         self._has_connected = False
         self._has_answered = False
 
@@ -3606,9 +3633,9 @@ class Transport:
         read: Read,
         abandoned: threading.Event,
     ) -> str:
-        """Return what `read` makes of the response to a POST, trying again after TransientErrors.
+        """Send a POST and return what `read` returns for the response; retry on TransientError.
 
-        `abandoned` is this transport's, as it was when the call began: what `close` ends for good.
+        `abandoned` is the event of this transport when the call began, which `close` sets.
         """
         patience = Patience()
         while True:
@@ -3621,20 +3648,20 @@ class Transport:
             (self._wait or abandoned.wait)(pause)
 
     def ask(self, path: str, payload: Optional[Mapping[str, object]], seconds: float) -> Response:
-        """Return the response to a POST, or to a GET if there is no payload, at the first try."""
+        """Return the response to a POST, or to a GET if there is no payload, without retrying."""
         return self._exchange(path, payload, min(seconds, self.timeout), self.abandoned)
 
     def close(self) -> None:
-        """Abandon the calls in flight, those that wait between tries too."""
+        """Abandon the calls in flight, including those that wait between tries."""
         abandoned, self.abandoned = self.abandoned, threading.Event()
         abandoned.set()
-        # Calls that follow hold the new event, and may be in flight already.
-        for attempt, held in list(self._attempts):
-            if held is abandoned:
+        # Later calls have the new event, and may be in flight already.
+        for attempt in list(self._attempts):
+            if attempt.abandoned is abandoned:
                 attempt.end()
 
     def _given_up(self, error: TransientError) -> IntentGenerationError:
-        """Return the error of a call whose tries are spent."""
+        """Return the error of a call that has used up its tries."""
         if not self._has_connected:
             return ProviderError(f"{error}: {self.absent}")
         if error.remedy:
@@ -3648,22 +3675,20 @@ class Transport:
         seconds: float,
         abandoned: threading.Event,
     ) -> Response:
-        """Return the response to one request; raise for anything less than a complete one."""
+        """Return the complete response to one request; raise for anything less."""
         import http.client
         import urllib.request
 
         body = None if payload is None else json.dumps(payload).encode()
-        url = self.address.url + path
-        request: Any = urllib.request.Request(url, body, self._headers)
-        request.attempt = attempt = Attempt(seconds)
+        request = urllib.request.Request(self.address.url + path, body, self._headers)
         response = None
-        with attempt:
+        with Attempt(seconds, abandoned) as attempt:
             # In this order: `close` sets the event first, so one of the two ends this attempt.
-            self._attempts.add((attempt, abandoned))
+            self._attempts.add(attempt)
             try:
                 if abandoned.is_set():
                     raise IntentGenerationError(INTERRUPTED)
-                with self._opener.open(request) as response:
+                with self._open(request, attempt) as response:
                     complete = self._complete(response, attempt)
                 self._has_answered = True
                 return complete
@@ -3672,16 +3697,28 @@ class Transport:
                     raise IntentGenerationError(INTERRUPTED) from error
                 raise self._failure(error, attempt, has_begun=response is not None) from error
             except (ValueError, TypeError, AttributeError):
-                # urllib knows no way there; its text may hold a proxy's password.
+                # urllib cannot use the proxy; its own text may hold the password.
                 raise ProviderError(PROXY_USELESS) from None
             finally:
-                self._attempts.discard((attempt, abandoned))
+                self._attempts.discard(attempt)
                 self._has_connected = self._has_connected or attempt.is_connected
+
+    def _open(self, request: Any, attempt: Attempt) -> Any:
+        """Return the response to a request once its headers are there."""
+        import urllib.request
+
+        # Redirects have no handler, since they could carry the key to another server. Statuses have
+        # none either, so that all of them come back as responses.
+        opener = urllib.request.OpenerDirector()
+        opener.add_handler(urllib.request.ProxyHandler(self._proxies))
+        connection = functools.partial(connection_class(), attempt, self._secure)
+        opener.add_handler(handler_class()(connection))
+        return opener.open(request, timeout=min(CONNECT_SECONDS, attempt.seconds))
 
     def _complete(self, response: Any, attempt: Attempt) -> Response:
         """Read a response to its end."""
         body = response.read(ANSWER_BYTES + 1)
-        # A body of unknown length ends where the connection does, and who ended that?
+        # A body of unknown length ends with the connection, which this attempt may have ended.
         if attempt.is_ended:
             raise TimeoutError
         if len(body) > ANSWER_BYTES:
@@ -3689,8 +3726,8 @@ class Transport:
         if response.status == 407:
             raise ProviderError("the proxy wants a user and password: correct those in HTTP_PROXY")
         reply = json_object(body)
-        # What Content-Length promised may be missing; without it, and without chunks, the body ends
-        # where the connection does, and only its content tells whether it is whole.
+        # A body may be shorter than its Content-Length. Without that, and without chunks, it ends
+        # with the connection, and only its content shows whether it is complete.
         is_short = bool(response.length)
         is_open_ended = response.length is None and not response.chunked
         if is_short or (is_open_ended and response.status == 200 and reply is None):
@@ -3704,14 +3741,13 @@ class Transport:
         import http.client
         import socket
 
-        # urllib wraps what failed before the response; socket.timeout is a TimeoutError from 3.10
-        # on.
+        # urllib wraps an error before the response. From 3.10 on socket.timeout is TimeoutError.
         cause = getattr(error, "reason", None)
         if isinstance(cause, OSError):
             error = cause
         url = self.address.url
         if isinstance(error, http.client.InvalidURL):
-            # Of a proxy's address that lacks the host, urllib takes the password for the port.
+            # If a proxy's address lacks the host, urllib takes the password for the port.
             return ProviderError(PROXY_USELESS)
         if is_tls_error(error, "SSLCertVerificationError"):
             reason = getattr(error, "verify_message", "")
@@ -3720,10 +3756,10 @@ class Transport:
                 " let SSL_CERT_FILE name its authority's file, or correct the address"
             )
         if not attempt.is_connected:
-            # Where a proxy refuses the tunnel, these are its own words.
+            # If a proxy refuses the tunnel, these are its own words.
             reason = self._secrets.quote(describe_error(error)) or "the reason is withheld"
             return TransientError(f"{url} cannot be reached ({reason})", lasting=True)
-        if attempt.is_timed_out or isinstance(error, (TimeoutError, socket.timeout)):
+        if attempt.is_ended or isinstance(error, (TimeoutError, socket.timeout)):
             remedy = ": raise the timeout" if attempt.seconds == self.timeout else ""
             return ServerError(f"timed out after {attempt.seconds:g} seconds{remedy}")
         if is_tls_refusal(error) and not attempt.is_established:
@@ -3737,21 +3773,21 @@ class Transport:
 
 def is_tls_error(error: Exception, *names: str) -> bool:
     """Return whether an error is of one of these classes of the module ssl."""
-    # A Python that was built without TLS has no such module, and no such errors. In any other it is
-    # there by now: http.client imports it.
+    # A Python without TLS has no such module, and no such errors. Otherwise http.client has
+    # imported it by now.
     module = sys.modules.get("ssl")
     return any(isinstance(error, getattr(module, name)) for name in names if module)
 
 
 def is_tls_refusal(error: Exception) -> bool:
     """Return whether an error during the TLS handshake says that the server speaks no TLS."""
-    # Such a server answers nonsense; one that ends the handshake may just be ending itself.
+    # Such a server answers with something else. One that ends the handshake may be shutting down.
     is_end = is_tls_error(error, "SSLEOFError", "SSLZeroReturnError")
     return is_tls_error(error, "SSLError") and not is_end
 
 
 def json_object(body: Union[bytes, str]) -> Reply:
-    """Return the JSON object in a body, or None where there is none."""
+    """Return the JSON object in a body, or None if there is none."""
     try:
         value = json.loads(body, parse_int=short_integer)
     except (ValueError, RecursionError):
@@ -3760,8 +3796,8 @@ def json_object(body: Union[bytes, str]) -> Reply:
 
 
 def short_integer(digits: str) -> int:
-    """Return the integer that digits stand for, cut to as many as a count may have."""
-    # Python itself has a limit since 3.9.14 only, and takes quadratic time.
+    """Return the integer that the first INTEGER_DIGITS digits stand for."""
+    # Conversion takes quadratic time, and Python has a limit of its own only since 3.9.14.
     return int(digits[:INTEGER_DIGITS])
 
 
@@ -3782,30 +3818,104 @@ def parse_retry_after(value: str) -> float:
 
 DEFAULT_NUM_CTX = 8192  # tokens
 ANSWER_TOKENS = 256  # a sentence needs some 40
-# For models that think before they answer, whatever they are told.
+# For models that think before they answer although they are asked not to.
 THINKING_TOKENS = (2048, 8192)
-# In a row, after which no call gets more tokens: the model comes to no end.
+# After so many in a row no call gets more tokens: the model does not stop thinking.
 VAIN_RAISES = 3
-# An estimate; most code has more bytes in a token, which leaves room.
+# An estimate, and on the safe side: most code has more.
 BYTES_PER_TOKEN = 3
 CHECK_SECONDS = 5.0
 # Ollama stops a model that gives the same token more than 30 times, and gives no reason.
 REPETITIONS = 20
 LONGEST_REPEATED = 40  # characters
 
+# Fields of a request that a server may refuse, and that can be changed or left out.
+Fields = Mapping[str, object]
+
+
+# Questions, answers and refusals
+
 
 class Question(NamedTuple):
-    """The parts of a request: `tokens` bounds the answer, a server may refuse `fields`."""
+    """The contents of a request; `tokens` is the most that the answer may have."""
 
-    code: str
+    prompt: str
     tokens: int
-    fields: Mapping[str, object]
+    fields: Fields
+
+
+class Answer(NamedTuple):
+    """The parts of a model's answer as the server sent them, of any type.
+
+    `reason` says why it ended: "stop" if the model was done, "length" if it had no tokens left, any
+    other word for another reason, and nothing if the server does not say.
+    """
+
+    text: object
+    thought: object
+    reason: object
+    is_complete: bool = True
+
+
+class Problem(NamedTuple):
+    """What a server says is wrong, in its own words, which may be empty and may hold a secret."""
+
+    status: int
+    text: str = ""
+    kind: str = ""
+    code: str = ""
+    param: str = ""
+
+    def all_words(self) -> str:
+        """Return all the words in which to look for patterns."""
+        return " ".join(filter(None, (self.kind, self.code, self.text)))
+
+
+class Refusal(NamedTuple):
+    """A row in the table of what a server's refusals mean; the first row that fits is used.
+
+    It fits a problem if `statuses` matches the whole status and `pattern` is found in the words.
+    `message` may hold {said}, {status}, {model} and {key_name}. `lasting` and `remedy` are those of
+    a TransientError.
+    """
+
+    statuses: str
+    pattern: str
+    error: type[IntentGenerationError]
+    message: str = "{said}"
+    lasting: bool = False
+    remedy: str = ""
+
+    def fits(self, problem: Problem) -> bool:
+        """Return whether this row is about a problem."""
+        is_status = re.fullmatch(self.statuses, str(problem.status)) is not None
+        return is_status and re.search(self.pattern, problem.all_words()) is not None
+
+
+ANOTHER_MODEL = "{said}: name another model"
+REDIRECTED = Refusal(
+    "3..", "", ProviderError, "the server redirects (HTTP status {status}): give its final address"
+)
+NOT_ALLOWED = Refusal(
+    "401|403", "", ProviderError, "not allowed ({said}): check {key_name} and the provider URL"
+)
+# These follow the rows of every provider.
+COMMON_REFUSALS = (
+    REDIRECTED,
+    NOT_ALLOWED,
+    Refusal("429", "", TransientError, lasting=True),
+    Refusal("408|[5-9]..", "", TransientError),
+    Refusal("...", "", RefusalError),
+)
+
+
+# The client
 
 
 class FieldError(IntentGenerationError):
-    """The server refuses a field of the request; `fields` are to be sent instead."""
+    """The server refused a field of the request; `fields` are to be sent instead."""
 
-    def __init__(self, message: str, fields: Mapping[str, object]) -> None:
+    def __init__(self, message: str, fields: Fields) -> None:
         super().__init__(message)
         self.fields = fields
 
@@ -3815,53 +3925,59 @@ class ThinkingError(IntentGenerationError):
 
 
 class AnswerBudget:
-    """How many tokens an answer may take, for all calls of a client.
+    """The number of tokens that an answer may have, for all calls of a client.
 
-    A model that thinks, whatever it is told, can spend them all before it comes to its answer. Such
-    a call is made again with more, and what helped one call is given to those that follow. A model
-    that does not think is never given more.
+    A model that thinks although it is asked not to can spend them all before its answer. Such a
+    call is made again with more tokens, and if that helps, later calls get as many. A model that
+    does not think never gets more.
     """
 
     def __init__(self) -> None:
         self.tokens = ANSWER_TOKENS
         self._vain = 0
-        self._is_told = False
+        self._is_reported = False
         self._lock = threading.Lock()
 
     def raised(self, tokens: int, room: int) -> Optional[int]:
-        """Return more tokens for a call to which `tokens` were too few, or None; at most `room`."""
+        """Return more tokens, at most `room`, for a call that `tokens` did not suffice, or None."""
         with self._lock:
-            # A step that the room cuts short is worth a try too, as long as it is more.
+            # A step that the room cuts short is worth a try too, if it is still more.
             larger = [step for step in THINKING_TOKENS if min(step, room) > tokens]
             if not larger or self._vain >= VAIN_RAISES:
-                # Only a call that was given more in vain tells that more does not help.
+                # That more does not help is only known of calls that were given more.
                 self._vain += tokens > ANSWER_TOKENS
                 return None
-            if not self._is_told:
+            if not self._is_reported:
                 log(
                     "the model thinks before it answers, though told not to:"
                     " calls take longer from now on"
                 )
-                self._is_told = True
+                self._is_reported = True
             return min(larger[0], room)
 
     def keep(self, tokens: int) -> None:
-        """Give the calls that follow as many tokens as helped this one."""
+        """Give later calls as many tokens as this one, which succeeded."""
         with self._lock:
             self.tokens = max(self.tokens, tokens)
             self._vain = 0
 
 
 class ChatClient(LLMClient):
-    """What the clients of chat APIs share; a subclass knows the requests and answers of its API."""
+    """Base of the clients of chat APIs.
 
-    key_name: str  # the environment variable that holds the key, by custom
-    path: str  # where the requests go
-    absent: str  # what to do where nobody listens
-    # What a request holds besides, until a server refuses it.
-    fields: Mapping[str, object]
-    # What those of them become for a model that cannot be kept from thinking.
-    low_effort: Mapping[str, object]
+    A subclass describes its API: by the attributes below, by `request` and `find_answer`, and if
+    need be by other methods.
+    """
+
+    key_name: str  # the environment variable that holds the key
+    key_header = BEARER
+    path: str  # of the requests
+    absent: str  # what to do if no server listens
+    refusals: Sequence[Refusal] = ()  # used before COMMON_REFUSALS
+    fields: Mapping[str, object] = {}
+    # Other values of some fields, for a model that thinks although it is asked not to.
+    low_effort: Mapping[str, object] = {}
+    cuts_silently = False  # whether a server may cut a long prompt without saying so
 
     def __init__(
         self,
@@ -3873,7 +3989,7 @@ class ChatClient(LLMClient):
         api_key: str = "",
         wait: Optional[Callable[[float], object]] = None,
     ) -> None:
-        """Take the address (as `parse_provider_url`), seconds a try may last, tokens of context.
+        """Take the address (see `parse_provider_url`), the seconds of a try, the tokens of context.
 
         `wait(seconds)` passes the time between tries; by default it ends early on `close`.
         """
@@ -3884,6 +4000,7 @@ class ChatClient(LLMClient):
             timeout=timeout,
             api_key=api_key,
             key_name=self.key_name,
+            key_header=self.key_header,
             absent=self.absent,
             wait=wait,
         )
@@ -3894,100 +4011,184 @@ class ChatClient(LLMClient):
 
     def generate_intent(self, code: str) -> str:
         """Return the intent of `code`; see LLMClient."""
+        return self.ask(intent_prompt(code), functools.partial(clean_answer, code=code))
+
+    def ask(self, prompt: str, read: Callable[[str], str]) -> str:
+        """Ask the model any question, and return what `read` returns for the text of its answer.
+
+        `read` returns text that may be shown, or raises IntentGenerationError if the answer is of
+        no use. The other errors are those of `generate_intent`.
+        """
         abandoned = self._transport.abandoned
-        room = self.num_ctx - prompt_tokens(code)
-        # What helped another call may be more than this prompt leaves room for.
+        size = prompt_tokens(prompt)
+        if self.cuts_silently and size > self.num_ctx:
+            raise IntentGenerationError(
+                f"the prompt has about {size} tokens, the context {self.num_ctx}: raise num_ctx"
+            )
+        room = self.num_ctx - size
+        # The tokens that helped another call may be more than this prompt leaves room for.
         tokens = max(ANSWER_TOKENS, min(self._budget.tokens, room))
-        # Every other round has fewer fields to refuse or more tokens to think with, and both run
-        # out.
+        # It ends, since fields can be replaced and tokens be raised only a few times.
         while True:
-            question = Question(code, tokens, self._fields)
+            question = Question(prompt, tokens, self._fields)
             try:
-                intent = self._ask(question, abandoned)
+                answer = self._answer_to(question, read, abandoned)
             except FieldError as error:
                 self._replace_fields(question.fields, error.fields)
-            except ThinkingError as error:
+            except ThinkingError:
                 raised = self._budget.raised(tokens, room)
                 if raised is None:
-                    text = f"the model was still thinking after {tokens} tokens"
-                    raise IntentGenerationError(text) from error
+                    raise
                 tokens = raised
                 self._lower_effort()
             else:
                 self._budget.keep(tokens)
-                return intent
+                return answer
 
     def close(self) -> None:
         """Abandon the calls in flight; see LLMClient."""
         self._transport.close()
 
     @abstractmethod
-    def _request(self, question: Question) -> dict[str, object]:
-        """Return the body of a request."""
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of the request that asks a question."""
 
     @abstractmethod
-    def _answer_text(self, response: Response, question: Question) -> str:
-        """Return the text of a complete answer; raise for anything else that a server may send."""
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer in a reply with status 200, or None if there is none."""
 
-    def _ask(self, question: Question, abandoned: threading.Event) -> str:
-        def read(response: Response) -> str:
-            text = self._answer_text(response, question)
-            intent = clean_answer(text, question.code)
-            if response.secrets.are_in(intent):
+    def find_problem(self, response: Response) -> Optional[Problem]:
+        """Return the problem that a response reports, or None if it should hold an answer."""
+        reply = response.reply or {}
+        # It is an object or a text: the reply, or in it under "error" or "detail", or in a choice.
+        error = reply.get("error") or first_choice(reply).get("error")
+        if reply.get("object") == "error":
+            error = reply
+        if response.status == 200 and not error:
+            return None
+        error = error or reply.get("detail")
+        if not isinstance(error, dict):
+            return Problem(response.status, text_of(error))
+        code = text_of(error.get("code"))
+        # If a model fails after its first words, some answer 200 with the status as the code.
+        is_status = response.status == 200 and re.fullmatch("[45][0-9][0-9]", code)
+        return Problem(
+            status=int(code) if is_status else response.status,
+            text=text_of(error.get("message")),
+            kind=text_of(error.get("type")),
+            code=code,
+            param=text_of(error.get("param")),
+        )
+
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the fields to send instead, if one of those sent is the problem, or None."""
+
+    def refusal(self, response: Response, problem: Problem) -> IntentGenerationError:
+        """Return the error for a problem, by the first row that fits."""
+        row = next(row for row in (*self.refusals, *COMMON_REFUSALS) if row.fits(problem))
+        message = row.message.format(
+            said=response.quote(problem.text),
+            status=problem.status,
+            model=self.model,
+            key_name=self.key_name,
+        )
+        if row.error is not TransientError:
+            return row.error(message)
+        pause = response.retry_after()
+        return TransientError(message, lasting=row.lasting, retry_after=pause, remedy=row.remedy)
+
+    def check_error(
+        self, response: Response, problem: Problem, is_wrong_model: bool = False
+    ) -> IntentGenerationError:
+        """Return the error for `check`; a ProviderError only if the key or model is wrong."""
+        error = self.refusal(response, problem)
+        is_no = is_wrong_model or response.status in (401, 403)
+        return error if is_no else IntentGenerationError(str(error))
+
+    def _answer_to(
+        self, question: Question, read: Callable[[str], str], abandoned: threading.Event
+    ) -> str:
+        def read_response(response: Response) -> str:
+            answer = read(self._answer_text(response, question))
+            if response.secrets.are_in(answer):
                 raise IntentGenerationError("the answer is withheld: it holds a key or password")
-            return intent
+            return answer
 
-        return self._transport.call(self.path, self._request(question), read, abandoned)
+        return self._transport.call(self.path, self.request(question), read_response, abandoned)
 
-    def _replace_fields(self, refused: Mapping[str, object], fields: Mapping[str, object]) -> None:
-        # Where another call did so meanwhile, the refusal is of fields that are no longer sent.
+    def _answer_text(self, response: Response, question: Question) -> str:
+        """Return the text of a complete answer; raise for everything else that a server sends."""
+        problem = self.find_problem(response)
+        if problem is not None:
+            fields = self.other_fields(problem, question.fields)
+            if fields is not None:
+                raise FieldError(response.quote(problem.text), fields)
+            raise self.refusal(response, problem)
+        if response.reply is None:
+            raise RefusalError("the answer is not a JSON object")
+        answer = self.find_answer(response.reply)
+        if answer is None:
+            raise RefusalError("the answer holds no text")
+        if answer.reason == "length":
+            raise length_error(answer, question.tokens)
+        text = ended_text(response, answer)
+        if not answer.is_complete:
+            raise IntentGenerationError("the answer is not complete")
+        return text
+
+    def _replace_fields(self, refused: Fields, fields: Fields) -> None:
+        # Not if another call did so meanwhile: these fields are no longer sent.
         if self._fields is refused:
             self._fields = fields
 
     def _lower_effort(self) -> None:
-        # Once: a server that refuses it gets back what it takes.
+        # Only once: if the server refuses it, the other fields come back for good.
         if not self._has_low_effort:
             self._has_low_effort = True
-            # Only what is still sent: a server that refused a field is not asked again.
+            # Only fields that are still sent, not those that the server refused.
             self._fields = {
                 name: self.low_effort.get(name, value) for name, value in self._fields.items()
             }
 
 
-def prompt_tokens(code: str) -> int:
-    """Return an estimate, rather too high, of the tokens that a prompt takes."""
-    # Code can hold lone surrogates, which JSON sends as escapes.
-    prompt = intent_prompt(code).encode("utf-8", "surrogatepass")
-    return len(prompt) // BYTES_PER_TOKEN
+def prompt_tokens(prompt: str) -> int:
+    """Return an estimate of the tokens in a prompt, which is rather too high than too low."""
+    # Code may hold lone surrogates, which JSON sends as escapes.
+    encoded = prompt.encode("utf-8", "surrogatepass")
+    return len(encoded) // BYTES_PER_TOKEN
 
 
-def chat_messages(code: str) -> list[dict[str, str]]:
-    """Return the conversation that asks for the intent of `code`."""
+def chat_messages(prompt: str) -> list[dict[str, str]]:
+    """Return the conversation that consists of a prompt."""
     # Some servers and models refuse a system turn.
-    return [{"role": "user", "content": intent_prompt(code)}]
+    return [{"role": "user", "content": prompt}]
 
 
-def length_error(content: object, thought: object, tokens: int) -> IntentGenerationError:
-    """Return the error of an answer that took all its tokens, thinking or answering."""
-    text = content if isinstance(content, str) else ""
-    # Where a thought has no field of its own, it stands in the content, cut off in its midst.
-    if thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
+# Answers and errors
+
+
+def length_error(answer: Answer, tokens: int) -> IntentGenerationError:
+    """Return the error for an answer that used up its tokens, with a thought or with words."""
+    text = answer.text if isinstance(answer.text, str) else ""
+    # A thought may be in the text instead, without an end.
+    if answer.thought or after_thoughts(text).startswith(THOUGHT_OPENINGS):
         return ThinkingError(f"the model was still thinking after {tokens} tokens")
     return IntentGenerationError(f"the answer is longer than {tokens} tokens")
 
 
-def ended_text(response: Response, text: object, reason: object) -> str:
-    """Return the text of an answer that ended for a reason, which some servers leave out.
+def ended_text(response: Response, answer: Answer) -> str:
+    """Return the text of an answer that is not known to have ended for any reason but "stop".
 
-    Raises IntentGenerationError for any reason but the end of the answer, and without text.
+    Raises IntentGenerationError for any other reason, and if there is no text.
     """
+    text, reason = answer.text, answer.reason
     if not reason:
         if not isinstance(text, str) or not text.strip():
             raise IntentGenerationError("the answer holds no text and no reason why it ended")
         if ends_in_repetition(text):
             raise IntentGenerationError("the model was stopped because it repeated itself")
     elif reason != "stop":
-        shown = response.quote(repr(reason), instead="that is withheld")
+        shown = response.quote(repr(reason), instead="(withheld)")
         raise IntentGenerationError(f"the answer ended for the reason {shown}")
     elif not isinstance(text, str):
         raise IntentGenerationError("the answer holds no text")
@@ -3996,334 +4197,9 @@ def ended_text(response: Response, text: object, reason: object) -> str:
 
 def ends_in_repetition(text: str) -> bool:
     """Return whether a text ends in one and the same piece, again and again."""
-    # White space apart, in which the pieces may differ.
+    # Without white space, in which the pieces may differ.
     end = "".join(text.split())[-REPETITIONS * LONGEST_REPEATED :]
     return any(end.endswith(end[-size:] * REPETITIONS) for size in range(1, LONGEST_REPEATED + 1))
-
-
-# ---- Ollama ---------------------------------------------------------------------------------
-
-# What a server says whose every further answer would be the same.
-PERMANENT = re.compile(
-    "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size"
-    "|model is required"
-)
-NO_SUCH_MODEL = re.compile("model .* not found|invalid model name")
-# What it says when the model does not load.
-NOT_LOADED = re.compile(
-    "llama-server process has terminated|timed out waiting for llama-server to start"
-)
-NOT_LOADED_REMEDY = "free memory on the server, or name a smaller model"
-NO_OLLAMA_REMEDY = "check the provider URL, which ends in /v1 for a server of OpenAI's API"
-
-
-class OllamaClient(ChatClient):
-    """Asks an Ollama server (`POST /api/chat`), a request a try, up to three tries a call."""
-
-    key_name = "OLLAMA_API_KEY"
-    path = "/api/chat"
-    absent = "start it with 'ollama serve', or check the provider URL"
-    fields: Mapping[str, object] = {"think": False}
-    low_effort: Mapping[str, object] = {"think": "low"}
-
-    def check(self) -> None:
-        """Ask for the model's description; see LLMClient."""
-        response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
-        if response.status == 200:
-            return
-        error = ollama_refusal(response, self.model)
-        is_wrong_model = NO_SUCH_MODEL.search(ollama_error(response))
-        if response.status in (401, 403) or is_wrong_model:
-            raise error
-        raise IntentGenerationError(str(error))
-
-    def _request(self, question: Question) -> dict[str, object]:
-        return {
-            "model": self.model,
-            "stream": False,
-            # An error is better than a prompt that is cut in silence.
-            "truncate": False,
-            # A server unloads a model after five minutes, which a restart or a long answer may
-            # take.
-            "keep_alive": "30m",
-            **question.fields,
-            "messages": chat_messages(question.code),
-            "options": {
-                "temperature": 0,
-                "seed": 0,
-                # The same in all requests, since another one makes the server load the model anew.
-                "num_ctx": self.num_ctx,
-                "num_predict": question.tokens,
-            },
-        }
-
-    def _answer_text(self, response: Response, question: Question) -> str:
-        reply = response.reply
-        if response.status != 200:
-            # Only models that know levels of effort take one.
-            if question.fields != self.fields and "think" in ollama_error(response):
-                raise FieldError("low effort is refused", self.fields)
-            raise ollama_refusal(response, self.model)
-        if reply is None:
-            raise RefusalError("the answer is not a JSON object")
-        message = reply.get("message")
-        if not isinstance(message, dict):
-            raise RefusalError("the answer holds no text")
-        text = message.get("content")
-        reason = reply.get("done_reason")
-        if reason == "length":
-            raise length_error(text, message.get("thinking"), question.tokens)
-        text = ended_text(response, text, reason)
-        if reply.get("done", True) is not True:
-            raise IntentGenerationError("the answer is not complete")
-        return text
-
-
-def ollama_refusal(response: Response, model: str) -> IntentGenerationError:
-    """Return the error that a status other than 200 stands for."""
-    status = response.status
-    whole = ollama_error(response)
-    said = response.quote(whole)
-    sizes = oversized_prompt(response)
-    if sizes:
-        return RefusalError(f"{sizes}: raise num_ctx")
-    if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
-    if status in (401, 403):
-        return ProviderError(
-            f"not allowed ({said}): check {OllamaClient.key_name} and the provider URL"
-        )
-    # Ollama names the model that it lacks; another server's 404 is told otherwise.
-    if status in (404, 405) and not whole:
-        return ProviderError(f"no Ollama answers there (HTTP status {status}): {NO_OLLAMA_REMEDY}")
-    if status == 404:
-        return ProviderError(f"{said}: run 'ollama pull {model}' on the server")
-    if status == 501 or PERMANENT.search(whole):
-        return ProviderError(f"{said}: name another model")
-    if status == 429 and "usage limit" in whole:
-        return ProviderError(f"{said}: wait, or use another server")
-    # The guard against repeated tokens, in newer versions; the same prompt would meet it again.
-    is_this_prompt = "token repeat limit" in whole
-    if status in (408, 429) or (status >= 500 and not is_this_prompt):
-        return TransientError(
-            said,
-            lasting=status == 429,
-            retry_after=response.retry_after(),
-            remedy=NOT_LOADED_REMEDY if NOT_LOADED.search(whole) else "",
-        )
-    return RefusalError(said)
-
-
-def ollama_error(response: Response) -> str:
-    """Return what the server says is wrong, in its own words and not yet fit to be shown, or ""."""
-    text = error_text(response)
-    return str(inner_error(text).get("message", text))
-
-
-def error_text(response: Response) -> str:
-    """Return the start of the error in a reply, or ""."""
-    text = (response.reply or {}).get("error")
-    return text[:SERVER_CHARACTERS] if isinstance(text, str) else ""
-
-
-def inner_error(text: str) -> dict[str, Any]:
-    """Return the error in a JSON text inside the JSON text, as Ollama passes on its runner's."""
-    inner = (json_object(text) or {}).get("error")
-    return inner if isinstance(inner, dict) else {}
-
-
-def oversized_prompt(response: Response) -> str:
-    """Return what the error says of a prompt that is too long, or "" if it says another thing."""
-    error = inner_error(error_text(response))
-    if error.get("type") != "exceed_context_size_error":
-        return ""
-    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
-    unsaid = "the prompt has more tokens than the context"
-    if not isinstance(tokens, int) or not isinstance(context, int):
-        return unsaid
-    sizes = f"the prompt has {tokens} tokens, the context {context}"
-    return response.quote(sizes, instead=unsaid)
-
-
-# ---- OpenAI ---------------------------------------------------------------------------------
-
-V1 = re.compile("(?<!/)/v1/*$")  # the end of an address, and not a host of that name
-# The same prompt, sent again, would be refused again; others need not be.
-TOO_LONG = re.compile(
-    "context_length_exceeded|exceed_context_size|context (?:length|size|window)"
-    "|context the overflows|reduce the length",
-    re.IGNORECASE,
-)
-LOADING = re.compile("loading", re.IGNORECASE)
-MODERATED = re.compile("moderation|flagged", re.IGNORECASE)
-# No request with this model, on this account or of this shape will ever be answered.
-WRONG_MODEL = re.compile(
-    r"\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
-    "|no models loaded|failed to load model",
-    re.IGNORECASE,
-)
-# Many come as a 429 does that passes; only these words tell that this one stays.
-NO_CREDIT = re.compile(
-    "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
-)
-# Some servers answer 500 to a request that they cannot read.
-WRONG_SHAPE = re.compile(
-    "cannot unmarshal|type must be|parse_error|validation error", re.IGNORECASE
-)
-
-
-class OpenAIClient(ChatClient):
-    """Asks a server that speaks OpenAI's chat API (`POST /v1/chat/completions`).
-
-    `num_ctx` is no part of that API: it only bounds what is sent, by an estimate of its tokens.
-    """
-
-    key_name = "OPENAI_API_KEY"
-    path = "/v1/chat/completions"
-    absent = "start it, or check the provider URL"
-    # Thinking is told off in both ways that servers know. `max_tokens` stands here for its name
-    # alone.
-    fields: Mapping[str, object] = {
-        "max_tokens": ANSWER_TOKENS,
-        "temperature": 0,
-        "seed": 0,
-        "reasoning_effort": "none",
-        "chat_template_kwargs": {"enable_thinking": False},
-    }
-    low_effort: Mapping[str, object] = {"reasoning_effort": "low"}
-
-    def __init__(self, provider_url: str, model: str, *, api_key: str = "", **options: Any) -> None:
-        """Take the address with or without its /v1; see ChatClient."""
-        address = parse_provider_url(provider_url)
-        is_readable = address.url.startswith("http:") and not is_this_machine(address.host)
-        if api_key.strip() and is_readable:
-            log(
-                f"{self.key_name} is withheld: anybody could read it on the way,"
-                " so give an https address"
-            )
-            api_key = ""
-        base = V1.sub("", provider_url)
-        super().__init__(base, model, api_key=api_key, **options)
-
-    def generate_intent(self, code: str) -> str:
-        """Return the intent of `code`; see LLMClient."""
-        # A server may cut a longer prompt in silence.
-        tokens = prompt_tokens(code)
-        if tokens > self.num_ctx:
-            raise IntentGenerationError(
-                f"the prompt has about {tokens} tokens, the context {self.num_ctx}: raise num_ctx"
-            )
-        return super().generate_intent(code)
-
-    def check(self) -> None:
-        """Ask for the list of models, which shows whether the key is accepted; see LLMClient."""
-        response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
-        problem = find_problem(response)
-        if problem is not None:
-            self._refuse_at_check(response, problem)
-            return
-        # Only a warning, since many servers answer by any name.
-        names = listed_models(response.reply or {})
-        if names is not None and not lists_model(names, self.model):
-            listed = response.quote(", ".join(sorted(names)), instead="others")
-            log(
-                f"warning: the server does not list the model {self.model!r}"
-                f" (but {listed if names else 'none'}): it may refuse it, or answer by another"
-            )
-        # No other server is known to have this path; one that fails here is none of Ollama's.
-        with contextlib.suppress(IntentGenerationError):
-            version = self._transport.ask("/api/version", None, CHECK_SECONDS)
-            if version.status == 200 and "version" in (version.reply or {}):
-                log(
-                    "this is an Ollama server, which cuts long prompts in silence when asked"
-                    " by /v1:"
-                    " give its address without /v1"
-                )
-
-    def _refuse_at_check(self, response: Response, problem: "Problem") -> None:
-        """Raise what the answer to the check says, unless it is only that calls have to wait."""
-        error = openai_refusal(response, problem)
-        if response.status == 503 and LOADING.search(problem.text):
-            log("the server is still loading the model: calls wait for it, up to a minute")
-            return
-        is_refused = response.status in (401, 403)
-        raise error if is_refused else IntentGenerationError(str(error))
-
-    def _request(self, question: Question) -> dict[str, object]:
-        fields = dict(question.fields)
-        # Never both names: a server that knows the two refuses them together.
-        cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
-        fields[cap] = question.tokens
-        return {
-            "model": self.model,
-            "stream": False,
-            **fields,
-            "messages": chat_messages(question.code),
-        }
-
-    def _answer_text(self, response: Response, question: Question) -> str:
-        problem = find_problem(response)
-        if problem is not None:
-            raise self._refusal(response, problem, question)
-        if response.reply is None:
-            raise RefusalError("the answer is not a JSON object")
-        first = first_choice(response.reply)
-        message = first.get("message")
-        if not isinstance(message, dict):
-            raise RefusalError("the answer holds no text")
-        text = message.get("content")
-        reason = first.get("finish_reason")
-        if reason == "length":
-            thought = message.get("reasoning_content") or message.get("reasoning")
-            raise length_error(text, thought, question.tokens)
-        if text is None and reason:  # as some servers say "nothing"
-            text = ""
-        return ended_text(response, text, reason)
-
-    def _refusal(
-        self,
-        response: Response,
-        problem: "Problem",
-        question: Question,
-    ) -> IntentGenerationError:
-        if response.status in (400, 422):
-            fields = without_refused(question.fields, problem)
-            if fields is not None:
-                return FieldError(response.quote(problem.text), fields)
-        return openai_refusal(response, problem)
-
-
-class Problem(NamedTuple):
-    """What a server says is wrong, in whatever shape: its own words, and any may be empty."""
-
-    text: str = ""
-    kind: str = ""
-    code: str = ""
-    param: str = ""
-
-    def all_words(self) -> str:
-        """Return everything that can tell one problem from another."""
-        return f"{self.kind} {self.code} {self.text}"
-
-
-def find_problem(response: Response) -> Optional[Problem]:
-    """Return the problem that a response stands for, or None where it holds an answer."""
-    reply = response.reply or {}
-    # Five shapes: an object or a text as "error", either in a choice, flat, and as "detail".
-    error = reply.get("error") or first_choice(reply).get("error")
-    if reply.get("object") == "error":
-        error = reply
-    if response.status == 200 and not error:
-        return None
-    error = error or reply.get("detail")
-    if not isinstance(error, dict):
-        return Problem(text_of(error))
-    return Problem(
-        text=text_of(error.get("message")),
-        kind=text_of(error.get("type")),
-        code=text_of(error.get("code")),
-        param=text_of(error.get("param")),
-    )
 
 
 def text_of(value: object) -> str:
@@ -4341,6 +4217,237 @@ def first_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
+# ---- Ollama ---------------------------------------------------------------------------------
+
+NO_SUCH_MODEL = "model .* not found|invalid model name"
+PROMPT_TOO_LONG = "exceed_context_size_error"
+NOT_FOR_CHAT = (
+    "does not support|must be of type|invalid (?:file magic|model name)|exceeds file size"
+    "|model is required"
+)
+NOT_LOADED = "llama-server process has terminated|timed out waiting for llama-server to start"
+NO_OLLAMA = (
+    "no Ollama answers there (HTTP status {status}):"
+    " check the provider URL, which ends in /v1 for a server of OpenAI's API"
+)
+OLLAMA_REFUSALS = (
+    Refusal("...", PROMPT_TOO_LONG, RefusalError, "{said}: raise num_ctx"),
+    REDIRECTED,
+    NOT_ALLOWED,
+    # Ollama itself names the model that it lacks.
+    Refusal("404|405", r"\A\Z", ProviderError, NO_OLLAMA),
+    Refusal("404", "", ProviderError, "{said}: run 'ollama pull {model}' on the server"),
+    Refusal("501", "", ProviderError, ANOTHER_MODEL),
+    Refusal("...", NOT_FOR_CHAT, ProviderError, ANOTHER_MODEL),
+    Refusal("429", "usage limit", ProviderError, "{said}: wait, or use another server"),
+    # From the guard against repeated tokens in newer versions; the same prompt would meet it again.
+    Refusal("[5-9]..", "token repeat limit", RefusalError),
+    Refusal(
+        "408|[5-9]..",
+        NOT_LOADED,
+        TransientError,
+        remedy="free memory on the server, or name a smaller model",
+    ),
+)
+
+
+class OllamaClient(ChatClient):
+    """Asks an Ollama server (`POST /api/chat`), a request a try, up to three tries a call."""
+
+    key_name = "OLLAMA_API_KEY"
+    path = "/api/chat"
+    absent = "start it with 'ollama serve', or check the provider URL"
+    refusals = OLLAMA_REFUSALS
+    fields: Mapping[str, object] = {"think": False}
+    low_effort: Mapping[str, object] = {"think": "low"}
+
+    def check(self) -> None:
+        """Ask for the model's description; see LLMClient."""
+        response = self._transport.ask("/api/show", {"model": self.model}, CHECK_SECONDS)
+        problem = self.find_problem(response)
+        if problem is not None:
+            is_wrong_model = re.search(NO_SUCH_MODEL, problem.text) is not None
+            raise self.check_error(response, problem, is_wrong_model)
+
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of a request; see ChatClient."""
+        return {
+            "model": self.model,
+            "stream": False,
+            # An error is better than a prompt that is silently cut.
+            "truncate": False,
+            # The default, five minutes, may pass during a restart or a long answer.
+            "keep_alive": "30m",
+            **question.fields,
+            "messages": chat_messages(question.prompt),
+            "options": {
+                "temperature": 0,
+                "seed": 0,
+                # The same in all requests: for another one the server would reload the model.
+                "num_ctx": self.num_ctx,
+                "num_predict": question.tokens,
+            },
+        }
+
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer in a reply; see ChatClient."""
+        message = reply.get("message")
+        if not isinstance(message, dict):
+            return None
+        return Answer(
+            message.get("content"),
+            message.get("thinking"),
+            reply.get("done_reason"),
+            is_complete=reply.get("done", True) is True,
+        )
+
+    def find_problem(self, response: Response) -> Optional[Problem]:
+        """Return the problem that a status other than 200 reports; see ChatClient."""
+        if response.status == 200:
+            return None
+        error = (response.reply or {}).get("error")
+        text = error[:SERVER_CHARACTERS] if isinstance(error, str) else ""
+        # Ollama passes its runner's errors on as JSON text inside the JSON.
+        inner = (json_object(text) or {}).get("error")
+        if not isinstance(inner, dict):
+            return Problem(response.status, text)
+        if inner.get("type") == PROMPT_TOO_LONG:
+            return Problem(response.status, prompt_sizes(inner), PROMPT_TOO_LONG)
+        return Problem(response.status, str(inner.get("message", text)))
+
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the first fields again, if the model knows no levels of effort; see ChatClient."""
+        return self.fields if sent != self.fields and "think" in problem.text else None
+
+
+def prompt_sizes(error: Mapping[str, Any]) -> str:
+    """Return the sizes in the error of a prompt that is too long, as words."""
+    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    if isinstance(tokens, int) and isinstance(context, int):
+        return f"the prompt has {tokens} tokens, the context {context}"
+    return "the prompt has more tokens than the context"
+
+
+# ---- OpenAI ---------------------------------------------------------------------------------
+
+V1 = re.compile("(?<!/)/v1/*$")  # at the end of an address, but not as its host
+TOO_LONG = (
+    "(?i)context_length_exceeded|exceed_context_size|context (?:length|size|window)"
+    "|context the overflows|reduce the length"
+)
+LOADING = "(?i)loading"
+WRONG_MODEL = (
+    r"(?i)\bmodel\b.*(?:not found|does not exist|is required)|model_not_found|invalid model"
+    "|no models loaded|failed to load model"
+)
+# The status is often 429, as for a limit that passes; only these words distinguish it.
+NO_CREDIT = "insufficient_quota|credit_balance|spend_limit|usage_limit|reached your .*usage limit"
+ADD_CREDIT = "{said}: wait, add credit, or use another server"
+WRONG_SHAPE = "(?i)cannot unmarshal|type must be|parse_error|validation error"
+NO_OPENAI = "no OpenAI API answers there ({said}): check the provider URL"
+# Words come before statuses, since servers choose different statuses for the same problem.
+OPENAI_REFUSALS = (
+    REDIRECTED,
+    # Only this prompt is refused.
+    Refusal(
+        "[1-4]..",
+        TOO_LONG,
+        RefusalError,
+        "the prompt is too long for the server's context: {said}",
+    ),
+    Refusal("403", "(?i)moderation|flagged", RefusalError),
+    NOT_ALLOWED,
+    # No request for this account, of this model or to this path will ever be answered.
+    Refusal("402", "", ProviderError, ADD_CREDIT),
+    Refusal("...", NO_CREDIT, ProviderError, ADD_CREDIT),
+    Refusal("[1-4]..", WRONG_MODEL, ProviderError, ANOTHER_MODEL),
+    Refusal("404|405|501", "", ProviderError, NO_OPENAI),
+    # Some servers answer 500 to a request that they cannot read.
+    Refusal("...", WRONG_SHAPE, ProviderError, "the server refuses the request: {said}"),
+    Refusal("408|[5-9]..", LOADING, TransientError, lasting=True),
+)
+
+
+class OpenAIClient(ChatClient):
+    """Asks a server that speaks OpenAI's chat API (`POST /v1/chat/completions`).
+
+    `num_ctx` is not part of that API. It only limits the prompts, by an estimate of their tokens.
+    """
+
+    key_name = "OPENAI_API_KEY"
+    path = "/v1/chat/completions"
+    absent = "start it, or check the provider URL"
+    # Thinking is switched off in both ways that servers know. Of `max_tokens` only the name counts.
+    fields: Mapping[str, object] = {
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0,
+        "seed": 0,
+        "reasoning_effort": "none",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    low_effort: Mapping[str, object] = {"reasoning_effort": "low"}
+    refusals = OPENAI_REFUSALS
+    cuts_silently = True
+
+    def __init__(self, provider_url: str, model: str, **options: Any) -> None:
+        """Take the address with or without its /v1; see ChatClient."""
+        super().__init__(V1.sub("", provider_url), model, **options)
+
+    def check(self) -> None:
+        """Ask for the list of models, for which the server checks the key; see LLMClient."""
+        response = self._transport.ask("/v1/models", None, CHECK_SECONDS)
+        problem = self.find_problem(response)
+        if problem is not None:
+            if response.status == 503 and re.search(LOADING, problem.text):
+                log("the server is still loading the model: calls wait for it, up to a minute")
+                return
+            raise self.check_error(response, problem)
+        # Only a warning, since many servers take any name.
+        names = listed_models(response.reply or {})
+        if names is not None and not lists_model(names, self.model):
+            listed = response.quote(", ".join(sorted(names)), instead="others")
+            log(
+                f"warning: the server does not list the model {self.model!r}"
+                f" (but {listed if names else 'none'}): it may refuse it, or answer by another"
+            )
+        # Only Ollama is known to have this path.
+        with contextlib.suppress(IntentGenerationError):
+            version = self._transport.ask("/api/version", None, CHECK_SECONDS)
+            if version.status == 200 and "version" in (version.reply or {}):
+                log(
+                    "this is an Ollama server, which silently cuts long prompts at /v1:"
+                    " give its address without /v1"
+                )
+
+    def request(self, question: Question) -> dict[str, object]:
+        """Return the body of a request; see ChatClient."""
+        fields = dict(question.fields)
+        # Never both names: a server that knows both refuses them together.
+        cap = "max_tokens" if "max_tokens" in fields else "max_completion_tokens"
+        fields[cap] = question.tokens
+        return {
+            "model": self.model,
+            "stream": False,
+            **fields,
+            "messages": chat_messages(question.prompt),
+        }
+
+    def find_answer(self, reply: Mapping[str, Any]) -> Optional[Answer]:
+        """Return the answer in the first choice of a reply; see ChatClient."""
+        first = first_choice(reply)
+        message = first.get("message")
+        if not isinstance(message, dict):
+            return None
+        text, reason = message.get("content"), first.get("finish_reason")
+        if text is None and reason:  # some servers send null for an empty text
+            text = ""
+        return Answer(text, message.get("reasoning_content") or message.get("reasoning"), reason)
+
+    def other_fields(self, problem: Problem, sent: Fields) -> Optional[Fields]:
+        """Return the fields without the one that a problem names; see ChatClient."""
+        return without_refused(sent, problem) if problem.status in (400, 422) else None
+
+
 def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
     """Return the names in a list of models, or None if the reply holds no such list."""
     entries = reply.get("data")
@@ -4356,68 +4463,33 @@ def listed_models(reply: Mapping[str, Any]) -> Optional[set[str]]:
 
 
 def lists_model(names: Collection[str], model: str) -> bool:
-    """Return whether one of the names is that of a model, in any form in which servers list it."""
-    # Ollama adds the tag, and llama-server gives the path of the file that it has loaded.
+    """Return whether a model is among the names, in any form in which servers list it."""
+    # Ollama adds the tag, and llama-server lists the path of the file that it has loaded.
     files = (re.split(r"[/\\]", name)[-1] for name in names if name.endswith(".gguf"))
     forms = {*names, *files}
     return not forms.isdisjoint((model, f"{model}:latest", f"{model}.gguf"))
 
 
-def without_refused(fields: Mapping[str, object], problem: Problem) -> Optional[dict[str, object]]:
-    """Return the fields to send once a server has refused one, or None if it names none."""
-    if TOO_LONG.search(problem.all_words()):  # such a text names the tokens asked for
+def without_refused(fields: Fields, problem: Problem) -> Optional[dict[str, object]]:
+    """Return the fields without the one that a server refuses, or None if it names none."""
+    if re.search(TOO_LONG, problem.all_words()):  # such words may name `max_tokens`
         return None
     if "max_completion_tokens" in problem.text:
         kept = {name: value for name, value in fields.items() if name != "max_tokens"}
         return kept if kept != fields else None
     for name in fields:
-        if name == "max_tokens":  # a request without a cap could be answered for ever
+        if name == "max_tokens":  # without it an answer might never end
             continue
         is_named = name == problem.param or re.search(rf"\b{name}\b", problem.text)
         is_meant = name == "reasoning_effort" and re.search("thinking|reasoning", problem.text)
         if not is_named and not is_meant:
             continue
         changed = dict(fields)
-        # Some servers know no "none"; where they know no effort at all, "low" is refused in its
-        # turn.
+        # Some servers do not know "none". Those that know no effort at all refuse "low" next.
         if changed.pop(name) == "none":
             changed[name] = "low"
         return changed
     return None
-
-
-def openai_refusal(response: Response, problem: Problem) -> IntentGenerationError:
-    """Return the error that a status other than 200, or an error in the reply, stands for."""
-    # Some put the error of a model that had begun to answer into a 200, with the status as its
-    # code.
-    status = response.status
-    if status == 200 and re.fullmatch("[45][0-9][0-9]", problem.code):
-        status = int(problem.code)
-    words = problem.all_words()
-    said = response.quote(problem.text)
-    # What the words say comes before what the status says, since servers choose that differently.
-    if status in range(300, 400):
-        return ProviderError(f"the server redirects (HTTP status {status}): give its final address")
-    if TOO_LONG.search(words) and status < 500:
-        return RefusalError(f"the prompt is too long for the server's context: {said}")
-    if status == 403 and MODERATED.search(words):
-        return RefusalError(said)
-    if status in (401, 403):
-        return ProviderError(
-            f"not allowed ({said}): check {OpenAIClient.key_name} and the provider URL"
-        )
-    if status == 402 or NO_CREDIT.search(words):
-        return ProviderError(f"{said}: wait, add credit, or use another server")
-    if WRONG_MODEL.search(words) and status < 500:
-        return ProviderError(f"{said}: name another model")
-    if status in (404, 405, 501):
-        return ProviderError(f"no OpenAI API answers there ({said}): check the provider URL")
-    if WRONG_SHAPE.search(words):
-        return ProviderError(f"the server refuses the request: {said}")
-    if status in (408, 429) or status >= 500:
-        is_lasting = status == 429 or LOADING.search(problem.text) is not None
-        return TransientError(said, lasting=is_lasting, retry_after=response.retry_after())
-    return RefusalError(said)
 
 
 # ---- Persistence ----------------------------------------------------------------------------
@@ -4465,25 +4537,22 @@ SCHEMA = (
     *(CREATE_INDEX.format(column) for column in INDEXED),
 )
 TABLE_NAMES = ("runs", "records")
-INSERT_RUN = """
-INSERT INTO runs (
-    started_at, finished_at, root_path, provider_url, model, scope, progress_batch_size,
-    status, analyzer_error_count, intent_failed_count, record_count
-) VALUES (
-    :started_at, :finished_at, :root_path, :provider_url, :model, :scope, :progress_batch_size,
-    :status, :analyzer_error_count, :intent_failed_count, :record_count
-)"""
-# The columns, the placeholders and the values of a row all follow from the fields of a record.
-RECORD_COLUMNS = ", ".join(Record._fields)
-RECORD_PLACEHOLDERS = ", ".join("?" for _ in Record._fields)
-INSERT_RECORD = f"INSERT INTO records (run_id, {RECORD_COLUMNS}) VALUES (?, {RECORD_PLACEHOLDERS})"
+# The columns and the placeholders of a row follow from the fields of what is stored.
+RUN_COLUMNS = (*RunContext._fields, *RunResult._fields[1:])
+INSERT_RUN = "INSERT INTO runs ({}) VALUES ({})".format(
+    ", ".join(RUN_COLUMNS), ", ".join(f":{column}" for column in RUN_COLUMNS)
+)
+RECORD_COLUMNS = ("run_id", *Record._fields)
+INSERT_RECORD = "INSERT INTO records ({}) VALUES ({})".format(
+    ", ".join(RECORD_COLUMNS), ", ".join("?" for _ in RECORD_COLUMNS)
+)
 SELECT_INTENTS = """
 SELECT records.run_id, records.md5sum, records.intent
 FROM records JOIN runs ON runs.id = records.run_id
 WHERE runs.model = ? AND records.intent_status = 'success'
 ORDER BY runs.id"""
 SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM runs))"
-# The code of a file is that of its definitions once more, so only its header is read.
+# The code of a file is that of its definitions once more, so only its first lines are read.
 SELECT_RECORDS = """
 SELECT kind, file_path, signature, start_line, end_line,
     CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END AS raw_code,
@@ -4493,64 +4562,38 @@ FROM records WHERE run_id = ? ORDER BY id"""
 SELECT_CODES = """
 SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
-SELECT_TAKEN_NAMES = f"""
-SELECT name FROM sqlite_master
-WHERE (type <> 'index' OR tbl_name <> 'records')
-AND name IN ({", ".join(f"'records_{column}'" for column in INDEXED)})"""
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
-# A line takes a byte at least, and source no more than this.
-LAST_LINE = SOURCE_BYTES
+# No file of source has more lines: an analyzer reads 16 MiB of one.
+LAST_LINE = 16 << 20
 MD5SUM = re.compile(r"[0-9a-f]{32}")
 STORED_KINDS = ("file", *KINDS)
 STATUSES = (SUCCESS, FAILED, SKIPPED)
 
-# Finished calls are kept beside the database. Older versions did so in an SQLite file of this
-# ending alone; each run now adds random digits.
-PENDING_ENDING = "-pending"
-PENDING_FILE = re.compile(PENDING_ENDING + r"-[0-9a-f]{16}\.jsonl")
-PENDING_BYTES = 1 << 28  # a million calls
-PENDING_LINE_BYTES = 1 << 16  # an intent takes 12,000 at most
-PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
-SYNC_SECONDS = 0.5
-# Windows locks bytes, which nobody else can read then: so one that is never there.
-LOCK_POSITION = (1 << 31) - 2
-# The unary plus leaves the index to the md5sum: by the status alone nearly all rows would be looked
-# at.
-SELECT_STORED = """
-SELECT 1 FROM records
-WHERE (SELECT model FROM runs WHERE id = run_id) = ? AND md5sum = ?
-    AND +intent_status = 'success'"""
-
-# Where the file format says so: https://www.sqlite.org/fileformat.html, offsets 0, 18 and 19.
-SQLITE_MAGIC = b"SQLite format 3\0"
-WAL_VERSIONS = b"\2\2"
-WAL_REMEDY = (
-    "is in WAL mode, which even readers need a writable directory for: copy it, with its -wal file"
-    " if there is one, to such a directory"
-)
-
 
 class Persistence(ABC):
-    """Where another store is plugged in. It only writes."""
+    """Base of the stores of runs. A store only writes."""
 
     @abstractmethod
     def persist(self, context: RunContext, errors: Errors, records: Records) -> RunResult:
-        """Store one run whole, or raise PersistenceError and leave the store as it was."""
+        """Store one run whole.
+
+        If that fails, raises PersistenceError and leaves the store as it was.
+        """
 
 
 class SQLitePersistence(Persistence):
     """Stores runs in an SQLite file with the tables `runs` and `records`."""
 
     def __init__(self, db_path: str, *, lock_seconds: float = LOCK_SECONDS) -> None:
-        """Take the path of the file, and how long to wait for another process's lock on it."""
+        """Take the path of the file, and the seconds to wait for a lock of another process."""
         self.db_path = db_path
         self.lock_seconds = lock_seconds
 
     def check(self) -> None:
-        """Raise PersistenceError where `persist` would fail for a reason that can be seen now.
+        """Raise PersistenceError if `persist` would fail for a reason that can be seen now.
 
-        Only reads (though SQLite itself repairs a file that a killed process left behind).
+        Writes nothing, but SQLite itself repairs a file that a killed process left behind.
         """
         require_sqlite()
         self._check_directory()
@@ -4560,8 +4603,7 @@ class SQLitePersistence(Persistence):
             raise PersistenceError(f"{self.db_path} is not a regular file: name another one")
         if not os.access(self.db_path, os.R_OK | os.W_OK):
             raise PersistenceError(f"{self.db_path} is not writable: name another file")
-        with open_database(self.db_path, "rw") as connection:
-            execute_waiting(connection, "SELECT 1 FROM sqlite_master", self.lock_seconds)
+        with reading(self.db_path, self.lock_seconds) as connection:
             refuse_other_tables(connection, self.db_path)
 
     def _check_directory(self) -> None:
@@ -4570,7 +4612,7 @@ class SQLitePersistence(Persistence):
         directory = os.path.dirname(os.path.abspath(self.db_path))
         if not os.path.isdir(directory):
             raise PersistenceError(f"directory {directory} does not exist: create it first")
-        if not is_writable(directory):
+        if not os.access(directory, os.W_OK | os.X_OK):
             raise PersistenceError(
                 f"directory {directory} is not writable: name a file in another one"
             )
@@ -4586,7 +4628,7 @@ class SQLitePersistence(Persistence):
             status="completed_with_errors" if errors or failed_count else "completed",
         )
         run_values = {**context._asdict(), **result._asdict()}
-        with open_database(self.db_path, "rwc") as connection:
+        with open_database(self.db_path) as connection:
             connection.execute("PRAGMA foreign_keys = ON")
             execute_waiting(connection, "BEGIN IMMEDIATE", self.lock_seconds)
             for statement in SCHEMA:
@@ -4598,16 +4640,11 @@ class SQLitePersistence(Persistence):
         return result._replace(run_id=run_id)
 
 
-def is_writable(directory: str) -> bool:
-    """Return whether files can be created in a directory, as far as the system tells."""
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
 # Connections
 
 
 def require_sqlite() -> None:
-    """Raise PersistenceError in a Python that was built without SQLite."""
+    """Raise PersistenceError if this Python was built without SQLite."""
     try:
         import sqlite3  # noqa: F401
     except ImportError as error:
@@ -4616,69 +4653,52 @@ def require_sqlite() -> None:
 
 
 @contextlib.contextmanager
-def open_database(db_path: str, mode: str) -> "Iterator[sqlite3.Connection]":
-    """Open an SQLite file, and close it without what was not committed.
+def open_database(db_path: str) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file, or create it; close it at the end without what was not committed.
 
-    Whatever goes wrong meanwhile is raised as PersistenceError. `mode` is that of SQLite's URIs:
-    `rw` never creates a file, `rwc` does.
+    Whatever goes wrong meanwhile is raised as PersistenceError.
     """
     require_sqlite()
     import sqlite3
 
     try:
-        uri = f"{database_uri(os.path.abspath(db_path))}?mode={mode}"
         # No isolation level: transactions begin and end where this program says so.
-        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_TICK_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            os.path.abspath(db_path), timeout=LOCK_TICK_SECONDS, isolation_level=None
+        )
         connection.text_factory = text_or_bytes
         with contextlib.closing(connection):
             yield connection
     except PersistenceError:
         raise
     except Exception as error:  # sqlite3.Error, and text that UTF-8 cannot hold
-        if isinstance(error, sqlite3.OperationalError) and needs_writable_directory(db_path):
-            raise PersistenceError(f"{db_path} {WAL_REMEDY}") from None
         raise PersistenceError(f"{db_path}: {error}") from error
 
 
+@contextlib.contextmanager
+def reading(db_path: str, seconds: float = LOCK_SECONDS) -> "Iterator[sqlite3.Connection]":
+    """Open an SQLite file in a transaction that reads one state of it; see `open_database`.
+
+    Waits so many seconds for the locks of other processes.
+    """
+    if not os.path.exists(db_path):
+        raise PersistenceError(f"{db_path} does not exist: persist a run first")
+    with open_database(db_path) as connection:
+        connection.execute("BEGIN")
+        # That takes no lock: the first SELECT does, and it alone may have to wait.
+        execute_waiting(connection, "SELECT 1 FROM sqlite_master", seconds)
+        yield connection
+
+
 def text_or_bytes(data: bytes) -> Union[str, bytes]:
-    """Return text of a database, or what is no UTF-8 as it is: then it is found like a blob."""
+    """Return a text of a database, or its bytes if they are not UTF-8: no column may hold bytes."""
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data
 
 
-def database_uri(path: str, separator: str = os.sep) -> str:
-    """Return the URI of an absolute path as SQLite reads it."""
-    from urllib.parse import quote
-
-    # The authority stays empty. `Path.as_uri` puts the server of a UNC path there, which SQLite
-    # refuses.
-    below_root = path.replace(separator, "/").removeprefix("/")
-    return "file:///" + quote(os.fsencode(below_root), safe="/:")
-
-
-def needs_writable_directory(db_path: str) -> bool:
-    """Return whether a file is a database in WAL mode in a directory that cannot be written.
-
-    Even readers of such a database write: they create the files `-wal` and `-shm` beside it.
-    """
-    directory = os.path.dirname(os.path.abspath(db_path))
-    try:
-        with open(db_path, "rb") as file:
-            header = file.read(20)
-    except OSError:
-        return False
-    is_wal = header.startswith(SQLITE_MAGIC) and header.endswith(WAL_VERSIONS)
-    return is_wal and not is_writable(directory)
-
-
-def execute_waiting(
-    connection: "sqlite3.Connection",
-    sql: str,
-    seconds: float,
-    *values: object,
-) -> "sqlite3.Cursor":
+def execute_waiting(connection: "sqlite3.Connection", sql: str, seconds: float) -> "sqlite3.Cursor":
     """Execute a statement, waiting so many seconds for the locks of other processes."""
     import sqlite3
 
@@ -4686,38 +4706,34 @@ def execute_waiting(
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return connection.execute(sql, values)
+            return connection.execute(sql)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
 
 
-def begin_reading(connection: "sqlite3.Connection") -> None:
-    """Begin a transaction in which every statement reads the same state of the database."""
-    execute_waiting(connection, "BEGIN", LOCK_SECONDS)
-    # BEGIN alone takes no lock: the first SELECT does, and it alone may have to wait.
-    execute_waiting(connection, "SELECT 1 FROM sqlite_master", LOCK_SECONDS)
-
-
 def refuse_other_tables(connection: "sqlite3.Connection", db_path: str) -> None:
-    """Raise PersistenceError where a file uses the names of the schema for something else."""
+    """Raise PersistenceError if a table or view of the schema's names has other columns."""
     for name in TABLE_NAMES:
         columns = table_columns(connection, name)
         if columns and columns != expected_columns(name):
             differs = f"has a table {name!r} with other columns"
             raise PersistenceError(f"{db_path} {differs}: name another file")
-    for (name,) in connection.execute(SELECT_TAKEN_NAMES):
-        raise PersistenceError(f"{db_path} uses the name {name!r} otherwise: name another file")
 
 
 def table_columns(connection: "sqlite3.Connection", name: str) -> list[tuple[Any, ...]]:
-    """Return name, type, NOT NULL and key of each column of a table; none without a table."""
+    """Return name, type, NOT NULL and key of each column of a table, or nothing without a table."""
     return connection.execute(SELECT_COLUMNS, (name,)).fetchall()
+
+
+def has_tables(connection: "sqlite3.Connection") -> bool:
+    """Return whether a database has the tables of the schema: an empty file has none yet."""
+    return all(table_columns(connection, name) for name in TABLE_NAMES)
 
 
 @functools.cache
 def expected_columns(name: str) -> list[tuple[Any, ...]]:
-    """Return what `table_columns` gives for a table that SCHEMA has made."""
+    """Return the columns of a table that SCHEMA has made, as `table_columns` does."""
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
@@ -4732,55 +4748,70 @@ def expected_columns(name: str) -> list[tuple[Any, ...]]:
 def read_intents(db_path: str, model: str) -> dict[str, str]:
     """Return the newest intent that `model` gave each code of earlier runs, by md5sum.
 
-    Raises PersistenceError where the file cannot be read, or a value is none that `persist` stores.
+    Raises PersistenceError if the file cannot be read or holds a value that `persist` never stores.
     """
     if not os.path.exists(db_path):
         return {}
     intents = {}
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+    with reading(db_path) as connection:
+        if not has_tables(connection):
             return {}
         # In the order of the runs: a later intent of the same code replaces an earlier one.
         for run_id, md5sum, intent in connection.execute(SELECT_INTENTS, (model,)):
-            row = {"md5sum": md5sum, "intent": intent}
-            for column, value in row.items():
+            for column, value in ("md5sum", md5sum), ("intent", intent):
                 if not isinstance(value, str):
                     raise invalid_value(db_path, run_id, "records", column, value)
             intents[md5sum] = intent
     return intents
 
 
-def read_run(db_path: str, run_id: Optional[int] = None) -> tuple[dict[str, object], list[Record]]:
+def read_run(
+    db_path: str,
+    run_id: Optional[int] = None,
+    *,
+    shorten: Callable[[Record], Optional[Record]] = lambda record: record,
+) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
-    The code of a file ends after its header, that of a definition after its docstring: the whole
-    takes more memory than all else, and `read_codes` reads what is shown of it.
-    Raises PersistenceError where there is no such run, or a value is none that `persist` stores.
+    The code of a file ends after its first lines. `shorten` is given each definition as it is read,
+    such as `Analyzer.shortened`: the whole code takes more memory than all else, and `read_codes`
+    reads what is shown of it.
+    Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
+    the normalized code for which `shorten` returns None.
     """
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         refuse_other_tables(connection, db_path)
-        cursor = connection.execute(SELECT_RUN, (run_id,))
-        columns = [name for name, *_ in cursor.description]
-        row = cursor.fetchone()
-        if row is None:
-            missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
-            raise PersistenceError(f"{db_path} has {missing}")
-        run = dict(zip(columns, row))
-        for column in invalid_run_columns(run):
-            raise invalid_value(db_path, run["id"], "runs", column, run[column])
-        # Each row comes with objects of its own, and most hold the same few texts.
-        texts: dict[Any, Any] = {}
+        run = select_run(connection, db_path, run_id)
         records = []
         for row in connection.execute(SELECT_RECORDS, (run["id"],)):
             record = Record(*row)
             column = invalid_column(record)
+            if not column and record.kind != "file":
+                shortened = shorten(record)
+                column = "" if shortened else "normalized_code"
+                record = shortened or record
             if column:
                 value = getattr(record, column)
                 raise invalid_value(db_path, run["id"], "records", column, value)
-            records.append(_compact(record, texts))
+            records.append(interned(record))
         return run, records
+
+
+def select_run(
+    connection: "sqlite3.Connection", db_path: str, run_id: Optional[int]
+) -> dict[str, Any]:
+    """Return the row of a run; see `read_run`."""
+    cursor = connection.execute(SELECT_RUN, (run_id,))
+    columns = [name for name, *_ in cursor.description]
+    row = cursor.fetchone()
+    if row is None:
+        missing = "no runs: persist one first" if run_id is None else f"no run {run_id}"
+        raise PersistenceError(f"{db_path} has {missing}")
+    run = dict(zip(columns, row))
+    column = ill_typed_column("runs", run.items())
+    if column:
+        raise invalid_value(db_path, run["id"], "runs", column, run[column])
+    return run
 
 
 def invalid_value(
@@ -4794,21 +4825,21 @@ def invalid_value(
     return PersistenceError(f"{db_path}: {place} {holds}: name another file")
 
 
-def invalid_run_columns(run: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns of a run that hold no text, or no count, where they should."""
-    for column, allowed in column_types("runs").items():
-        value = run[column]
+def ill_typed_column(table: str, values: Iterable[tuple[str, Any]]) -> str:
+    """Return the first column of a row whose value has another type or sign, or nothing."""
+    allowed = column_types(table)
+    for column, value in values:
         is_negative = isinstance(value, int) and value < 0
-        if is_negative or not isinstance(value, allowed):
-            yield column
+        if is_negative or not isinstance(value, allowed[column]):
+            return column
+    return ""
 
 
 def invalid_column(record: Record) -> str:
-    """Return the first column of a record that holds what `persist` never stores, or nothing."""
-    allowed = column_types("records")
-    for column, value in zip(record._fields, record):
-        if not isinstance(value, allowed[column]):
-            return column
+    """Return the first column of a record whose value `persist` never stores, or nothing."""
+    ill_typed = ill_typed_column("records", zip(record._fields, record))
+    if ill_typed:
+        return ill_typed
     if record.kind not in STORED_KINDS:
         return "kind"
     if not 1 <= record.start_line <= LAST_LINE:
@@ -4819,14 +4850,12 @@ def invalid_column(record: Record) -> str:
         return "md5sum"
     if record.intent_status not in STATUSES:
         return "intent_status"
-    if record.kind != "file" and not may_be_definition(record.normalized_code):
-        return "normalized_code"
     return ""
 
 
 @functools.cache
 def column_types(table: str) -> dict[str, tuple[type, ...]]:
-    """Return what the values of each column of a table may be in Python."""
+    """Return the Python types that the values of each column of a table may have."""
     allowed: dict[str, tuple[type, ...]] = {}
     for column, declared, is_required, is_key in expected_columns(table):
         kind = PYTHON_TYPES[declared]
@@ -4834,32 +4863,25 @@ def column_types(table: str) -> dict[str, tuple[type, ...]]:
     return allowed
 
 
-def _compact(record: Record, texts: dict[Any, Any]) -> Record:
-    code = record.raw_code
-    if record.kind != "file":
-        code = code_head(code, record.signature)
+def interned(record: Record) -> Record:
+    """Return a record that shares with others the texts that they have in common."""
     return record._replace(
-        kind=texts.setdefault(record.kind, record.kind),
-        file_path=texts.setdefault(record.file_path, record.file_path),
-        raw_code=code,
-        intent_status=texts.setdefault(record.intent_status, record.intent_status),
-        intent_error=texts.setdefault(record.intent_error, record.intent_error),
+        kind=sys.intern(record.kind),
+        file_path=sys.intern(record.file_path),
+        intent_status=sys.intern(record.intent_status),
     )
 
 
 def read_codes(
     db_path: str,
     run_id: int,
-    places: Collection[tuple[str, int, int]],
-) -> dict[tuple[str, int, int], str]:
+    places: Collection[Place],
+) -> dict[Place, str]:
     """Return the code of definitions of a run by their file, first line and last line."""
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
+    with reading(db_path) as connection:
         codes = {}
         for path, start, end, code in connection.execute(SELECT_CODES, (run_id,)):
             if (path, start, end) in places:
-                if not isinstance(code, str):
-                    raise invalid_value(db_path, run_id, "records", "raw_code", code)
                 codes[path, start, end] = code
         return codes
 
@@ -4870,7 +4892,7 @@ def read_codes(
 def rescue(db_path: str, context: RunContext, errors: Errors, records: Records) -> str:
     """Store a run in a new file, beside the database or in the temporary directory.
 
-    Return its path, or the empty text where no file could be written.
+    Return its path, or the empty text if no file could be written.
     """
     import tempfile
 
@@ -4899,11 +4921,29 @@ def store_in_new_file(directory: str, context: RunContext, errors: Errors, recor
     return path
 
 
-# Calls that are finished but not yet part of a stored run
-
+# ---- Pending --------------------------------------------------------------------------------
+#
+# A call may take minutes, and a run is stored at its end: until then its finished calls are kept in
+# a file beside the database, the side file of the run, with a line of JSON for each call.
 
 # The model that was asked, and the md5sum of the code.
 Call = tuple[str, str]
+PENDING_FILE = re.compile(r"-pending-[0-9a-f]{16}\.jsonl")
+PENDING_BYTES = 1 << 28  # a million calls
+PENDING_LOSS = "if this run is killed, its calls are lost: see that it can be written"
+SYNC_SECONDS = 0.5
+# Windows locks bytes, and keeps others from reading them: so the one locked is never there.
+LOCK_POSITION = (1 << 31) - 2
+# Only this connection sees a temporary table.
+CREATE_CALLS = "CREATE TEMPORARY TABLE calls (model TEXT, md5sum TEXT)"
+INSERT_CALL = "INSERT INTO calls VALUES (?, ?)"
+# With a cross join SQLite looks up each call by its md5sum, and makes an index if there is none.
+# The unary plus keeps it from the index on the status, which nearly all rows have in common.
+SELECT_STORED = """
+SELECT calls.model, calls.md5sum
+FROM calls CROSS JOIN records ON records.md5sum = calls.md5sum
+    CROSS JOIN runs ON runs.id = records.run_id
+WHERE runs.model = calls.model AND +records.intent_status = 'success'"""
 
 
 class PendingIntent(NamedTuple):
@@ -4915,7 +4955,7 @@ class PendingIntent(NamedTuple):
 
 
 class PendingIntents:
-    """The intents of finished calls that no stored run holds yet, in a side file of each run.
+    """The intents of finished calls that no stored run holds yet, in the side files of the runs.
 
     An intent that is kept survives the process, and after a second a power cut too. The file is
     worth less than the run: its first failure is logged, and everything goes on without it.
@@ -4930,30 +4970,23 @@ class PendingIntents:
     ) -> None:
         """Take the path of the database, and the model whose intents are kept and read.
 
-        `sync(descriptor)` has an open file written to the disk.
+        `sync(descriptor)` writes what the system holds of an open file to the disk.
         """
         self.db_path = os.path.realpath(db_path)
         self.model = model
         self.sync = sync
-        self._path = ""
-        self._descriptor: Optional[int] = None
+        self._file: Optional[io.FileIO] = None
         self._thread: Optional[threading.Thread] = None
         self._has_failed = False
+        self._is_unsynced = False
         self._is_closed = threading.Event()
-        self._has_unsynced = threading.Event()
         self._warned: set[str] = set()
 
     def read(self) -> dict[str, str]:
         """Return the intents of other runs that no stored run holds, by md5sum.
 
-        Deletes the side files of nothing else whose run is over.
+        Deletes the side file of each run that is over if stored runs hold all its intents.
         """
-        old = self.db_path + PENDING_ENDING
-        if os.path.isfile(old):
-            self._warn(
-                old,
-                "is not read: --reuse-intents of the older version that wrote it takes it up",
-            )
         return {
             md5sum: intent
             for (model, md5sum), intent in self._tidy_up().items()
@@ -4967,82 +5000,61 @@ class PendingIntents:
         entry = PendingIntent(self.model, md5sum, intent)
         line = (json.dumps(entry._asdict()) + "\n").encode()
         try:
-            descriptor = self._open()
+            if self._file is None:
+                self._file = self._create()
             while line:
-                line = line[os.write(descriptor, line) :]
-        except OSError as error:
+                line = line[self._file.write(line) :]
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._has_failed = True
-            reason = describe_error(error)
-            path = self._path or f"a file beside {self.db_path}"
-            self._warn(path, f"cannot be used: {reason}; {PENDING_LOSS}")
-            return
-        self._has_unsynced.set()
-        if self._thread is None:
-            self._sync_written(descriptor)
+            path = self._file.name if self._file else f"a file beside {self.db_path}"
+            self._warn(path, f"cannot be used: {describe_error(error)}; {PENDING_LOSS}")
+        self._is_unsynced = True
 
     def forget_stored(self) -> None:
-        """Delete each side file, this run's own too, of which a stored run holds all now."""
+        """Delete each side file, this run's own too, if stored runs hold all its intents now."""
         self.close()
         self._tidy_up()
 
     def close(self) -> None:
-        """Close the file, and have the disk hold all of it."""
+        """Sync the file and close it."""
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
+        if self._file is not None:
             # What it could report is known since the last sync.
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                self._file.close()
 
-    def _open(self) -> int:
-        if self._descriptor is None:
-            self._path, self._descriptor = create_side_file(self.db_path)
-            thread = threading.Thread(
-                target=self._sync_regularly, args=(self._descriptor,), daemon=True
-            )
-            try:
-                thread.start()
-                self._thread = thread
-            except RuntimeError:
-                # The system allows no further one, so each line is synced as it is written.
-                sync_directory(os.path.dirname(self._path))
-        return self._descriptor
+    def _create(self) -> io.FileIO:
+        file = create_side_file(self.db_path)
+        sync_directory(os.path.dirname(self.db_path))
+        thread = threading.Thread(target=self._sync_regularly, args=(file,), daemon=True)
+        thread.start()
+        self._thread = thread
+        return file
 
-    def _sync_regularly(self, descriptor: int) -> None:
+    def _sync_regularly(self, file: io.FileIO) -> None:
         # What is written is in the operating system's hands, and so survives the process; to
-        # survive a power cut it must be synced. To do so line by line would be slow: this thread
-        # does it for all the lines of half a second.
-        sync_directory(os.path.dirname(self._path))
+        # survive a power cut it must be synced. That takes milliseconds, so it is done once for
+        # all the lines of half a second.
         is_over = False
         while not is_over:
             is_over = self._is_closed.wait(SYNC_SECONDS)
-            self._sync_written(descriptor)
+            if self._is_unsynced:
+                self._is_unsynced = False  # first, so that no later line is missed
+                self._sync(file)
 
-    def _sync_written(self, descriptor: int) -> None:
-        if not self._has_unsynced.is_set():
-            return
-        self._has_unsynced.clear()  # first, so that no later line is missed
+    def _sync(self, file: io.FileIO) -> None:
         try:
-            self.sync(descriptor)
+            self.sync(file.fileno())
         except OSError as error:
             reason = describe_error(error)
-            self._warn(
-                self._path,
-                f"cannot be synced: {reason}; a power cut could cost its calls",
-            )
+            self._warn(file.name, f"cannot be synced: {reason}; a power cut could cost its calls")
 
     def _tidy_up(self) -> dict[Call, str]:
-        """Return the intents in side files that no stored run holds; delete files without any."""
+        """Return the intents of side files that no stored run holds; delete the files without."""
         left: dict[Call, str] = {}
-        try:
-            paths = side_files(self.db_path)
-        except OSError as error:
-            directory = os.path.dirname(self.db_path)
-            self._warn(directory, f"cannot be searched: {describe_error(error)}")
-            return left
-        for path in paths:
+        for path in side_files(self.db_path):
             try:
                 left.update(self._tidy_up_file(path))
             except FileNotFoundError:
@@ -5054,11 +5066,10 @@ class PendingIntents:
 
     def _tidy_up_file(self, path: str) -> dict[Call, str]:
         with open_side_file(path) as file:
-            # Who writes holds the lock to the end. This run's own file is tidied up once it is
-            # closed.
-            is_over = path == self._path or try_lock(file.fileno())
+            # The run that writes a file holds its lock until it closes it.
+            is_over = try_lock(file.fileno())
             *lines, last = file.read(PENDING_BYTES).split(b"\n")
-            # A run that goes on may be writing the last one just now.
+            # A run that goes on may be writing the last line just now.
             if last and is_over:
                 lines.append(last)
             entries = list(map(parse_pending, lines))
@@ -5069,81 +5080,74 @@ class PendingIntents:
                 self._warn(path, f"holds {count} without a finished call: {first}")
             intents = {(one.model, one.md5sum): one.intent for one in entries if one}
             unstored = unstored_calls(self.db_path, intents)
-            # A file with lines, none of which is a finished call, is one of something else.
+            # A file with lines of which none is a finished call belongs to something else.
             if is_over and not unstored and (intents or not lines):
                 if os.name == "nt":
                     file.close()  # Windows deletes no open file
                 os.unlink(path)
         return {call: intents[call] for call in unstored}
 
-    def _warn(self, path: str, told: str) -> None:
-        """Log what is wrong with a file, unless it was told of before."""
+    def _warn(self, path: str, problem: str) -> None:
+        """Log what is wrong with a file, once for each file."""
         if path not in self._warned:
             self._warned.add(path)
-            log(f"warning: {path} {told}")
+            log(f"warning: {path} {problem}")
 
 
 def side_files(db_path: str) -> list[str]:
-    """Return the paths of a database's side files, sorted; raise OSError if it has no directory."""
+    """Return the paths of a database's side files, sorted, if its directory can be listed."""
     directory, name = os.path.split(os.path.realpath(db_path))
-    return sorted(
-        os.path.join(directory, found)
-        for found in os.listdir(directory)
-        if found.startswith(name) and PENDING_FILE.fullmatch(found, len(name))
-    )
-
-
-def companion_files(db_path: str) -> list[str]:
-    """Return the side files of a database, as far as its directory can be listed."""
     try:
-        return side_files(db_path)
-    except OSError:  # whatever uses the database says what is wrong with the directory
+        found = sorted(os.listdir(directory))
+    except OSError:  # opening the database reports what is wrong with the directory
         return []
+    return [
+        os.path.join(directory, one)
+        for one in found
+        if one.startswith(name) and PENDING_FILE.fullmatch(one, len(name))
+    ]
 
 
-def create_side_file(db_path: str) -> tuple[str, int]:
-    """Create a side file for this run, which only its owner may read; return path and descriptor.
+def create_side_file(db_path: str) -> io.FileIO:
+    """Create a side file that only its owner may read, and open it for writing.
 
-    The file is locked until it is closed.
+    It is locked until it is closed.
     """
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | O_BINARY
     while True:
-        path = f"{db_path}{PENDING_ENDING}-{os.urandom(8).hex()}.jsonl"
-        descriptor = os.open(path, flags, 0o600)
+        path = f"{db_path}-pending-{os.urandom(8).hex()}.jsonl"
+        file = io.FileIO(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600))
         try:
             # Until it is locked, another run may take it for an empty one that is left behind.
-            if try_lock(descriptor) and os.path.exists(path):
-                return path, descriptor
+            if try_lock(file.fileno()) and os.path.exists(path):
+                return file
         except OSError:  # the file system has no locks
-            os.close(descriptor)
+            file.close()
             os.unlink(path)
             raise
-        os.close(descriptor)
+        file.close()
 
 
-def open_side_file(path: str) -> BinaryIO:
-    """Open a side file for reading; raise PersistenceError where it cannot be one of this user."""
-    status = os.lstat(path)
-    # To open it could take for ever, or lead elsewhere.
-    if not stat.S_ISREG(status.st_mode):
+@contextlib.contextmanager
+def open_side_file(path: str) -> Iterator[BinaryIO]:
+    """Open a side file for reading; raise PersistenceError if it cannot be one of this user."""
+    # Opening a pipe could take for ever, and a link leads elsewhere.
+    if not stat.S_ISREG(os.lstat(path).st_mode):
         raise PersistenceError("it is not a regular file")
-    # In a directory that others may write to, it could hold whatever they want to be stored.
-    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-        raise PersistenceError("it belongs to another user")
-    if status.st_size > PENDING_BYTES:
-        raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
     # Writable, since some file systems lock no other file.
-    file = os.fdopen(os.open(path, os.O_RDWR | O_BINARY), "rb")
-    if os.path.samestat(status, os.fstat(file.fileno())):
-        return file
-    file.close()
-    raise PersistenceError("it was replaced just now")
+    with open(path, "r+b") as file:
+        status = os.fstat(file.fileno())
+        # In a directory that others may write to, they could have their own intents stored.
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            raise PersistenceError("it belongs to another user")
+        if status.st_size > PENDING_BYTES:
+            raise PersistenceError(f"it is larger than {PENDING_BYTES >> 20} MiB")
+        yield file
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock a file for as long as it is open; return whether nobody else has it locked.
+    """Lock a file until it is closed, and return True, or return False if another has locked it.
 
-    Raises OSError where the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     try:
         if sys.platform == "win32":
@@ -5155,7 +5159,7 @@ def try_lock(descriptor: int) -> bool:
         else:
             import fcntl
 
-            # Not `lockf`: such a lock goes when the process closes any descriptor of the file.
+            # A lock of `lockf` would end when the process closes any descriptor of the file.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -5163,14 +5167,12 @@ def try_lock(descriptor: int) -> bool:
 
 
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
-    """Return the finished call that a line of a side file holds, or None for any other line."""
-    if len(line) > PENDING_LINE_BYTES:
-        return None
+    """Return the finished call in a line of a side file, or None if it holds none."""
     try:
         entry = PendingIntent(**json.loads(line.decode()))
         is_text = all(isinstance(value, str) for value in entry)
         if is_text and MD5SUM.fullmatch(entry.md5sum) and is_intent(entry.intent):
-            entry.model.encode()  # no surrogates, or no run could be asked for it
+            entry.model.encode()  # fails for surrogates, which no `--model` has
             return entry
     except (ValueError, TypeError, RecursionError):
         pass  # no JSON, or no object with these fields
@@ -5178,34 +5180,26 @@ def parse_pending(line: bytes) -> Optional[PendingIntent]:
 
 
 def unstored_calls(db_path: str, calls: Collection[Call]) -> list[Call]:
-    """Return those calls whose success no stored run holds."""
+    """Return the calls that no stored run holds with success."""
     if not calls or not os.path.exists(db_path):
         return list(calls)
-    with open_database(db_path, "rw") as connection:
-        begin_reading(connection)
-        if not all(table_columns(connection, name) for name in TABLE_NAMES):
+    with reading(db_path) as connection:
+        if not has_tables(connection):
             return list(calls)
-        found = (connection.execute(SELECT_STORED, call).fetchone() for call in calls)
-        return [call for call, row in zip(calls, found) if row is None]
+        connection.execute(CREATE_CALLS)
+        connection.executemany(INSERT_CALL, calls)
+        stored = set(connection.execute(SELECT_STORED))
+        return [call for call in calls if call not in stored]
 
 
 def sync_directory(path: str) -> None:
-    """Have the operating system write the names in a directory to the disk, where it can."""
+    """Write the names in a directory to the disk, if the operating system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def file_identity(path: str) -> object:
-    """Return what two paths of one file have in common, whatever links lead there."""
-    try:
-        status = os.stat(path)
-    except OSError:  # nothing is there yet
-        return os.path.realpath(path)
-    return status.st_dev, status.st_ino
 
 
 # ---- Evidence -------------------------------------------------------------------------------
@@ -5561,10 +5555,7 @@ def common_trigrams(fragments: Sequence[Fragment]) -> set[int]:
 # ---- Similarity -----------------------------------------------------------------------------
 
 ROUNDING_SLACK = 1e-9
-SIGNATURE_SIZE = 2048  # bits
-# int.bit_count came with Python 3.10.
-bit_count: Callable[[int], int] = getattr(int, "bit_count", lambda number: bin(number).count("1"))
-PREFIX_MATCHES = 4  # features that the prefixes of similar sets have in common
+PREFIX_MATCHES = 6  # features that the prefixes of similar sets have in common
 # From so many similar sets on, not every pair is compared: a family of n would have n^2 / 2 of
 # them.
 FAMILY_SIZE = 500
@@ -5675,21 +5666,21 @@ class Join(ABC):
 class SimilarityJoin(Join):
     """Compares sets, largest first."""
 
-    # Two sets x and y with a Jaccard index of t share at least n = t / (1 + t) (|x| + |y|)
-    # features. Let both be sorted the same way, and c be the k-th feature that they have in common:
-    # n - k or more come after it. So c stands in the part that begins each set and leaves out its
-    # last n - k features, and with it the k - 1 before it. This part is the prefix: similar sets
-    # have k features of it in common. What the larger set must be found by is its prefix for the
-    # smallest y that can be similar, of t |x| features. The smaller one knows better: its feature
-    # with m more behind it is in the prefix for x only where m + k >= n, so the further on it
-    # stands, the larger are the sets that need not be looked up.
+    # Why every similar pair is found. Let x and y be sets, t the threshold, k PREFIX_MATCHES, |x|
+    # at least |y|, and both sorted in one order of features.
+    #
+    # Overlap:   jaccard(x, y) >= t  if and only if  |x & y| >= n = t / (1 + t) (|x| + |y|).
+    # Size:      then |y| >= t |x|, so n >= t |x| as seen from x, and n >= 2 t / (1 + t) |y| from y.
+    # Prefix:    of x its first |x| - n + k features. After the k-th that x and y share come n - k
+    #            that they share or more: so it, and the k - 1 before it, stand in both prefixes.
+    # Position:  if a shared feature of y with m behind it in y is among those k, then m + k >= n:
+    #            this bounds |x|, the lower, the further on in y the feature stands.
 
     def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
         super().__init__(family_size)
         self.threshold = threshold
         self.sets = sets
         self.sizes = [len(features) for features in sets]
-        self.signatures = signatures(sets)
         # In how many of the prefixes by which sets are found each feature stands.
         self.frequencies = zeros(feature_count(sets))
         for number in range(len(sets)):
@@ -5704,29 +5695,17 @@ class SimilarityJoin(Join):
         """Return the larger sets that are similar to `new`, and how much."""
         size = self.sizes[new]
         least = self.least_shared(new, 2 * self.threshold / (1 + self.threshold))
-        # 1. A set that shares less than k features in all has every one of them in its prefix.
+        # A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
         met = collections.Counter(self.holders_met(new, least))
-        candidates = [old for old, count in met.items() if count >= enough]
-        # 2. Signatures tell most of those apart that are not similar.
-        apart = (1 - self.threshold) / (1 + self.threshold)
-        own = self.signatures[new]
-        close = [
-            old
-            for old in candidates
-            if bit_count(own ^ self.signatures[old])
-            <= apart * (size + self.sizes[old]) + ROUNDING_SLACK
-        ]
-        # 3. What is left is compared.
-        similar: dict[int, float] = {}
-        if not close:
-            return similar
         features = set(self.sets[new])
-        for old in close:
-            both = len(features.intersection(self.sets[old]))
-            similarity = both / (size + self.sizes[old] - both)
-            if similarity >= self.threshold:
-                similar[old] = similarity
+        similar = {}
+        for old, count in met.items():
+            if count >= enough:
+                both = len(features.intersection(self.sets[old]))
+                similarity = both / (size + self.sizes[old] - both)
+                if similarity >= self.threshold:
+                    similar[old] = similarity
         return similar
 
     def holders_met(self, new: int, least: int) -> list[int]:
@@ -5737,7 +5716,7 @@ class SimilarityJoin(Join):
         size = self.sizes[new]
         reach = (1 + self.threshold) / self.threshold
         met: list[int] = []
-        behind = size + PREFIX_MATCHES  # m + k of the above
+        behind = size + PREFIX_MATCHES  # m + k
         for holders in map(self.holders.get, self.prefix(new, least)):
             behind -= 1
             if holders:
@@ -5771,17 +5750,6 @@ class SimilarityJoin(Join):
 def feature_count(sets: Iterable[Sequence[int]]) -> int:
     """Return how many features there are: they are numbers from 0 on, ascending in each set."""
     return 1 + max((features[-1] for features in sets if features), default=-1)
-
-
-def signatures(sets: Sequence[Sequence[int]]) -> list[int]:
-    """Return a number for each set, whose bits say which classes of features have an odd count.
-
-    Two sets are apart in at least as many features as their signatures are in bits.
-    """
-    classes = [1 << number for number in range(SIGNATURE_SIZE)]
-    # The class of each feature.
-    bits = classes * (feature_count(sets) // SIGNATURE_SIZE + 1)
-    return [functools.reduce(operator.xor, map(bits.__getitem__, features), 0) for features in sets]
 
 
 # ---- Intents --------------------------------------------------------------------------------
@@ -7394,11 +7362,6 @@ def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
     return all(standings) and not any(one.isdisjoint(other) for one, other in pairs)
 
 
-def is_below(file_path: str, path: str) -> bool:
-    """Return whether a path is that of a file, or of a directory around it."""
-    return path == "." or f"{file_path}/".startswith(f"{path}/")
-
-
 def match_keys(member: Member) -> tuple[Hashable, ...]:
     """Return what a member is matched by, the strongest first.
 
@@ -7661,14 +7624,6 @@ def hide_untouched(report: Report, touched: Collection[str]) -> Report:
             group = group._replace(hidden_by=rule)
         groups.append(group)
     return report._replace(groups=tuple(groups))
-
-
-def path_matches(file_path: str, pattern: str) -> bool:
-    """Return whether a glob pattern matches a path or a directory that it is in."""
-    names = file_path.split("/")
-    wanted = pattern_names(pattern)
-    depths = range(1, len(names) + 1)
-    return any(glob_matches(names[:depth], wanted) for depth in depths)
 
 
 # ---- JSON -----------------------------------------------------------------------------------
@@ -9398,10 +9353,12 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
     # one place it would show one.
     taken: dict[str, set[tuple[str, int]]] = collections.defaultdict(set)
     for group in groups:
-        starts = list(possible_starts(group.members[:SARIF_LOCATIONS]))
+        # One by one: what another program stored may have millions of lines.
+        starts = possible_starts(group.members[:SARIF_LOCATIONS])
+        first = next(starts)
         places = taken[group.evidence.sarif_rule]
-        free = (start for start in starts if start.place not in places)
-        start = next(free, starts[0])
+        free = (start for start in itertools.chain([first], starts) if start.place not in places)
+        start = next(free, first)
         places.add(start.place)
         yield start
 
@@ -9649,10 +9606,8 @@ def is_closed_pipe(error: OSError) -> bool:
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
-# The names of side files begin with the database's path and one of these.
-SIDE_ENDINGS = ("-journal", "-wal", "-shm", PENDING_ENDING)
-# A database is one file or several: these follow its path.
-DATABASE_ENDINGS = ("", *SIDE_ENDINGS, f"{PENDING_ENDING}-wal")
+# A database is one file, or several with these endings.
+DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 ANY, NEW = "any", "new"
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
@@ -9674,10 +9629,10 @@ class Interrupts:
     """The signals that ask a command to stop.
 
     Each raises KeyboardInterrupt, but the first that comes while there is work to save: it only
-    sets `is_requested`, so that the calls in flight end the enrichment and what is done is
-    written. A later one raises all the same: whoever asks twice will not wait. But `timeout`
+    sets `is_requested`, so that the enrichment ends with the calls in flight and its results are
+    written. A later signal raises all the same: a user who asks twice will not wait. But `timeout`
     signals a command and then its whole group, and a terminal that is closed may send several
-    kinds: what comes within a second of the first is part of it.
+    kinds: a signal within a second of the first is part of it.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -9688,12 +9643,12 @@ class Interrupts:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals; any that the process was started to ignore stays ignored."""
+        """Handle the signals, except those that the process was started to ignore."""
         if threading.current_thread() is not threading.main_thread():
-            # Python lets only the main thread set handlers: here the signals are its business.
+            # Python lets only the main thread set handlers, so the caller has to.
             yield
             return
-        # What `nohup` and the like have ignored must stay so.
+        # `nohup` has SIGHUP ignored.
         heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
@@ -9705,7 +9660,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Have the first signal from here on wait, since there is work to save."""
+        """Make the first signal wait, because there is work to save."""
         self._is_deferring = True
         try:
             yield
@@ -9713,8 +9668,8 @@ class Interrupts:
             self._is_deferring = False
 
     def _receive(self, *_: object) -> None:
-        # A handler runs between any two instructions of the main thread, locks held or not: so it
-        # writes nothing and takes no lock.
+        # A handler runs between any two instructions of the main thread, which may hold any lock:
+        # so it writes nothing and takes no lock.
         now = self._clock()
         if self._first_at is None:
             self._first_at = now
@@ -9725,14 +9680,14 @@ class Interrupts:
         self.is_requested = True
 
 
-# What the command line names
+# Checks of what the command line names
 
 
 @contextlib.contextmanager
 def named_errors(option: str, remedy: str = "") -> Iterator[None]:
-    """Raise what is wrong with the value of an option as UsageError, the option in front.
+    """Raise any error as a UsageError that begins with the name of an option.
 
-    The remedy ends the message where it is that of another library, which suggests none.
+    The remedy is added to the message of another library, which suggests none.
     """
     try:
         yield
@@ -9742,7 +9697,7 @@ def named_errors(option: str, remedy: str = "") -> Iterator[None]:
 
 
 def absolute_path(option: str, path: str) -> str:
-    """Return the path that an option names as an absolute one, with its end unchanged."""
+    """Return the path that an option names as an absolute one; a slash at its end stays."""
     if not path or os.path.isabs(path):
         return path
     try:
@@ -9755,7 +9710,7 @@ def absolute_path(option: str, path: str) -> str:
 def check_path(args: argparse.Namespace) -> None:
     """Raise UsageError unless `--path` names a readable file or directory."""
     path = args.path
-    # First, since in a directory that is gone every relative path would seem not to exist.
+    # First, because no relative path exists in a directory that is gone.
     absolute_path("--path", path)
     if not os.path.exists(path):
         raise UsageError(f"--path: {path} does not exist: name a source file or directory")
@@ -9773,7 +9728,7 @@ def check_path(args: argparse.Namespace) -> None:
 
 
 def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
-    """Return whether a file's name says that it is something else than source."""
+    """Return whether a file's suffix is that of something other than source."""
     suffix = os.path.splitext(path)[1].lower()
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
@@ -9781,15 +9736,15 @@ def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
 
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
-    """Return the analyzer of all languages."""
+    """Return an analyzer that reads all languages."""
     return AnalyzerBySuffix([make(args.workers, with_facts=with_facts) for make in args.analyzers])
 
 
 def check_output(path: Optional[str]) -> None:
-    """Raise UsageError unless `path` can be written to; touch nothing."""
+    """Raise UsageError unless `path` can be written to; change nothing."""
     if path is None:
         return
-    # Behind a dangling link, the file is created where the link leads.
+    # A dangling link has the file created at its target.
     target = os.path.realpath(absolute_path("--output", path))
     directory = os.path.dirname(target)
     is_there = descriptor_of(path) is not None or os.path.exists(path)
@@ -9810,68 +9765,51 @@ def can_be_written(path: str) -> bool:
     return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
-def refuse_overwriting(args: argparse.Namespace, inputs: Iterable[str]) -> None:
-    """Raise UsageError where a file that the command would write is one of those that it reads."""
-    # By identity, since two names may lead to one file.
-    identities = {file_identity(path) for path in inputs}
-    for option, path in written_files(args):
-        if file_identity(path) in identities:
-            raise UsageError(
-                f"{option}: {path} is a file that this command reads: name another one"
-            )
-    output = getattr(args, "output", None)
-    db_path = getattr(args, "db_path", None)
-    if output and db_path and is_side_file(output, db_path):
-        raise UsageError(
-            f"--output: {output} is a name for files beside the database: name another one"
-        )
-
-
-def is_side_file(path: str, db_path: str) -> bool:
-    """Return whether a path is one that SQLite or this program may use beside a database."""
-    # By the identity of the database, since the file may be called after another of its names.
-    database = file_identity(db_path)
-    return any(file_identity(owner) == database for owner in side_file_owners(path))
-
-
-def side_file_owners(path: str) -> Iterator[str]:
-    """Yield each database that a path would be a side file of, whether or not the two are there."""
-    directory, name = os.path.split(os.path.realpath(path))
-    for end in range(1, len(name)):
-        if name.startswith(SIDE_ENDINGS, end):
-            yield os.path.join(directory, name[:end])
-
-
-def written_files(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield each file that a command writes, after the option that names it."""
-    if getattr(args, "output", None):
-        yield "--output", args.output
-    if args.command == "persist":
-        for path in database_files(args.db_path):
-            yield "--db-path", path
+def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
+    """Raise UsageError if the file that a command would write is one of those that it reads."""
+    # By identity, because two names may lead to one file.
+    if path is not None and file_identity(path) in map(file_identity, inputs):
+        raise UsageError(f"{option}: {path} is a file that this command reads: name another one")
 
 
 def database_files(db_path: str) -> list[str]:
-    """Return the files of a database, those that SQLite may create too, and what lies beside it."""
-    own = [db_path + ending for ending in DATABASE_ENDINGS]
-    return own + companion_files(db_path)
+    """Return the files of a database, those that SQLite may create too, and its side files."""
+    # The others stand beside the file itself, not beside a link to it.
+    path = os.path.realpath(db_path)
+    return [*(path + ending for ending in DATABASE_ENDINGS), *side_files(path)]
+
+
+def file_identity(path: str) -> object:
+    """Return a value that is the same for all paths of one file."""
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing is there yet
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 # Source to records
 
 
-def build_records(args: argparse.Namespace) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; log what was found, and each error."""
-    symbols, errors = analyze_source(args)
+def build_records(
+    args: argparse.Namespace, option: str, written: Optional[str]
+) -> tuple[list[Record], list[AnalyzerError]]:
+    """Search, analyze and build what `--path` names; see `analyze_source`."""
+    symbols, errors = analyze_source(args, option, written)
     return ModelBuilder().build(symbols), errors
 
 
-def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Analysis:
-    """Search and analyze what `--path` names; log what was found, and each error."""
+def analyze_source(
+    args: argparse.Namespace, option: str, written: Optional[str], *, with_facts: bool = False
+) -> Analysis:
+    """Search and analyze what `--path` names; log what was found, and each error.
+
+    Raises UsageError if the file that the command is to write, named by an option, is a source.
+    """
     analyzer = make_analyzer(args, with_facts)
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
-    # As soon as it is known which files are read: one named by mistake must not cost the source.
-    refuse_overwriting(args, [source.path for source in search.sources])
+    # As soon as the files are known, so that a wrong `--output` costs no source.
+    refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     analysis = analyzer.analyze(search.sources)
     # By file alone: those of one file stay in the order in which they were found.
@@ -9887,61 +9825,47 @@ def analyze_source(args: argparse.Namespace, *, with_facts: bool = False) -> Ana
 
 
 def log_search(search: Search, root: str) -> None:
-    """Log how many files were found, how many were skipped and why, and what to know of it."""
+    """Log how many files were found and skipped, and the warnings of the search."""
     count = sum(search.skipped.values())
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(search.skipped.items()))
-    told = f"{count} ({reasons})" if reasons else "0"
-    log(f"search files={len(search.sources)} skipped={told}")
+    skipped = f"{count} ({reasons})" if reasons else "0"
+    log(f"search files={len(search.sources)} skipped={skipped}")
     for warning in search.warnings:
         log(f"warning: {warning}")
     for pattern in search.unmatched:
         log(f"warning: --exclude: {pattern!r} matches nothing that would be searched below {root}")
 
 
-def write_records(args: argparse.Namespace, records: Records, errors: Errors) -> None:
-    """Write records in the form that the command line asks for, to stdout or `--output`."""
-    try:
-        write_pieces(args, record_pieces(args, records, errors))
-    except CdsError as error:
-        # Nothing was paid for: the same command finds the same records again.
-        if args.command == "model-build":
-            raise
-        # The pieces that were not written are gone with the iterator, so it is made anew.
-        path = rescue_text(record_pieces(args, records, errors))
-        told = "the result is lost: it could not be written to a new file either"
-        if path:
-            told = f"the result is rescued, whole, in {path}"
-        raise CdsError(f"{error}; {told}") from error
-
-
-def record_pieces(args: argparse.Namespace, records: Records, errors: Errors) -> Iterator[str]:
-    """Return records in the form that the command line asks for, in pieces."""
-    width = None if args.output else terminal_width(sys.stdout)
+def record_pieces(
+    args: argparse.Namespace,
+    records: Records,
+    errors: Errors,
+    table: Callable[[Records, Optional[int]], Iterator[str]],
+) -> Iterator[str]:
+    """Return records in pieces of the form that the command line asks for: JSON or a table."""
     if args.format == "json":
         return record_json(records, errors)
-    if args.command == "enrich-intent":
-        return intent_table(records, width)
-    return record_table(records, width)
+    return table(records, None if args.output else terminal_width(sys.stdout))
 
 
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
-    """Write text to the file that `--output` names, or to stdout where it is not given."""
+    """Write text to the file that `--output` names, or to stdout without that option."""
     if args.output is None:
         print_pieces(pieces)
         return
     try:
         write_file(args.output, pieces)
     except OSError as error:
-        told = f"--output: {args.output} could not be written: {describe_error(error)}"
-        raise CdsError(told) from error
+        reason = describe_error(error)
+        raise CdsError(f"--output: {args.output} could not be written: {reason}") from error
 
 
 def run_model_build(args: argparse.Namespace, *_: object) -> int:
     """Analyze and build, and print the records."""
     check_path(args)
     check_output(args.output)
-    records, errors = build_records(args)
-    write_records(args, records, errors)
+    records, errors = build_records(args, "--output", args.output)
+    write_pieces(args, record_pieces(args, records, errors, record_table))
     return EXIT_DONE
 
 
@@ -9964,8 +9888,8 @@ def make_enricher(
         timeout=args.timeout,
         num_ctx=args.num_ctx,
     )
-    # Before any file is read: a model that the server does not have should cost a second, not
-    # the analysis of the tree.
+    # Before any file is read: if the server lacks the model, that should take a second to learn,
+    # not the analysis of the tree.
     check_provider(client)
     return IntentEnricher(
         client,
@@ -9981,14 +9905,14 @@ def make_enricher(
 
 
 def check_provider(client: LLMClient) -> None:
-    """Raise UsageError where the provider says no; log where it gives no clear answer."""
+    """Raise UsageError if the provider says no; log it if the answer is not clear."""
     try:
         client.check()
     except ProviderError as error:
         raise UsageError(f"the model cannot be used: {error}") from error
     except IntentGenerationError as error:
-        # A server that is just starting may answer by the time of the first call; one that never
-        # does costs a few tries, and the records are kept all the same.
+        # A server that is starting may answer by the first call. One that never answers costs a
+        # few tries, and the records are kept all the same.
         log(f"the model could not be checked: {error}")
 
 
@@ -10001,12 +9925,25 @@ def run_enrich_intent(
     check_path(args)
     check_output(args.output)
     enricher = make_enricher(args, make_client, interrupts, known={})
-    records, errors = build_records(args)
+    records, errors = build_records(args, "--output", args.output)
     # From the first call on there is something to save.
     with interrupts.deferred():
         enriched = enricher.enrich(records)
-        write_records(args, enriched, errors)
+        write_or_rescue(args, lambda: record_pieces(args, enriched, errors, intent_table))
     return EXIT_DONE
+
+
+def write_or_rescue(args: argparse.Namespace, make_pieces: Callable[[], Iterator[str]]) -> None:
+    """Write text as `write_pieces` does; if that fails, write it to a new file, and raise."""
+    try:
+        write_pieces(args, make_pieces())
+    except CdsError as error:
+        # The pieces that were not written are gone with the iterator, so it is made anew.
+        path = rescue_text(make_pieces())
+        outcome = "the result is lost: it could not be written to a new file either"
+        if path:
+            outcome = f"the result is rescued, whole, in {path}"
+        raise CdsError(f"{error}; {outcome}") from error
 
 
 # Intents to a run
@@ -10023,13 +9960,11 @@ def run_persist(
     root_path = os.path.abspath(args.path)
     db_path = absolute_path("--db-path", args.db_path)
     persistence = SQLitePersistence(db_path)
-    # 1. A database that cannot take the run is found before hours of calls, not after them.
+    # 1. A database that cannot take the run is refused before hours of calls, not after them.
     with named_errors("--db-path", "name another file, or repair this one"):
         persistence.check()
         known = read_intents(db_path, args.model) if args.reuse_intents else {}
-    # 2. What killed runs left is read before the enricher is made, which asks for the rest only.
-    #    A side file of nothing new is deleted, so a source of that name is refused first.
-    refuse_overwriting(args, filter(os.path.isfile, [args.path]))
+    # 2. The calls that killed runs left are read first, since the enricher only asks for the rest.
     with contextlib.closing(PendingIntents(db_path, args.model)) as pending:
         left_behind = pending.read()
         if args.reuse_intents:
@@ -10037,7 +9972,7 @@ def run_persist(
         enricher = make_enricher(args, make_client, interrupts, known, pending.keep)
         # 3. Up to here, and while files are read, an interrupt ends the command: nothing is lost.
         started_at = timestamp()
-        records, errors = build_records(args)
+        records, errors = build_records(args, "--db-path", args.db_path)
         log_left_behind(args, left_behind, filter(enricher.wants, records))
         # 4. From the first call on there is something to save.
         with interrupts.deferred():
@@ -10057,7 +9992,7 @@ def log_left_behind(
     left_behind: Mapping[str, str],
     wanted: Iterable[Record],
 ) -> None:
-    """Log how many calls of runs that were killed need not be made again, if there are any."""
+    """Log how many calls of killed runs need not be made again, if there are any."""
     if not left_behind:
         return
     codes = {record.md5sum for record in wanted}
@@ -10067,7 +10002,7 @@ def log_left_behind(
 
 
 def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
-    """Return what the run was asked to do, finished now."""
+    """Return the context of a run that ends now."""
     return RunContext(
         started_at=started_at,
         finished_at=timestamp(),
@@ -10085,15 +10020,15 @@ def persist_or_rescue(
     errors: Errors,
     records: Records,
 ) -> RunResult:
-    """Store a run; where that fails, store it in a new file and raise PersistenceError."""
+    """Store a run; if that fails, store it in a new file and raise PersistenceError."""
     try:
         return persistence.persist(context, errors, records)
     except PersistenceError as error:
         path = rescue(persistence.db_path, context, errors, records)
-        told = "the run is lost: it could not be stored in a new file either"
+        outcome = "the run is lost: it could not be stored in a new file either"
         if path:
-            told = f"the run is rescued, whole, in {path}"
-        raise PersistenceError(f"status=failed: {error}; {told}") from error
+            outcome = f"the run is rescued, whole, in {path}"
+        raise PersistenceError(f"status=failed: {error}; {outcome}") from error
 
 
 def summary_line(db_path: str, result: RunResult) -> str:
@@ -10107,13 +10042,13 @@ def summary_line(db_path: str, result: RunResult) -> str:
 
 
 def run_duplicates(args: argparse.Namespace, *_: object) -> int:
-    """Print the clone groups of a run or a source tree; return EXIT_GATE where a gate was hit."""
-    # 1. What the options alone rule out is refused before any work, which may take minutes.
+    """Print the clone groups of a run or a source tree; return EXIT_GATE if a gate was hit."""
+    # 1. Options that are wrong by themselves are refused before any work, which may take minutes.
     check_output(args.output)
     check_gate(args)
-    refuse_overwriting(args, report_inputs(args))
+    refuse_overwriting("--output", args.output, report_inputs(args))
     report, baseline = read_reports(args)
-    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale.
     touched = touched_files(args, report)
     if baseline is not None:
@@ -10126,7 +10061,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
-    # On stderr too, since in a log of CI the report itself may be a file.
+    # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
@@ -10160,19 +10095,18 @@ def check_gate(args: argparse.Namespace) -> None:
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
-    """Return the files that `duplicates` reads, but for those of a source tree."""
+    """Return the files that `duplicates` reads, except those of a source tree."""
     inputs = []
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
-        db_path = absolute_path("--db-path", args.db_path)
-        inputs += database_files(db_path)
+        inputs += database_files(absolute_path("--db-path", args.db_path))
     return inputs
 
 
 def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
-    # A baseline that cannot be read must be told of before any work.
+    # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
     is_source = args.path is not None
     report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
@@ -10182,7 +10116,7 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
-    """Return what the command line says on comparing."""
+    """Return the options of a report that the command line gives."""
     return DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
@@ -10196,7 +10130,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    symbols, errors = analyze_source(args, with_facts=True)
+    symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
     symbols.sort(key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
     return build_report(
@@ -10210,15 +10144,16 @@ def report_on_source(args: argparse.Namespace) -> Report:
 
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
+    analyzer = make_analyzer(args)
     with named_errors("--db-path", RUN_REMEDY):
-        row, records = read_run(args.db_path, run_id)
+        row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
     error_count = int(str(row["analyzer_error_count"]))
     return build_report(
         records,
         duplicate_options(args),
         run=row,
         error_count=error_count,
-        facts=make_analyzer(args).facts(records),
+        facts=analyzer.facts(records),
     )
 
 
@@ -10226,7 +10161,7 @@ def read_baseline(path: str) -> Report:
     """Return the report that `--against` names."""
     try:
         with open(path, "rb") as file:
-            # One byte more tells a file that is too large, whatever size the system gives for it.
+            # One byte more shows that a file is too large, even if the system gives no size for it.
             content = file.read(MAX_BASELINE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"--against: {path} cannot be read: {describe_error(error)}") from error
@@ -10244,7 +10179,7 @@ def read_baseline(path: str) -> Report:
 
 
 def log_limits(baseline: Report, report: Report) -> None:
-    """Log what a baseline was made without, and whether that is a reason to write it anew."""
+    """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
         log(f"--against: the baseline was made with other options: {', '.join(others)}")
@@ -10252,14 +10187,13 @@ def log_limits(baseline: Report, report: Report) -> None:
         log(f"--against: the baseline could not read {some_of(baseline.unread)}")
     unjudged = count_hidden(report)[UNJUDGED.name]
     if unjudged:
-        what = f"{counted(unjudged, 'group')} {UNJUDGED.name}"
+        groups = f"{counted(unjudged, 'group')} {UNJUDGED.name}"
         them = "it" if unjudged == 1 else "them"
-        reason = f"since the baseline could not hold {them}"
-        log(f"--against: {what}, {reason}: write it anew")
+        log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
 
 
 def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
-    """Return in words which options of a baseline are not those of this report."""
+    """Return a text for each option of a baseline that is not that of this report."""
     return [
         f"{name} {theirs} (now {ours})"
         for name, theirs, ours in zip(now._fields, before, now)
@@ -10267,15 +10201,15 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
     ]
 
 
-# What `--touching` names
+# Files that `--touching` names
 
 GLOB_SIGN = re.compile("[*?[]")
 
 
 def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]]:
-    """Return the files that `--touching` names, None without it; log what names no file.
+    """Return the files that `--touching` names, or None without it; log patterns without a file.
 
-    Raise UsageError if a gate would judge nothing because of that.
+    Raises UsageError if a gate would judge nothing because of that.
     """
     if not args.touching:
         return None
@@ -10294,7 +10228,7 @@ def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]
 
 
 def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
-    """Return those of the paths below `root` that a pattern or path of the command line names.
+    """Return the paths below `root` that a pattern or path of the command line names.
 
     It may be absolute, or start in `root` or in the current directory.
     """
@@ -10321,9 +10255,10 @@ def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
 
 
 def paths_below(text: str, root: str, here: str) -> Iterator[str]:
-    """Yield what a path is relative to `root`, if it starts there, or in `here`, or is absolute.
+    """Yield a path relative to `root`, for each directory that it may start in.
 
-    What lies outside is left out; a directory around the root is the root.
+    It may start in `root` or in `here`, or be absolute. A path outside of the root is left out; a
+    directory around the root is the root.
     """
     in_root = os.path.join(root, text.lstrip("/"))
     from_here = os.path.join(here, text)
@@ -10355,7 +10290,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
     if args.format == "json":
         write_pieces(args, report_json(report))
     elif args.format == "html":
-        # Unlike JSON and SARIF, the page shows code.
+        # The page shows code; JSON and SARIF do not.
         whole = report._replace(groups=with_codes(args, report.run, report.groups))
         write_pieces(args, report_as_page(whole))
     elif args.format == "sarif":
@@ -10365,7 +10300,7 @@ def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None
 
 
 def write_sarif(args: argparse.Namespace, report: Report) -> None:
-    """Write a report as SARIF; log what it leaves out."""
+    """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
     for omission in sarif_omissions(sarif_groups(report)):
@@ -10391,7 +10326,7 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
         lines = list(group_as_lines(group))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
-    # A list is fitted to the terminal; code and diffs are not, since nothing of them may be cut.
+    # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
     is_listed = args.output is None and args.show is None
     width = terminal_width(sys.stdout) if is_listed else None
     is_coloured = args.output is None and wants_colour(sys.stdout)
@@ -10407,7 +10342,7 @@ def with_codes(
     """Return groups whose members have the whole of their code."""
     if run is None:
         return tuple(groups)
-    # To compare a run, little of its raw code is read: only what is to be shown is fetched now.
+    # A run is compared without most of its raw code, so the code that is shown is read now.
     places = {sort_key(member.record) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
         codes = read_codes(args.db_path, int(str(run["id"])), places)
@@ -10424,8 +10359,8 @@ def with_codes(
 
 
 def named_group(report: Report, prefix: str) -> CloneGroup:
-    """Return the group whose id starts with the prefix; raise UsageError where none or two do."""
-    # Hidden groups too: what a rule hides may be just what is to be understood.
+    """Return the group whose id starts with the prefix; raise UsageError if none or two do."""
+    # Hidden groups too: a user may want to see why one was hidden.
     found = [group for group in report.groups if group.id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
@@ -10442,16 +10377,13 @@ DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store it all in SQLite."
 )
-# Of `duplicates`; the other commands have the first two.
-REPORT_FORMATS = ("table", "json", "html", "sarif")
-ONE_ROOT = "name the directory above both, since a run has one root"
 
 
 # Values
 
 
 def parse_scope(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list in their fixed order, or `("all",)`."""
+    """Return the kinds in a comma-separated list, in their fixed order, or `("all",)`."""
     tokens = named_tokens((*KINDS, ALL), text)
     if ALL in tokens:
         return (ALL,)
@@ -10459,14 +10391,14 @@ def parse_scope(text: str) -> tuple[str, ...]:
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Return the kinds named by a comma-separated list."""
+    """Return the kinds in a comma-separated list."""
     return named_tokens(KINDS, text)
 
 
 def parse_fail_on(
     text: str, evidence: Iterable[Evidence] = EVIDENCE
 ) -> Union[str, tuple[str, ...]]:
-    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    """Return a word for several kinds of evidence, or the kinds in a comma-separated list."""
     words = (ANY, NEW)
     if text.strip() in words:
         return text.strip()
@@ -10478,7 +10410,7 @@ def parse_fail_on(
 
 
 def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
-    """Return the tokens of a comma-separated list; raise ArgumentTypeError for one not known."""
+    """Return the tokens of a comma-separated list; raise ArgumentTypeError for an unknown one."""
     tokens = tuple(token.strip() for token in text.split(","))
     for token in tokens:
         if token not in known:
@@ -10514,7 +10446,7 @@ def similarity_bound(text: str) -> float:
 def number_up_to(most: float, text: str, what: str) -> float:
     """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
     with contextlib.suppress(ValueError):
-        # In this form NaN is refused too, which is neither below nor above anything.
+        # NaN is refused too: it is neither below nor above anything.
         if 0 < float(text) <= most:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number {what}")
@@ -10522,8 +10454,7 @@ def number_up_to(most: float, text: str, what: str) -> float:
 
 def storable_text(text: str) -> str:
     """Return text that UTF-8 can hold; raise ArgumentTypeError for anything else."""
-    # Bytes that are no UTF-8 arrive as surrogates. Neither a request nor a row can hold them, and
-    # the row is written at the very end.
+    # Bytes that are no UTF-8 arrive as surrogates. No row can hold them, and it is written last.
     if text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError("not readable as UTF-8")
     return text
@@ -10533,27 +10464,24 @@ def storable_text(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError, one line, where argparse prints its usage and exits."""
+    """Raises UsageError, one line, instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        # So a wrong option ends as any other error does: one line, and `main` makes the exit code.
+        # A wrong option ends as any other error: in one line, with an exit code made by `main`.
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
 class StoreOnce(argparse.Action):
     """Stores the value of an option, and refuses a second one.
 
-    For options that seem to add up: argparse itself would silently replace the first value.
+    It is for options that seem to add up: argparse would replace the first value in silence. The
+    parser must be made anew for each command line.
     """
 
-    def __init__(
-        self,
-        *words: Any,
-        remedy: str = "give one comma-separated list",
-        **options: Any,
-    ) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *words: Any, remedy: str, **settings: Any) -> None:
+        super().__init__(*words, **settings)
         self.remedy = remedy
+        self.is_given = False
 
     def __call__(
         self,
@@ -10562,30 +10490,278 @@ class StoreOnce(argparse.Action):
         values: object,
         option_string: Optional[str] = None,
     ) -> None:
-        # What is given cannot be told from the values: one may be given that equals the default.
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
+        if self.is_given:
             parser.error(f"{option_string}: given twice: {self.remedy}")
-        given.add(self.dest)
+        self.is_given = True
         setattr(namespace, self.dest, values)
 
 
-class CommandSpec(NamedTuple):
-    """A command: what runs it, where its options come from, and how it is described.
+# Options
 
-    `parents` is called when a command line is parsed: an import should make no parsers.
+
+class Option(NamedTuple):
+    """An option, its help, further arguments of `add_argument`, and a default that is shown."""
+
+    name: str
+    help: str
+    settings: Mapping[str, Any]
+    default: Any = None
+
+
+class OptionGroup(NamedTuple):
+    """Options that stand together in the help of a command, below a title and a description.
+
+    Exactly one of the `alternatives` must be given, if there are any.
     """
 
+    title: str
+    options: Sequence[Option]
+    alternatives: Sequence[Option] = ()
+    description: Optional[str] = None
+
+
+def add_options(parser: Parser, group: OptionGroup) -> None:
+    """Add the options of a group to the parser of a command."""
+    added = parser.add_argument_group(group.title, group.description)
+    if group.alternatives:
+        one_of = added.add_mutually_exclusive_group(required=True)
+        for option in group.alternatives:
+            one_of.add_argument(option.name, help=option.help, **option.settings)
+    for option in group.options:
+        settings, text = dict(option.settings), option.help
+        if option.default is not None:
+            settings["default"] = option.default
+            text += f" (default: {default_text(option.default)})"
+        added.add_argument(option.name, help=text, **settings)
+
+
+def default_text(default: object) -> str:
+    """Return a default as a user would type it."""
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+# What options take.
+COUNT = {"metavar": "N", "type": positive_int}
+SIMILARITY = {"metavar": "X", "type": similarity_bound}
+SECONDS = {"metavar": "SECONDS", "type": positive_seconds}
+FILE = {"metavar": "FILE"}
+GLOBS = {"metavar": "GLOB", "action": "append", "default": []}
+REQUIRED = {"required": True}
+ONE_LIST = {"action": StoreOnce, "remedy": "give one comma-separated list"}
+SOURCE = {
+    "metavar": "SRC",
+    "action": StoreOnce,
+    "remedy": "name the directory above both, since a run has one root",
+}
+# The library has the same, so that both give the same report.
+REPORT_DEFAULTS = DuplicateOptions()
+
+EXCLUDE = Option(
+    "--exclude",
+    "leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
+    GLOBS,
+)
+SOURCE_OPTIONS = OptionGroup(
+    "source",
+    [Option("--path", "source file, or directory to search", {**SOURCE, **REQUIRED}), EXCLUDE],
+)
+MODEL_OPTIONS = OptionGroup(
+    "model",
+    [
+        Option(
+            "--provider-url",
+            "host, host:port or http(s)://host[:port][/prefix]; ending in /v1 for OpenAI's API",
+            {"metavar": "URL", **REQUIRED},
+        ),
+        Option(
+            "--model",
+            "a model that the server has",
+            {"metavar": "M", "type": storable_text, **REQUIRED},
+        ),
+        Option(
+            "--num-ctx",
+            "tokens of context; longer code gets no intent",
+            COUNT,
+            DEFAULT_NUM_CTX,
+        ),
+    ],
+    description="The key of a server is taken from the environment: OPENAI_API_KEY for an address"
+    " that ends in /v1, OLLAMA_API_KEY for any other.",
+)
+CALL_OPTIONS = OptionGroup(
+    "calls",
+    [
+        Option(
+            "--scope",
+            "comma-separated: class, function, method, or all, which adds files",
+            {"metavar": "KINDS", "type": parse_scope, **ONE_LIST},
+            KINDS,
+        ),
+        Option("--limit", "make at most N calls, to try a model; skip the other records", COUNT),
+        Option("--jobs", "calls in flight at once; the server must serve as many", COUNT, 1),
+        Option(
+            "--timeout",
+            "limit of one try, queueing and model loading included",
+            SECONDS,
+            DEFAULT_TIMEOUT,
+        ),
+        Option("--progress-batch-size", "report after every N calls", COUNT, DEFAULT_BATCH_SIZE),
+    ],
+)
+STORE_OPTIONS = OptionGroup(
+    "database",
+    [
+        Option("--db-path", "SQLite file to add the run to", {**FILE, **REQUIRED}),
+        Option(
+            "--reuse-intents",
+            "take the intents of the same code and model from earlier runs in the file",
+            {"action": "store_true"},
+        ),
+    ],
+)
+REPORT_OPTIONS = OptionGroup(
+    "source",
+    [Option("--run-id", "run to report on (default: the newest)", COUNT), EXCLUDE],
+    # A run knows which tree it is of; a second source could only contradict it.
+    alternatives=[
+        Option("--path", "source file or directory to read; nothing is stored", SOURCE),
+        Option("--db-path", "SQLite file that persist wrote", FILE),
+    ],
+)
+COMPARISON_OPTIONS = OptionGroup(
+    "comparison",
+    [
+        Option(
+            "--kind",
+            "comma-separated kinds of code to compare",
+            {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
+            REPORT_DEFAULTS.kinds,
+        ),
+        Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
+        Option(
+            "--code-similarity",
+            "how much near copies share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.code_similarity,
+        ),
+        Option(
+            "--intent-similarity",
+            "how much intents of the same purpose share, above 0 to 1",
+            SIMILARITY,
+            REPORT_DEFAULTS.intent_similarity,
+        ),
+        Option(
+            "--intents",
+            "sentences to compare; both: of the docstring if a model gave none",
+            {"choices": INTENT_CHOICES},
+            REPORT_DEFAULTS.intents,
+        ),
+    ],
+)
+LISTING_OPTIONS = OptionGroup(
+    "listing",
+    [
+        Option(
+            "--touching",
+            "show only groups with a member in a file that matches, but compare all; repeatable",
+            GLOBS,
+        ),
+        Option(
+            "--top",
+            "show at most N groups a section, of code, tests and generated code each",
+            COUNT,
+            20,
+        ),
+        Option(
+            "--show",
+            "print the group with this ID, or start of one, with all code and differences",
+            {"metavar": "ID"},
+        ),
+    ],
+)
+EVIDENCE_NAMES = [kind.name for kind in EVIDENCE]
+GATED_NAMES = [kind.name for kind in EVIDENCE if kind.fails_new]
+GATE_OPTIONS = OptionGroup(
+    "gate",
+    [
+        Option(
+            "--against",
+            "hide what this run of the same file, or this report in JSON, holds already",
+            {"metavar": "RUN_ID|REPORT", "type": run_id_or_file},
+        ),
+        Option(
+            "--fail-on",
+            f"exit 3 if groups are shown: any; new ({' or '.join(GATED_NAMES)}); or a list of "
+            + ", ".join(EVIDENCE_NAMES),
+            {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
+        ),
+    ],
+)
+
+
+def output_options(*formats: str) -> OptionGroup:
+    """Return the options of a command that prints its result in one of these formats."""
+    chosen = Option("--format", "form of the output", {"choices": formats}, "table")
+    written = Option("--output", "write to FILE instead of stdout", FILE)
+    return OptionGroup("output", [chosen, written])
+
+
+# Commands
+
+
+class CommandSpec(NamedTuple):
+    """A command: its function, its options, and its description in the help."""
+
     run: Callable[..., int]
-    parents: Callable[[], list[Parser]]
+    groups: Sequence[OptionGroup]
     description: str
     example: str
 
 
+ASKING_OPTIONS = (SOURCE_OPTIONS, MODEL_OPTIONS, CALL_OPTIONS)
+COMMANDS = {
+    "model-build": CommandSpec(
+        run=run_model_build,
+        groups=(SOURCE_OPTIONS, output_options("table", "json")),
+        description="Print every file, class, function and method with its fingerprint;"
+        " asks no model.",
+        example="cds model-build --path src --format json --output records.json",
+    ),
+    "enrich-intent": CommandSpec(
+        run=run_enrich_intent,
+        groups=(*ASKING_OPTIONS, output_options("table", "json")),
+        description="Do as model-build, and have the model say what each piece of code is for.",
+        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
+    ),
+    "persist": CommandSpec(
+        run=run_persist,
+        groups=(*ASKING_OPTIONS, STORE_OPTIONS),
+        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
+        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
+        " --db-path cds.sqlite",
+    ),
+    "duplicates": CommandSpec(
+        run=run_duplicates,
+        groups=(
+            REPORT_OPTIONS,
+            COMPARISON_OPTIONS,
+            LISTING_OPTIONS,
+            output_options("table", "json", "html", "sarif"),
+            GATE_OPTIONS,
+        ),
+        description="Report what a source tree or a stored run holds twice: the same code, similar"
+        " code, same purpose.",
+        example="cds duplicates --path src --top 5",
+    ),
+}
+
+
 def command_line() -> Parser:
-    """Return the parser of the whole command line."""
-    # Nothing may be abbreviated: a script that says `--in` would fail, or do something else, as
-    # soon as a second option begins so.
+    """Return the parser of one command line."""
+    # Nothing may be abbreviated: a script that says `--in` would break as soon as a second option
+    # begins with that.
     parser = Parser(
         prog="cds",
         description=DESCRIPTION,
@@ -10602,314 +10778,15 @@ def command_line() -> Parser:
     for name, command in COMMANDS.items():
         added = commands.add_parser(
             name,
-            parents=command.parents(),
             help=command.description,
             description=command.description,
             epilog=f"example: {command.example}",
             allow_abbrev=False,
         )
+        for group in command.groups:
+            add_options(added, group)
         added.set_defaults(run=command.run)
     return parser
-
-
-def options_parser() -> Parser:
-    """Return an empty parser, for options that several commands have in common."""
-    return Parser(add_help=False)
-
-
-def source_options() -> Parser:
-    """Return the options of the commands that read a source tree."""
-    parser = options_parser()
-    parser.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        required=True,
-        metavar="SRC",
-        help="source file, or directory to search",
-    )
-    add_exclude_option(parser)
-    return parser
-
-
-def add_exclude_option(parser: Parser) -> None:
-    """Add the option of every command that can search a directory."""
-    parser.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="leave out paths below SRC that match, such as 'tests' or '**/*_pb2.py'; repeatable",
-    )
-
-
-def output_options(formats: Sequence[str] = ("table", "json")) -> Parser:
-    """Return the options of the commands that print what they found, in one of these formats."""
-    parser = options_parser()
-    parser.add_argument(
-        "--format",
-        choices=formats,
-        default="table",
-        help="form of the output (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write to FILE instead of stdout",
-    )
-    return parser
-
-
-def intent_options() -> Parser:
-    """Return the options of the commands that ask a model."""
-    parser = options_parser()
-    parser.add_argument(
-        "--provider-url",
-        required=True,
-        metavar="URL",
-        help=f"{ADDRESS_HINT};"
-        " OPENAI_API_KEY goes to addresses in /v1, OLLAMA_API_KEY to the others",
-    )
-    parser.add_argument(
-        "--model",
-        type=storable_text,
-        required=True,
-        help="a model that the server has",
-    )
-    parser.add_argument(
-        "--scope",
-        action=StoreOnce,
-        type=parse_scope,
-        default=KINDS,
-        metavar="KINDS",
-        help="comma-separated: class, function, method, or all, which takes files too"
-        " (default: class,function,method)",
-    )
-    add_call_options(parser)
-    return parser
-
-
-def add_call_options(parser: Parser) -> None:
-    """Add the options that say how the calls are made."""
-    parser.add_argument(
-        "--progress-batch-size",
-        type=positive_int,
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="report after every N calls (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="calls in flight at once (default: %(default)s);"
-        " the server must be set to serve as many",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=DEFAULT_TIMEOUT,
-        metavar="SECONDS",
-        help="limit of one try, queueing and model loading included (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        metavar="N",
-        help="at most N calls, so as to try a model; the rest of the records are skipped",
-    )
-    parser.add_argument(
-        "--num-ctx",
-        type=positive_int,
-        default=DEFAULT_NUM_CTX,
-        metavar="N",
-        help="tokens of context; longer code gets no intent (default: %(default)s);"
-        " over OpenAI's API it"
-        " only bounds what is sent",
-    )
-
-
-def store_options() -> Parser:
-    """Return the options of `persist` alone."""
-    parser = options_parser()
-    parser.add_argument(
-        "--db-path",
-        required=True,
-        metavar="FILE",
-        help="SQLite file to add the run to",
-    )
-    parser.add_argument(
-        "--reuse-intents",
-        action="store_true",
-        help="take intents of the same code and model from earlier runs in the file",
-    )
-    return parser
-
-
-def report_options() -> Parser:
-    """Return the options that say what `duplicates` reports on, and how."""
-    parser = options_parser()
-    # A run knows which tree it is of; a second source could only contradict it.
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--path",
-        action=StoreOnce,
-        remedy=ONE_ROOT,
-        metavar="SRC",
-        help="source file or directory to read; nothing is stored",
-    )
-    source.add_argument(
-        "--db-path",
-        metavar="FILE",
-        help="SQLite file that persist wrote",
-    )
-    add_exclude_option(parser)
-    parser.add_argument(
-        "--touching",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="show only groups with a member in a file that matches, compare everything;"
-        " repeatable",
-    )
-    parser.add_argument(
-        "--run-id",
-        type=positive_int,
-        metavar="N",
-        help="run to report on (default: the newest)",
-    )
-    add_listing_options(parser)
-    return parser
-
-
-def add_listing_options(parser: Parser) -> None:
-    """Add the options that say how much of a report is shown."""
-    parser.add_argument(
-        "--top",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="show at most N groups a section, of code, tests and generated code each"
-        " (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--show",
-        metavar="ID",
-        help="print one group whole: the code of every member and its differences from the first;"
-        " ID stands in front of the group in the list, and its start will do; it follows from"
-        " the code"
-        " of the members alone",
-    )
-
-
-def comparison_options() -> Parser:
-    """Return the options that say what `duplicates` compares."""
-    # The defaults are those of the library, so that both give the same report.
-    parser = options_parser()
-    default = DuplicateOptions()
-    parser.add_argument(
-        "--kind",
-        action=StoreOnce,
-        type=parse_kinds,
-        default=default.kinds,
-        metavar="KINDS",
-        help="comma-separated: function, method, class (default: all three)",
-    )
-    parser.add_argument(
-        "--min-statements",
-        type=positive_int,
-        default=default.min_statements,
-        metavar="N",
-        help="hide smaller bodies (default: %(default)s)",
-    )
-    add_similarity_options(parser, default)
-    return parser
-
-
-def add_similarity_options(parser: Parser, default: DuplicateOptions) -> None:
-    """Add the options that say how similar is similar."""
-    parser.add_argument(
-        "--code-similarity",
-        type=similarity_bound,
-        default=default.code_similarity,
-        metavar="X",
-        help="how much near copies share, above 0 to 1 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--intent-similarity",
-        type=similarity_bound,
-        default=default.intent_similarity,
-        metavar="X",
-        help="how much intents of the same purpose share, above 0 to 1 (default: %(default)s); rare"
-        " words count more, and each intent counts as having three words more that no other has, so"
-        " that short ones must share more of theirs",
-    )
-    parser.add_argument(
-        "--intents",
-        choices=INTENT_CHOICES,
-        default=default.intents,
-        help="sentences to compare; both: the first of the docstring where there is none of a model"
-        " (default: %(default)s)",
-    )
-
-
-def gate_options() -> Parser:
-    """Return the options that make `duplicates` fail."""
-    parser = options_parser()
-    parser.add_argument(
-        "--against",
-        type=run_id_or_file,
-        metavar="RUN_ID|REPORT",
-        help="hide what this run of the same file, or this report written by --format json,"
-        " holds already",
-    )
-    parser.add_argument(
-        "--fail-on",
-        action=StoreOnce,
-        type=parse_fail_on,
-        metavar="WHAT",
-        help="exit 3 where a group is shown: any; new (exact or near, not in --against);"
-        " or evidence,"
-        " comma-separated: exact, near, intent",
-    )
-    return parser
-
-
-COMMANDS = {
-    "model-build": CommandSpec(
-        run=run_model_build,
-        parents=lambda: [source_options(), output_options()],
-        description="Print every file, class, function and method with its fingerprint;"
-        " asks no model.",
-        example="cds model-build --path src --format json --output records.json",
-    ),
-    "enrich-intent": CommandSpec(
-        run=run_enrich_intent,
-        parents=lambda: [source_options(), intent_options(), output_options()],
-        description="Do as model-build, and have the model say what each piece of code is for.",
-        example="cds enrich-intent --path src --provider-url localhost:11434 --model llama3.2",
-    ),
-    "persist": CommandSpec(
-        run=run_persist,
-        parents=lambda: [source_options(), intent_options(), store_options()],
-        description="Do as enrich-intent, and store the result as a run in an SQLite file.",
-        example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
-        " --db-path cds.sqlite",
-    ),
-    "duplicates": CommandSpec(
-        run=run_duplicates,
-        parents=lambda: [
-            report_options(),
-            comparison_options(),
-            output_options(REPORT_FORMATS),
-            gate_options(),
-        ],
-        description="Report what a source tree or a stored run holds twice: the same code, similar"
-        " code, same purpose.",
-        example="cds duplicates --path src --top 5",
-    ),
-}
 
 
 # The program
@@ -10923,10 +10800,10 @@ def main(
 ) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit code.
 
-    `make_client(provider_url, model, **options)` gives the client; tests hand in a fake one. Each
-    of the `analyzers` reads the files with its suffixes, the first those without any as well.
+    `make_client(provider_url, model, **options)` returns the client. Each of the `analyzers` reads
+    the files with its suffixes, the first also those without any.
     """
-    # Before anything is written: already the message on a wrong option may quote any character.
+    # Before anything is written: the message on a wrong option may quote any character.
     for stream in (sys.stdout, sys.stderr):
         escape_unencodable(stream)
     try:
@@ -10939,7 +10816,7 @@ def main(
         log("cds: interrupted")
         return EXIT_INTERRUPTED
     except OSError as error:
-        # The system refuses what no command can do without, such as one more open file.
+        # The system refuses something that every command needs, such as one more open file.
         path = f"{error.filename}: " if error.filename else ""
         log(f"cds: the system refused: {path}{describe_error(error)}")
         return EXIT_FATAL
@@ -10952,23 +10829,23 @@ def run_command_line(
 ) -> int:
     """Parse the command line, run its command and return its exit code."""
     interrupts = Interrupts()
-    # The parser is inside too: an interrupt ends with one line from the first moment on.
+    # An interrupt while options are parsed ends with one line as well.
     with interrupts.handled():
         args = parse_arguments(argv)
         if args is None:
             return EXIT_DONE
-        # A caller with arguments of its own may be any program, such as a server with threads,
-        # and gets no worker processes; only the command line of this process has them.
+        # A caller with arguments of its own may be any program, such as a server with threads. Only
+        # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
         code: int = args.run(args, make_client, interrupts)
-    # Interrupted, and the work saved: the caller must not take it for the whole.
+    # The work was saved, but it is not the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or None once it printed its help or version."""
-    # What argparse prints is collected, so that it meets the same care as every other output.
+    """Return the options of a command line, or print help or version and return None."""
+    # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
