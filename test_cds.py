@@ -2488,6 +2488,156 @@ def test_code_head_ends_where_the_docstring_does():
     )
 
 
+def many_definitions(tmp_path):
+    """Return the records of several batches, and copies of what stands in other batches."""
+    rng = random.Random(2)
+    code = "\n\n".join(random_definition(rng) for _ in range(1500))
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
+    return [one for one in records if one.kind != "file"]
+
+
+def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
+    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
+    records = built(tree(tmp_path, files))
+    batches = cds.divided(records, 5_000)
+    assert list(itertools.chain(*batches)) == records
+    paths = [{one.file_path for one in batch} for batch in batches]
+    assert sum(map(len, paths)) == 40 and len(paths) > 3
+    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
+    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
+    root = Path(json.__file__).parent
+    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
+    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
+        random_definition(random.Random(seed)) for seed in range(60)
+    )
+    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
+    files["c.py"] = KNOWN_CODE
+    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
+    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
+    records = cds.ModelBuilder().build(symbols)
+    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
+        records
+    )
+    assert {one.facts for one in symbols if one.file_path == "a.py"} & {
+        cds.Facts(comments=("# by hand", "# @generated"))
+    }
+
+
+KNOWN_CODE = """class A(B, c.D):
+    @deco('x')
+    def __init__(self, a, /, b, *c, d, **e):
+        ("Keeps it. "
+         "Or not.")
+        super().__init__()
+        self.a = a
+
+    async def f(self):
+        "Calls" " itself."
+        self.f()
+        await g(self.h().i)
+        f()
+
+def plain():
+    '''Has no end'''.strip()
+"""
+
+
+def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
+    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
+    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
+    _, of_class, constructor, method, plain = [one.facts for one in symbols]
+    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
+    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
+    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
+    assert constructor.is_plain and constructor.statements == 2
+    assert constructor.docstring == "Keeps it."
+    assert method.is_async and method.docstring == "Calls itself."
+    assert method.calls == ("f", "g", "h")
+    assert plain.docstring is None and plain.calls == ("strip",)
+    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
+
+
+class ToyAnalyzer(cds.Analyzer):
+    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
+
+    suffixes = (".toy",)
+
+    def analyze(self, sources):
+        analysis = cds.Analysis([], [])
+        for source in sources:
+            text = Path(source.path).read_text()
+            lines = text.splitlines()
+            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
+            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
+            for start in starts:
+                end = lines.index("end", start)
+                raw = lines[start : end + 1]
+                code = "\n".join(line for line in raw if not line.startswith(";"))
+                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
+                found.append(cds.Symbol("function", source.file_path, *place))
+            facts = self.facts(found)
+            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
+        return analysis
+
+    def facts(self, records):
+        return list(map(self.facts_of, records))
+
+    def facts_of(self, one):
+        if one.kind == "file":
+            return cds.Facts()
+        lines = [line.split() for line in one.normalized_code.splitlines()]
+        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
+        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
+        said = comments[0].strip("; ") if comments else None
+        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
+
+
+TOY = """to {name}
+; Turns the pen around in a circle of many small steps.
+repeat {count} forward 10 right 1
+{more} back 20
+penup home clean
+setcolor red setwidth 3 pendown
+forward 100 right 90 forward 50
+label text left 45 hideturtle
+end
+"""
+
+
+def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="round", count=360, more="left"),
+        "c.toy": TOY.format(name="turn", count=36, more="left"),
+        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "e.py": f"# {TOTAL}",
+    }
+    root = tree(tmp_path / "src", files)
+    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+
+    def report(form):
+        argv = ["duplicates", "--path", str(root), "--format", form]
+        assert cds.main(argv, analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    groups = json.loads(report("json"))["groups"]
+    paths = {
+        one["evidence"]: [member["file_path"] for member in one["members"]]
+        for one in groups
+        if one["hidden_by"] is None
+    }
+    assert paths["exact"] == ["a.toy", "b.toy"]
+    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
+    for form in ("table", "html", "sarif"):
+        shown = report(form)
+        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
+        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
+
+
 # ---- Enrichment -----------------------------------------------------------------------------
 
 
@@ -6000,7 +6150,7 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
             path.unlink()
 
 
-# ---- Duplicates -----------------------------------------------------------------------------
+# ---- Evidence -------------------------------------------------------------------------------
 
 DUPLICATES = cds.DuplicateOptions()
 
@@ -6054,6 +6204,7 @@ NAMESAKE = cds.Evidence(
     sarif_new_level="warning",
     names_differences=True,
 )
+
 NAMESAKES = [record(TOTAL, "a.py"), record(OTHER.replace("def load", "def total"), "b.py")]
 
 
@@ -6202,405 +6353,13 @@ def test_a_row_of_rules_says_whether_a_baseline_accepted_what_it_hid(flags, new)
     assert outcome(report)[0] == ["near"]
 
 
-def test_hidden_near_groups_are_described_without_labels_of_their_own():
-    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
-    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
-    shown, hidden = (
-        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
-        for rules in (cds.RULES, (rule,))
-    )
-    assert [member.differs for member in shown.members] == [(), ("x.y",)]
-    assert [member.differs for member in hidden.members] == [(), ()]
-
-
-# Similarity and linkage
-
-
-def random_sets(seed=1):
-    """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
-    rng = random.Random(seed)
-    sets = [{*rng.choices(range(40), k=rng.randrange(25))} for _ in range(60)]
-    sets += [{*features, rng.randrange(40)} for features in sets]
-    return [tuple(sorted(features)) for features in [*sets, *sets[:5]]]
-
-
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
-def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
-    sets = random_sets()
-    expected = {}
-    for i, j in itertools.combinations(range(len(sets)), 2):
-        both, either = {*sets[i]} & {*sets[j]}, {*sets[i]} | {*sets[j]}
-        if both and len(both) / len(either) >= threshold:
-            expected[i, j] = len(both) / len(either)
-    assert expected
-    assert cds.similar_pairs(sets, threshold) == (expected, {})
-
-
-STATEMENTS = (
-    "a = {0}(b)",
-    "for {1} in rows:\n    {0}({1})",
-    "if a.{0}:\n    return {1}",
-    "{1} = a + {1}.{0}",
-)
-
-
-def random_definition(rng, depth=0):
-    """Return the code of a function or class, now and then with more of them inside."""
-    lines = [f"def f{rng.randrange(9)}(a, b):"]
-    if depth == 0 and rng.random() < 0.2:
-        lines = [f"class C{rng.randrange(9)}:"]
-    for _ in range(rng.randrange(2, 7)):
-        code = rng.choice(STATEMENTS).format(rng.choice("pqrstu"), rng.choice("ab"))
-        if "class" in lines[0] or (depth < 2 and rng.random() < 0.15):
-            code = random_definition(rng, depth + 1)
-        lines.append(textwrap.indent(code, "    "))
-    return "\n".join(lines)
+# ---- Fragments ------------------------------------------------------------------------------
 
 
 def fragments_of(records, kinds=DUPLICATES.kinds):
     """Return the fragments of definitions, and their features."""
     facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
     return cds.collect_fragments(records, facts, kinds)
-
-
-def every_pair_grouped(records, options):
-    """Return the members of the near groups, found by comparing every pair of fragments."""
-    collected, features = fragments_of(sorted(records, key=cds.sort_key))
-    fragments = [one for one in collected if one.facts.statements >= options.min_statements]
-    by_rule = {None: {}, "short": {}, "inside": {}}
-    for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
-        both, either = ({*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams})
-        similarity = len(both) / len(either)
-        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
-            continue
-        nested = any(
-            a.file_path == b.file_path
-            and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
-            for a, b in itertools.product(one.records, other.records)
-        )
-        distinct = {rank for rank in both if features.ordinals[rank] == 0}
-        short = (
-            len(distinct) < 25
-            and similarity < 0.7
-            and min(one.facts.statements, other.facts.statements) < 5
-        )
-        by_rule["inside" if nested else "short" if short else None][i, j] = similarity
-    groups, done = [], set()
-    for rule, pairs in by_rule.items():
-        left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
-        for indexes in linked_slowly(left):
-            done.update(indexes)
-            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
-            groups.append((rule, sorted(places)))
-    return sorted(groups, key=repr)
-
-
-def lines_in(one):
-    return range(one.start_line, one.end_line + 1)
-
-
-def linked_slowly(pairs):
-    """Return the groups of complete linkage: the most similar pair first, looking at every pair."""
-    groups, seen = {index: [index] for pair in pairs for index in pair}, set()
-    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
-        seen.add(pair)
-        one, other = groups[pair[0]], groups[pair[1]]
-        if one is not other and all(
-            (min(p), max(p)) in seen for p in itertools.product(one, other)
-        ):
-            one += other
-            groups.update(dict.fromkeys(other, one))
-    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
-    rng = random.Random(seed)
-    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
-    files["copy.py"] = files["1.py"]
-    records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
-    options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
-    expected = every_pair_grouped(records, options)
-    found = []
-    for group in found_groups(records, options):
-        if group.evidence.name == "near" and not group.overlaps:
-            found.append(
-                (hidden_by(group), [cds.sort_key(member.record) for member in group.members])
-            )
-    assert expected
-    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
-    rules = {repr(places): rule for rule, places in expected}
-    for rule, places in found:
-        assert rule in (rules[repr(places)], "stub", "contained")
-
-
-def many_definitions(tmp_path):
-    """Return the records of several batches, and copies of what stands in other batches."""
-    rng = random.Random(2)
-    code = "\n\n".join(random_definition(rng) for _ in range(1500))
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
-    return [one for one in records if one.kind != "file"]
-
-
-def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
-    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
-    records = built(tree(tmp_path, files))
-    batches = cds.divided(records, 5_000)
-    assert list(itertools.chain(*batches)) == records
-    paths = [{one.file_path for one in batch} for batch in batches]
-    assert sum(map(len, paths)) == 40 and len(paths) > 3
-    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
-    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
-    root = Path(json.__file__).parent
-    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
-    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
-        random_definition(random.Random(seed)) for seed in range(60)
-    )
-    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
-    files["c.py"] = KNOWN_CODE
-    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
-    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
-    records = cds.ModelBuilder().build(symbols)
-    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
-        records
-    )
-    assert {one.facts for one in symbols if one.file_path == "a.py"} & {
-        cds.Facts(comments=("# by hand", "# @generated"))
-    }
-
-
-KNOWN_CODE = """class A(B, c.D):
-    @deco('x')
-    def __init__(self, a, /, b, *c, d, **e):
-        ("Keeps it. "
-         "Or not.")
-        super().__init__()
-        self.a = a
-
-    async def f(self):
-        "Calls" " itself."
-        self.f()
-        await g(self.h().i)
-        f()
-
-def plain():
-    '''Has no end'''.strip()
-"""
-
-
-def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
-    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
-    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
-    _, of_class, constructor, method, plain = [one.facts for one in symbols]
-    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
-    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
-    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
-    assert constructor.is_plain and constructor.statements == 2
-    assert constructor.docstring == "Keeps it."
-    assert method.is_async and method.docstring == "Calls itself."
-    assert method.calls == ("f", "g", "h")
-    assert plain.docstring is None and plain.calls == ("strip",)
-    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
-
-
-# The definitions of this program are worth two workers, since four are very long.
-LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
-LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_groups_are_the_same_whoever_parses(workers):
-    resource = pytest.importorskip("resource")
-    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    facts = cds.PythonAnalyzer(workers).facts(records)
-    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    assert (after > before) == (workers > 1)
-    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
-
-
-def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
-    records = built(tree(tmp_path, LONG_PROGRAM))
-    alone = cds.build_report(records, DUPLICATES)
-    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
-    assert any(member.differs for one in alone.groups for member in one.members)
-    for workers in 1, 2:
-        facts = cds.PythonAnalyzer(workers).facts(records)
-        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
-
-
-@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
-def test_the_command_line_finds_facts_in_workers(tmp_path):
-    records = built(tree(tmp_path / "long", LONG_PROGRAM))
-    store(tmp_path / "db", records)
-    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
-    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
-    # Where there is another thread, workers are not forked.
-    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
-    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
-    if sys.platform == "linux":
-        done = finish(python_command(COUNT_FORKS, (), *words))
-        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
-
-
-class ToyAnalyzer(cds.Analyzer):
-    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
-
-    suffixes = (".toy",)
-
-    def analyze(self, sources):
-        analysis = cds.Analysis([], [])
-        for source in sources:
-            text = Path(source.path).read_text()
-            lines = text.splitlines()
-            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
-            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
-            for start in starts:
-                end = lines.index("end", start)
-                raw = lines[start : end + 1]
-                code = "\n".join(line for line in raw if not line.startswith(";"))
-                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
-                found.append(cds.Symbol("function", source.file_path, *place))
-            facts = self.facts(found)
-            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
-        return analysis
-
-    def facts(self, records):
-        return list(map(self.facts_of, records))
-
-    def facts_of(self, one):
-        if one.kind == "file":
-            return cds.Facts()
-        lines = [line.split() for line in one.normalized_code.splitlines()]
-        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
-        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
-        said = comments[0].strip("; ") if comments else None
-        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
-
-
-TOY = """to {name}
-; Turns the pen around in a circle of many small steps.
-repeat {count} forward 10 right 1
-{more} back 20
-penup home clean
-setcolor red setwidth 3 pendown
-forward 100 right 90 forward 50
-label text left 45 hideturtle
-end
-"""
-
-
-def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
-    files = {
-        "a.toy": TOY.format(name="round", count=360, more="left"),
-        "b.toy": TOY.format(name="round", count=360, more="left"),
-        "c.toy": TOY.format(name="turn", count=36, more="left"),
-        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
-        "e.py": f"# {TOTAL}",
-    }
-    root = tree(tmp_path / "src", files)
-    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
-
-    def report(form):
-        argv = ["duplicates", "--path", str(root), "--format", form]
-        assert cds.main(argv, analyzers=analyzers) == 0
-        return capsys.readouterr().out
-
-    groups = json.loads(report("json"))["groups"]
-    paths = {
-        one["evidence"]: [member["file_path"] for member in one["members"]]
-        for one in groups
-        if one["hidden_by"] is None
-    }
-    assert paths["exact"] == ["a.toy", "b.toy"]
-    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
-    for form in ("table", "html", "sarif"):
-        shown = report(form)
-        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
-        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
-
-
-def test_a_family_is_compared_with_its_head_alone():
-    rng = random.Random(3)
-    wrappers = [(*range(20), 100 + n) for n in range(50)]
-    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
-    others += [(*features[:25], 500) for features in others]
-    sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
-    ((head, members),) = families.items()
-    assert {head, *members} == set(range(40, 90))
-    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
-    without = cds.similar_pairs(others, 0.55, family_size=10)
-    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
-
-
-@pytest.mark.parametrize(
-    ("pairs", "groups"),
-    [
-        pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
-        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
-        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
-        pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
-        pytest.param(
-            {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
-            [([0, 1], 0.9), ([2, 3], 0.88)],
-            id="groups, not single members, compete",
-        ),
-        pytest.param(
-            dict.fromkeys(itertools.combinations(range(5), 2), 0.9),
-            [([0, 1, 2, 3, 4], 0.9)],
-            id="all alike",
-        ),
-    ],
-)
-def test_linkage_is_complete_and_most_similar_first(pairs, groups):
-    assert sorted(cds.complete_linkage(pairs)) == groups
-    assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
-
-
-# Sections
-
-
-def test_exact_copies_are_one_group_and_renamed_ones_near():
-    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
-    assert groups_of(*copies, record(OTHER, "d.py")) == [
-        ("exact", None, ["a.py", "b.py"]),
-        ("near", None, ["a.py", "b.py", "c.py"]),
-    ]
-
-
-def test_what_a_group_says_of_itself():
-    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
-    exact, near = found_groups(twins, DUPLICATES)
-    sums = sorted({twin.md5sum for twin in twins})
-    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
-    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
-    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
-
-
-def test_group_id_ignores_places_and_counts():
-    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
-    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
-    assert one[0].id == many[0].id
-
-
-@pytest.mark.parametrize(
-    ("code", "near"),
-    [
-        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
-        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
-        pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
-        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
-        pytest.param(OTHER, False, id="other code"),
-    ],
-)
-def test_near_bears_small_changes(code, near):
-    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
 
 
 @pytest.mark.parametrize(
@@ -6648,30 +6407,58 @@ def test_global_and_class_names_keep_their_names():
         assert [group.similarity < 1 for group in groups] == [True]
 
 
-def test_functions_meet_methods_but_no_classes():
-    method = record(TOTAL_RENAMED, "b.py", kind="method")
-    assert [entry[0] for entry in groups_of(record(TOTAL), method)] == ["near"]
-    assert groups_of(record(TOTAL), method._replace(kind="class")) == []
-    assert groups_of(record(TOTAL), method, kinds=("function",)) == []
+def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
+    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
+    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
+    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
+    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
+    assert list(features.frequencies) == sorted(features.frequencies)
+    for rank, frequency in enumerate(features.frequencies):
+        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
+    # A call, its name and its literal stand in a row four times, and what runs on from one call
+    # into the next three times.
+    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
+    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
 
 
-def test_same_intent_in_different_code_is_the_third_section():
-    pair = [
-        record(TOTAL, intent=SUM),
-        record(OTHER, "b.py", intent="Adds the price of active rows"),
-    ]
-    far = record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
-    assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
-    assert groups_of(*pair, far, intent_similarity=0.95) == []
+# ---- Similarity -----------------------------------------------------------------------------
 
 
-def test_near_code_is_not_in_the_third_section():
-    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
-        ("near", None, ["a.py", "b.py"])
-    ]
+def random_sets(seed=1):
+    """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
+    rng = random.Random(seed)
+    sets = [{*rng.choices(range(40), k=rng.randrange(25))} for _ in range(60)]
+    sets += [{*features, rng.randrange(40)} for features in sets]
+    return [tuple(sorted(features)) for features in [*sets, *sets[:5]]]
 
 
-# Intents
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
+def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
+    sets = random_sets()
+    expected = {}
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        both, either = {*sets[i]} & {*sets[j]}, {*sets[i]} | {*sets[j]}
+        if both and len(both) / len(either) >= threshold:
+            expected[i, j] = len(both) / len(either)
+    assert expected
+    assert cds.similar_pairs(sets, threshold) == (expected, {})
+
+
+def test_a_family_is_compared_with_its_head_alone():
+    rng = random.Random(3)
+    wrappers = [(*range(20), 100 + n) for n in range(50)]
+    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
+    others += [(*features[:25], 500) for features in others]
+    sets = [*others, *wrappers]
+    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    ((head, members),) = families.items()
+    assert {head, *members} == set(range(40, 90))
+    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
+    without = cds.similar_pairs(others, 0.55, family_size=10)
+    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+# ---- Intents --------------------------------------------------------------------------------
 
 
 def test_meaningful_words_leave_out_stop_words_endings_and_case():
@@ -6766,7 +6553,9 @@ def test_common_words_count_less():
 
 
 LONG_INTENT = " ".join(f"alpha{n}beta" for n in range(100))
+
 OTHER_INTENT = " ".join(f"gamma{n}delta" for n in range(100))
+
 MANY = 800
 
 
@@ -6870,6 +6659,169 @@ def test_docstrings_must_be_more_similar_than_intents():
     assert sources(*pair, intent_similarity=0.9) == []
 
 
+# ---- Groups ---------------------------------------------------------------------------------
+
+STATEMENTS = (
+    "a = {0}(b)",
+    "for {1} in rows:\n    {0}({1})",
+    "if a.{0}:\n    return {1}",
+    "{1} = a + {1}.{0}",
+)
+
+
+def random_definition(rng, depth=0):
+    """Return the code of a function or class, now and then with more of them inside."""
+    lines = [f"def f{rng.randrange(9)}(a, b):"]
+    if depth == 0 and rng.random() < 0.2:
+        lines = [f"class C{rng.randrange(9)}:"]
+    for _ in range(rng.randrange(2, 7)):
+        code = rng.choice(STATEMENTS).format(rng.choice("pqrstu"), rng.choice("ab"))
+        if "class" in lines[0] or (depth < 2 and rng.random() < 0.15):
+            code = random_definition(rng, depth + 1)
+        lines.append(textwrap.indent(code, "    "))
+    return "\n".join(lines)
+
+
+def every_pair_grouped(records, options):
+    """Return the members of the near groups, found by comparing every pair of fragments."""
+    collected, features = fragments_of(sorted(records, key=cds.sort_key))
+    fragments = [one for one in collected if one.facts.statements >= options.min_statements]
+    by_rule = {None: {}, "short": {}, "inside": {}}
+    for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
+        both, either = ({*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams})
+        similarity = len(both) / len(either)
+        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
+            continue
+        nested = any(
+            a.file_path == b.file_path
+            and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
+            for a, b in itertools.product(one.records, other.records)
+        )
+        distinct = {rank for rank in both if features.ordinals[rank] == 0}
+        short = (
+            len(distinct) < 25
+            and similarity < 0.7
+            and min(one.facts.statements, other.facts.statements) < 5
+        )
+        by_rule["inside" if nested else "short" if short else None][i, j] = similarity
+    groups, done = [], set()
+    for rule, pairs in by_rule.items():
+        left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
+        for indexes in linked_slowly(left):
+            done.update(indexes)
+            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
+            groups.append((rule, sorted(places)))
+    return sorted(groups, key=repr)
+
+
+def lines_in(one):
+    return range(one.start_line, one.end_line + 1)
+
+
+def linked_slowly(pairs):
+    """Return the groups of complete linkage: the most similar pair first, looking at every pair."""
+    groups, seen = {index: [index] for pair in pairs for index in pair}, set()
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        seen.add(pair)
+        one, other = groups[pair[0]], groups[pair[1]]
+        if one is not other and all(
+            (min(p), max(p)) in seen for p in itertools.product(one, other)
+        ):
+            one += other
+            groups.update(dict.fromkeys(other, one))
+    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
+    rng = random.Random(seed)
+    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
+    files["copy.py"] = files["1.py"]
+    records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
+    options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
+    expected = every_pair_grouped(records, options)
+    found = []
+    for group in found_groups(records, options):
+        if group.evidence.name == "near" and not group.overlaps:
+            found.append(
+                (hidden_by(group), [cds.sort_key(member.record) for member in group.members])
+            )
+    assert expected
+    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
+    rules = {repr(places): rule for rule, places in expected}
+    for rule, places in found:
+        assert rule in (rules[repr(places)], "stub", "contained")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "groups"),
+    [
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
+        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
+        pytest.param(
+            {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
+            [([0, 1], 0.9), ([2, 3], 0.88)],
+            id="groups, not single members, compete",
+        ),
+        pytest.param(
+            dict.fromkeys(itertools.combinations(range(5), 2), 0.9),
+            [([0, 1, 2, 3, 4], 0.9)],
+            id="all alike",
+        ),
+    ],
+)
+def test_linkage_is_complete_and_most_similar_first(pairs, groups):
+    assert sorted(cds.complete_linkage(pairs)) == groups
+    assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
+
+
+def test_exact_copies_are_one_group_and_renamed_ones_near():
+    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
+    assert groups_of(*copies, record(OTHER, "d.py")) == [
+        ("exact", None, ["a.py", "b.py"]),
+        ("near", None, ["a.py", "b.py", "c.py"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "near"),
+    [
+        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
+        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
+        pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
+        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
+        pytest.param(OTHER, False, id="other code"),
+    ],
+)
+def test_near_bears_small_changes(code, near):
+    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
+
+
+def test_functions_meet_methods_but_no_classes():
+    method = record(TOTAL_RENAMED, "b.py", kind="method")
+    assert [entry[0] for entry in groups_of(record(TOTAL), method)] == ["near"]
+    assert groups_of(record(TOTAL), method._replace(kind="class")) == []
+    assert groups_of(record(TOTAL), method, kinds=("function",)) == []
+
+
+def test_same_intent_in_different_code_is_the_third_section():
+    pair = [
+        record(TOTAL, intent=SUM),
+        record(OTHER, "b.py", intent="Adds the price of active rows"),
+    ]
+    far = record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
+    assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
+    assert groups_of(*pair, far, intent_similarity=0.95) == []
+
+
+def test_near_code_is_not_in_the_third_section():
+    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
+        ("near", None, ["a.py", "b.py"])
+    ]
+
+
 FEW = cds.INTENT_FAMILY_SIZE + 20
 
 
@@ -6950,96 +6902,6 @@ def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
         for n, made in enumerate(others[:2], 1)
     ]
     assert families([head, *inside, *others[2:]]) == [(FEW - 2, None, True), (2, "inside", True)]
-
-
-def third_section(*records):
-    groups = found_groups(records, DUPLICATES)
-    intents = [group for group in groups if group.evidence.name == "intent"]
-    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
-
-
-def different(number):
-    """Return code that is near no other number's."""
-    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
-    return f"def f{number}():\n{calls}"
-
-
-def intents_of_pairs(*pairs):
-    """Return records of different code, growing, two for each of (path, path, intent)."""
-    places = [(path, intent) for *paths, intent in pairs for path in paths]
-    return [
-        record(different(number), path, line=number * 100 + 1, intent=intent)
-        for number, (path, intent) in enumerate(places)
-    ]
-
-
-def test_intents_rank_by_similarity_and_size_and_across_files_first():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", short.format(1)),
-        ("a.py", "b.py", long.format(2)),
-        ("a.py", "b.py", long.format(3)),
-    )
-    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
-    local = [
-        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
-        for one in records[4:]
-    ]
-    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
-
-
-def test_siblings_come_last():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
-    )
-    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
-    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
-        ("def f2():", False)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("headers", "name", "siblings"),
-    [
-        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
-        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
-        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
-        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
-        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
-        pytest.param(("A", "B"), "load", False, id="unrelated"),
-        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
-        pytest.param(("A", "B"), "__len__", True, id="special method"),
-        pytest.param(("A", "B"), "load function", False, id="functions"),
-    ],
-)
-def test_overrides_of_one_method_are_siblings(headers, name, siblings):
-    name, _, kind = name.partition(" ")
-    records = []
-    for number, header in enumerate(headers):
-        path = f"{number}.py"
-        method = different(number).replace(f"def f{number}", f"def {name}")
-        code = f"class {header}:\n    x = 1"
-        records += [
-            record(code, path, end_line=40, kind="class"),
-            record(method, path, line=3, kind=kind or "method", intent=PRICES),
-        ]
-    # The last is the class between the two others, not one with the method.
-    if len(headers) == 3:
-        records.pop()
-    assert [found for _, found in third_section(*records)] == [siblings]
-
-
-def test_methods_of_one_name_in_one_file_are_siblings():
-    pair = [
-        record(code, line=line, kind="method", intent=intent)
-        for code, line, intent in (
-            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
-            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
-        )
-    ]
-    assert [siblings for _, siblings in third_section(*pair)] == [True]
 
 
 # Noise
@@ -7153,7 +7015,6 @@ def test_classes_with_similar_fields_are_near():
 
 
 # Deep code: deeper than the recursion limit lets `ast.unparse` go, or the parser of 3.11.
-
 DEEP_SUM = " + ".join(f"x{number}" for number in range(330))
 
 
@@ -7201,32 +7062,6 @@ def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
 
 
 UNPARSABLE = "def f(a):\n    return (a b)"  # in the syntax of a later Python, say
-
-
-def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
-    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
-    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
-    pair = [one._replace(md5sum="0" * 32) for one in pair]
-    report = cds.build_report([*pair, *near], DUPLICATES)
-    assert [(group.evidence.name, group.copies) for group in report.groups] == [
-        ("exact", 2),
-        ("near", 2),
-    ]
-    assert report.unparsed_count == 2
-    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
-
-
-def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
-    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
-    broken = [
-        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
-    ]
-    report = cds.build_report(broken, DUPLICATES)
-    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
-    assert report.unparsed_count == 2
-    methods = DUPLICATES._replace(kinds=("method",))
-    assert cds.build_report(broken, methods).unparsed_count == 0
 
 
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
@@ -7352,36 +7187,6 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
-def test_qualified_names_follow_the_definitions_around(tmp_path):
-    code = """\
-class Outer(Base):
-    @deco
-    async def method(self):
-        def inner(): pass
-    class \\
-      Inner: pass
-def alone(): pass
-"""
-    records = records_of(tmp_path, code)
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
-    assert list(names.values()) == [
-        "Outer",
-        "Outer.method",
-        "Outer.method.inner",
-        "Outer.Inner",
-        "alone",
-    ]
-    assert list(names) == [cds.sort_key(record) for record in records[1:]]
-
-
-def test_members_have_their_qualified_names():
-    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
-    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
-    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
-    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
-
-
 def test_groups_of_a_shown_class_group_are_hidden():
     body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
     classes = twins(f"class A:\n{body}", "class")
@@ -7422,6 +7227,364 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
         ("exact", None, ["a", "b"]),
         ("intent", None, ["a", "b", "c"]),
     ]
+
+
+def test_tied_pairs_are_linked_in_the_order_of_their_code():
+    """The one in the middle is as similar to either side, and the sides are not to each other."""
+    sides = [
+        TOTAL.replace("    return", f"    {code}\n    return")
+        for code in ("check(rate)", "audit[rate]")
+    ]
+    linked = set()
+    for paths in itertools.permutations("abc"):
+        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
+        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
+        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
+    ((first, second),) = linked
+    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
+
+
+# Groups that overlap
+
+
+def shares(name, numbers):
+    """Return a function of one statement for each number: what shares numbers shares code."""
+    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
+    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
+
+
+# Either side is similar to the middle, and the sides are not to each other.
+MIDDLE = shares("middle", range(10))
+
+SIDE = shares("side", [*range(8), 20, 21])
+
+OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
+
+FOUR_WORDS = "alpha bravo charlie delta"
+
+SENTENCES = (
+    f"Parses quoted dates header {FOUR_WORDS}.",
+    f"Quoted dates header {FOUR_WORDS} rows.",
+    "Parses quoted dates header alpha bravo lines socket.",
+)
+
+
+def ring(size=30):
+    """Return records of which each is similar to the four or five before and after it."""
+    return [
+        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
+        for n in range(size)
+    ]
+
+
+def members_by_overlap(report, evidence):
+    """Return the paths in the groups that do not overlap, and in those that do."""
+    groups = [group for group in report.groups if group.evidence.name == evidence]
+    return [
+        [paths_in(group) for group in groups if group.overlaps is overlaps]
+        for overlaps in (False, True)
+    ]
+
+
+def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = [MIDDLE, SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
+    groups = found_groups(records, DUPLICATES)
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True]
+
+
+def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
+    records = [record(code, path, intent=intent) for code, path, intent in codes]
+    found = [["a", "b"], ["a", "new"]]
+    assert groups_of(*records) == [("intent", None, paths) for paths in found]
+
+
+def test_copies_of_what_linkage_leaves_over_are_in_its_group():
+    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, "abcd")]
+    assert groups_of(*records) == [
+        ("exact", None, ["c", "d"]),
+        ("near", None, ["a", "b"]),
+        ("near", None, ["a", "c", "d"]),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
+    rng = random.Random(seed)
+    every = list(itertools.combinations(range(25), 2))
+    likely = (seed + 1) / 7
+    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
+    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
+    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
+    further = list(cds.LeftOver(pairs, groups).take_all())
+    taken = [pair for one in further for pair in one]
+    assert sorted(inside + taken) == sorted(pairs)
+    for one in further:
+        assert one.items() <= pairs.items()
+        indexes = sorted({index for pair in one for index in pair})
+        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
+
+
+def test_each_similar_pair_of_a_ring_is_in_a_group():
+    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
+    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
+    found = set()
+    for paths in linked + overlapping:
+        found.update(itertools.combinations(paths, 2))
+    # The one after it has all but one of its twelve statements, the fifth seven.
+    steps = itertools.product(range(30), range(1, 5))
+    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
+    assert found >= set(map(tuple, near))
+
+
+def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
+    records = ring()
+    groups = found_groups(records, DUPLICATES)
+    names = random.Random(4).sample(range(1000), len(records))
+    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
+    again = found_groups(renamed, DUPLICATES)
+    assert len({group.id for group in groups}) == len(groups) > 20
+    assert [(group.id, group.hidden_by) for group in groups] == [
+        (group.id, group.hidden_by) for group in again
+    ]
+
+
+def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
+    report = cds.build_report(ring(), DUPLICATES)
+    overlaps = [group.overlaps for group in report.groups]
+    assert overlaps == sorted(overlaps)
+    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
+    shown = collections.Counter(
+        path for group in report.groups if not group.hidden_by for path in paths_in(group)
+    )
+    assert hidden and all(group.overlaps for group in hidden)
+    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
+    fields = json.loads("".join(cds.report_json(report)))
+    assert fields["hidden"]["overlap"] == len(hidden)
+    table = [line.text for line in cds.report_as_lines(report, 99)]
+    assert any(f"{len(hidden)} overlap" in line for line in table)
+    assert any("some are in other groups too" in line for line in table)
+
+
+# ---- Report ---------------------------------------------------------------------------------
+
+
+def test_hidden_near_groups_are_described_without_labels_of_their_own():
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
+    shown, hidden = (
+        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
+        for rules in (cds.RULES, (rule,))
+    )
+    assert [member.differs for member in shown.members] == [(), ("x.y",)]
+    assert [member.differs for member in hidden.members] == [(), ()]
+
+
+# The definitions of this program are worth two workers, since four are very long.
+LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
+
+LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_the_same_whoever_parses(workers):
+    resource = pytest.importorskip("resource")
+    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    facts = cds.PythonAnalyzer(workers).facts(records)
+    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    assert (after > before) == (workers > 1)
+    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
+
+
+def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
+    records = built(tree(tmp_path, LONG_PROGRAM))
+    alone = cds.build_report(records, DUPLICATES)
+    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
+    assert any(member.differs for one in alone.groups for member in one.members)
+    for workers in 1, 2:
+        facts = cds.PythonAnalyzer(workers).facts(records)
+        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
+
+
+@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
+def test_the_command_line_finds_facts_in_workers(tmp_path):
+    records = built(tree(tmp_path / "long", LONG_PROGRAM))
+    store(tmp_path / "db", records)
+    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
+    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
+    # Where there is another thread, workers are not forked.
+    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
+    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
+    if sys.platform == "linux":
+        done = finish(python_command(COUNT_FORKS, (), *words))
+        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
+
+
+def test_what_a_group_says_of_itself():
+    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    exact, near = found_groups(twins, DUPLICATES)
+    sums = sorted({twin.md5sum for twin in twins})
+    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
+    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
+    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
+
+
+def test_group_id_ignores_places_and_counts():
+    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
+    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
+    assert one[0].id == many[0].id
+
+
+def third_section(*records):
+    groups = found_groups(records, DUPLICATES)
+    intents = [group for group in groups if group.evidence.name == "intent"]
+    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
+
+
+def different(number):
+    """Return code that is near no other number's."""
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
+    return f"def f{number}():\n{calls}"
+
+
+def intents_of_pairs(*pairs):
+    """Return records of different code, growing, two for each of (path, path, intent)."""
+    places = [(path, intent) for *paths, intent in pairs for path in paths]
+    return [
+        record(different(number), path, line=number * 100 + 1, intent=intent)
+        for number, (path, intent) in enumerate(places)
+    ]
+
+
+def test_intents_rank_by_similarity_and_size_and_across_files_first():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", short.format(1)),
+        ("a.py", "b.py", long.format(2)),
+        ("a.py", "b.py", long.format(3)),
+    )
+    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
+    local = [
+        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
+        for one in records[4:]
+    ]
+    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
+
+
+def test_siblings_come_last():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
+    )
+    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
+    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
+        ("def f2():", False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "siblings"),
+    [
+        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
+        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
+        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
+        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
+        pytest.param(("A", "B"), "load", False, id="unrelated"),
+        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
+        pytest.param(("A", "B"), "__len__", True, id="special method"),
+        pytest.param(("A", "B"), "load function", False, id="functions"),
+    ],
+)
+def test_overrides_of_one_method_are_siblings(headers, name, siblings):
+    name, _, kind = name.partition(" ")
+    records = []
+    for number, header in enumerate(headers):
+        path = f"{number}.py"
+        method = different(number).replace(f"def f{number}", f"def {name}")
+        code = f"class {header}:\n    x = 1"
+        records += [
+            record(code, path, end_line=40, kind="class"),
+            record(method, path, line=3, kind=kind or "method", intent=PRICES),
+        ]
+    # The last is the class between the two others, not one with the method.
+    if len(headers) == 3:
+        records.pop()
+    assert [found for _, found in third_section(*records)] == [siblings]
+
+
+def test_methods_of_one_name_in_one_file_are_siblings():
+    pair = [
+        record(code, line=line, kind="method", intent=intent)
+        for code, line, intent in (
+            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
+            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
+        )
+    ]
+    assert [siblings for _, siblings in third_section(*pair)] == [True]
+
+
+def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
+    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
+    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
+    pair = [one._replace(md5sum="0" * 32) for one in pair]
+    report = cds.build_report([*pair, *near], DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [
+        ("exact", 2),
+        ("near", 2),
+    ]
+    assert report.unparsed_count == 2
+    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
+
+
+def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
+    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
+    broken = [
+        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
+    ]
+    report = cds.build_report(broken, DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
+    assert report.unparsed_count == 2
+    methods = DUPLICATES._replace(kinds=("method",))
+    assert cds.build_report(broken, methods).unparsed_count == 0
+
+
+def test_qualified_names_follow_the_definitions_around(tmp_path):
+    code = """\
+class Outer(Base):
+    @deco
+    async def method(self):
+        def inner(): pass
+    class \\
+      Inner: pass
+def alone(): pass
+"""
+    records = records_of(tmp_path, code)
+    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
+    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
+    assert list(names.values()) == [
+        "Outer",
+        "Outer.method",
+        "Outer.method.inner",
+        "Outer.Inner",
+        "alone",
+    ]
+    assert list(names) == [cds.sort_key(record) for record in records[1:]]
+
+
+def test_members_have_their_qualified_names():
+    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
+    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
+    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
+    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
 
 
 @pytest.mark.parametrize(
@@ -7550,9 +7713,6 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
     assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
-# Order and gate
-
-
 def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
@@ -7569,20 +7729,6 @@ def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated()
     bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
     assert [cds.information({rank}, features) for rank in range(4)] == bits
     assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
-
-
-def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
-    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
-    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
-    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
-    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
-    assert list(features.frequencies) == sorted(features.frequencies)
-    for rank, frequency in enumerate(features.frequencies):
-        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
-    # A call, its name and its literal stand in a row four times, and what runs on from one call
-    # into the next three times.
-    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
-    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
@@ -7612,21 +7758,6 @@ def test_tied_groups_are_in_the_order_of_their_ids():
     assert ids == sorted(ids)
 
 
-def test_tied_pairs_are_linked_in_the_order_of_their_code():
-    """The one in the middle is as similar to either side, and the sides are not to each other."""
-    sides = [
-        TOTAL.replace("    return", f"    {code}\n    return")
-        for code in ("check(rate)", "audit[rate]")
-    ]
-    linked = set()
-    for paths in itertools.permutations("abc"):
-        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
-        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
-        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
-    ((first, second),) = linked
-    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
-
-
 def test_ties_are_broken_by_content():
     """Whatever the files are called, the report is the same but for the paths."""
     rng = random.Random(5)
@@ -7646,7 +7777,7 @@ def test_ties_are_broken_by_content():
     assert len(outcomes) == 1
 
 
-# Members
+# Members and their labels
 
 
 def members_of(*codes, **options):
@@ -7757,132 +7888,10 @@ def test_the_order_of_the_records_changes_nothing():
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
-# Groups that overlap
-
-
-def shares(name, numbers):
-    """Return a function of one statement for each number: what shares numbers shares code."""
-    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
-    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
-
-
-# Either side is similar to the middle, and the sides are not to each other.
-MIDDLE = shares("middle", range(10))
-SIDE = shares("side", [*range(8), 20, 21])
-OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
-FOUR_WORDS = "alpha bravo charlie delta"
-SENTENCES = (
-    f"Parses quoted dates header {FOUR_WORDS}.",
-    f"Quoted dates header {FOUR_WORDS} rows.",
-    "Parses quoted dates header alpha bravo lines socket.",
-)
-
-
-def ring(size=30):
-    """Return records of which each is similar to the four or five before and after it."""
-    return [
-        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
-        for n in range(size)
-    ]
-
-
-def members_by_overlap(report, evidence):
-    """Return the paths in the groups that do not overlap, and in those that do."""
-    groups = [group for group in report.groups if group.evidence.name == evidence]
-    return [
-        [paths_in(group) for group in groups if group.overlaps is overlaps]
-        for overlaps in (False, True)
-    ]
-
-
-def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = [MIDDLE, SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
-    groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [hidden_by(group) for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
-
-
-def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
-    records = [record(code, path, intent=intent) for code, path, intent in codes]
-    found = [["a", "b"], ["a", "new"]]
-    assert groups_of(*records) == [("intent", None, paths) for paths in found]
-
-
-def test_copies_of_what_linkage_leaves_over_are_in_its_group():
-    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, "abcd")]
-    assert groups_of(*records) == [
-        ("exact", None, ["c", "d"]),
-        ("near", None, ["a", "b"]),
-        ("near", None, ["a", "c", "d"]),
-    ]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
-    rng = random.Random(seed)
-    every = list(itertools.combinations(range(25), 2))
-    likely = (seed + 1) / 7
-    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
-    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
-    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
-    further = list(cds.LeftOver(pairs, groups).take_all())
-    taken = [pair for one in further for pair in one]
-    assert sorted(inside + taken) == sorted(pairs)
-    for one in further:
-        assert one.items() <= pairs.items()
-        indexes = sorted({index for pair in one for index in pair})
-        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
-
-
-def test_each_similar_pair_of_a_ring_is_in_a_group():
-    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
-    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
-    found = set()
-    for paths in linked + overlapping:
-        found.update(itertools.combinations(paths, 2))
-    # The one after it has all but one of its twelve statements, the fifth seven.
-    steps = itertools.product(range(30), range(1, 5))
-    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
-    assert found >= set(map(tuple, near))
-
-
-def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
-    records = ring()
-    groups = found_groups(records, DUPLICATES)
-    names = random.Random(4).sample(range(1000), len(records))
-    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
-    again = found_groups(renamed, DUPLICATES)
-    assert len({group.id for group in groups}) == len(groups) > 20
-    assert [(group.id, group.hidden_by) for group in groups] == [
-        (group.id, group.hidden_by) for group in again
-    ]
-
-
-def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
-    report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
-    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
-    shown = collections.Counter(
-        path for group in report.groups if not group.hidden_by for path in paths_in(group)
-    )
-    assert hidden and all(group.overlaps for group in hidden)
-    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
-    fields = json.loads("".join(cds.report_json(report)))
-    assert fields["hidden"]["overlap"] == len(hidden)
-    table = [line.text for line in cds.report_as_lines(report, 99)]
-    assert any(f"{len(hidden)} overlap" in line for line in table)
-    assert any("some are in other groups too" in line for line in table)
-
-
-# Baseline
-
+# ---- Baseline -------------------------------------------------------------------------------
 
 EDITED = TOTAL.replace("    return", "    check(rate)\n    return")
+
 BEFORE = {
     "pkg/a.py": TOTAL,
     "pkg/b.py": f"class Till:\n{textwrap.indent(TOTAL, '    ')}",
@@ -8197,6 +8206,7 @@ def test_a_new_copy_is_new_among_however_many_known_groups(numbers):
 
 
 SPLIT = "def parse(self, text):\n    self.seen = text.split(',')\n    return len(self.seen)\n"
+
 TILL = "class {}:\n    rate = 3\n{}"
 
 
@@ -8255,22 +8265,6 @@ def test_what_is_new_still_hides_its_own_parts(tmp_path):
     assert outcome(report)[0] == ["exact"]
 
 
-@pytest.mark.parametrize(
-    ("fail_on", "hits"),
-    [
-        (None, ["exact", "intent"]),
-        ("any", ["exact", "intent"]),
-        ("new", ["exact"]),
-        (("intent", "near"), ["intent"]),
-        (("near",), []),
-    ],
-)
-def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
-    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
-    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
-    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
-
-
 def test_a_report_survives_its_json(tmp_path):
     report = report_on(tmp_path, BEFORE)
     read = cds.report_from_json("".join(cds.report_json(report)))
@@ -8308,9 +8302,69 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     assert cds.count_hidden(touched)["min-statements"] == 1
 
 
-# ---- Output ---------------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------
 
-# Tables
+
+def test_json_has_exactly_the_fields(tmp_path, capsys):
+    source = tree(tmp_path, SOURCE)
+    assert (
+        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
+        == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["records", "errors"]
+    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
+    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
+    assert places == [("broken.py", 2), ("undecodable.py", None)]
+    built = cds.ModelBuilder().build(analyzed(source).symbols)
+    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
+    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
+
+
+def test_json_of_nothing_is_two_empty_lists():
+    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
+
+
+RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
+
+
+def test_json_holds_every_group_and_a_count_for_each_rule():
+    records = [*twins(TOTAL), *twins("def f(): pass")]
+    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
+    assert report["schema_version"] == 2
+    assert report["run"] == RUN
+    assert (report["record_count"], report["error_count"]) == (4, 0)
+    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
+    rules = (
+        "stub",
+        "min-statements",
+        "dunder",
+        "short",
+        "inside",
+        "calls",
+        "contained",
+        "overlap",
+        "known",
+        "unjudged",
+        "untouched",
+    )
+    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
+    shown, hidden = report["groups"]
+    assert list(shown) == list(cds.CloneGroup._fields)
+    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
+    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+    member = {name: getattr(records[0], name) for name in of_record}
+    assert shown["members"][0] == {
+        **member,
+        "qualified_name": "total",
+        "shared": 1.0,
+        "differs": [],
+        "intent_source": None,
+    }
+
+
+# ---- Tables ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -8461,73 +8515,9 @@ def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
     assert all(f"def {name}():" in shown for name in names)
 
 
-# JSON
-
-
-def test_json_has_exactly_the_fields(tmp_path, capsys):
-    source = tree(tmp_path, SOURCE)
-    assert (
-        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
-        == 0
-    )
-    shown = json.loads(capsys.readouterr().out)
-    assert list(shown) == ["records", "errors"]
-    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
-    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
-    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
-    assert places == [("broken.py", 2), ("undecodable.py", None)]
-    built = cds.ModelBuilder().build(analyzed(source).symbols)
-    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
-    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
-
-
-def test_json_of_nothing_is_two_empty_lists():
-    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
-
-
-# Duplicates
-
-RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
-
-
 def lines_of(records, *, top=20, run=RUN, width=None, colour=False):
     lines = cds.report_as_lines(cds.build_report(records, DUPLICATES, run=run), top)
     return list(cds.styled_lines(lines, width, colour))
-
-
-def test_json_holds_every_group_and_a_count_for_each_rule():
-    records = [*twins(TOTAL), *twins("def f(): pass")]
-    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
-    assert report["schema_version"] == 2
-    assert report["run"] == RUN
-    assert (report["record_count"], report["error_count"]) == (4, 0)
-    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
-    rules = (
-        "stub",
-        "min-statements",
-        "dunder",
-        "short",
-        "inside",
-        "calls",
-        "contained",
-        "overlap",
-        "known",
-        "unjudged",
-        "untouched",
-    )
-    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
-    shown, hidden = report["groups"]
-    assert list(shown) == list(cds.CloneGroup._fields)
-    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
-    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
-    member = {name: getattr(records[0], name) for name in of_record}
-    assert shown["members"][0] == {
-        **member,
-        "qualified_name": "total",
-        "shared": 1.0,
-        "differs": [],
-        "intent_source": None,
-    }
 
 
 def test_the_table_says_what_it_compared_found_and_hid():
@@ -8790,7 +8780,7 @@ def test_a_group_of_the_same_text_says_so():
     assert list(cds.group_as_lines(group))[-1].text == "b.py:1-7 is the same text as a.py:1-7"
 
 
-# Page
+# ---- Page -----------------------------------------------------------------------------------
 
 STUB = "def stub(): pass"
 
@@ -9088,12 +9078,12 @@ def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
         assert code in re.sub("<.*?>", "", capsys.readouterr().out)
 
 
-# Page in a browser
-
+# In a browser
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
 HEADLESS = (
     "--headless",
     "--no-sandbox",
@@ -9101,7 +9091,9 @@ HEADLESS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
+
 NO_NETWORK = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+
 NO_NETWORK += ("--disable-quic", "--no-first-run")
 
 
@@ -9263,7 +9255,7 @@ def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, pape
     assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
 
 
-# SARIF
+# ---- SARIF ----------------------------------------------------------------------------------
 
 
 def sarif_of(records, baseline=None, directory="."):
@@ -9530,7 +9522,7 @@ def test_sarif_names_every_file_whatever_it_is_called(
     assert {member["file_path"] for member in group["members"]} == stored
 
 
-# Files and streams
+# ---- Files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
@@ -10449,6 +10441,22 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
         err.splitlines()[-1]
         == f"gate: 1 new group: {report['groups'][0]['id']}; 0 known; 1 stale; {unread}"
     )
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "hits"),
+    [
+        (None, ["exact", "intent"]),
+        ("any", ["exact", "intent"]),
+        ("new", ["exact"]),
+        (("intent", "near"), ["intent"]),
+        (("near",), []),
+    ],
+)
+def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
+    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
+    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
+    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
 
 
 @pytest.mark.parametrize(
@@ -11621,6 +11629,23 @@ def test_file_runs_by_its_first_line():
 
 
 # Documentation
+
+
+def rooms_of(path):
+    """Return the rooms of a file by its banners, in its order."""
+    return re.findall(r"^# ---- ([\w ]+?) -+$", Path(path).read_text("utf-8"), re.MULTILINE)
+
+
+def test_rooms_are_those_that_the_docstring_lists():
+    listed = re.search(r"Rooms, in the order .*?: (.*?)\. A call", cds.__doc__, re.DOTALL)[1]
+    assert rooms_of(CDS) == " ".join(listed.split()).split(", ")
+
+
+def test_tests_are_in_the_rooms_of_what_they_test():
+    # What these hold is tested by way of the others.
+    tested_elsewhere = ("Errors", "Records", "Building")
+    rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
+    assert rooms_of(__file__) == ["Helpers", *rooms]
 
 
 def test_docstring_from_code_runs_as_it_stands(tmp_path):
