@@ -137,6 +137,7 @@ __all__ = [
     "CdsError",
     "CloneGroup",
     "DuplicateOptions",
+    "Evidence",
     "IntentEnricher",
     "IntentGenerationError",
     "LLMClient",
@@ -151,6 +152,7 @@ __all__ = [
     "Record",
     "RefusalError",
     "Report",
+    "Rule",
     "RunContext",
     "RunResult",
     "SQLitePersistence",
@@ -5206,32 +5208,79 @@ def sync_directory(path: str) -> None:
 # clusters; rules hide the clusters that nobody would merge; and a cluster as a reader wants it is a
 # clone group. A baseline hides the groups that were accepted before.
 
-EXACT, NEAR, INTENT = "exact", "near", "intent"
-COPIES = (EXACT, NEAR)  # evidence that lies in the code alone
-EVIDENCE = (EXACT, NEAR, INTENT)  # strongest first, the order of the report
+# What the report calls each area, in its order.
 CODE, TESTS, GENERATED = "code", "tests", "generated"
-AREAS = (CODE, TESTS, GENERATED)  # in the order of the report
-# Why a group is hidden. Nothing is dropped: what a rule hides is counted, and is in the JSON.
-STUB, SMALL, DUNDER, SHORT = "stub", "min-statements", "dunder", "short"
-INSIDE, CALLS, CONTAINED, OVERLAP = "inside", "calls", "contained", "overlap"
-KNOWN, UNJUDGED, UNTOUCHED = "known", "unjudged", "untouched"
-HIDING_RULES = (
-    STUB,
-    SMALL,
-    DUNDER,
-    SHORT,
-    INSIDE,
-    CALLS,
-    CONTAINED,
-    OVERLAP,
-    KNOWN,
-    UNJUDGED,
-    UNTOUCHED,
-)
+AREAS = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 # Two indexes of one sequence, the lower one first.
 Pair = tuple[int, int]
+
+
+class Evidence(NamedTuple):
+    """A kind of evidence that code was written twice: a row of EVIDENCE.
+
+    `name` is its word on the command line and in the JSON, `title` heads its section of the report,
+    and `find` returns its clusters. Against a baseline a new group `fails_new`, if `--fail-on new`
+    counts it. A group `is_same_code` if its members are equal. If a kind `names_differences`, each
+    member is described by what it shares with the others and what it alone has; if it
+    `compares_sentences`, by what its code is for: such members are no copies of each other.
+
+    The size and the similarity of members are at least what two of DuplicateOptions' fields say;
+    without a `size_option` or `similarity_option` there is no such bound. `similar_members` returns
+    which members of a group are similar from another bound on, if they can be compared again. A
+    SARIF result has the rule, the text and the level given here; a group that is new against a
+    baseline has the level for new ones.
+    """
+
+    name: str
+    title: str
+    find: Callable[["Evidence", "Comparison"], "list[Cluster]"]
+    sarif_rule: str
+    sarif_text: str
+    sarif_level: str = "warning"
+    sarif_new_level: str = "error"
+    fails_new: bool = True
+    is_same_code: bool = False
+    names_differences: bool = False
+    compares_sentences: bool = False
+    size_option: Optional[str] = None
+    similarity_option: Optional[str] = None
+    similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
+
+
+# When a rule is asked whether it hides something, with what its function takes.
+OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
+OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
+OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
+OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
+OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
+
+
+class Rule(NamedTuple):
+    """Why a group is hidden: a row of RULES. What a rule hides is counted, and is in the JSON.
+
+    `sentence` says what it hides, `stage` when `hides` is called and with what. In a baseline, what
+    a rule hid was not accepted, unless the rule `accepts` it (it was accepted before) or `vouches`
+    for it (it was accepted with the groups that make it superfluous).
+    """
+
+    name: str
+    sentence: str
+    stage: str
+    hides: Callable[[Any, Any], bool]
+    accepts: bool = False
+    vouches: bool = False
+
+
+def first_rule(
+    rules: Iterable[Rule], stage: str, subject: object, context: object
+) -> Optional[Rule]:
+    """Return the first of the rules of a stage that hides something, or None."""
+    for rule in rules:
+        if rule.stage == stage and rule.hides(subject, context):
+            return rule
+    return None
 
 
 class DuplicateOptions(NamedTuple):
@@ -5273,22 +5322,22 @@ class Member(NamedTuple):
 class CloneGroup(NamedTuple):
     """Records of which every pair is similar; `similarity` is that of the least similar pair.
 
-    `evidence` is EXACT, NEAR or INTENT; `area` is one of AREAS; `hidden_by` is the rule that hides
-    the group, or None; `score` ranks the groups of one section and area, highest first. Members
-    that `are_siblings` have similar intents by design: they override one method of a common base or
-    within one file, or their intents begin alike within one file. A group that `is_family` has too
-    many members to compare every pair: each is similar to one and the same, and `similarity` is the
-    lowest with that. One that `overlaps` holds pairs that had no place in the other groups of its
-    section, so some of its members are in several.
+    `area` is one of AREAS; `hidden_by` is the rule that hides the group, or None; `score` ranks the
+    groups of one section and area, highest first. Members that `are_siblings` have similar intents
+    by design: they override one method of a common base or within one file, or their intents begin
+    alike within one file. A group that `is_family` has too many members to compare every pair: each
+    is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
+    holds pairs that had no place in the other groups of its section, so some of its members are in
+    several.
     """
 
     id: str
-    evidence: str
+    evidence: Evidence
     similarity: float
     copies: int
     statements: int
     area: str
-    hidden_by: Optional[str]
+    hidden_by: Optional[Rule]
     score: float
     members: tuple[Member, ...]
     are_siblings: bool = False
@@ -5316,8 +5365,8 @@ class Report(NamedTuple):
     `from_docstrings` the records whose docstring stands in for an intent, `unparsed_count` those
     whose normalized code this Python cannot parse: they are in no near group. `unread` holds the
     paths of the files, and directories, without any record because of an error, as far as they are
-    known. `evidence` says which kinds the report could hold, `holds_overlaps` whether it could hold
-    groups that overlap.
+    known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
+    which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap.
     """
 
     run: Optional[Mapping[str, object]]
@@ -5329,20 +5378,26 @@ class Report(NamedTuple):
     area_lines: Mapping[str, tuple[int, int]]
     file_pairs: tuple[FilePair, ...]
     error_count: int
+    evidence: tuple[Evidence, ...]
+    rules: tuple[Rule, ...]
     stale: Optional[int] = None
     from_docstrings: int = 0
     unparsed_count: int = 0
     unread: tuple[str, ...] = ()
-    evidence: tuple[str, ...] = EVIDENCE
     holds_overlaps: bool = True
 
 
-SECTION_TITLES = {
-    EXACT: "1. Exact: the same code",
-    NEAR: "2. Near: similar code",
-    INTENT: "3. Same intent, different code",
-}
-AREA_NAMES = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
+def area_rank(area: str) -> int:
+    """Return the place of an area in the order of the report."""
+    return list(AREAS).index(area)
+
+
+def section_titles(report: Report) -> list[tuple[Evidence, str]]:
+    """Return the evidence of each section of a report, and its title."""
+    return [
+        (evidence, f"{number}. {evidence.title}")
+        for number, evidence in enumerate(report.evidence, 1)
+    ]
 
 
 # ---- Fragments ------------------------------------------------------------------------------
@@ -6019,23 +6074,55 @@ class Cluster(NamedTuple):
     `similarity` that of the least similar pair. For the flags see CloneGroup.
     """
 
-    evidence: str
+    evidence: Evidence
     fragments: Sequence[Fragment]
     closest: Sequence[float]
     similarity: float
-    hidden_by: Optional[str]
+    hidden_by: Optional[Rule]
     is_family: bool = False
     overlaps: bool = False
 
 
-# Rules: which pairs and clusters nobody would merge
+class Comparison(NamedTuple):
+    """What is known of a whole run when its groups are found and described, and by which rules.
+
+    `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
+    intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
+    holds those of the classes of each name, `areas` the area of each file.
+    """
+
+    fragments: Sequence[Fragment]
+    features: Features
+    sentences: Mapping[Place, Sentence]
+    names: Mapping[Place, str]
+    around: Mapping[Place, Sequence[Place]]
+    bases: Mapping[str, Collection[str]]
+    areas: Mapping[str, str]
+    options: DuplicateOptions
+    rules: Sequence[Rule]
+
+    def large_fragments(self) -> list[Fragment]:
+        """Return the fragments that are not too small to be compared."""
+        least = self.options.min_statements
+        return [fragment for fragment in self.fragments if fragment.facts.statements >= least]
+
+
+class SimilarPair(NamedTuple):
+    """Two fragments that are similar; one `is_nested` if it stands inside the other."""
+
+    evidence: Evidence
+    one: Fragment
+    other: Fragment
+    similarity: float
+    is_nested: bool
+
+
+# Rules of pairs and of clusters: what nobody would merge
 
 DUNDER_STATEMENTS = 5  # below, a protocol dictates what stands in the method
 # Below all three, any two bodies look alike. The bound by statements keeps functions of some
 # length, in a benchmark one of forty, that share little but were copied all the same.
 SHORT_STATEMENTS, SHORT_TRIGRAMS, SHORT_SIMILARITY = 5, 25, 0.7
-PAIR_RULES = (None, SHORT, INSIDE, CALLS)  # in the order in which pairs are linked
-Rule = Callable[[Pair, float], Union[str, None]]
 
 
 def enclosing_places(records: Iterable[Record]) -> dict[Place, list[Place]]:
@@ -6073,50 +6160,47 @@ def nested_pairs(shapes: Sequence[Shape], around: Mapping[Place, Sequence[Place]
     return nested
 
 
-def near_rule(shapes: Sequence[Shape], nested: Collection[Pair], ordinals: Sequence[int]) -> Rule:
-    """Return the function that names the rule that hides a pair of near copies, or None.
-
-    For `ordinals` see Features: what repeats makes no body longer.
-    """
-
-    def rule(pair: Pair, similarity: float) -> Optional[str]:
-        if pair in nested:
-            return INSIDE
-        if similarity >= SHORT_SIMILARITY:
-            return None
-        one, other = (shapes[index][0] for index in pair)
-        if min(one.facts.statements, other.facts.statements) >= SHORT_STATEMENTS:
-            return None
-        common = common_trigrams([one, other])
-        distinct = sum(not ordinals[feature] for feature in common)
-        return SHORT if distinct < SHORT_TRIGRAMS else None
-
-    return rule
+def is_short_pair(pair: SimilarPair, run: Comparison) -> bool:
+    """Return whether two bodies are so short that they are alike by chance."""
+    if pair.evidence.compares_sentences or pair.is_nested or pair.similarity >= SHORT_SIMILARITY:
+        return False
+    if min(pair.one.facts.statements, pair.other.facts.statements) >= SHORT_STATEMENTS:
+        return False
+    # What repeats makes no body longer.
+    common = common_trigrams([pair.one, pair.other])
+    distinct = sum(not run.features.ordinals[feature] for feature in common)
+    return distinct < SHORT_TRIGRAMS
 
 
-def intent_rule(fragments: Sequence[Fragment], nested: Collection[Pair]) -> Rule:
-    """Return the function that names the rule that hides a pair of equal intents, or None."""
-
-    def rule(pair: Pair, _similarity: float) -> Optional[str]:
-        if pair in nested:
-            return INSIDE
-        one, other = (fragments[index].facts for index in pair)
-        # A wrapper has the purpose of what it wraps, and is no second way to serve it.
-        if other.name in one.calls or one.name in other.calls:
-            return CALLS
-        return None
-
-    return rule
+def is_inside(pair: SimilarPair, _: Comparison) -> bool:
+    """Return whether one piece stands inside the other."""
+    return pair.is_nested
 
 
-def group_rule(fragments: Sequence[Fragment], pair_rule: Optional[str]) -> Optional[str]:
-    """Return the rule that hides a group of which the pairs are hidden by `pair_rule`, or None."""
-    if all(fragment.facts.is_stub for fragment in fragments):
-        return STUB
-    # A rule of the pairs says more of a group than that its methods are special.
-    if pair_rule is None and all(map(is_protocol, fragments)):
-        return DUNDER
-    return pair_rule
+def is_caller(pair: SimilarPair, _: Comparison) -> bool:
+    """Return whether one of two pieces of the same intent calls the other."""
+    # A wrapper has the purpose of what it wraps, and is no second way to serve it.
+    one, other = pair.one.facts, pair.other.facts
+    is_call = other.name in one.calls or one.name in other.calls
+    return pair.evidence.compares_sentences and is_call
+
+
+def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
+    """Return whether nothing in a cluster does anything."""
+    return all(fragment.facts.is_stub for fragment in cluster.fragments)
+
+
+def is_small(cluster: Cluster, run: Comparison) -> bool:
+    """Return whether the bodies of a cluster are too small to be compared."""
+    # That they are equal is known all the same.
+    least = run.options.min_statements
+    return any(fragment.facts.statements < least for fragment in cluster.fragments)
+
+
+def is_all_protocol(cluster: Cluster, _: Comparison) -> bool:
+    """Return whether protocols dictate all that stands in a cluster."""
+    # A rule of its pairs says more of a cluster than that its methods are special.
+    return cluster.hidden_by is None and all(map(is_protocol, cluster.fragments))
 
 
 def is_protocol(fragment: Fragment) -> bool:
@@ -6135,33 +6219,29 @@ def is_special_name(name: str) -> bool:
 # From pairs to clusters
 
 
-def exact_clusters(fragments: Sequence[Fragment], min_statements: int) -> list[Cluster]:
+def exact_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same code."""
-    clusters = []
-    for fragment in fragments:
-        if len(fragment.records) > 1:
-            # Small bodies are compared with nothing, but that they are equal is known all the same.
-            rule = SMALL if fragment.facts.statements < min_statements else None
-            clusters.append(make_cluster(EXACT, [[fragment]], {(0, 0): 1.0}, rule))
+    equal = [[fragment] for fragment in run.fragments if len(fragment.records) > 1]
+    linkage = Linkage(evidence, equal, run)
+    return [linkage.cluster({(index, index): 1.0}, None) for index in range(len(equal))]
+
+
+def near_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
+    """Return the clusters of similar code."""
+    large = run.large_fragments()
+    clusters: list[Cluster] = []
+    # A class is never merged with a function, so the two are never compared.
+    for of_classes in (False, True):
+        shapes = collect_shapes(fragment for fragment in large if is_class(fragment) is of_classes)
+        sets = [shape[0].trigrams for shape in shapes]
+        similar = similar_pairs(sets, run.options.code_similarity)
+        clusters += Linkage(evidence, shapes, run).clusters(similar)
     return clusters
 
 
-def near_clusters(
-    fragments: Sequence[Fragment],
-    threshold: float,
-    around: Mapping[Place, Sequence[Place]],
-    ordinals: Sequence[int],
-) -> list[Cluster]:
-    """Return the clusters of similar code."""
-    shapes = collect_shapes(fragments)
-    similar = similar_pairs([shape[0].trigrams for shape in shapes], threshold)
-    rule = near_rule(shapes, nested_pairs(shapes, around), ordinals)
-    clusters = []
-    in_family: set[int] = set()
-    for head, members in similar.families.items():
-        in_family.update((head, *members))
-        clusters += family_clusters(shapes, head, members, rule)
-    return clusters + linked_clusters(NEAR, shapes, similar.pairs, rule, in_family)
+def similar_members(members: Sequence[Member], least: float) -> Similar:
+    """Return which members have similar code, from this similarity on."""
+    return similar_pairs([member.features for member in members], least)
 
 
 def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
@@ -6182,69 +6262,22 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
     return list(shapes.values())
 
 
-def intent_clusters(
-    fragments: Sequence[Fragment],
-    sentences: Mapping[Place, Sentence],
-    options: DuplicateOptions,
-    around: Mapping[Place, Sequence[Place]],
-) -> list[Cluster]:
+def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    similar = intent_pairs(fragments, sentences, options.intent_similarity)
-    shapes = [[fragment] for fragment in fragments]
-    rule = intent_rule(fragments, nested_pairs(shapes, around))
+    options, large = run.options, run.large_fragments()
+    similar = intent_pairs(large, run.sentences, options.intent_similarity)
 
-    def is_near(pair: Pair) -> bool:
-        one, other = (fragments[index].trigrams for index in pair)
-        return jaccard(one, other) >= options.code_similarity
+    def is_near(one: int, other: int) -> bool:
+        return jaccard(large[one].trigrams, large[other].trigrams) >= options.code_similarity
 
-    clusters = []
+    families = {}
     for head, members in similar.families.items():
-        others = {
-            index: similarity for index, similarity in members.items() if not is_near((head, index))
+        families[head] = {
+            index: similarity for index, similarity in members.items() if not is_near(head, index)
         }
-        for cluster in family_clusters(shapes, head, others, rule):
-            clusters.append(cluster._replace(evidence=INTENT))
-    pairs = {pair: similarity for pair, similarity in similar.pairs.items() if not is_near(pair)}
-    return clusters + linked_clusters(INTENT, shapes, pairs, rule)
-
-
-def linked_clusters(
-    evidence: str,
-    shapes: Sequence[Shape],
-    pairs: Mapping[Pair, float],
-    rule: Rule,
-    grouped: Collection[int] = (),
-) -> list[Cluster]:
-    """Link the pairs that no rule hides, then those that one hides among the shapes left.
-
-    What linkage leaves over of the pairs that no rule hides forms clusters that overlap.
-    """
-    by_rule: dict[Optional[str], dict[Pair, float]] = {name: {} for name in PAIR_RULES}
-    for pair, similarity in pairs.items():
-        by_rule[rule(pair, similarity)][pair] = similarity
-    clusters = []
-    done = set(grouped)
-    for pair_rule, alike in by_rule.items():
-        # 1. Link what no earlier rule has a group of.
-        left = {pair: alike[pair] for pair in alike if done.isdisjoint(pair)}
-        groups = [indexes for indexes, _ in complete_linkage(left)]
-        done.update(*groups)
-        for indexes in groups:
-            inside = {pair: left[pair] for pair in itertools.combinations(indexes, 2)}
-            clusters.append(make_cluster(evidence, shapes, inside, pair_rule))
-        if pair_rule is not None:
-            continue
-        # 2. A similar pair must be seen, whatever groups its two are in.
-        for taken in LeftOver(left, groups).take_all():
-            overlapping = make_cluster(evidence, shapes, taken, None)
-            clusters.append(overlapping._replace(overlaps=True))
-        # 3. What is like no other shape is still a group where it has several fragments.
-        for index, shape in enumerate(shapes):
-            if len(shape) > 1 and index not in done:
-                alone = {(index, index): 1.0}
-                clusters.append(make_cluster(evidence, shapes, alone, None))
-                done.add(index)
-    return clusters
+    pairs = {pair: similarity for pair, similarity in similar.pairs.items() if not is_near(*pair)}
+    shapes = [[fragment] for fragment in large]
+    return Linkage(evidence, shapes, run).clusters(Similar(pairs, families))
 
 
 def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float]]:
@@ -6346,51 +6379,6 @@ class LeftOver:
         return taken
 
 
-def family_clusters(
-    shapes: Sequence[Shape], head: int, members: Mapping[int, float], rule: Rule
-) -> list[Cluster]:
-    """Return the members of a family, parted by the rule that hides their pair with the head."""
-    by_rule: dict[Optional[str], dict[int, float]] = {name: {} for name in PAIR_RULES}
-    for index, similarity in members.items():
-        pair = (min(head, index), max(head, index))
-        by_rule[rule(pair, similarity)][index] = similarity
-    clusters = []
-    # The head is in the first group alone: no record is in two groups of one family.
-    is_first = True
-    for pair_rule, alike in by_rule.items():
-        if not alike:
-            continue
-        pairs = {
-            (head if is_first else index, index): similarity for index, similarity in alike.items()
-        }
-        is_first = False
-        cluster = make_cluster(NEAR, shapes, pairs, pair_rule)
-        if len(cluster.fragments) > 1:
-            clusters.append(cluster._replace(is_family=True))
-    return clusters
-
-
-def make_cluster(
-    evidence: str,
-    shapes: Sequence[Shape],
-    pairs: Mapping[Pair, float],
-    pair_rule: Optional[str],
-) -> Cluster:
-    """Return the cluster of the shapes in pairs, all hidden by `pair_rule` or by none.
-
-    A shape that is in no pair with another one is given as a pair with itself.
-    """
-    fragments: list[Fragment] = []
-    similarities: list[float] = []
-    for index, similarity in closest_similarities(pairs).items():
-        shape = shapes[index]
-        fragments += shape
-        # Fragments of one shape have all their features in common.
-        similarities += [1.0 if len(shape) > 1 else similarity] * len(shape)
-    rule = group_rule(fragments, pair_rule)
-    return Cluster(evidence, fragments, similarities, min(pairs.values()), rule)
-
-
 def closest_similarities(pairs: Mapping[Pair, float]) -> dict[int, float]:
     """Return the highest similarity that each index has in pairs."""
     closest: dict[int, float] = {}
@@ -6400,23 +6388,297 @@ def closest_similarities(pairs: Mapping[Pair, float]) -> dict[int, float]:
     return closest
 
 
-def find_clusters(
-    fragments: Sequence[Fragment],
-    sentences: Mapping[Place, Sentence],
-    options: DuplicateOptions,
-    around: Mapping[Place, Sequence[Place]],
-    ordinals: Sequence[int],
-) -> list[Cluster]:
-    """Return the clusters of all three kinds of evidence, the hidden ones too."""
-    large = [
-        fragment for fragment in fragments if fragment.facts.statements >= options.min_statements
-    ]
-    clusters = exact_clusters(fragments, options.min_statements)
-    # A class is never merged with a function, so the two are never compared.
-    for of_classes in (False, True):
-        comparable = [fragment for fragment in large if is_class(fragment) is of_classes]
-        clusters += near_clusters(comparable, options.code_similarity, around, ordinals)
-    return clusters + intent_clusters(large, sentences, options, around)
+class Linkage:
+    """Forms the clusters of shapes that are similar, by one kind of evidence."""
+
+    def __init__(self, evidence: Evidence, shapes: Sequence[Shape], run: Comparison) -> None:
+        self.evidence, self.shapes, self.run = evidence, shapes, run
+
+    @functools.cached_property
+    def nested(self) -> set[Pair]:
+        """The pairs of which one shape holds a record of the other."""
+        return nested_pairs(self.shapes, self.run.around)
+
+    def clusters(self, similar: Similar) -> list[Cluster]:
+        """Return the clusters of what is similar, families first."""
+        clusters: list[Cluster] = []
+        in_family: set[int] = set()
+        for head, members in similar.families.items():
+            in_family.update((head, *members))
+            clusters += self._of_family(head, members)
+        return clusters + self._of_pairs(similar.pairs, in_family)
+
+    def cluster(self, pairs: Mapping[Pair, float], rule: Optional[Rule]) -> Cluster:
+        """Return the cluster of the shapes in pairs, all hidden by one rule or by none.
+
+        A shape that is in no pair with another one is given as a pair with itself.
+        """
+        fragments: list[Fragment] = []
+        similarities: list[float] = []
+        for index, similarity in closest_similarities(pairs).items():
+            shape = self.shapes[index]
+            fragments += shape
+            # Fragments of one shape have all their features in common.
+            similarities += [1.0 if len(shape) > 1 else similarity] * len(shape)
+        made = Cluster(self.evidence, fragments, similarities, min(pairs.values()), rule)
+        of_cluster = first_rule(self.run.rules, OF_CLUSTERS, made, self.run)
+        return made._replace(hidden_by=of_cluster or rule)
+
+    def _by_rule(self, pairs: Mapping[Pair, float]) -> dict[Optional[Rule], list[Pair]]:
+        """Return the pairs that no rule hides, then those that each one hides."""
+        rules = self.run.rules
+        by_rule: dict[Optional[Rule], list[Pair]] = {None: []}
+        by_rule.update((rule, []) for rule in rules if rule.stage == OF_PAIRS)
+        for pair, similarity in pairs.items():
+            one, other = (self.shapes[index][0] for index in pair)
+            similar = SimilarPair(self.evidence, one, other, similarity, pair in self.nested)
+            by_rule[first_rule(rules, OF_PAIRS, similar, self.run)].append(pair)
+        return by_rule
+
+    def _of_family(self, head: int, members: Mapping[int, float]) -> Iterator[Cluster]:
+        """Yield the members of a family, parted by the rule that hides their pair with the head."""
+        to_head = {(min(head, index), max(head, index)): members[index] for index in members}
+        # The head is in the first group alone: no record is in two groups of one family.
+        with_head = True
+        for rule, alike in self._by_rule(to_head).items():
+            if not alike:
+                continue
+            indexes = [other if one == head else one for one, other in alike]
+            pairs = {(head if with_head else index, index): members[index] for index in indexes}
+            with_head = False
+            made = self.cluster(pairs, rule)
+            if len(made.fragments) > 1:
+                yield made._replace(is_family=True)
+
+    def _of_pairs(self, pairs: Mapping[Pair, float], grouped: Collection[int]) -> list[Cluster]:
+        """Link the pairs that no rule hides, then those that one hides among the shapes left.
+
+        What linkage leaves over of the pairs that no rule hides forms clusters that overlap.
+        """
+        clusters = []
+        done = set(grouped)
+        for rule, alike in self._by_rule(pairs).items():
+            # 1. Link what no earlier rule has a group of.
+            left = {pair: pairs[pair] for pair in alike if done.isdisjoint(pair)}
+            groups = [indexes for indexes, _ in complete_linkage(left)]
+            done.update(*groups)
+            for indexes in groups:
+                inside = {pair: left[pair] for pair in itertools.combinations(indexes, 2)}
+                clusters.append(self.cluster(inside, rule))
+            if rule is not None:
+                continue
+            # 2. A similar pair must be seen, whatever groups its two are in.
+            for taken in LeftOver(left, groups).take_all():
+                clusters.append(self.cluster(taken, None)._replace(overlaps=True))
+            # 3. What is like no other shape is still a group where it has several fragments.
+            for index, shape in enumerate(self.shapes):
+                if len(shape) > 1 and index not in done:
+                    clusters.append(self.cluster({(index, index): 1.0}, None))
+                    done.add(index)
+        return clusters
+
+
+# What other groups make superfluous
+
+# Beyond so many groups of one section, those that overlap say little more of a member.
+GROUPS_A_MEMBER = 3
+
+
+def hide_superfluous(groups: Sequence[CloneGroup], rules: Sequence[Rule]) -> list[CloneGroup]:
+    """Return groups with those hidden that other ones, which are shown, make superfluous.
+
+    They are given, and returned, in the order of the report.
+    """
+    around = enclosing_places(member.record for group in groups for member in group.members)
+
+    def outermost_first(number: int) -> tuple[int, int]:
+        depths = (len(around.get(place, ())) for place in places_of(groups[number]))
+        return min(depths), number
+
+    shown = Shown(around)
+    marked = list(groups)
+    # Only what is shown itself hides others: so what may enclose a group is decided before it.
+    for number in sorted(range(len(groups)), key=outermost_first):
+        group = groups[number]
+        if group.hidden_by is None:
+            rule = first_rule(rules, OF_GROUPS, group, shown)
+            marked[number] = group._replace(hidden_by=rule)
+            if rule is None:
+                shown.add(group)
+    return marked
+
+
+def places_of(group: CloneGroup) -> list[Place]:
+    """Return where the members of a group stand."""
+    return [sort_key(member.record) for member in group.members]
+
+
+class Shown:
+    """The groups that are shown so far: by place, and how many of each section are there.
+
+    `around` holds what encloses each place.
+    """
+
+    def __init__(self, around: Mapping[Place, Sequence[Place]]) -> None:
+        self.around = around
+        self.ids: dict[Place, list[str]] = collections.defaultdict(list)
+        self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
+
+    def add(self, group: CloneGroup) -> None:
+        """Take in a group that is shown."""
+        places = places_of(group)
+        self.counts.update((group.evidence.name, place) for place in places)
+        # What encloses must be of the same code, or merging it would not merge the parts; and what
+        # overlaps ranks low, so that the parts could be seen late.
+        if not group.evidence.compares_sentences and not group.overlaps:
+            for place in places:
+                self.ids[place].append(group.id)
+
+
+def is_contained(group: CloneGroup, shown: Shown) -> bool:
+    """Return whether all members lie inside members of one group of the same code."""
+    places = places_of(group)
+    holders: set[tuple[str, Place]] = set()
+    for place in places:
+        for outer in shown.around.get(place, ()):
+            for there in shown.ids.get(outer, ()):
+                holders.add((there, outer))
+    # Two places in one outer record are a repetition within it, which merging would keep: so the
+    # outer records are counted, each once.
+    held = collections.Counter(one for one, _ in holders)
+    return len(places) in held.values()
+
+
+def is_overlap(group: CloneGroup, shown: Shown) -> bool:
+    """Return whether each member of a group that overlaps is in GROUPS_A_MEMBER of its section."""
+    counts = (shown.counts[group.evidence.name, place] for place in places_of(group))
+    return group.overlaps and min(counts) >= GROUPS_A_MEMBER
+
+
+def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
+    """Return whether no member of a group stands in one of these files."""
+    return not any(member.record.file_path in touched for member in group.members)
+
+
+# The two tables
+
+
+EVIDENCE = (  # strongest first, the order of the report
+    Evidence(
+        name="exact",
+        title="Exact: the same code",
+        find=exact_clusters,
+        sarif_rule="exact-clone",
+        sarif_text="The same code stands in several places.",
+        is_same_code=True,
+    ),
+    Evidence(
+        name="near",
+        title="Near: similar code",
+        find=near_clusters,
+        sarif_rule="near-clone",
+        sarif_text="Similar code stands in several places.",
+        names_differences=True,
+        size_option="min_statements",
+        similarity_option="code_similarity",
+        similar_members=similar_members,
+    ),
+    Evidence(
+        name="intent",
+        title="Same intent, different code",
+        find=intent_clusters,
+        sarif_rule="same-intent",
+        sarif_text="Different code seems to serve the same purpose.",
+        # Sentences can change with unrelated code.
+        fails_new=False,
+        compares_sentences=True,
+        size_option="min_statements",
+        similarity_option="intent_similarity",
+    ),
+)
+KNOWN = Rule(
+    name="known",
+    sentence="Groups of which each two members stood together in a group of the baseline.",
+    stage=OF_BASELINES,
+    hides=lambda group, counterparts: counterparts.is_known(group),
+    accepts=True,
+)
+UNJUDGED = Rule(
+    name="unjudged",
+    sentence=(
+        "Groups that the baseline could not hold, or only in part, without anything that is new."
+    ),
+    stage=OF_BASELINES,
+    hides=lambda group, counterparts: counterparts.is_unjudged(group),
+    accepts=True,
+)
+# Rules of pairs are in the order in which pairs are linked; of several rules of a stage that hide
+# something the first one counts.
+RULES = (
+    Rule(
+        name="stub",
+        sentence=(
+            "Bodies that do and return nothing, interfaces of such methods, and classes that only"
+            " set a few constants."
+        ),
+        stage=OF_CLUSTERS,
+        hides=is_all_stubs,
+    ),
+    Rule(
+        name="min-statements",
+        sentence="Bodies of fewer statements than --min-statements.",
+        stage=OF_CLUSTERS,
+        hides=is_small,
+    ),
+    Rule(
+        name="dunder",
+        sentence="Short special methods, and constructors that only keep their parameters.",
+        stage=OF_CLUSTERS,
+        hides=is_all_protocol,
+    ),
+    Rule(
+        name="short",
+        sentence="Short bodies that share little.",
+        stage=OF_PAIRS,
+        hides=is_short_pair,
+    ),
+    Rule(
+        name="inside",
+        sentence="A piece and another one inside it.",
+        stage=OF_PAIRS,
+        hides=is_inside,
+    ),
+    Rule(
+        name="calls",
+        sentence="A caller and what it calls.",
+        stage=OF_PAIRS,
+        hides=is_caller,
+    ),
+    Rule(
+        name="contained",
+        sentence="Parts of the members of one group that is shown.",
+        stage=OF_GROUPS,
+        hides=is_contained,
+        vouches=True,
+    ),
+    Rule(
+        name="overlap",
+        sentence=(
+            "Groups at the end of a section of which each member is in three groups of it already."
+        ),
+        stage=OF_GROUPS,
+        hides=is_overlap,
+        vouches=True,
+    ),
+    KNOWN,
+    UNJUDGED,
+    Rule(
+        name="untouched",
+        sentence="Groups without a member in a file that --touching names.",
+        stage=OF_FILES,
+        hides=is_untouched,
+    ),
+)
 
 
 # ---- Report ---------------------------------------------------------------------------------
@@ -6424,21 +6686,6 @@ def find_clusters(
 # A group is worth merging as far as its members share code that says much: so it is ranked by the
 # information in the trigrams that all of them share, in bits. Measured on groups labelled by hand,
 # this beat the number of statements, which lets many small bodies win.
-
-
-class RunIndex(NamedTuple):
-    """What is known of a whole run when its groups are described.
-
-    `features` are those of all fragments; `names` holds the qualified name of each place,
-    `sentences` its intent; `bases` those of the classes of each name, `areas` the area of each
-    file.
-    """
-
-    features: Features
-    names: Mapping[Place, str]
-    sentences: Mapping[Place, Sentence]
-    bases: Mapping[str, Collection[str]]
-    areas: Mapping[str, str]
 
 
 def information(shared: Iterable[int], features: Features) -> float:
@@ -6454,20 +6701,20 @@ def information(shared: Iterable[int], features: Features) -> float:
     return math.fsum(said)
 
 
-def describe_group(cluster: Cluster, index: RunIndex) -> CloneGroup:
+def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
     """Return a cluster as a reader wants it."""
     shared = common_trigrams(cluster.fragments)
-    members = describe_members(cluster, shared, index.names)
+    members = describe_members(cluster, shared, run.names)
     # A copy of code within a test concerns the code: so the group is in the foremost area.
-    areas = {index.areas[member.record.file_path] for member in members}
-    worth = math.sqrt(len(members) - 1) * information(shared, index.features)
+    areas = {run.areas[member.record.file_path] for member in members}
+    worth = math.sqrt(len(members) - 1) * information(shared, run.features)
     return CloneGroup(
         id=group_id(cluster),
         evidence=cluster.evidence,
         similarity=rounded(cluster.similarity),
         copies=len(members),
         statements=min(fragment.facts.statements for fragment in cluster.fragments),
-        area=min(areas, key=AREAS.index),
+        area=min(areas, key=area_rank),
         hidden_by=cluster.hidden_by,
         score=round(worth, 1),
         members=tuple(members),
@@ -6489,9 +6736,9 @@ def describe_members(
     names: Mapping[Place, str],
 ) -> list[Member]:
     """Return the records of a cluster by place, and how each compares with the others."""
-    # Copies differ in nothing, twins by intent in everything.
+    # Equal code differs in nothing, code of the same intent in everything.
     own: Mapping[str, tuple[str, ...]] = {}
-    if cluster.evidence == NEAR and cluster.hidden_by is None:
+    if cluster.evidence.names_differences and cluster.hidden_by is None:
         own = own_labels(cluster.fragments)
     members = []
     for fragment, similarity in zip(cluster.fragments, cluster.closest):
@@ -6587,15 +6834,15 @@ def qualified_names(
     return qualified
 
 
-def with_intents(group: CloneGroup, index: RunIndex) -> CloneGroup:
+def with_intents(group: CloneGroup, run: Comparison) -> CloneGroup:
     """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, index.sentences) for member in group.members]
+    members = [with_intent(member, run.sentences) for member in group.members]
     group = group._replace(members=tuple(members))
-    if group.evidence != INTENT:
+    if not group.evidence.compares_sentences:
         return group
     # Similarity first, then size: the fourth root lets 16 statements double the score of one.
     score = group.similarity * group.statements**0.25
-    are_siblings = are_overrides(members, index.bases) or begin_alike(members)
+    are_siblings = are_overrides(members, run.bases) or begin_alike(members)
     return group._replace(score=round(score, 3), are_siblings=are_siblings)
 
 
@@ -6698,95 +6945,14 @@ def area_of(file_path: str) -> str:
     return TESTS if is_test(file_path) else CODE
 
 
-def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, float, float, str]:
-    """Return what groups are sorted by: section, area, and then what a reader gains."""
-    section = EVIDENCE.index(group.evidence)
-    area = AREAS.index(group.area)
+def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, float, float, str]:
+    """Return what the groups of a section are sorted by: area, and then what a reader gains."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
-    is_local = group.evidence == INTENT and within_one_file(group.members)
+    is_local = group.evidence.compares_sentences and within_one_file(group.members)
     # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
-    return (section, area, group.overlaps, group.are_siblings, is_local, *by_worth)
-
-
-# What other groups make superfluous
-
-# Beyond so many groups of one section, those that overlap say little more of a member.
-GROUPS_A_MEMBER = 3
-
-
-def hide_superfluous(groups: Sequence[CloneGroup]) -> list[CloneGroup]:
-    """Return groups with those hidden that other ones, which are shown, make superfluous.
-
-    CONTAINED are those that lie inside members of one group of the same code; OVERLAP hides one
-    that overlaps if each of its members is in GROUPS_A_MEMBER groups of the section.
-    """
-    around = enclosing_places(member.record for group in groups for member in group.members)
-
-    def outermost_first(number: int) -> tuple[object, ...]:
-        depths = (len(around.get(place, ())) for place in places_of(groups[number]))
-        return min(depths), *rank_key(groups[number])
-
-    shown = Shown(around)
-    marked = list(groups)
-    # Only what is shown itself hides others: so what may enclose a group is decided before it.
-    for number in sorted(range(len(groups)), key=outermost_first):
-        if groups[number].hidden_by is None:
-            rule = shown.rule_or_add(groups[number])
-            marked[number] = groups[number]._replace(hidden_by=rule)
-    return marked
-
-
-def places_of(group: CloneGroup) -> list[Place]:
-    """Return where the members of a group stand."""
-    return [sort_key(member.record) for member in group.members]
-
-
-class Shown:
-    """The groups that are shown so far: by place, and how many of each section are there.
-
-    `around` holds what encloses each place.
-    """
-
-    def __init__(self, around: Mapping[Place, Sequence[Place]]) -> None:
-        self.around = around
-        self.ids: dict[Place, list[str]] = collections.defaultdict(list)
-        self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
-
-    def rule_or_add(self, group: CloneGroup) -> Optional[str]:
-        """Return the rule that hides a group because of others; without one it is shown too."""
-        places = places_of(group)
-        if is_contained(places, self.ids, self.around):
-            return CONTAINED
-        in_section = [(group.evidence, place) for place in places]
-        counts = map(self.counts.__getitem__, in_section)
-        if group.overlaps and min(counts) >= GROUPS_A_MEMBER:
-            return OVERLAP
-        self.counts.update(in_section)
-        # What encloses must be of the same code, or merging it would not merge the parts; and what
-        # overlaps ranks low, so that the parts could be seen late.
-        if group.evidence != INTENT and not group.overlaps:
-            for place in places:
-                self.ids[place].append(group.id)
-        return None
-
-
-def is_contained(
-    places: Sequence[Place],
-    shown: Mapping[Place, Sequence[str]],
-    around: Mapping[Place, Sequence[Place]],
-) -> bool:
-    """Return whether all places lie in members of one group; `shown` has the ids at each place."""
-    holders: set[tuple[str, Place]] = set()
-    for place in places:
-        for outer in around.get(place, ()):
-            for there in shown.get(outer, ()):
-                holders.add((there, outer))
-    # Two places in one outer record are a repetition within it, which merging would keep: so the
-    # outer records are counted, each once.
-    held = collections.Counter(one for one, _ in holders)
-    return len(places) in held.values()
+    return (area_rank(group.area), group.overlaps, group.are_siblings, is_local, *by_worth)
 
 
 # What the report begins with: how much stands in copies, and in which files
@@ -6802,7 +6968,7 @@ def count_area_lines(
 ) -> dict[str, tuple[int, int]]:
     """Return the lines of each area, and how many of them are in copies beyond the first."""
     copied: dict[str, list[Lines]] = collections.defaultdict(list)
-    for group in shown_groups(groups, COPIES):
+    for group in shown_copies(groups):
         for path, lines in lines_by_file(group.members[1:]).items():
             copied[path] += lines
     totals = dict.fromkeys(AREAS, 0)
@@ -6819,7 +6985,7 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
 
     What stands in more than PAIRED_FILES files is left out.
     """
-    lines = [lines_by_file(group.members) for group in shown_groups(groups, COPIES)]
+    lines = [lines_by_file(group.members) for group in shown_copies(groups)]
     # The groups that two files have members of.
     shared: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for number, of_group in enumerate(lines):
@@ -6834,9 +7000,8 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
         # What code shares with tests ranks with what tests share.
-        one = AREAS.index(areas[pair.one])
-        other = AREAS.index(areas[pair.other])
-        return max(one, other), -pair.lines, pair
+        area = max(area_rank(areas[path]) for path in (pair.one, pair.other))
+        return area, -pair.lines, pair
 
     pairs = []
     for (one, other), numbers in shared.items():
@@ -6863,45 +7028,66 @@ def count_lines(stretches: Iterable[Lines]) -> int:
     return count
 
 
-def shown_groups(groups: Iterable[CloneGroup], evidence: Collection[str]) -> list[CloneGroup]:
-    """Return the groups with these kinds of evidence that no rule hides."""
-    return [group for group in groups if group.evidence in evidence and group.hidden_by is None]
+def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
+    """Return the groups that no rule hides and whose members have code in common."""
+    return [
+        group
+        for group in groups
+        if group.hidden_by is None and not group.evidence.compares_sentences
+    ]
 
 
-def count_hidden(groups: Sequence[CloneGroup]) -> dict[str, int]:
-    """Return how many groups each rule hides, a rule that hides none too."""
-    counts = collections.Counter(group.hidden_by for group in groups)
-    return {rule: counts[rule] for rule in HIDING_RULES}
+def shown_groups(report: Report, evidence: Evidence) -> list[CloneGroup]:
+    """Return the groups with this kind of evidence that no rule hides."""
+    return [
+        group for group in report.groups if group.evidence == evidence and group.hidden_by is None
+    ]
+
+
+def count_hidden(report: Report) -> dict[str, int]:
+    """Return how many groups each rule hides, by its name; a rule that hides none too."""
+    counts = collections.Counter(group.hidden_by for group in report.groups)
+    return {rule.name: counts[rule] for rule in report.rules}
 
 
 # The whole, from records to the report
 
 
-def find_groups(
-    records: Sequence[Record],
+def compare_records(
+    records: Iterable[Record],
     facts: Mapping[Place, Facts],
     sentences: Mapping[Place, Sentence],
     areas: Mapping[str, str],
     options: DuplicateOptions,
-) -> tuple[list[CloneGroup], int]:
-    """Return every clone group of a run, the hidden ones too, by section and then by rank.
-
-    The number is that of the records whose code cannot be parsed.
-    """
+    rules: Sequence[Rule],
+) -> Comparison:
+    """Return what is to be known of records to find their groups; `facts` are those by place."""
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, facts, options.kinds)
-    clusters = find_clusters(fragments, sentences, options, around, features.ordinals)
-    index = RunIndex(
+    return Comparison(
+        fragments=fragments,
         features=features,
-        names=qualified_names(facts, around),
         sentences=sentences,
+        names=qualified_names(facts, around),
+        around=around,
         bases=class_bases(definitions, facts),
         areas=areas,
+        options=options,
+        rules=rules,
     )
-    groups = [with_intents(describe_group(cluster, index), index) for cluster in clusters]
-    unparsed = [one.records for one in fragments if not one.facts.labels]
-    return hide_superfluous(sorted(groups, key=rank_key)), sum(map(len, unparsed))
+
+
+def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGroup]:
+    """Return every clone group of a run, the hidden ones too, by section and then by rank."""
+    groups: list[CloneGroup] = []
+    for kind in evidence:
+        found = []
+        for cluster in kind.find(kind, run):
+            group = describe_group(cluster, run)
+            found.append(with_intents(group, run))
+        groups += sorted(found, key=rank_key)
+    return hide_superfluous(groups, run.rules)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:
@@ -6920,35 +7106,36 @@ def build_report(
     run: Optional[Mapping[str, object]] = None,
     error_count: int = 0,
     error_paths: Iterable[str] = (),
+    evidence: Sequence[Evidence] = EVIDENCE,
+    rules: Sequence[Rule] = RULES,
 ) -> Report:
     """Return the report on the records of a run, or of a source tree.
 
     `facts` are those of the records, in their order; by default they are found in their code.
     `error_paths` are those of analyzer errors, as far as they are known.
     """
-    if facts is None:
-        facts = PythonAnalyzer().facts(records)
-    of_definitions = facts_by_place(records, facts)
+    facts = PythonAnalyzer().facts(records) if facts is None else facts
     compared = [record for record in records if record.kind in options.kinds]
-    missing = (record.intent_status for record in compared if not record.intent)
+    by_place = facts_by_place(records, facts)
+    sentences = find_sentences(compared, by_place, options.intents)
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
-    areas = file_areas(records, facts)
-    file_lines = count_file_lines(records)
-    sentences = find_sentences(compared, of_definitions, options.intents)
-    groups, unparsed = find_groups(records, of_definitions, sentences, areas, options)
-    sources = [sentence.source for sentence in sentences.values()]
+    areas, file_lines = file_areas(records, facts), count_file_lines(records)
+    whole = compare_records(records, by_place, sentences, areas, options, rules)
+    groups = find_groups(whole, evidence)
     return Report(
         run=run,
         options=options,
         groups=tuple(groups),
         record_count=len(compared),
-        without_intent=collections.Counter(missing),
+        without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
         area_lines=count_area_lines(groups, file_lines, areas),
         file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
-        from_docstrings=sources.count(DOCSTRING),
-        unparsed_count=unparsed,
+        evidence=tuple(evidence),
+        rules=tuple(rules),
+        from_docstrings=sum(one.source == DOCSTRING for one in sentences.values()),
+        unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
     )
 
@@ -6970,10 +7157,7 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
 SCHEMA_VERSION = 2  # of the JSON of a report
 # The first did not have the pairs that linkage leaves over, nor say what it could not hold.
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
-# What hides a group that was accepted, in the baseline or in one before it.
-ACCEPTED = (None, KNOWN, UNJUDGED)
-# What other groups made superfluous was accepted with them; what any other rule hid, by nobody.
-VOUCHING = (*ACCEPTED, CONTAINED, OVERLAP)
+FIRST_EVIDENCE = ("exact", "near", "intent")  # that a report of the first version holds
 Identity = tuple[str, str, str]
 Value = TypeVar("Value")
 
@@ -6989,13 +7173,23 @@ def compare_with_baseline(report: Report, baseline: Report) -> Report:
     groups = []
     for group in report.groups:
         # What is known must not go on hiding what is new.
-        if group.hidden_by in (None, CONTAINED, OVERLAP):
-            rule = counterparts.judge(group)
+        if group.hidden_by is None or group.hidden_by.stage == OF_GROUPS:
+            rule = first_rule(report.rules, OF_BASELINES, group, counterparts)
             if rule is None or group.hidden_by is None:
                 group = group._replace(hidden_by=rule)
         groups.append(group)
     stale = counterparts.count_stale(report.groups)
-    return report._replace(groups=tuple(hide_superfluous(groups)), stale=stale)
+    return report._replace(groups=tuple(hide_superfluous(groups, report.rules)), stale=stale)
+
+
+def is_accepted(group: CloneGroup) -> bool:
+    """Return whether a group was shown, or hidden because it was accepted before."""
+    return group.hidden_by is None or group.hidden_by.accepts
+
+
+def is_vouched_for(group: CloneGroup) -> bool:
+    """Return whether a group was accepted, be it with others that make it superfluous."""
+    return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
 
 
 def identity(member: Member) -> Identity:
@@ -7040,16 +7234,16 @@ class Counterparts:
         self.numbers = numbers_by_place(baseline.groups)
         self.standings: dict[tuple[Place, bool], frozenset[int]] = {}
 
-    def standing(self, member: Member, evidence: str) -> frozenset[int]:
+    def standing(self, member: Member, evidence: Evidence) -> frozenset[int]:
         """Return the numbers of the baseline's groups that know a member, by this evidence."""
-        of_intent = evidence == INTENT
-        key = sort_key(member.record), of_intent
+        by_sentence = evidence.compares_sentences
+        key = sort_key(member.record), by_sentence
         # Looked up once: what is in many groups here was in many there.
         if key not in self.standings:
-            self.standings[key] = frozenset(self._find_standing(member, of_intent))
+            self.standings[key] = frozenset(self._find_standing(member, by_sentence))
         return self.standings[key]
 
-    def _find_standing(self, member: Member, of_intent: bool) -> Iterator[int]:
+    def _find_standing(self, member: Member, by_sentence: bool) -> Iterator[int]:
         before = self.before.get(sort_key(member.record))
         if before is None:
             return
@@ -7057,20 +7251,22 @@ class Counterparts:
         for number in self.numbers[sort_key(before.record)]:
             known = self.baseline.groups[number]
             # That two serve one purpose does not say that one is a copy of the other.
-            is_evident = of_intent or known.evidence != INTENT
-            if is_evident and (is_unchanged or known.hidden_by in VOUCHING):
+            is_evident = by_sentence or not known.evidence.compares_sentences
+            if is_evident and (is_unchanged or is_vouched_for(known)):
                 yield number
 
-    def judge(self, group: CloneGroup) -> Optional[str]:
-        """Return KNOWN, UNJUDGED, or None for a group that holds a new pair."""
-        if self.is_known(group, group.members):
-            return KNOWN
-        judged = [member for member in group.members if self.could_hold(group, member)]
-        if len(judged) < group.copies and self.is_known(group, judged):
-            return UNJUDGED
-        return None if self.hold_new_pair(group, judged) else UNJUDGED
+    def is_known(self, group: CloneGroup) -> bool:
+        """Return whether each two members of a group stood together in the baseline."""
+        return self.stood_together(group, group.members)
 
-    def is_known(self, group: CloneGroup, members: Iterable[Member]) -> bool:
+    def is_unjudged(self, group: CloneGroup) -> bool:
+        """Return whether no pair that the baseline could have held is new in a group."""
+        judged = [member for member in group.members if self.could_hold(group, member)]
+        if len(judged) < group.copies and self.stood_together(group, judged):
+            return True
+        return not self.hold_new_pair(group, judged)
+
+    def stood_together(self, group: CloneGroup, members: Iterable[Member]) -> bool:
         """Return whether each two of these members of a group stood together in the baseline."""
         standings = [self.standing(member, group.evidence) for member in members]
         return are_together(standings, group.is_family)
@@ -7095,27 +7291,25 @@ class Counterparts:
 
     def was_compared(self, group: CloneGroup, member: Member) -> bool:
         """Return whether what makes a member one of this group met the baseline's options."""
-        before = self.baseline.options
-        if group.evidence == EXACT:
-            # Equal bodies are held whatever their size.
-            return True
-        if group.evidence == NEAR:
-            is_similar = member.closest >= before.code_similarity
-        else:
-            is_similar = member.closest >= before.intent_similarity
-            is_similar = is_similar and self.had_sentence(member)
-        return is_similar and member.statements >= before.min_statements
+        before, evidence = self.baseline.options, group.evidence
+        if evidence.size_option and member.statements < getattr(before, evidence.size_option):
+            return False
+        least = bound_of(before, evidence)
+        return member.closest >= least and (
+            not evidence.compares_sentences or self.had_sentence(member)
+        )
 
     def hold_new_pair(self, group: CloneGroup, members: Sequence[Member]) -> bool:
         """Return whether two of these members, not all of them known, were similar enough there."""
-        least = self.baseline.options.code_similarity
-        if group.evidence != NEAR or least <= self.options.code_similarity:
+        compare = group.evidence.similar_members
+        least = bound_of(self.baseline.options, group.evidence)
+        if compare is None or least <= bound_of(self.options, group.evidence):
             return True
-        similar = similar_pairs([member.features for member in members], least)
+        similar = compare(members, least)
         pairs = list(similar.pairs)
         for head, alike in similar.families.items():
             pairs += [(head, index) for index in alike]
-        standings = [self.standing(member, NEAR) for member in members]
+        standings = [self.standing(member, group.evidence) for member in members]
         return any(standings[one].isdisjoint(standings[other]) for one, other in pairs)
 
     def had_sentence(self, member: Member) -> bool:
@@ -7128,10 +7322,17 @@ class Counterparts:
     def count_stale(self, groups: Iterable[CloneGroup]) -> int:
         """Return how many accepted groups of the baseline no group has two members of any more."""
         numbered = enumerate(self.baseline.groups)
-        stale = {number for number, known in numbered if known.hidden_by in ACCEPTED}
+        stale = {number for number, known in numbered if is_accepted(known)}
         for group in groups:
             stale -= repeated([self.standing(member, group.evidence) for member in group.members])
         return len(stale)
+
+
+def bound_of(options: DuplicateOptions, evidence: Evidence) -> float:
+    """Return the similarity from which on options take members of this evidence for similar."""
+    if evidence.similarity_option is None:
+        return 0.0
+    return float(getattr(options, evidence.similarity_option))
 
 
 def repeated(sets: Sequence[Collection[int]]) -> set[int]:
@@ -7278,8 +7479,13 @@ class Matching:
             position = before
 
 
-def report_from_json(text: str) -> Report:
-    """Return what `--format json` wrote, without the code; raise ValueError for any other text."""
+def report_from_json(
+    text: str, evidence: Sequence[Evidence] = EVIDENCE, rules: Sequence[Rule] = RULES
+) -> Report:
+    """Return what `--format json` wrote, without the code; raise ValueError for any other text.
+
+    `evidence` and `rules` are those that it may name.
+    """
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -7290,18 +7496,20 @@ def report_from_json(text: str) -> Report:
     if version not in READABLE_VERSIONS:
         raise ValueError(f"has another schema version than {SCHEMA_VERSION}")
     try:
+        names = texts_field(fields, "evidence") if version > 1 else FIRST_EVIDENCE
         return Report(
             run=fields["run"],
             options=options_from_json(fields["options"]),
-            groups=tuple(map(group_from_json, fields["groups"])),
+            groups=tuple(group_from_json(group, evidence, rules) for group in fields["groups"]),
             record_count=fields["record_count"],
             without_intent={},
             file_lines={},
             area_lines={},
             file_pairs=(),
             error_count=typed_field(fields, "error_count", int),
+            evidence=tuple(kind for kind in evidence if kind.name in names),
+            rules=tuple(rules),
             unread=texts_field(fields, "unread") if version > 1 else (),
-            evidence=texts_field(fields, "evidence") if version > 1 else EVIDENCE,
             holds_overlaps=version > 1,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -7326,27 +7534,35 @@ def option_field(fields: Mapping[str, object], name: str, default: object) -> ob
     return typed_field(fields, name, type(default))
 
 
-def group_from_json(fields: Mapping[str, Any]) -> CloneGroup:
+def group_from_json(
+    fields: Mapping[str, Any], evidence: Iterable[Evidence], rules: Iterable[Rule]
+) -> CloneGroup:
     """Return a group of a report; raise LookupError, TypeError or ValueError for anything else."""
     members = tuple(map(member_from_json, fields["members"]))
-    if not members or fields["evidence"] not in EVIDENCE:
-        raise ValueError(fields["evidence"])
-    hidden_by = fields["hidden_by"]
-    if hidden_by is not None:
-        hidden_by = typed_field(fields, "hidden_by", str)
+    if not members:
+        raise ValueError("no members")
+    name = fields["hidden_by"]
+    if name is not None:
+        name = typed_field(fields, "hidden_by", str)
     return CloneGroup(
         id=typed_field(fields, "id", str),
-        evidence=fields["evidence"],
+        evidence={kind.name: kind for kind in evidence}[fields["evidence"]],
         similarity=fields["similarity"],
         copies=len(members),
         statements=fields["statements"],
         area=fields["area"],
-        hidden_by=hidden_by,
+        hidden_by=None if name is None else rule_of_name(name, rules),
         score=fields["score"],
         is_family=fields.get("is_family", False),
         overlaps=fields.get("overlaps", False),
         members=members,
     )
+
+
+def rule_of_name(name: str, rules: Iterable[Rule]) -> Rule:
+    """Return the rule of this name; one that this version does not have accepts nothing."""
+    unknown = Rule(name, "", OF_GROUPS, lambda *_: False)
+    return next((rule for rule in rules if rule.name == name), unknown)
 
 
 def member_from_json(fields: Mapping[str, Any]) -> Member:
@@ -7400,12 +7616,12 @@ def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> V
 
 
 def hide_untouched(report: Report, touched: Collection[str]) -> Report:
-    """Return the report with groups that have no member in these files hidden by UNTOUCHED."""
+    """Return the report with groups hidden that have no member in these files."""
     groups = []
     for group in report.groups:
-        is_touched = any(member.record.file_path in touched for member in group.members)
-        if group.hidden_by is None and not is_touched:
-            group = group._replace(hidden_by=UNTOUCHED)
+        if group.hidden_by is None:
+            rule = first_rule(report.rules, OF_FILES, group, touched)
+            group = group._replace(hidden_by=rule)
         groups.append(group)
     return report._replace(groups=tuple(groups))
 
@@ -7433,13 +7649,13 @@ def report_json(report: Report) -> Iterator[str]:
         "error_count": report.error_count,
         "unparsed_count": report.unparsed_count,
         "unread": report.unread,
-        "evidence": report.evidence,
+        "evidence": [evidence.name for evidence in report.evidence],
         "stale": report.stale,
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
             for area, (lines, beyond) in report.area_lines.items()
         },
-        "hidden": count_hidden(report.groups),
+        "hidden": count_hidden(report),
     }
     # The groups are written one by one: as one text they would be in memory twice. A line for
     # each lets version control show which ones a baseline gained or lost.
@@ -7454,6 +7670,8 @@ def report_json(report: Report) -> Iterator[str]:
 
 def _group_as_json(group: CloneGroup) -> dict[str, object]:
     fields = group._asdict()
+    fields["evidence"] = group.evidence.name
+    fields["hidden_by"] = None if group.hidden_by is None else group.hidden_by.name
     fields["members"] = [_member_as_json(member) for member in group.members]
     return fields
 
@@ -7697,11 +7915,11 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
     for text in _head_lines(report):
         yield Line(text)
-    for evidence, title in SECTION_TITLES.items():
-        shown = shown_groups(report.groups, (evidence,))
+    for evidence, title in section_titles(report):
+        shown = shown_groups(report, evidence)
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
-        if evidence == INTENT:
+        if evidence.compares_sentences:
             for text in _missing_intents(report):
                 yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
@@ -7720,11 +7938,11 @@ def verdict_line(
         parts = [f"{counted(len(hits), noun)}: {', '.join(ids)}"]
     if len(hits) > MAX_VERDICT_IDS:
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
-    hidden = count_hidden(report.groups)
+    hidden = count_hidden(report)
     if baseline is not None:
-        parts += [f"{hidden[KNOWN]} known", f"{report.stale} stale"]
-    if hidden[UNJUDGED]:
-        parts.append(f"{hidden[UNJUDGED]} {UNJUDGED}")
+        parts += [f"{hidden[KNOWN.name]} {KNOWN.name}", f"{report.stale} stale"]
+    if hidden[UNJUDGED.name]:
+        parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
     # What was not read was not compared: without this, a broken file would pass as a clean one.
     if report.error_count:
         errors = counted(report.error_count, "analyzer error")
@@ -7761,7 +7979,7 @@ def _head_lines(report: Report) -> Iterator[str]:
     yield from _scope_lines(report)
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
-            of_lines = f"{counted(lines, 'line')} of {AREA_NAMES[area]}"
+            of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
             yield f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}"
     if report.file_pairs:
         yield "Files that share most:"
@@ -7772,17 +7990,17 @@ def _head_lines(report: Report) -> Iterator[str]:
 def _foot_lines(report: Report) -> Iterator[str]:
     # On a terminal the end of a long list is what is seen: so the totals stand here.
     yield ""
-    hidden = count_hidden(report.groups)
+    hidden = count_hidden(report)
     told = [f"{count} {rule}" for rule, count in hidden.items() if count]
     if told:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
-    for evidence in EVIDENCE:
-        listed = [group.area for group in shown_groups(report.groups, (evidence,))]
+    for evidence in report.evidence:
+        listed = [group.area for group in shown_groups(report, evidence)]
         counts = []
         for area in AREAS:
             if area in listed:
-                counts.append(f"{listed.count(area)} in {AREA_NAMES[area]}")
-        yield f"{evidence.capitalize()}: {', '.join(counts) or 'no groups'}"
+                counts.append(f"{listed.count(area)} in {AREAS[area]}")
+        yield f"{evidence.name.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
 def _missing_intents(report: Report) -> list[str]:
@@ -7819,7 +8037,7 @@ def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> It
         if area != CODE:
             count = counted(len(ranked), "group")
             yield Line("")
-            yield Line(f"  Only in {AREA_NAMES[area]} ({count})", BOLD)
+            yield Line(f"  Only in {AREAS[area]} ({count})", BOLD)
         for group in ranked[:top]:
             if not group.are_siblings:
                 yield from _group_lines(group, exact_ids)
@@ -7835,7 +8053,7 @@ def _exact_ids(groups: Iterable[CloneGroup]) -> dict[str, str]:
     # Hidden ones too: `--show` finds them all the same.
     ids = {}
     for group in groups:
-        if group.evidence == EXACT:
+        if group.evidence.is_same_code:
             first = group.members[0]
             ids[first.record.md5sum] = group.id
     return ids
@@ -7859,20 +8077,20 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
 
 def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
     yield from (Line(""), Line(f"{group.id}  {_group_headline(group)}", CYAN))
-    if group.evidence != EXACT:
+    if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
     # The names tell members apart; their parameters are of interest where they differ.
     are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if are_alike else _parameters(member)
         yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
-        if group.evidence == NEAR and group.similarity < 1:
+        if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
         # A model's sentence is news in every section; a docstring can be read in the code, and
         # is shown only where it is the evidence.
         if member.intent_source == MODEL:
             yield Line(f"    {member.intent}", DIM, folds=True)
-        elif member.intent_source == DOCSTRING and group.evidence == INTENT:
+        elif member.intent_source == DOCSTRING and group.evidence.compares_sentences:
             yield Line(f"    docstring: {member.intent}", DIM, folds=True)
     left_out = group.copies - SHOWN_MEMBERS
     if left_out > 0:
@@ -7890,9 +8108,9 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
 
 def _group_headline(group: CloneGroup) -> str:
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
-    if group.evidence != EXACT:
+    if not group.evidence.is_same_code:
         parts.append(_similarity_of(group))
-    if group.evidence == NEAR and group.similarity == 1:
+    if group.evidence.names_differences and group.similarity == 1:
         parts.append("only names and literals differ")
     files = {member.record.file_path for member in group.members}
     if len(files) == 1:
@@ -7941,9 +8159,10 @@ def _difference(member: Member) -> str:
 
 def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     """Yield one group whole: the code of each member, and how the others differ from the first."""
-    yield Line(f"{group.id}  {group.evidence}, {_group_headline(group)}", CYAN)
+    yield Line(f"{group.id}  {group.evidence.name}, {_group_headline(group)}", CYAN)
     if group.hidden_by:
-        yield Line(f"Hidden by {group.hidden_by}")
+        sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
+        yield Line(sentence, folds=True)
     # All code comes before the first diff, so that the members can be read one after the other.
     for number, member in enumerate(group.members, 1):
         title = f"{number}. {location(member.record)}  {member.qualified_name}"
@@ -8476,7 +8695,7 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
     )
     head += "".join(page_figures(report))
     head += "</header>\n"
-    head += "".join(page_form(report.groups))
+    head += "".join(page_form(report))
     foot = PAGE_FOOT.format(script=PAGE_SCRIPT)
     # The figures and the form are never left out, so the groups get what they leave. The note
     # stands above the groups: which ones fit must be known before the first is written.
@@ -8485,8 +8704,8 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
     yield head
     yield from omission_note(fitted, len(report.groups))
     yield "<main>\n"
-    for evidence in SECTION_TITLES:
-        yield from page_section(report, evidence, fitted.texts)
+    for evidence, title in section_titles(report):
+        yield from page_section(report, evidence, title, fitted.texts)
     yield "</main>\n"
     yield foot
 
@@ -8534,15 +8753,16 @@ def page_figures(report: Report) -> Iterator[str]:
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             percent = f"{100 * beyond / lines:.1f} %"
-            figures.append((f"Repeated lines of {AREA_NAMES[area]}", percent))
-    for evidence, title in SECTION_TITLES.items():
-        count = len(shown_groups(report.groups, (evidence,)))
-        figures.append((escaped(title), f'<a href="#{evidence}">{count}</a>'))
+            figures.append((f"Repeated lines of {AREAS[area]}", percent))
+    for evidence, title in section_titles(report):
+        count = len(shown_groups(report, evidence))
+        figures.append((escaped(title), f'<a href="#{evidence.name}">{count}</a>'))
     yield '<dl class="figures">\n'
     for name, figure in figures:
         yield f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n"
     yield "</dl>\n"
     yield from page_file_pairs(report.file_pairs)
+    yield from page_rules(report)
 
 
 def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
@@ -8556,12 +8776,25 @@ def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
     yield "</table>\n</details>\n"
 
 
-def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
+def page_rules(report: Report) -> Iterator[str]:
+    """Yield the table of the rules that hide groups, if any do."""
+    counts = count_hidden(report)
+    if not any(counts.values()):
+        return
+    yield "<details><summary>What is hidden</summary>\n"
+    yield '<table class="pairs">\n<tr><th>Groups<th>Rule<th>What it hides\n'
+    for rule in report.rules:
+        if counts[rule.name]:
+            yield f"<tr><td>{counts[rule.name]}<td>{rule.name}<td>{escaped(rule.sentence)}\n"
+    yield "</table>\n</details>\n"
+
+
+def page_form(report: Report) -> Iterator[str]:
     """Yield the filter; it is shown only where the script can obey it."""
-    sections = {evidence: escaped(title) for evidence, title in SECTION_TITLES.items()}
+    sections = {evidence.name: escaped(title) for evidence, title in section_titles(report)}
     kinds = {kind: kind for kind in KINDS}
     rules = {"": "what no rule hides", "any": "all, hidden ones too"}
-    for rule, count in count_hidden(groups).items():
+    for rule, count in count_hidden(report).items():
         if count:
             rules[rule] = f"hidden by {rule} ({count})"
     yield '<form role="search">\n'
@@ -8569,7 +8802,7 @@ def page_form(groups: Sequence[CloneGroup]) -> Iterator[str]:
     yield '<input name="path" type="search" placeholder="Path" aria-label="Path">\n'
     yield choice("section", {"": "all sections", **sections})
     yield choice("kind", {"": "all kinds", **kinds})
-    yield choice("area", {"": "code, tests and generated", **AREA_NAMES})
+    yield choice("area", {"": "code, tests and generated", **AREAS})
     yield choice("rule", rules)
     yield from page_keys()
     yield "</form>\n"
@@ -8638,7 +8871,7 @@ def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, 
     ranks: collections.Counter[tuple[str, bool]] = collections.Counter()
     for position, group in enumerate(groups):
         is_hidden = group.hidden_by is not None
-        ranked_among = group.evidence, is_hidden
+        ranked_among = group.evidence.name, is_hidden
         ranks[ranked_among] += 1
         yield is_hidden, ranks[ranked_among], position
 
@@ -8655,7 +8888,9 @@ def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
         )
 
 
-def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Iterator[str]:
+def page_section(
+    report: Report, evidence: Evidence, title: str, texts: Mapping[int, str]
+) -> Iterator[str]:
     """Yield the groups of a section that are shown, by area, then those that a rule hides."""
     shown: dict[str, list[str]] = {area: [] for area in AREAS}
     hidden: list[str] = []
@@ -8666,14 +8901,13 @@ def page_section(report: Report, evidence: str, texts: Mapping[int, str]) -> Ite
         # A group for which there is no room still counts in the heading.
         same.append(texts.get(position, ""))
     count = counted(sum(map(len, shown.values())), "group")
-    title = escaped(SECTION_TITLES[evidence])
-    yield f'<section id="{evidence}">\n<h2>{title} <small>{count}</small></h2>\n'
-    if evidence == INTENT:
+    yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
+    if evidence.compares_sentences:
         for line in _missing_intents(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
-            heading = f"In {AREA_NAMES[area]} <small>{len(same)}</small>"
+            heading = f"In {AREAS[area]} <small>{len(same)}</small>"
             yield f'<div class="area">\n<h3>{heading}</h3>\n'
             yield from (*same, "</div>\n")
     if hidden:
@@ -8688,7 +8922,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
     kinds = {member.record.kind for member in group.members}
     names = [member.qualified_name for member in group.members]
     files = [member.record.file_path for member in group.members]
-    rule = escaped(group.hidden_by or "")
+    rule = escaped(group.hidden_by.name if group.hidden_by else "")
     numbered = dict(enumerate(group.members, 1))
     body = group_code(group) if with_code else member_list(numbered, {})
     link = f'<a href="#group-{group.id}">{group.id}</a>'
@@ -8724,9 +8958,10 @@ def some_of(texts: Sequence[str], most: int = 3) -> str:
 
 def group_facts(group: CloneGroup) -> Iterator[str]:
     """Yield in HTML what is to be known of a group before it is opened."""
-    tags = (group.hidden_by, "siblings" if group.are_siblings else "")
+    rule = group.hidden_by.name if group.hidden_by else ""
+    tags = (rule, "siblings" if group.are_siblings else "")
     yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
-    if group.evidence != EXACT:
+    if not group.evidence.is_same_code:
         yield f'<meter value="{group.similarity:.2f}"></meter>'
     yield _group_headline(group)
 
@@ -8773,11 +9008,11 @@ def foldable(number: int, member: Member, html: str, *, is_open: bool) -> str:
     return f'<details class="pair"{opened}>\n<summary>{title}</summary>\n{html}</details>\n'
 
 
-def compared_members(evidence: str, first: Member, number: int, other: Member) -> str:
+def compared_members(evidence: Evidence, first: Member, number: int, other: Member) -> str:
     """Return the code of two members in two columns, with marks where it is alike."""
     heads = side_head(1, first) + side_head(number, other)
     # Code that only serves the same purpose has no lines that belong together.
-    if evidence == INTENT:
+    if evidence.compares_sentences:
         codes = [code_alone(member.record) for member in (first, other)]
         boxes = "".join(f'<div class="diff">{code}</div>' for code in codes)
         return f'<div class="sides">{heads}{boxes}</div>\n'
@@ -9038,11 +9273,6 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 # have 1,000 locations.
 SARIF_RESULTS = 5_000
 SARIF_LOCATIONS = 1_000
-SARIF_RULES = {
-    EXACT: ("exact-clone", "The same code stands in several places."),
-    NEAR: ("near-clone", "Similar code stands in several places."),
-    INTENT: ("same-intent", "Different code seems to serve the same purpose."),
-}
 SARIF_HELP = (
     "A candidate for a person to review, not proof: "
     "see what differs, then merge the code or leave it."
@@ -9059,7 +9289,7 @@ def report_as_sarif(report: Report, directory: str) -> dict[str, object]:
     notes = [{"level": "warning", "message": {"text": text}} for text in sarif_omissions(listed)]
     invocation = {"executionSuccessful": True, "toolExecutionNotifications": notes}
     run = {
-        "tool": {"driver": sarif_driver()},
+        "tool": {"driver": sarif_driver(report.evidence)},
         "invocations": [invocation],
         "results": [
             sarif_result(report, group, start, directory)
@@ -9073,7 +9303,7 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
     """Return the groups that are shown, then those that the baseline has."""
     # Without a result for a known group, its alert would count as fixed. New ones come first, so
     # that the limit costs known ones before any of them.
-    listed = [group for group in report.groups if group.hidden_by in ACCEPTED]
+    listed = [group for group in report.groups if is_accepted(group)]
     return sorted(listed, key=lambda group: group.hidden_by is not None)
 
 
@@ -9092,17 +9322,17 @@ def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
     return texts
 
 
-def sarif_driver() -> dict[str, object]:
+def sarif_driver(evidence: Iterable[Evidence]) -> dict[str, object]:
     """Return what made the log, and its rules: one for each kind of evidence."""
     rules = [
         {
-            "id": name,
-            "shortDescription": {"text": text},
-            "fullDescription": {"text": text},
+            "id": kind.sarif_rule,
+            "shortDescription": {"text": kind.sarif_text},
+            "fullDescription": {"text": kind.sarif_text},
             "help": {"text": SARIF_HELP},
-            "defaultConfiguration": {"level": "warning"},
+            "defaultConfiguration": {"level": kind.sarif_level},
         }
-        for name, text in SARIF_RULES.values()
+        for kind in evidence
     ]
     return {"name": "cds", "version": __version__, "rules": rules}
 
@@ -9121,12 +9351,12 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
     """
     # GitHub knows an alert by its rule and the code from its first line on: of two that began at
     # one place it would show one.
-    taken: dict[str, set[tuple[str, int]]] = {evidence: set() for evidence in EVIDENCE}
+    taken: dict[str, set[tuple[str, int]]] = collections.defaultdict(set)
     for group in groups:
         # One by one: what another program stored may have millions of lines.
         starts = possible_starts(group.members[:SARIF_LOCATIONS])
         first = next(starts)
-        places = taken[group.evidence]
+        places = taken[group.evidence.sarif_rule]
         free = (start for start in itertools.chain([first], starts) if start.place not in places)
         start = next(free, first)
         places.add(start.place)
@@ -9147,7 +9377,7 @@ def sarif_result(
     report: Report, group: CloneGroup, start: SarifStart, directory: str
 ) -> dict[str, object]:
     """Return a group as a result at one of its members, with links to the others."""
-    name, text = SARIF_RULES[group.evidence]
+    evidence = group.evidence
     others = list(group.members[:SARIF_LOCATIONS])
     first = others.pop(start.number)
     begun = first._replace(record=first.record._replace(start_line=start.place[1]))
@@ -9157,10 +9387,10 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    message = f"{text} {_group_headline(group)}: also {', '.join(links)}"
+    message = f"{evidence.sarif_text} {_group_headline(group)}: also {', '.join(links)}"
     return {
-        "ruleId": name,
-        "ruleIndex": list(SARIF_RULES).index(group.evidence),
+        "ruleId": evidence.sarif_rule,
+        "ruleIndex": report.evidence.index(evidence),
         "level": sarif_level(report, group),
         "message": {"text": message},
         "locations": [sarif_location(begun, directory)],
@@ -9176,7 +9406,8 @@ def sarif_level(report: Report, group: CloneGroup) -> str:
     """Return how much a group matters: against a baseline, only new ones are errors."""
     if group.hidden_by is not None:
         return "note"
-    return "warning" if report.stale is None else "error"
+    evidence = group.evidence
+    return evidence.sarif_level if report.stale is None else evidence.sarif_new_level
 
 
 def sarif_link(member: Member, number: int) -> str:
@@ -9377,9 +9608,7 @@ def is_closed_pipe(error: OSError) -> bool:
 ClientFactory = Callable[..., LLMClient]
 # A database is one file, or several with these endings.
 DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
-NEW = "new"
-# Sentences can change with unrelated code, so a new group of the third section fails nothing.
-FAIL_ON_EVIDENCE = {"any": EVIDENCE, NEW: (EXACT, NEAR)}
+ANY, NEW = "any", "new"
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
 RUN_REMEDY = "name a file that 'cds persist' wrote"
@@ -9828,7 +10057,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     if touched is not None:
         report = hide_untouched(report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
-    hits = shown_groups(report.groups, gated_evidence(args.fail_on))
+    hits = gate_hits(report, args.fail_on)
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
@@ -9838,11 +10067,14 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
-def gated_evidence(fail_on: Optional[Union[str, Sequence[str]]]) -> Sequence[str]:
-    """Return the kinds of evidence whose groups hit the gate."""
-    if isinstance(fail_on, str):
-        return FAIL_ON_EVIDENCE[fail_on]
-    return fail_on or EVIDENCE
+def gate_hits(report: Report, fail_on: Union[str, Sequence[str], None]) -> list[CloneGroup]:
+    """Return the groups that hit the gate: all that are shown, unless it names less."""
+    evidence: Iterable[Evidence] = report.evidence
+    if fail_on == NEW:
+        evidence = [kind for kind in evidence if kind.fails_new]
+    elif fail_on not in (None, ANY):
+        evidence = [kind for kind in evidence if kind.name in fail_on]
+    return [group for kind in evidence for group in shown_groups(report, kind)]
 
 
 def check_gate(args: argparse.Namespace) -> None:
@@ -9953,9 +10185,9 @@ def log_limits(baseline: Report, report: Report) -> None:
         log(f"--against: the baseline was made with other options: {', '.join(others)}")
     if baseline.unread:
         log(f"--against: the baseline could not read {some_of(baseline.unread)}")
-    unjudged = count_hidden(report.groups)[UNJUDGED]
+    unjudged = count_hidden(report)[UNJUDGED.name]
     if unjudged:
-        groups = f"{counted(unjudged, 'group')} {UNJUDGED}"
+        groups = f"{counted(unjudged, 'group')} {UNJUDGED.name}"
         them = "it" if unjudged == 1 else "them"
         log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
 
@@ -10163,12 +10395,15 @@ def parse_kinds(text: str) -> tuple[str, ...]:
     return named_tokens(KINDS, text)
 
 
-def parse_fail_on(text: str) -> Union[str, tuple[str, ...]]:
-    """Return a word for several kinds of evidence, or the kinds in a comma-separated list."""
-    if text.strip() in FAIL_ON_EVIDENCE:
+def parse_fail_on(
+    text: str, evidence: Iterable[Evidence] = EVIDENCE
+) -> Union[str, tuple[str, ...]]:
+    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    words = (ANY, NEW)
+    if text.strip() in words:
         return text.strip()
-    tokens = named_tokens((*FAIL_ON_EVIDENCE, *EVIDENCE), text)
-    for word in FAIL_ON_EVIDENCE:
+    tokens = named_tokens((*words, *(kind.name for kind in evidence)), text)
+    for word in words:
         if word in tokens:
             raise argparse.ArgumentTypeError(f"{word!r} stands alone")
     return tokens
@@ -10457,7 +10692,7 @@ GATE_OPTIONS = OptionGroup(
         Option(
             "--fail-on",
             "exit 3 if groups are shown: any; new (exact or near); or a list of "
-            + ", ".join(EVIDENCE),
+            + ", ".join(kind.name for kind in EVIDENCE),
             {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
         ),
     ],

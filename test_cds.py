@@ -6014,13 +6014,203 @@ def found_groups(records, options):
     return list(cds.build_report(records, options).groups)
 
 
+def hidden_by(group):
+    """Return the name of the rule that hides a group, or None."""
+    return group.hidden_by and group.hidden_by.name
+
+
+def paths_in(group):
+    return [one.file_path for one in records_in(group)]
+
+
 def groups_of(*records, **options):
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [(g.evidence, g.hidden_by, [m.record.file_path for m in g.members]) for g in groups]
+    return [(group.evidence.name, hidden_by(group), paths_in(group)) for group in groups]
 
 
 def twins(code, kind="function", path="{}.py"):
     return [record(code, path.format(name), kind=kind) for name in "ab"]
+
+
+# Rows of evidence and rules
+
+
+def namesake_clusters(evidence, comparison):
+    """Return the clusters of code of one name; what is equal is no pair of its own."""
+    linkage = cds.Linkage(evidence, [[one] for one in comparison.fragments], comparison)
+    names = [one.facts.name for one in comparison.fragments]
+    pairs = itertools.combinations(range(len(names)), 2)
+    alike = {(i, j): 0.25 for i, j in pairs if names[i] == names[j]}
+    return linkage.clusters(cds.Similar(alike, {}))
+
+
+NAMESAKE = cds.Evidence(
+    name="namesake",
+    title="Namesakes: code of one name",
+    find=namesake_clusters,
+    sarif_rule="same-name",
+    sarif_text="Code of one name stands in several places.",
+    sarif_level="note",
+    sarif_new_level="warning",
+    names_differences=True,
+)
+NAMESAKES = [record(TOTAL, "a.py"), record(OTHER.replace("def load", "def total"), "b.py")]
+
+
+def outputs_of(report):
+    """Return a report in each format, by the format."""
+    lines = cds.styled_lines(cds.report_as_lines(report, 20), None, False)
+    shown = (cds.styled_lines(cds.group_as_lines(one), None, False) for one in report.groups)
+    return {
+        "table": "\n".join(lines),
+        "show": "\n".join(itertools.chain.from_iterable(shown)),
+        "json": json.loads("".join(cds.report_json(report))),
+        "page": "".join(cds.report_as_page(report)),
+        "sarif": cds.report_as_sarif(report, "."),
+    }
+
+
+def test_a_row_of_evidence_is_in_every_output():
+    report = cds.build_report(NAMESAKES, DUPLICATES, evidence=(*cds.EVIDENCE, NAMESAKE))
+    (group,) = report.groups
+    shown = outputs_of(report)
+    for text in (
+        "4. Namesakes: code of one name (1 group)",
+        f"{group.id}  2 copies, {group.statements} statements, similarity 0.25",
+        "% shared; differs in `",
+        "`.price`",
+        "Namesake: 1 in code",
+    ):
+        assert text in shown["table"]
+    assert f"{group.id}  namesake, 2 copies" in shown["show"]
+    assert shown["json"]["evidence"] == ["exact", "near", "intent", "namesake"]
+    assert [one["evidence"] for one in shown["json"]["groups"]] == ["namesake"]
+    for html_text in (
+        '<option value="namesake">4. Namesakes: code of one name</option>',
+        '<dt>4. Namesakes: code of one name</dt><dd><a href="#namesake">1</a>',
+        '<section id="namesake">',
+    ):
+        assert html_text in shown["page"]
+    check_sarif(shown["sarif"])
+    (run,) = shown["sarif"]["runs"]
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]][-1] == "same-name"
+    (result,) = run["results"]
+    assert (result["ruleId"], result["ruleIndex"], result["level"]) == ("same-name", 3, "note")
+    assert result["message"]["text"].startswith("Code of one name stands in several places. 2")
+
+
+def test_a_row_of_evidence_says_whether_a_gate_counts_it():
+    quiet = NAMESAKE._replace(name="quiet", fails_new=False)
+    report = cds.build_report(NAMESAKES, DUPLICATES, evidence=(quiet, NAMESAKE))
+    hits = {fail_on: cds.gate_hits(report, fail_on) for fail_on in ("any", "new", ("quiet",))}
+    assert {on: [one.evidence.name for one in found] for on, found in hits.items()} == {
+        "any": ["quiet", "namesake"],
+        "new": ["namesake"],
+        ("quiet",): ["quiet"],
+    }
+    assert cds.parse_fail_on("quiet, namesake", report.evidence) == ("quiet", "namesake")
+    with pytest.raises(
+        cds.argparse.ArgumentTypeError, match="'near' is not one of any, new, quiet"
+    ):
+        cds.parse_fail_on("near", report.evidence)
+
+
+def test_a_row_of_evidence_is_judged_by_a_baseline():
+    evidence = (*cds.EVIDENCE, NAMESAKE)
+    now = cds.build_report(NAMESAKES, DUPLICATES, evidence=evidence)
+    text = "".join(cds.report_json(now))
+    known = cds.compare_with_baseline(now, cds.report_from_json(text, evidence))
+    assert outcome(known) == ([], 1, 0)
+    # Without the row the same report is none that can be read.
+    with pytest.raises(ValueError, match="no complete report"):
+        cds.report_from_json(text)
+    # A baseline that was made without it could not hold its groups.
+    before = cds.build_report(NAMESAKES, DUPLICATES)
+    compared = cds.compare_with_baseline(now, before)
+    assert [hidden_by(group) for group in compared.groups] == ["unjudged"]
+    empty = cds.build_report([], DUPLICATES, evidence=evidence)
+    new = cds.compare_with_baseline(now, empty)
+    assert outcome(new) == (["namesake"], 0, 0)
+    (result,) = outputs_of(new)["sarif"]["runs"][0]["results"]
+    assert result["level"] == "warning"
+
+
+def test_a_row_of_evidence_of_sentences_is_shown_by_them():
+    """Its docstrings are shown, its codes are not aligned, and its groups hide no parts."""
+    records = [documented(code.raw_code, SUM, code.file_path) for code in NAMESAKES]
+    row = NAMESAKE._replace(names_differences=False, compares_sentences=True)
+    report = cds.build_report(records, DUPLICATES, evidence=(row,))
+    shown = outputs_of(report)
+    assert f"    docstring: {SUM}" in shown["table"].splitlines()
+    assert "% shared" not in shown["table"]
+    assert shown["page"].count('<div class="diff">') == 2
+    assert report.area_lines["code"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "hides"),
+    [
+        pytest.param(cds.OF_PAIRS, lambda pair, _: pair.one.facts.name == "total", id="pairs"),
+        pytest.param(
+            cds.OF_CLUSTERS, lambda cluster, _: len(cluster.fragments) == 2, id="clusters"
+        ),
+        pytest.param(cds.OF_GROUPS, lambda group, shown: not shown.counts, id="groups"),
+    ],
+)
+def test_a_row_of_rules_hides_and_is_in_every_output(stage, hides):
+    rule = cds.Rule("toy", "Toys & games.", stage, hides)
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    assert groups_of(*records) == [("near", None, ["a.py", "b.py"])]
+    report = cds.build_report(records, DUPLICATES, rules=(*cds.RULES, rule))
+    shown = outputs_of(report)
+    assert "Hidden: 1 toy (--format json holds them)" in shown["table"]
+    assert "Near: no groups" in shown["table"]
+    assert "Hidden by toy: Toys & games." in shown["show"]
+    assert shown["json"]["hidden"]["toy"] == 1
+    assert [one["hidden_by"] for one in shown["json"]["groups"]] == ["toy"]
+    for html_text in (
+        '<option value="toy">hidden by toy (1)</option>',
+        "<tr><td>1<td>toy<td>Toys &amp; games.",
+        'data-rule="toy"',
+        "<b>toy</b>",
+    ):
+        assert html_text in shown["page"]
+    assert shown["sarif"]["runs"][0]["results"] == []
+    assert cds.gate_hits(report, "any") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "new"),
+    [
+        ({}, ["near"]),
+        ({"accepts": True}, []),
+        ({"vouches": True}, []),
+    ],
+)
+def test_a_row_of_rules_says_whether_a_baseline_accepted_what_it_hid(flags, new):
+    rules = (*cds.RULES, cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True, **flags))
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    text = "".join(cds.report_json(cds.build_report(records, DUPLICATES, rules=rules)))
+    # Edited since: what was hidden and not accepted knows the same code only.
+    edited = [records[0], record(TOTAL_RENAMED.replace("3)", "x.z)"), "b.py")]
+    baseline = cds.report_from_json(text, rules=rules)
+    report = cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline)
+    assert outcome(report)[0] == new
+    # A rule that only another version has accepts nothing.
+    unknown = cds.report_from_json(text)
+    report = cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), unknown)
+    assert outcome(report)[0] == ["near"]
+
+
+def test_hidden_near_groups_are_described_without_labels_of_their_own():
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
+    shown, hidden = (
+        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
+        for rules in (cds.RULES, (rule,))
+    )
+    assert [member.differs for member in shown.members] == [(), ("x.y",)]
+    assert [member.differs for member in hidden.members] == [(), ()]
 
 
 # Similarity and linkage
@@ -6133,9 +6323,9 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     expected = every_pair_grouped(records, options)
     found = []
     for group in found_groups(records, options):
-        if group.evidence == "near" and not group.overlaps:
+        if group.evidence.name == "near" and not group.overlaps:
             found.append(
-                (group.hidden_by, [cds.sort_key(member.record) for member in group.members])
+                (hidden_by(group), [cds.sort_key(member.record) for member in group.members])
             )
     assert expected
     assert sorted(places for _, places in expected) == sorted(places for _, places in found)
@@ -6231,13 +6421,13 @@ def test_groups_are_the_same_whoever_parses(workers):
     groups = cds.build_report(records, DUPLICATES, facts=facts).groups
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
     assert (after > before) == (workers > 1)
-    assert [(one.evidence, one.copies) for one in groups] == [("near", 4)]
+    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
 
 
 def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
     records = built(tree(tmp_path, LONG_PROGRAM))
     alone = cds.build_report(records, DUPLICATES)
-    assert {one.evidence for one in alone.groups} == {"exact", "near"}
+    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
     assert any(member.differs for one in alone.groups for member in one.members)
     for workers in 1, 2:
         facts = cds.PythonAnalyzer(workers).facts(records)
@@ -6652,7 +6842,7 @@ def documented(code, text, path, **fields):
 def sources(*records, **options):
     """Return the source of each member's intent, of the groups of the third section."""
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [[m.intent_source for m in g.members] for g in groups if g.evidence == "intent"]
+    return [[m.intent_source for m in g.members] for g in groups if g.evidence.name == "intent"]
 
 
 def test_docstrings_stand_in_where_there_is_no_intent():
@@ -6692,9 +6882,9 @@ def unlike(number, header="def f{}(c):"):
 def families(records):
     """Return copies, section, rule and whether it is a family, of the groups of similar intents."""
     return [
-        (group.copies, group.hidden_by, group.is_family)
+        (group.copies, hidden_by(group), group.is_family)
         for group in found_groups(records, DUPLICATES)
-        if group.evidence == "intent"
+        if group.evidence.name == "intent"
     ]
 
 
@@ -6764,9 +6954,8 @@ def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
 
 def third_section(*records):
     groups = found_groups(records, DUPLICATES)
-    return [
-        (g.members[0].record.signature, g.are_siblings) for g in groups if g.evidence == "intent"
-    ]
+    intents = [group for group in groups if group.evidence.name == "intent"]
+    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
 
 
 def different(number):
@@ -6991,14 +7180,14 @@ def test_deep_code_is_compared_wherever_it_stands(tmp_path, code, rule):
     code = code.replace("{}", DEEP_SUM)
     records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
     groups = found_groups(records, DUPLICATES)
-    assert (groups[0].evidence, groups[0].hidden_by) == ("exact", rule)
+    assert (groups[0].evidence.name, hidden_by(groups[0])) == ("exact", rule)
 
 
 def test_deep_not_implemented_error_is_a_stub(tmp_path):
     code = f"def f(a):\n    raise NotImplementedError({DEEP_SUM})"
     records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
     [group] = found_groups(records, DUPLICATES)
-    assert (group.evidence, group.hidden_by) == ("exact", "stub")
+    assert (group.evidence.name, hidden_by(group)) == ("exact", "stub")
 
 
 @pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit")
@@ -7007,7 +7196,7 @@ def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
     body = textwrap.indent(code, "    ")
     files = {f"{name}.py": f"def {name}(a):\n    b = a\n{body}" for name in "fg"}
     report = cds.build_report(built(tree(tmp_path, files)), DUPLICATES)
-    assert [group.evidence for group in report.groups] == ["near"]
+    assert [group.evidence.name for group in report.groups] == ["near"]
     assert report.unparsed_count == 0
 
 
@@ -7019,7 +7208,7 @@ def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
     near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
     pair = [one._replace(md5sum="0" * 32) for one in pair]
     report = cds.build_report([*pair, *near], DUPLICATES)
-    assert [(group.evidence, group.copies) for group in report.groups] == [
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [
         ("exact", 2),
         ("near", 2),
     ]
@@ -7034,7 +7223,7 @@ def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp
         one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
     ]
     report = cds.build_report(broken, DUPLICATES)
-    assert [(group.evidence, group.copies) for group in report.groups] == [("exact", 2)]
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
     assert report.unparsed_count == 2
     methods = DUPLICATES._replace(kinds=("method",))
     assert cds.build_report(broken, methods).unparsed_count == 0
@@ -7087,7 +7276,7 @@ SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
 def test_short_bodies_that_share_little_are_hidden(one, other, rule):
     pair = [record(one), record(other, "b.py")]
     groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.4))
-    assert [(group.evidence, group.hidden_by) for group in groups] == [("near", rule)]
+    assert [(group.evidence.name, hidden_by(group)) for group in groups] == [("near", rule)]
     assert all(group.similarity < 0.7 for group in groups) or rule is None
 
 
@@ -7124,7 +7313,7 @@ def test_a_record_inside_another_is_no_copy_of_it():
     # What is similar to both makes a pair with each of them, and no group of all three.
     groups = found_groups([outer, inner, other], DUPLICATES)
     assert [records_in(group) for group in groups] == [[inner, other], [outer, other]]
-    assert [group.hidden_by for group in groups] == [None, None]
+    assert [hidden_by(group) for group in groups] == [None, None]
     assert groups_of(outer, inner._replace(file_path="b.py"))[0][1] is None
 
 
@@ -7306,7 +7495,7 @@ def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
     files = {"a.py": f"x = 1\n{TOTAL}", "b.py": TOTAL, "c.py": TOTAL_RENAMED, "tests/d.py": TOTAL}
     files |= {f"{n}.py": f"x = {n}\n\n" for n in range(2)}
     report = report_on(tmp_path, files)
-    assert [group.evidence for group in report.groups] == ["exact", "near"]
+    assert [group.evidence.name for group in report.groups] == ["exact", "near"]
     assert report.area_lines == {
         "code": (8 + 7 + 7 + 2 + 2, 14),
         "tests": (7, 7),
@@ -7463,7 +7652,7 @@ def test_ties_are_broken_by_content():
 def members_of(*codes, **options):
     records = [record(code, f"{n}.py") for n, code in enumerate(codes)]
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return next(group for group in groups if group.evidence == "near").members
+    return next(group for group in groups if group.evidence.name == "near").members
 
 
 def test_members_tell_what_they_share_and_what_only_they_have():
@@ -7599,15 +7788,11 @@ def ring(size=30):
 
 def members_by_overlap(report, evidence):
     """Return the paths in the groups that do not overlap, and in those that do."""
-    groups = [group for group in report.groups if group.evidence == evidence]
+    groups = [group for group in report.groups if group.evidence.name == evidence]
     return [
         [paths_in(group) for group in groups if group.overlaps is overlaps]
         for overlaps in (False, True)
     ]
-
-
-def paths_in(group):
-    return [one.file_path for one in records_in(group)]
 
 
 def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
@@ -7615,7 +7800,7 @@ def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
     records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
     groups = found_groups(records, DUPLICATES)
     assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [group.hidden_by for group in groups] == [None, None]
+    assert [hidden_by(group) for group in groups] == [None, None]
     assert [group.similarity > 0.55 for group in groups] == [True, True]
 
 
@@ -7681,7 +7866,7 @@ def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
     report = cds.build_report(ring(), DUPLICATES)
     overlaps = [group.overlaps for group in report.groups]
     assert overlaps == sorted(overlaps)
-    hidden = [group for group in report.groups if group.hidden_by == "overlap"]
+    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
     shown = collections.Counter(
         path for group in report.groups if not group.hidden_by for path in paths_in(group)
     )
@@ -7725,8 +7910,8 @@ def changed(**files):
 
 def outcome(report):
     """Return the evidence of each group that is new, the number known, and the number stale."""
-    new = [group.evidence for group in report.groups if group.hidden_by is None]
-    return new, cds.count_hidden(report.groups)["known"], report.stale
+    new = [group.evidence.name for group in report.groups if group.hidden_by is None]
+    return new, cds.count_hidden(report)["known"], report.stale
 
 
 @pytest.mark.parametrize(
@@ -7770,7 +7955,7 @@ def outcome(report):
 )
 def test_a_baseline_knows_what_was_accepted(tmp_path, files, expected):
     baseline = report_on(tmp_path, BEFORE)
-    assert [group.evidence for group in baseline.groups if not group.hidden_by] == [
+    assert [group.evidence.name for group in baseline.groups if not group.hidden_by] == [
         "exact",
         "exact",
         "near",
@@ -7790,7 +7975,7 @@ def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path
     new = [
         records_in(group)
         for group in report.groups
-        if not group.hidden_by and group.evidence == "exact"
+        if not group.hidden_by and group.evidence.name == "exact"
     ]
     assert [[member.file_path for member in group] for group in new] == [["c.py", "d.py"]]
 
@@ -7848,7 +8033,7 @@ def test_known_groups_are_accepted_again(tmp_path):
 def test_intent_groups_of_a_baseline_know_no_copies():
     pair = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
     baseline = cds.build_report(pair, DUPLICATES)
-    assert [group.evidence for group in baseline.groups] == ["intent"]
+    assert [group.evidence.name for group in baseline.groups] == ["intent"]
     copies = [record(TOTAL), record(TOTAL_RENAMED.replace("total(", "load("), "b.py")]
     report = cds.compare_with_baseline(cds.build_report(copies, DUPLICATES), baseline)
     assert outcome(report) == (["near"], 0, 1)
@@ -7899,14 +8084,14 @@ def test_a_member_in_two_groups_of_a_baseline_serves_once():
     near = [record(code, f"{path}.py") for code, path in zip(codes, "abc")]
     copy = near[0]._replace(file_path="d.py")
     baseline = cds.build_report([*near, copy], DUPLICATES)
-    assert [group.evidence for group in baseline.groups] == ["exact", "near"]
+    assert [group.evidence.name for group in baseline.groups] == ["exact", "near"]
     other = OTHER.replace("load(", "total(")
     edited = [record(other, f"{path}.py") for path in "ad"]
     copies = [near[0]._replace(file_path=f"{path}.py") for path in "xy"]
     for records, known in ((edited, 1), (copies, 1), (edited + copies, 1)):
         report = cds.build_report(records, DUPLICATES)
         compared = cds.compare_with_baseline(report, baseline)
-        hidden = [group.hidden_by for group in compared.groups]
+        hidden = [hidden_by(group) for group in compared.groups]
         assert hidden.count("known") == known
 
 
@@ -7956,7 +8141,8 @@ def compared(before, after, **options):
     baseline = cds.report_from_json(written)
     now = cds.build_report(after, DUPLICATES._replace(**options), run=RUN)
     report = cds.compare_with_baseline(now, baseline)
-    return [(group.evidence, paths_in(group)) for group in report.groups if not group.hidden_by]
+    shown = [group for group in report.groups if not group.hidden_by]
+    return [(group.evidence.name, paths_in(group)) for group in shown]
 
 
 STAR = [record(MIDDLE, "a"), record(SIDE, "b"), record(OTHER_SIDE, "new")]
@@ -8022,13 +8208,13 @@ def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
     """Where the classes come apart, their methods are no news, edited ones neither."""
     before = {f"{n}.py": till("Till", SPLIT, TOTAL) for n in "ab"}
     baseline = report_on(tmp_path, before)
-    assert cds.count_hidden(baseline.groups)["contained"] == 2
+    assert cds.count_hidden(baseline)["contained"] == 2
     apart = shares("apart", range(30))
     for method in (TOTAL, TOTAL.replace("log", "lag")):
         after = {"a.py": till("Till", SPLIT, method), "b.py": till("Till", SPLIT, method, apart)}
         report = cds.compare_with_baseline(report_on(tmp_path, after), baseline)
-        assert [group.evidence for group in report.groups if not group.hidden_by] == []
-        assert cds.count_hidden(report.groups)["known"] == 2
+        assert [group.evidence.name for group in report.groups if not group.hidden_by] == []
+        assert cds.count_hidden(report)["known"] == 2
 
 
 @pytest.mark.parametrize(
@@ -8053,7 +8239,7 @@ def test_what_is_known_hides_no_new_pair_inside_it(tmp_path, before, after):
     names = ["a.py", "b.py"]
     baseline = report_on(tmp_path, dict(zip(names, before)))
     report = report_on(tmp_path, dict(zip(names, after)))
-    assert cds.count_hidden(report.groups)["contained"]
+    assert cds.count_hidden(report)["contained"]
     again = cds.compare_with_baseline(report, baseline)
     new = [group for group in again.groups if not group.hidden_by]
     assert [group.members[0].qualified_name.split(".")[-1] for group in new] == ["parse"]
@@ -8069,11 +8255,20 @@ def test_what_is_new_still_hides_its_own_parts(tmp_path):
     assert outcome(report)[0] == ["exact"]
 
 
-def test_a_gate_is_hit_by_what_is_shown_of_its_evidence():
-    groups = found_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
-    shown, _ = sorted(groups, key=lambda group: group.hidden_by or "")
-    assert cds.shown_groups(groups, ("exact",)) == [shown]
-    assert cds.shown_groups(groups, ("near", "intent")) == []
+@pytest.mark.parametrize(
+    ("fail_on", "hits"),
+    [
+        (None, ["exact", "intent"]),
+        ("any", ["exact", "intent"]),
+        ("new", ["exact"]),
+        (("intent", "near"), ["intent"]),
+        (("near",), []),
+    ],
+)
+def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
+    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
+    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
+    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
 
 
 def test_a_report_survives_its_json(tmp_path):
@@ -8108,9 +8303,9 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     report = report_on(tmp_path, changed(x__f=BEFORE["pkg/f.py"]))
     paths = {path for path in report.file_lines if cds.path_matches(path, pattern)}
     touched = cds.hide_untouched(report, paths)
-    assert [group.evidence for group in touched.groups if not group.hidden_by] == shown
-    assert cds.count_hidden(touched.groups)["untouched"] == 3 - len(shown)
-    assert cds.count_hidden(touched.groups)["min-statements"] == 1
+    assert [group.evidence.name for group in touched.groups if not group.hidden_by] == shown
+    assert cds.count_hidden(touched)["untouched"] == 3 - len(shown)
+    assert cds.count_hidden(touched)["min-statements"] == 1
 
 
 # ---- Output ---------------------------------------------------------------------------------
@@ -8706,7 +8901,7 @@ def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
 def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
     report = many_groups(40)
     groups = [
-        group._replace(hidden_by="stub" if group.id[-1] in "02468" else None)
+        group._replace(hidden_by=cds.KNOWN if group.id[-1] in "02468" else None)
         for group in report.groups
     ]
     report = report._replace(groups=tuple(groups))
@@ -8718,7 +8913,7 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
     assert len(parts) == 40
     has_code = ["log.info" in part for part in parts]
     shown = [has for has, part in zip(has_code, parts) if 'data-rule=""' in part]
-    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="stub"' in part]
+    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="known"' in part]
     assert shown == sorted(shown, reverse=True) and hidden == sorted(hidden, reverse=True)
     assert any(shown) and not all(hidden)
     assert all(shown) or not any(hidden)
@@ -9173,10 +9368,11 @@ def starts_of(*groups):
     report = cds.build_report(copies, DUPLICATES)
     (whole,) = report.groups
     by_name = {member.record.file_path[0]: member for member in whole.members}
+    kinds = {kind.name: kind for kind in report.evidence}
     made = []
     for evidence, names in groups:
         members = tuple(by_name[name] for name in names)
-        made.append(whole._replace(evidence=evidence, copies=len(names), members=members))
+        made.append(whole._replace(evidence=kinds[evidence], copies=len(names), members=members))
     log = cds.report_as_sarif(report._replace(groups=tuple(made)), ".")
     check_sarif(log)
     starts = []
@@ -11499,6 +11695,16 @@ def test_readme_workflow_fails_on_what_a_pull_request_adds(
 
 
 @needs_readme
+def test_readme_says_of_each_rule_what_it_hides():
+    rows_of_rules = re.findall(
+        r"^\| `([\w-]+)` \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE
+    )
+    expected = {rule.name: rule.sentence for rule in cds.RULES}
+    found = {name: text.replace("`", "") for name, text in rows_of_rules if name in expected}
+    assert list(found.items()) == list(expected.items())
+
+
+@needs_readme
 def test_readme_queries_answer_what_they_say(tmp_path):
     failures = [
         record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
@@ -11749,7 +11955,9 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
         home = {copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies}
         groups = found_groups([*records, *copies], options)
         shown = [
-            g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)
+            group
+            for group in groups
+            if group.hidden_by is None and (change > 1 or group.evidence.is_same_code)
         ]
         found, unrelated = set(), 0
         for group in shown:
