@@ -5201,7 +5201,7 @@ def test_run_metadata_is_stored_and_returned(tmp_path):
         pytest.param([], FOUR, "completed_with_errors", id="intent-failures"),
     ],
 )
-def test_run_status_tells_of_analyzer_and_intent_failures(tmp_path, errors, records, status):
+def test_run_status_reports_analyzer_and_intent_failures(tmp_path, errors, records, status):
     assert store(tmp_path / "db", records, errors).status == status
     assert rows(tmp_path / "db", "SELECT status FROM runs") == [(status,)]
 
@@ -5315,7 +5315,7 @@ def test_killed_process_leaves_whole_runs_only(tmp_path, good_server):
             db,
             "SELECT record_count, (SELECT count(*) FROM records WHERE run_id = runs.id) FROM runs",
         )
-        assert all(told == stored == sizes[0] for told, stored in runs)
+        assert all(count == stored == sizes[0] for count, stored in runs)
     assert shell(*words).returncode == 0
 
 
@@ -5334,34 +5334,34 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
 
 def rescued(err, directory):
     """Return the file in a directory that a message names as the rescued run."""
-    told = err.partition("rescued, whole, in ")[2]
+    text = err.partition("rescued, whole, in ")[2]
     return max(
-        (path for path in directory.iterdir() if str(path) in told), key=lambda path: len(path.name)
+        (path for path in directory.iterdir() if str(path) in text), key=lambda path: len(path.name)
     )
 
 
-@pytest.mark.parametrize("where", ["beside", "temp"])
-def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
+@pytest.mark.parametrize("place", ["beside", "temp"])
+def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, place):
     source, folder = (
         tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
         tree(tmp_path / "d", {"x": ""}),
     )
     monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
     db = folder / "db"
-    if where == "beside":
+    if place == "beside":
         client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
     else:
         client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
     assert persist(source, db, client=client) == 1
     out, err = capsys.readouterr()
-    path = rescued(err, folder if where == "beside" else tmp_path / "t")
+    path = rescued(err, folder if place == "beside" else tmp_path / "t")
     assert out == "" and "cds: status=failed: " in err
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
     assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
 
 
-def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
+def test_run_is_rescued_if_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
     folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
     monkeypatch.chdir(folder)
@@ -5711,8 +5711,8 @@ def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
         process.wait()
     (pending,) = side_files(db)
     assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
-    told = ["Returns 0.", "Returns 1.", "Returns 2."]
-    assert sorted(intent for _, _, intent in kept(db)) == told
+    finished = ["Returns 0.", "Returns 1.", "Returns 2."]
+    assert sorted(intent for _, _, intent in kept(db)) == finished
     assert persist(tmp_path / "s", tmp_path / "other") == 0
     client = FakeClient()
     capsys.readouterr()
@@ -5725,10 +5725,10 @@ def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
     intents = rows(
         db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
     )
-    assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
+    assert [intent for (intent,) in intents] == [*finished, *["Does something."] * 2]
 
 
-def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
+def test_finished_calls_of_a_run_before_count_only_if_they_save_some(tmp_path, capsys):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     [code] = [one for one in built(source) if one.kind == "function"]
     keep(db, code.md5sum, md5(1))
@@ -5787,7 +5787,7 @@ def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
 
 
-def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path, capsys):
+def test_finished_calls_stay_if_the_run_cannot_be_stored(tmp_path, capsys):
     source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
     store(db)
     client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
@@ -5813,7 +5813,7 @@ def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
     assert synced == [line, 2 * line, 3 * line]
 
 
-def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
+def test_finished_calls_are_kept_if_they_cannot_be_synced(tmp_path, capsys):
     def sync(descriptor):
         failed.append(descriptor)
         raise OSError(errno.EIO, "Input/output error")
@@ -9996,13 +9996,13 @@ def test_enrich_intent_lists_as_many_rows_as_its_limit(tmp_path, capsys, limit, 
     assert last.startswith(f"{skipped} record") and "beyond the limit" in last
 
 
-def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
+def test_provider_that_cannot_be_checked_is_reported_first_and_stops_nothing(tmp_path):
     source = tree(tmp_path / "src", SOURCE)
     with serving(answer(), show=(404, b"404 page not found")) as (address, requests):
         done = shell("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
     assert done.returncode == 0 and len(requests) == 3
-    told, search = done.stderr.splitlines()[:2]
-    assert told.startswith("the model could not be checked: no Ollama answers there")
+    check, search = done.stderr.splitlines()[:2]
+    assert check.startswith("the model could not be checked: no Ollama answers there")
     assert search.startswith("search ")
 
 
@@ -10097,7 +10097,7 @@ def test_deleted_current_folder_matters_to_relative_paths_alone(tmp_path, good_s
         )
 
 
-def test_too_many_open_files_are_told_as_such(tmp_path, capsys):
+def test_too_many_open_files_are_reported_as_such(tmp_path, capsys):
     def refuse(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files", "some/file")
 
@@ -10253,11 +10253,11 @@ def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, n
     source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
     done = shell("persist", "--path", source, *no_server, "--db-path", db)
     assert done.returncode == 0 and done.stdout.endswith(" status=completed_with_errors\n")
-    told = done.stderr.splitlines()
-    assert told[0].startswith(
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(
         f"the model could not be checked: http://{no_server[1]} cannot be reached"
     )
-    assert told[-1].startswith("run again with --reuse-intents")
+    assert lines[-1].startswith("run again with --reuse-intents")
     found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
     assert [status for status, _ in found] == ["failed"] * 3
     assert all(no_server[1] in reason for _, reason in found)
@@ -10416,7 +10416,7 @@ def test_duplicates_of_a_source_tree_need_no_database(tmp_path, capsys):
     assert "0 records" in capsys.readouterr().out
 
 
-def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
+def test_a_gate_reports_its_verdict_last_and_on_stderr(tmp_path, capsys):
     source, base = (
         tree(tmp_path / "src", {"a.py": TWICE, "broken.py": "("}),
         tmp_path / "base.json",
@@ -10480,7 +10480,7 @@ def test_fail_on_takes_evidence(tmp_path, capsys, fail_on, code):
     assert run(*command, "--against", 1) == 0
 
 
-def test_new_intents_hit_the_gate_only_where_they_are_named(tmp_path):
+def test_new_intents_hit_the_gate_only_if_they_are_named(tmp_path):
     files = {"a.py": TOTAL, "b.py": OTHER}
     for sentence in (lambda code: code[:8], lambda code: SUM):
         assert (
@@ -10490,17 +10490,17 @@ def test_new_intents_hit_the_gate_only_where_they_are_named(tmp_path):
     assert [run(*command, what) for what in ("new", "exact,near", "any", "intent")] == [0, 0, 3, 3]
 
 
-def test_a_baseline_made_with_other_options_is_told_and_still_known(tmp_path, capsys):
+def test_a_baseline_made_with_other_options_is_reported_and_still_known(tmp_path, capsys):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
     assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     capsys.readouterr()
     against = ("--against", base, "--fail-on", "new", "--exclude", "none")
     assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
-    told = (
+    line = (
         "--against: the baseline was made with other options:"
         " code_similarity 0.55 (now 0.6), exclude "
     )
-    assert told in capsys.readouterr().err
+    assert line in capsys.readouterr().err
 
 
 def test_touching_hides_what_the_gate_must_not_see(tmp_path, capsys):
@@ -10654,8 +10654,8 @@ def test_what_the_baseline_could_not_read_is_no_news(tmp_path, capsys, unread):
     assert run(*gate) == 0
     err = capsys.readouterr().err
     assert "--against: the baseline could not read b.py\n" in err
-    told = "1 group unjudged, since the baseline could not hold it: write it anew\n"
-    assert told in err
+    line = "1 group unjudged, since the baseline could not hold it: write it anew\n"
+    assert line in err
     verdict = "no new groups; 0 known; 0 stale; 1 unjudged; not in the baseline: "
     assert err.endswith(f"gate: {verdict}code with 1 analyzer error there\n")
     # A copy in a file that was no trouble is news all the same.
@@ -10727,8 +10727,8 @@ def test_a_gate_that_touches_no_file_is_refused(tmp_path, monkeypatch, capsys, t
     assert run(*command, "--fail-on", "any", "--output", "out") == 2
     out, err = capsys.readouterr()
     assert (out, Path("out").exists()) == ("", False)
-    (told,) = [line for line in err.splitlines() if "--touching" in line]
-    assert told.startswith("cds: --touching: no file below ") and texts[0] in told
+    (line,) = [line for line in err.splitlines() if "--touching" in line]
+    assert line.startswith("cds: --touching: no file below ") and texts[0] in line
     # Without a gate it is a note, and so it is with a pattern that matches.
     assert run(*command) == 0
     assert f"--touching: no file matches {texts[0]}\n" in capsys.readouterr().err
@@ -10792,8 +10792,8 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, content, says):
     if content is not None:
         base.write_bytes(content)
     assert run("duplicates", "--path", source, "--against", base, "--output", out) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"cds: --against: {base} ") and says in told and told.count("\n") == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"cds: --against: {base} ") and says in text and text.count("\n") == 1
     assert not out.exists()
 
 
@@ -10925,7 +10925,7 @@ def test_signal_that_comes_twice_does_not_interrupt_the_end_of_a_command():
 
 
 class SignallingStream(io.StringIO):
-    """Sends this process a signal where a message with some words is written."""
+    """Sends this process a signal when a message with some words is written."""
 
     def __init__(self, words):
         super().__init__()
@@ -11353,13 +11353,13 @@ def hostile_tree(tmp_path, names, form="{}.py"):
         )
         content = compiled.read_bytes()
     files = {form.format(name): content for name in names}
-    # Large enough for a worker even where there is one processor.
+    # Large enough for a worker even if there is one processor.
     files["large.py"] = "#" * cds.HARMLESS_BYTES + "\n"
     files.update({f"filler/m{number:03}.py": TOTAL for number in range(130)})
     return tree(tmp_path / "tree", files)
 
 
-# Python runs it before the program, which then starts its workers in one way or another. It tells
+# Python runs it before the program, which then starts its workers in one way or another. It records
 # how many Pythons were started, and forgets the way, so that workers start as they would without.
 SITE_CUSTOMIZE = """import os
 with open(os.environ["STARTED"], "a") as file:
@@ -11383,7 +11383,7 @@ def zip_of(folder, main=None, name="cds.py"):
 
 
 def start_in(root, elsewhere, way):
-    """Prepare one way to start CDS where the current directory is the tree; return its words."""
+    """Prepare one way to start CDS with the tree as current directory; return its words."""
     program = Path(CDS).read_bytes()
     tree(elsewhere, {"cds.py": program})
     if way == "script in the tree":
@@ -11730,25 +11730,12 @@ def test_readme_says_of_each_rule_what_it_hides():
 
 
 @needs_readme
-def test_readme_queries_answer_what_they_say(tmp_path):
-    failures = [
-        record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
-        for n in (31, 42)
-    ]
-    copies = [record(TOTAL), record(TOTAL, "b.py", intent="Adds a date.")]
+def test_readme_query_finds_exact_duplicates_of_the_newest_run(tmp_path):
     stubs = [record("def f():\n    pass"), record("def f():\n    pass", "b.py")]
-    store(tmp_path / "db", [*copies, *stubs, *failures], root_path="/src")
-    exact, failed, dates, longest, new = readme_queries().values()
-    assert {row[2] for row in rows(tmp_path / "db", exact)} == {"a.py:1 b.py:1", "a.py:31 a.py:42"}
-    [(example, count)] = rows(tmp_path / "db", failed)
-    assert example.startswith("the prompt has ") and count == 2
-    assert [row[0] for row in rows(tmp_path / "db", dates)] == ["b.py"]
-    assert rows(tmp_path / "db", longest)[0][2] == 7
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [record(ASSIGNED)], root_path="/other")
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [*copies, record(ASSIGNED, "new.py")], root_path="/src")
-    assert [row[0] for row in rows(tmp_path / "db", new)] == ["new.py"]
+    store(tmp_path / "db", [record(OTHER), record(OTHER, "b.py")])
+    store(tmp_path / "db", [record(TOTAL), record(TOTAL, "b.py"), *stubs, record(OTHER)])
+    (query,) = readme_queries().values()
+    assert [row[1:] for row in rows(tmp_path / "db", query)] == [(2, "a.py:1 b.py:1")]
 
 
 # ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
