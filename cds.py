@@ -5452,7 +5452,7 @@ class FeatureNumbers:
         for trigram, count in counts.items():
             if count > 1:
                 # A set holds a feature once: as features of their own ten calls in a row are
-                # told from a single one.
+                # distinguished from a single one.
                 numbers += self.repetitions_of(trigram, count - 1)
         return tuple(numbers)
 
@@ -5468,7 +5468,7 @@ class Features(NamedTuple):
     """The features of a run by rank, the rarest first.
 
     `frequencies` says how many fragments have each, of `fragment_count` in all, `ordinals` which
-    repetition of a trigram it is, or 0 where it is none.
+    repetition of a trigram it is, or 0 if it is the first.
     """
 
     fragment_count: int
@@ -5483,8 +5483,8 @@ def collect_fragments(
 ) -> tuple[list[Fragment], Features]:
     """Return those definitions of these kinds as fragments, sorted by `md5sum`, and their features.
 
-    `facts` are those of each place. Where two are as good as each other the first is taken, so the
-    order must not depend on places: a renamed file changes nothing but paths.
+    `facts` are those of each place. Of two that are as good as each other the first is taken, so
+    the order must not depend on places: a renamed file changes only paths.
     """
     copies: dict[str, list[Record]] = collections.defaultdict(list)
     for record in definitions:
@@ -5582,7 +5582,7 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
 def similar_pairs(
     sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE
 ) -> Similar:
-    """Return what sets of features have a Jaccard index of `threshold` or more.
+    """Return the pairs and families of sets with a Jaccard index of `threshold` or more.
 
     Each set is in ascending order. The fewer sets have a feature, the lower it should be: only sets
     that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
@@ -5619,7 +5619,7 @@ class Join(ABC):
         """Return by what those to come find a number."""
 
     def join(self, indexes: Sequence[int]) -> Similar:
-        """Return what is similar, once all was compared: each number is one of the indexes."""
+        """Compare everything, and return what is similar: each number is one of the indexes."""
         for number in range(len(indexes)):
             self.add(number)
         pairs = {}
@@ -5742,7 +5742,7 @@ class SimilarityJoin(Join):
         return features[: max(0, len(features) - least + PREFIX_MATCHES)]
 
     def keys(self, number: int) -> Iterable[int]:
-        """Return the features of a set by which smaller ones find it, where several have them."""
+        """Return the features of a set by which smaller ones find it, if several have them."""
         # Two thirds of the features stand in one prefix alone: an index of them would be large.
         return [feature for feature in self.found_by(number) if self.frequencies[feature] > 1]
 
@@ -7150,7 +7150,7 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
 
 # ---- Baseline -------------------------------------------------------------------------------
 #
-# A gate must tell code that was copied from code that was edited, moved or renamed. So a group is
+# A gate must not take code that was edited, moved or renamed for a new copy. So a group is
 # not looked up by its id: each definition is matched with one of the baseline, and a pair is known
 # if its two stood together there, in whatever group.
 
@@ -7193,7 +7193,7 @@ def is_vouched_for(group: CloneGroup) -> bool:
 
 
 def identity(member: Member) -> Identity:
-    """Return what stays the same while the code of a definition is edited."""
+    """Return a member's identity, which stays the same while its code is edited."""
     return member.record.file_path, member.record.kind, member.qualified_name
 
 
@@ -7336,7 +7336,7 @@ def bound_of(options: DuplicateOptions, evidence: Evidence) -> float:
 
 
 def repeated(sets: Sequence[Collection[int]]) -> set[int]:
-    """Return what is in two of the sets, or more."""
+    """Return the items that are in two or more of the sets."""
     # The largest is not gone through: one member in very many groups has a large one in each.
     *others, largest = sorted(sets, key=len)
     seen: set[int] = set()
@@ -7363,7 +7363,7 @@ def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
 
 
 def match_keys(member: Member) -> tuple[Hashable, ...]:
-    """Return what a member is matched by, the strongest first.
+    """Return the keys that a member is matched by, the strongest first.
 
     It stands where it stood; it was moved from where it stands no more (see standing_identities);
     it was edited where it stood; or it has the code of something that was edited.
@@ -7373,7 +7373,7 @@ def match_keys(member: Member) -> tuple[Hashable, ...]:
 
 
 def standing_identities(members: Iterable[Member], known: Sequence[Member]) -> set[Identity]:
-    """Return which members of a baseline stand where they did, edited or not, by their identity.
+    """Return the identities of a baseline's members that stand where they did, edited or not.
 
     Where the code of another one stands now, that one was moved there.
     """
@@ -7394,7 +7394,7 @@ class Matching:
     (augmenting paths; Kuhn, "The Hungarian method", 1955).
     """
 
-    # No choice is final, so an `add` fails only where no matching serves all members so far (Berge,
+    # No choice is final, so an `add` fails only if no matching serves all members so far (Berge,
     # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
     # order of its members. What a search in vain has reached leads no later one to a free member.
 
@@ -7417,7 +7417,7 @@ class Matching:
     def match_all(self) -> list[Optional[int]]:
         """Match all members; return the position of what serves each, or None.
 
-        The strongest matches come first. So edited code keeps its place, even where its old text
+        The strongest matches come first. So edited code keeps its place, even if its old text
         was copied elsewhere.
         """
 
@@ -7482,7 +7482,7 @@ class Matching:
 def report_from_json(
     text: str, evidence: Sequence[Evidence] = EVIDENCE, rules: Sequence[Rule] = RULES
 ) -> Report:
-    """Return what `--format json` wrote, without the code; raise ValueError for any other text.
+    """Return the report that `--format json` wrote, without code; raise ValueError for other text.
 
     `evidence` and `rules` are those that it may name.
     """
@@ -7587,7 +7587,7 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
 
 
 def texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Return a list of texts in a JSON object; raise TypeError where it is anything else."""
+    """Return a list of texts in a JSON object; raise TypeError for anything else."""
     texts = typed_field(fields, name, list)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(name)
@@ -7605,7 +7605,7 @@ def similarity_field(fields: Mapping[str, object], name: str) -> float:
 
 
 def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
-    """Return a field of a JSON object; raise TypeError where it is of another type."""
+    """Return a field of a JSON object; raise TypeError if it is of another type."""
     value = fields[name]
     if not isinstance(value, kind):
         raise TypeError(name)
