@@ -3969,6 +3969,7 @@ class ChatClient(LLMClient):
     need be by other methods.
     """
 
+    addresses: "re.Pattern[str]"  # those that speak this API, by their end
     key_name: str  # the environment variable that holds the key
     key_header = BEARER
     path: str  # of the requests
@@ -4254,6 +4255,7 @@ OLLAMA_REFUSALS = (
 class OllamaClient(ChatClient):
     """Asks an Ollama server (`POST /api/chat`), a request a try, up to three tries a call."""
 
+    addresses = re.compile("")
     key_name = "OLLAMA_API_KEY"
     path = "/api/chat"
     absent = "start it with 'ollama serve', or check the provider URL"
@@ -4375,6 +4377,7 @@ class OpenAIClient(ChatClient):
     """
 
     key_name = "OPENAI_API_KEY"
+    addresses = V1
     path = "/v1/chat/completions"
     absent = "start it, or check the provider URL"
     # Thinking is switched off in both ways that servers know. Of `max_tokens` only the name counts.
@@ -9615,12 +9618,16 @@ RUN_REMEDY = "name a file that 'cds persist' wrote"
 SAME_SIGNAL_SECONDS = 1.0
 
 
+# The first whose addresses match speaks the API of a server.
+PROVIDERS: Sequence[type[ChatClient]] = (OpenAIClient, OllamaClient)
+
+
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
     """Return the client for the API that an address names, with the key of the environment."""
     # The address decides alone. Asking the server which API it speaks would send it a request
     # that it may not expect, before any key is known to be meant for it.
     url = parse_provider_url(provider_url).url
-    client_class = OpenAIClient if V1.search(url) else OllamaClient
+    client_class = next(one for one in PROVIDERS if one.addresses.search(url))
     api_key = os.environ.get(client_class.key_name, "")
     return client_class(provider_url, model, api_key=api_key, **options)
 
@@ -9722,17 +9729,18 @@ def check_path(args: argparse.Namespace) -> None:
     if os.path.isfile(path) and has_foreign_suffix(path, known):
         suffixes = " or ".join(known)
         raise UsageError(
-            f"--path: {path} is no Python source by its suffix: "
+            f"--path: {path} is no source by its suffix: "
             f"name a {suffixes} file, one without a suffix, or a directory"
         )
 
 
 def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
     """Return whether a file's suffix is that of something other than source."""
-    suffix = os.path.splitext(path)[1].lower()
+    name = path.lower()
+    suffix = os.path.splitext(name)[1]
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
-    return is_suffix and suffix not in known
+    return is_suffix and not name.endswith(tuple(known))
 
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
@@ -10060,7 +10068,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     hits = gate_hits(report, args.fail_on)
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
-    write_report(args, report, verdict)
+    REPORT_WRITERS[args.format](args, report, verdict)
     # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
@@ -10285,21 +10293,18 @@ def root_directory(report: Report, args: argparse.Namespace) -> str:
     return directory
 
 
-def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None:
-    """Write a report in the form that the command line asks for, to stdout or `--output`."""
-    if args.format == "json":
-        write_pieces(args, report_json(report))
-    elif args.format == "html":
-        # The page shows code; JSON and SARIF do not.
-        whole = report._replace(groups=with_codes(args, report.run, report.groups))
-        write_pieces(args, report_as_page(whole))
-    elif args.format == "sarif":
-        write_sarif(args, report)
-    else:
-        write_report_table(args, report, verdict)
+def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+    """Write a report as JSON."""
+    write_pieces(args, report_json(report))
 
 
-def write_sarif(args: argparse.Namespace, report: Report) -> None:
+def write_page(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+    """Write a report as a page, which shows the code of its groups."""
+    whole = report._replace(groups=with_codes(args, report.run, report.groups))
+    write_pieces(args, report_as_page(whole))
+
+
+def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None:
     """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
@@ -10332,6 +10337,15 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     is_coloured = args.output is None and wants_colour(sys.stdout)
     styled = styled_lines(lines, width, is_coloured)
     write_pieces(args, (line + "\n" for line in styled))
+
+
+# The forms of a report, and what writes it, to stdout or `--output`.
+REPORT_WRITERS = {
+    "table": write_report_table,
+    "json": write_report_json,
+    "html": write_page,
+    "sarif": write_sarif,
+}
 
 
 def with_codes(
@@ -10748,7 +10762,7 @@ COMMANDS = {
             REPORT_OPTIONS,
             COMPARISON_OPTIONS,
             LISTING_OPTIONS,
-            output_options("table", "json", "html", "sarif"),
+            output_options(*REPORT_WRITERS),
             GATE_OPTIONS,
         ),
         description="Report what a source tree or a stored run holds twice: the same code, similar"

@@ -1267,14 +1267,14 @@ def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, n
     path = tree(tmp_path / "s", {name: '{"cells": []}'}) / name
     options = [word.format(tmp_path) for word in OPTIONS[command]]
     assert refused(capsys, tmp_path, command, "--path", path, *options) == (
-        f"cds: --path: {path} is no Python source by its suffix: "
+        f"cds: --path: {path} is no source by its suffix: "
         "name a .py or .pyw file, one without a suffix, or a directory\n"
     )
 
 
 def test_report_on_a_single_file_of_another_language_is_refused(tmp_path, capsys):
     path = tree(tmp_path, {"n.ipynb": '{"cells": []}'}) / "n.ipynb"
-    assert " no Python source " in refused(capsys, tmp_path, "duplicates", "--path", path)
+    assert " is no source by its suffix" in refused(capsys, tmp_path, "duplicates", "--path", path)
 
 
 @pytest.mark.parametrize("name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."])
@@ -10030,7 +10030,7 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     source = tree(tmp_path, {name: ""}) / name
     words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
     err = refused(capsys, tmp_path, "persist", *words)
-    assert f"--path: {source} is no Python source" in err
+    assert f"--path: {source} is no source" in err
     assert source.exists()
 
 
