@@ -1646,7 +1646,8 @@ ESCAPE_OR_QUOTES = {
 }
 STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
-PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
+# A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
+PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
 # As in "size (int): how many", which is no sentence.
 PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")

@@ -548,7 +548,7 @@ WORST_TEXTS = {
     "EMPTY_LINE": ("\r\n# \\#", "", "x", BODY),
     "DOCSTRING_START": ("\f \t", "", "x", BODY),
     "STATEMENT_END": (" \t", "'a'", "x", BODY),
-    "PARAGRAPH_END": ("\n \t \t", "a", "a:", SENTENCE),
+    "PARAGRAPH_END": ("\n \t:a", "a", "a:", SENTENCE),
     "EXAMPLE": ("\n  >>", "a", "", SENTENCE),
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
@@ -2372,6 +2372,14 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
         pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
         pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
+        pytest.param('"""Add it\n    :param dict[a:b] x: y"""', "Add it", id="field with a colon"),
+        pytest.param('"""Add it\n    :return:\n        x"""', "Add it", id="field alone"),
+        pytest.param('"""Add it\n    :rtype:"""', "Add it", id="field at the end"),
+        pytest.param(
+            '"""Add to\n    :class:`A`, so: x."""', "Add to `A`, so: x.", id="broken role"
+        ),
+        pytest.param('"""Add\n\t:py:meth:`~a.b` up."""', "Add `~a.b` up.", id="role of a domain"),
+        pytest.param('"""Add\n    :: x"""', "Add :: x", id="no field"),
         pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
         pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
         pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
