@@ -5936,6 +5936,18 @@ def intent_pairs(
     return similar_intents(texts, thresholds, [*map(is_class, fragments)])
 
 
+def compared_words(sentence: str) -> frozenset[str]:
+    """Return the meaningful words of a sentence, and with a `:` once more those before its colon.
+
+    There a model names the purpose, as in "Filters a list: keeps the items that pass a test."
+    """
+    words = meaningful_words(sentence)
+    named, colon, _ = sentence.partition(": ")
+    if not colon:
+        return words
+    return words.union(f"{word}:" for word in meaningful_words(named))
+
+
 def meaningful_words(sentence: str) -> frozenset[str]:
     """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
     meaningful = set()
@@ -5958,7 +5970,7 @@ def similar_intents(
     words is similar to none. One that is similar to `family_size` shorter ones heads a family, as
     in `similar_pairs`.
     """
-    words = [meaningful_words(sentence) for sentence in sentences]
+    words = [compared_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
     lengths = [squared_length(own, squares) for own in words]
     by_length = sorted(range(len(words)), key=lengths.__getitem__)

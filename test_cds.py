@@ -6487,6 +6487,13 @@ def test_meaningful_words_are_one_for_all_of_the_same_meaning():
     assert not one & cds.meaningful_words("Removes the least string")
 
 
+def test_compared_words_hold_those_before_the_first_colon_twice():
+    found = cds.compared_words("Filters a list: keeps items: filters.")
+    assert found == {"filter", "filter:", "array", "array:", "keep", "item"}
+    for sentence in ("", ": ", "a: ", "Reads host:port at 10:30:"):
+        assert cds.compared_words(sentence) == cds.meaningful_words(sentence)
+
+
 def test_no_word_has_two_meanings():
     lines = cds.SYNONYMS.split("\n")
     stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
@@ -6495,7 +6502,11 @@ def test_no_word_has_two_meanings():
 
 def vector(number, sentences):
     """Return the weights of a sentence as the measure defines them, ghost words and all."""
-    words = [cds.meaningful_words(sentence) for sentence in sentences]
+    words = []
+    for sentence in sentences:
+        *named, _ = sentence.split(": ", 1) if ": " in sentence else [sentence]
+        before_colon = cds.meaningful_words(" ".join(named))
+        words.append([*cds.meaningful_words(sentence), *((word, "named") for word in before_colon)])
     weights = {("ghost", number, n): 1.0 for n in range(3)}
     for word in words[number]:
         holders = sum(word in other for other in words)
@@ -6513,9 +6524,9 @@ def random_sentences(rng):
     words = [f"w{n}x" for n in range(60)]
     commonness = [60 / (n + 1) for n in range(60)]
     sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
-    return (
-        sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
-    )
+    with_colon = [sentence.replace(" ", ": ", 1) for sentence in sentences[10:]]
+    more = [f"{sentence} {rng.choice(words)}" for sentence in sentences[:10] + with_colon]
+    return sentences + more + sentences[:20]
 
 
 def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
@@ -6545,6 +6556,11 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
         pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
         pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
         pytest.param("the of", "the of", None, id="no words"),
+        pytest.param("alpha: beta", "alpha: gamma", 2 / 6, id="the one before the colon"),
+        pytest.param("alpha: beta", "gamma: beta", 1 / 6, id="the one behind the colon"),
+        pytest.param("alpha: beta", "beta: alpha", 2 / 6, id="before and behind the colon"),
+        pytest.param("alpha: the", "alpha: of", 2 / 5, id="nothing behind the colon"),
+        pytest.param("al:pha beta", "al:pha gamma", 2 / 6, id="a colon within a word"),
     ],
 )
 def test_short_sentences_must_share_more_than_long_ones(one, other, score):
