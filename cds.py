@@ -5769,7 +5769,6 @@ def feature_count(sets: Iterable[Sequence[int]]) -> int:
 
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
-DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
 GHOST_WORDS = 3  # the words more that each sentence counts as having
 # Many formulas ("Return the name.") of many functions each make a family each, so it begins earlier
 # than one of code. In libraries a sentence has up to forty similar ones.
@@ -5903,37 +5902,14 @@ def find_sentences(
     return sentences
 
 
-def shared_sentence(
-    records: Iterable[Record], sentences: Mapping[Place, Sentence]
-) -> Optional[Sentence]:
-    """Return the sentence of equal code; of several the first in the order of the text.
+def shared_text(records: Iterable[Record], sentences: Mapping[Place, Sentence]) -> str:
+    """Return the sentence of equal code, or nothing; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    found = filter(None, map(sentences.get, map(sort_key, records)))
-    return min(
-        found,
-        key=lambda sentence: (sentence.source != MODEL, sentence.text),
-        default=None,
-    )
-
-
-def intent_pairs(
-    fragments: Sequence[Fragment],
-    sentences: Mapping[Place, Sentence],
-    threshold: float,
-) -> Similar:
-    """Return which fragments, by index, have similar sentences: a class and a function never."""
-    # A model was asked what this code does. Docstrings are formulas more often ("Return the
-    # name."), and many describe the whole interface: so they must be more similar to mean the same.
-    of_docstring = max(threshold, DOCSTRING_SIMILARITY)
-    texts, thresholds = [], []
-    for fragment in fragments:
-        sentence = shared_sentence(fragment.records, sentences)
-        texts.append(sentence.text if sentence else "")
-        is_docstring = sentence is not None and sentence.source == DOCSTRING
-        thresholds.append(of_docstring if is_docstring else threshold)
-    return similar_intents(texts, thresholds, [*map(is_class, fragments)])
+    found = list(filter(None, map(sentences.get, map(sort_key, records))))
+    found.sort(key=lambda sentence: (sentence.source != MODEL, sentence.text))
+    return found[0].text if found else ""
 
 
 def compared_words(sentence: str) -> frozenset[str]:
@@ -5960,11 +5936,11 @@ def meaningful_words(sentence: str) -> frozenset[str]:
 
 def similar_intents(
     sentences: Sequence[str],
-    thresholds: Sequence[float],
     kinds: Sequence[object],
+    threshold: float,
     family_size: int = INTENT_FAMILY_SIZE,
 ) -> Similar:
-    """Return which sentences of a kind are as similar as the higher of their thresholds asks.
+    """Return which sentences of one kind have a similarity of `threshold` or more.
 
     The similarity is the cosine of the sentences' words by weight, from 0 to 1. A sentence without
     words is similar to none. One that is similar to `family_size` shorter ones heads a family, as
@@ -5975,10 +5951,9 @@ def similar_intents(
     lengths = [squared_length(own, squares) for own in words]
     by_length = sorted(range(len(words)), key=lengths.__getitem__)
     intents = [
-        Intent(words[index], GHOST_WORDS + lengths[index], thresholds[index], kinds[index])
-        for index in by_length
+        Intent(words[index], GHOST_WORDS + lengths[index], kinds[index]) for index in by_length
     ]
-    return IntentJoin(intents, squares, family_size).join(by_length)
+    return IntentJoin(intents, squares, threshold, family_size).join(by_length)
 
 
 def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
@@ -6011,14 +5986,13 @@ def word_order(squares: Mapping[str, float]) -> dict[str, int]:
 
 
 class Intent(NamedTuple):
-    """What is compared of a sentence: its words, from which similarity on, and with which others.
+    """What is compared of a sentence: its words, and with which others.
 
     `length` is the squared length of the words by weight, those of the ghost words included.
     """
 
     words: frozenset[str]
     length: float
-    threshold: float
     kind: object
 
 
@@ -6034,22 +6008,23 @@ class IntentJoin(Join):
     # all sentences. The first word that two share stands, in both, before the weight left falls
     # below what they share. So the pair is found where each sentence looks itself up under its
     # words up to the first bound, and is indexed, for those no shorter, under its words up to the
-    # second. The t of two is the higher one of theirs, so with its own each looks far enough.
+    # second.
 
     def __init__(
         self,
         intents: Sequence[Intent],
         squares: Mapping[str, float],
+        threshold: float,
         family_size: int,
     ) -> None:
         super().__init__(family_size)
-        self.intents, self.squares = intents, squares
+        self.intents, self.squares, self.threshold = intents, squares, threshold
         self.order = word_order(squares)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the shorter sentences that are similar to `new`, and how much."""
-        words, length, threshold, _ = self.intents[new]
-        half = threshold**2 * length / 2
+        words, length, _ = self.intents[new]
+        half = self.threshold**2 * length / 2
         least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS)
         candidates: set[int] = set()
         for key in self.prefix(new, least):
@@ -6059,21 +6034,20 @@ class IntentJoin(Join):
             other = self.intents[old]
             shared = squared_length(words & other.words, self.squares)
             similarity = shared / math.sqrt(length * other.length)
-            if similarity >= max(threshold, other.threshold):
+            if similarity >= self.threshold:
                 similar[old] = similarity
         return similar
 
     def keys(self, number: int) -> Iterable[object]:
         """Return the words of a sentence by which those no shorter find it."""
-        intent = self.intents[number]
-        return self.prefix(number, intent.threshold * intent.length)
+        return self.prefix(number, self.threshold * self.intents[number].length)
 
     def prefix(self, number: int, least: float) -> list[tuple[object, str]]:
         """Return the words of a sentence among which a similar one has the first that they share.
 
         It shares at least a weight of `least`.
         """
-        words, length, _, kind = self.intents[number]
+        words, length, kind = self.intents[number]
         left = length - GHOST_WORDS
         prefix = []
         for word in sorted(words, key=self.order.__getitem__):
@@ -6285,7 +6259,8 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
     options, large = run.options, run.large_fragments()
-    similar = intent_pairs(large, run.sentences, options.intent_similarity)
+    texts = [shared_text(fragment.records, run.sentences) for fragment in large]
+    similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
     def is_near(one: int, other: int) -> bool:
         return jaccard(large[one].trigrams, large[other].trigrams) >= options.code_similarity
@@ -7669,7 +7644,7 @@ def hide_elsewhere(report: Report, area: str) -> Report:
 
 
 def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
-    """Return the report with groups hidden by the rules of a stage, which is given what is wanted."""
+    """Return the report with groups hidden by the rules of a stage that asks what is wanted."""
     groups = []
     for group in report.groups:
         if group.hidden_by is None:

@@ -6530,8 +6530,7 @@ def random_sentences(rng):
 
 
 def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
-    count = len(sentences)
-    return cds.similar_intents(sentences, [threshold] * count, [False] * count, family_size)
+    return cds.similar_intents(sentences, [False] * len(sentences), threshold, family_size)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -6625,10 +6624,9 @@ def test_few_similar_sentences_are_compared_each_with_each():
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
-def test_sentences_are_compared_with_those_of_their_kind_from_the_higher_threshold_on():
-    sentences, kinds = [LONG_INTENT] * 4, [False, True, False, False]
-    found = cds.similar_intents(sentences, [0.46, 0.46, 0.99, 0.5], kinds)
-    assert [*found.pairs] == [(0, 3)]
+def test_sentences_are_compared_with_those_of_their_kind():
+    found = cds.similar_intents([LONG_INTENT] * 3, [False, True, False], 0.46)
+    assert [*found.pairs] == [(0, 2)]
 
 
 def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
@@ -6669,18 +6667,14 @@ def test_docstrings_stand_in_where_there_is_no_intent():
     assert sources(*two) == sources(*two, intents="model") == []
 
 
-def test_docstrings_must_be_more_similar_than_intents():
-    pair = (
-        record(TOTAL, intent="alpha beta gamma delta epsilon"),
-        OTHER,
-        "alpha beta gamma delta zeta eta",
-    )
-    score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
-    assert DUPLICATES.intent_similarity < score < 0.5
-    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
-    assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
-    pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
-    assert sources(*pair, intent_similarity=0.9) == []
+def test_docstrings_are_compared_as_intents_are():
+    one, other = "alpha beta gamma delta epsilon", "alpha beta gamma delta zeta eta"
+    score = similar_sentences([one, other], 0.1).pairs[0, 1]
+    for bound, found in ((score, True), (score + 0.001, False)):
+        pair = record(TOTAL, intent=one), record(OTHER, "b.py", intent=other)
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+        pair = documented(TOTAL, one, "a.py"), documented(OTHER, other, "b.py")
+        assert bool(sources(*pair, intent_similarity=bound)) is found
 
 
 # ---- Groups ---------------------------------------------------------------------------------
