@@ -5783,6 +5783,7 @@ STOP_WORDS = frozenset(
     whose will with
     """.split()  # noqa: SIM905
 )
+ARTICLES = frozenset(("a", "an", "the"))
 # Words that mean the same, or nearly, in descriptions of code; each line has one meaning.
 SYNONYMS = """
     return compute calculate evaluate get fetch find obtain retrieve
@@ -5868,6 +5869,84 @@ def first_of_each_line(table: str) -> dict[str, str]:
 
 
 SAME_MEANING = first_of_each_line(SYNONYMS)
+# What is done and undone, or stands at two ends; those that mean the same have their opposites too.
+OPPOSITES = """
+    accept reject
+    acquire release
+    add delete
+    after before
+    allow deny
+    archive unarchive
+    attach detach
+    backward forward
+    bind unbind
+    bottom top
+    child parent
+    close open
+    collapse expand
+    commit rollback
+    compress decompress
+    connect disconnect
+    create delete
+    decode encode
+    decrease increase
+    decrement increment
+    decrypt encrypt
+    delete insert
+    delete set
+    deserialize serialize
+    disable enable
+    download upload
+    end begin
+    enter exit
+    enter leave
+    escape unescape
+    exclude include
+    export import
+    first last
+    format parse
+    freeze unfreeze
+    from to
+    get set
+    grant revoke
+    hide show
+    input output
+    install uninstall
+    left right
+    load save
+    lock unlock
+    login logout
+    lower upper
+    max min
+    merge split
+    mount unmount
+    next previous
+    pack unpack
+    pause resume
+    pop push
+    prefix suffix
+    receive send
+    register unregister
+    register deregister
+    resume suspend
+    set unset
+    start stop
+    subscribe unsubscribe
+    subtract add
+    unwrap wrap
+"""
+DIFFERING_WORDS = 2  # in which sentences begin to differ
+
+
+def meaning(word: str) -> str:
+    """Return the stem of a word, or that of the first of those that mean the same."""
+    stem = word_stem(word)
+    return SAME_MEANING.get(stem, stem)
+
+
+OPPOSITE_MEANINGS = {
+    frozenset(map(meaning, line.split())) for line in OPPOSITES.strip().splitlines()
+}
 
 
 class Sentence(NamedTuple):
@@ -5926,12 +6005,24 @@ def compared_words(sentence: str) -> frozenset[str]:
 
 def meaningful_words(sentence: str) -> frozenset[str]:
     """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
-    meaningful = set()
-    for word in WORD.findall(sentence.lower()):
-        if word not in STOP_WORDS:
-            stem = word_stem(word)
-            meaningful.add(SAME_MEANING.get(stem, stem))
-    return frozenset(meaningful)
+    words = WORD.findall(sentence.lower())
+    return frozenset(meaning(word) for word in words if word not in STOP_WORDS)
+
+
+def are_opposite(one: str, other: str) -> bool:
+    """Return whether two sentences begin to differ in words of opposite meaning.
+
+    What stands behind a colon tells more of the purpose, in words that come as they like.
+    """
+    named = [
+        [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
+        for sentence in (one, other)
+    ]
+    own = [
+        [word for word in words if word not in others and word not in ARTICLES][:DIFFERING_WORDS]
+        for words, others in (named, reversed(named))
+    ]
+    return any(frozenset(pair) in OPPOSITE_MEANINGS for pair in itertools.product(*own))
 
 
 def similar_intents(
@@ -6177,6 +6268,14 @@ def is_caller(pair: SimilarPair, _: Comparison) -> bool:
     one, other = pair.one.facts, pair.other.facts
     is_call = other.name in one.calls or one.name in other.calls
     return pair.evidence.compares_sentences and is_call
+
+
+def is_opposite(pair: SimilarPair, run: Comparison) -> bool:
+    """Return whether the intent of one piece is the opposite of the other's."""
+    if not pair.evidence.compares_sentences:
+        return False
+    one, other = (shared_text(part.records, run.sentences) for part in (pair.one, pair.other))
+    return are_opposite(one, other)
 
 
 def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
@@ -6648,6 +6747,12 @@ RULES = (
         sentence="A caller and what it calls.",
         stage=OF_PAIRS,
         hides=is_caller,
+    ),
+    Rule(
+        name="opposite",
+        sentence="Code whose intents differ in words of opposite meaning, as encode and decode.",
+        stage=OF_PAIRS,
+        hides=is_opposite,
     ),
     Rule(
         name="contained",

@@ -6494,6 +6494,35 @@ def test_compared_words_hold_those_before_the_first_colon_twice():
         assert cds.compared_words(sentence) == cds.meaningful_words(sentence)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param("Encodes a header value.", "Decode header values.", True, id="verbs"),
+        pytest.param("Reads the settings.", "Writes the settings.", True, id="synonyms"),
+        pytest.param("Gets the first line of a file.", "Gets the final line.", True, id="ends"),
+        pytest.param("Converts a row to JSON.", "Converts a row from JSON.", True, id="direction"),
+        pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
+        pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
+        pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
+        pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
+        pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
+        pytest.param(
+            "Takes items: up to a count.", "Takes items: from the start.", False, id="behind colons"
+        ),
+        pytest.param("", "Opens it.", False, id="nothing"),
+    ],
+)
+def test_opposites_stand_where_sentences_begin_to_differ(one, other, expected):
+    assert cds.are_opposite(one, other) is cds.are_opposite(other, one) is expected
+
+
+def test_no_opposites_mean_the_same():
+    assert all(len(pair) == 2 for pair in cds.OPPOSITE_MEANINGS)
+    lines = cds.OPPOSITES.strip().splitlines()
+    assert len(lines) == len(set(lines))
+
+
 def test_no_word_has_two_meanings():
     lines = cds.SYNONYMS.split("\n")
     stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
@@ -7203,6 +7232,21 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     ]
     pair = [record(code, f"{n}.py", kind="class", intent=SUM) for n, code in enumerate(codes)]
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
+
+
+def test_code_of_opposite_intents_is_hidden():
+    pair = [
+        record(TOTAL, intent="Encodes a header value as quoted text."),
+        record(OTHER, "b.py", intent="Decodes a header value from quoted text."),
+    ]
+    assert groups_of(*pair) == [("intent", "opposite", ["a.py", "b.py"])]
+    third = record(SPLIT, "c.py", intent="Encodes header values in quoted text.")
+    assert groups_of(*pair, third) == [("intent", None, ["a.py", "c.py"])]
+    near = [
+        record(code, f"{n}.py", intent=one.intent)
+        for n, code, one in zip("ab", (TOTAL, TOTAL_RENAMED), pair)
+    ]
+    assert [entry[:2] for entry in groups_of(*near)] == [("near", None)]
 
 
 def test_groups_of_a_shown_class_group_are_hidden():
@@ -8431,6 +8475,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "short",
         "inside",
         "calls",
+        "opposite",
         "contained",
         "overlap",
         "known",
