@@ -5259,6 +5259,7 @@ class Evidence(NamedTuple):
 OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
 OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
 OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
+OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup): with the last of the best groups of a section
 OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
 OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
 OF_AREAS = "areas"  # (CloneGroup, area): where only groups of this area are asked for
@@ -5293,16 +5294,18 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
-    `exclude` holds the patterns that the search for source was given; `intents` is one of
-    INTENT_CHOICES.
+    If `best_intents`, only the best groups by intent are shown, as many as the number of sentences
+    lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
+    of INTENT_CHOICES.
     """
 
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
     code_similarity: float = 0.55
-    intent_similarity: float = 0.46
+    intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
+    best_intents: bool = True
 
 
 class Member(NamedTuple):
@@ -6186,6 +6189,10 @@ class Comparison(NamedTuple):
     options: DuplicateOptions
     rules: Sequence[Rule]
 
+    def text_of(self, fragment: Fragment) -> str:
+        """Return the intent of a fragment, or nothing."""
+        return shared_text(fragment.records, self.sentences)
+
     def large_fragments(self) -> list[Fragment]:
         """Return the fragments that are not too small to be compared."""
         least = self.options.min_statements
@@ -6274,8 +6281,7 @@ def is_opposite(pair: SimilarPair, run: Comparison) -> bool:
     """Return whether the intent of one piece is the opposite of the other's."""
     if not pair.evidence.compares_sentences:
         return False
-    one, other = (shared_text(part.records, run.sentences) for part in (pair.one, pair.other))
-    return are_opposite(one, other)
+    return are_opposite(run.text_of(pair.one), run.text_of(pair.other))
 
 
 def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
@@ -6358,7 +6364,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
     options, large = run.options, run.large_fragments()
-    texts = [shared_text(fragment.records, run.sentences) for fragment in large]
+    texts = [*map(run.text_of, large)]
     similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
     def is_near(one: int, other: int) -> bool:
@@ -6649,6 +6655,43 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
+# Which groups by intent are the best ones
+
+# Pairs that are similar by chance grow with the square of the sentences, so that no one bound on
+# their similarity is right for a large run and a small one.
+SENTENCES_A_GROUP, LEAST_BEST = 10, 20
+
+
+def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGroup]:
+    """Return groups with those by intent hidden that are less similar than the best ones."""
+    rivals = [
+        group
+        for group in groups
+        if group.evidence.compares_sentences and not (group.hidden_by or group.are_siblings)
+    ]
+    sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
+    most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
+    if not run.options.best_intents or len(rivals) <= most:
+        return list(groups)
+    last = sorted(rivals, key=best_first)[most - 1]
+    marked = []
+    for group in groups:
+        if group.hidden_by is None:
+            group = group._replace(hidden_by=first_rule(run.rules, OF_SECTIONS, group, last))
+        marked.append(group)
+    return marked
+
+
+def best_first(group: CloneGroup) -> tuple[float, str]:
+    """Return what groups are sorted by, the most similar ones first."""
+    return -group.similarity, group.id
+
+
+def is_weaker(group: CloneGroup, last: CloneGroup) -> bool:
+    """Return whether a group by intent comes after the last one of the best."""
+    return group.evidence.compares_sentences and best_first(group) > best_first(last)
+
+
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
     """Return whether no member of a group stands in one of these files."""
     return not any(member.record.file_path in touched for member in group.members)
@@ -6689,6 +6732,12 @@ EVIDENCE = (  # strongest first, the order of the report
         size_option="min_statements",
         similarity_option="intent_similarity",
     ),
+)
+WEAKER = Rule(
+    name="weaker",
+    sentence="Groups by intent after the best ones: one for ten sentences, and at least twenty.",
+    stage=OF_SECTIONS,
+    hides=is_weaker,
 )
 KNOWN = Rule(
     name="known",
@@ -6770,6 +6819,7 @@ RULES = (
         hides=is_overlap,
         vouches=True,
     ),
+    WEAKER,
     KNOWN,
     UNJUDGED,
     Rule(
@@ -7210,7 +7260,7 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
             group = describe_group(cluster, run)
             found.append(with_intents(group, run))
         groups += sorted(found, key=rank_key)
-    return hide_superfluous(groups, run.rules)
+    return hide_weaker(hide_superfluous(groups, run.rules), run)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:
@@ -8053,7 +8103,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence.compares_sentences:
-            for text in _missing_intents(report):
+            for text in _intent_notes(report):
                 yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
     for text in _foot_lines(report):
@@ -8134,6 +8184,19 @@ def _foot_lines(report: Report) -> Iterator[str]:
             if area in listed:
                 counts.append(f"{listed.count(area)} in {AREAS[area]}")
         yield f"{evidence.name.capitalize()}: {', '.join(counts) or 'no groups'}"
+
+
+def _intent_notes(report: Report) -> list[str]:
+    """Return what is to be told of a section that compares sentences."""
+    notes = _missing_intents(report)
+    weaker = [group.similarity for group in report.groups if group.hidden_by == WEAKER]
+    if weaker:
+        more, most = counted(len(weaker), "group"), max(weaker)
+        remedy = f"--intent-similarity {report.options.intent_similarity} shows them"
+        notes.append(
+            f"  the best groups; without {more} of similarity {most:.2f} or less: {remedy}"
+        )
+    return notes
 
 
 def _missing_intents(report: Report) -> list[str]:
@@ -9036,7 +9099,7 @@ def page_section(
     count = counted(sum(map(len, shown.values())), "group")
     yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
     if evidence.compares_sentences:
-        for line in _missing_intents(report):
+        for line in _intent_notes(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
@@ -10252,14 +10315,16 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
-    return DuplicateOptions(
+    options = DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
         code_similarity=args.code_similarity,
-        intent_similarity=args.intent_similarity,
         exclude=tuple(args.exclude),
         intents=args.intents,
     )
+    if args.intent_similarity is None:
+        return options
+    return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
 
 
 def report_on_source(args: argparse.Namespace) -> Report:
@@ -10783,9 +10848,9 @@ COMPARISON_OPTIONS = OptionGroup(
         ),
         Option(
             "--intent-similarity",
-            "how much intents of the same purpose share, above 0 to 1",
+            "show all groups of intents that share so much, above 0 to 1 (default: only the best"
+            f" ones, from {REPORT_DEFAULTS.intent_similarity})",
             SIMILARITY,
-            REPORT_DEFAULTS.intent_similarity,
         ),
         Option(
             "--intents",

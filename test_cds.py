@@ -7322,12 +7322,10 @@ SIDE = shares("side", [*range(8), 20, 21])
 
 OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
 
-FOUR_WORDS = "alpha bravo charlie delta"
-
 SENTENCES = (
-    f"Parses quoted dates header {FOUR_WORDS}.",
-    f"Quoted dates header {FOUR_WORDS} rows.",
-    "Parses quoted dates header alpha bravo lines socket.",
+    "Alpha bravo charlie delta echo foxtrot golf hotel.",
+    "Alpha bravo charlie delta echo rows.",
+    "Foxtrot golf hotel socket.",
 )
 
 
@@ -7501,6 +7499,98 @@ def test_group_id_ignores_places_and_counts():
     one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
     many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
     assert one[0].id == many[0].id
+
+
+def pairs_of_intents(count):
+    """Return records of which each two have an intent of their own, ever less similar ones."""
+    texts = [
+        " ".join(f"w{number}x{n}" for n in range(60 - number)) + " common"
+        for number in range(count)
+    ]
+    shared = [text.rpartition(" ")[0] for text in texts]
+    cut = [" ".join(text.split()[: 8 + (60 - number) // 2]) for number, text in enumerate(shared)]
+    return [
+        record(unlike(2 * number + place), f"{number}{place}.py", intent=text)
+        for number, pair in enumerate(zip(shared, cut))
+        for place, text in enumerate(pair)
+    ]
+
+
+def by_rule(records, **options):
+    """Return the similarities of the groups by intent that each rule hides, in falling order."""
+    similarities = collections.defaultdict(list)
+    for group in found_groups(records, DUPLICATES._replace(**options)):
+        if group.evidence.name == "intent":
+            similarities[group.hidden_by and group.hidden_by.name].append(group.similarity)
+    return {rule: sorted(found, reverse=True) for rule, found in similarities.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "alone", "best"),
+    [
+        pytest.param(20, 0, 20, id="twenty"),
+        pytest.param(25, 0, 20, id="more than twenty"),
+        pytest.param(25, 160, 21, id="one for ten sentences"),
+        pytest.param(25, 300, 25, id="many sentences"),
+    ],
+)
+def test_the_best_groups_by_intent_are_shown(pairs, alone, best):
+    records = pairs_of_intents(pairs)
+    records += [
+        record(unlike(1000 + n), f"z{n}.py", intent=f"alone{n}y other{n}y") for n in range(alone)
+    ]
+    found = by_rule(records)
+    assert len(found[None]) == best
+    assert len(found.get("weaker", [])) == pairs - best
+    assert min(found[None]) >= max(found.get("weaker", [0]))
+    assert by_rule(records, best_intents=False) == {None: by_similarity(found)}
+
+
+def test_the_section_says_where_the_best_groups_end(tmp_path, capsys):
+    records = pairs_of_intents(22)
+    report = cds.build_report(records, DUPLICATES)
+    weaker = [g.similarity for g in report.groups if g.hidden_by and g.hidden_by.name == "weaker"]
+    note = f"the best groups; without 2 groups of similarity {max(weaker):.2f} or less:"
+    note += " --intent-similarity 0.28 shows them"
+    assert f"  {note}" in [line.text for line in cds.report_as_lines(report, 9)]
+    assert f"<p>{note}</p>" in "".join(cds.report_as_page(report))
+    functions = [documented(one.raw_code, one.intent, "").raw_code for one in records]
+    source = tree(tmp_path / "s", {f"{n}.py": code for n, code in enumerate(functions)})
+    command = ("duplicates", "--path", source, "--top", "99")
+    assert run(*command) == 0
+    assert note in capsys.readouterr().out
+    assert run(*command, "--intent-similarity", "0.28") == 0
+    shown = capsys.readouterr().out
+    assert "intent, different code (22 groups)" in shown and "best" not in shown
+
+
+def by_similarity(found):
+    return sorted(itertools.chain.from_iterable(found.values()), reverse=True)
+
+
+def test_siblings_and_hidden_groups_are_not_counted_among_the_best():
+    pairs = pairs_of_intents(25)
+    # The first five groups are siblings, or of a caller and what it calls.
+    siblings = [
+        one._replace(file_path="a.py", start_line=n, end_line=n) for n, one in enumerate(pairs[:6])
+    ]
+    calling = [
+        record(f"{one.raw_code}    f{2 * number}()\n", f"y{number}.py", intent=one.intent)
+        for number, one in enumerate(pairs[7:10:2], 3)
+    ]
+    others = [pairs[6], pairs[8], *pairs[10:]]
+    found = by_rule([*siblings, *calling, *others])
+    assert {rule: len(groups) for rule, groups in found.items()} == {None: 23, "calls": 2}
+
+
+def test_the_best_groups_are_the_same_whatever_the_order_of_the_files():
+    records = pairs_of_intents(30)
+    moved = [one._replace(file_path=f"{99 - n}.py") for n, one in enumerate(records)]
+    ids = [
+        {group.id for group in found_groups(made, DUPLICATES) if group.hidden_by is None}
+        for made in (records, moved, records[::-1])
+    ]
+    assert ids[0] == ids[1] == ids[2]
 
 
 def third_section(*records):
@@ -8478,6 +8568,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "opposite",
         "contained",
         "overlap",
+        "weaker",
         "known",
         "unjudged",
         "untouched",
@@ -8662,7 +8753,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.46, bodies from 2 statements",
+        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines  a.py  b.py",
