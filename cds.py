@@ -1646,7 +1646,8 @@ ESCAPE_OR_QUOTES = {
 }
 STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
-PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
+# A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
+PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
 # As in "size (int): how many", which is no sentence.
 PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
@@ -5212,8 +5213,13 @@ def sync_directory(path: str) -> None:
 # clone group. A baseline hides the groups that were accepted before.
 
 # What the report calls each area, in its order.
-CODE, TESTS, GENERATED = "code", "tests", "generated"
-AREAS = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
+CODE, TESTS, EXAMPLES, GENERATED = "code", "tests", "examples", "generated"
+AREAS = {
+    CODE: "code",
+    TESTS: "tests",
+    EXAMPLES: "documentation and examples",
+    GENERATED: "generated or vendored code",
+}
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 # Two indexes of one sequence, the lower one first.
@@ -5256,8 +5262,10 @@ class Evidence(NamedTuple):
 OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
 OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
 OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
+OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup): with the last of the best groups of a section
 OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
 OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
+OF_AREAS = "areas"  # (CloneGroup, area): where only groups of this area are asked for
 
 
 class Rule(NamedTuple):
@@ -5289,16 +5297,18 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
-    `exclude` holds the patterns that the search for source was given; `intents` is one of
-    INTENT_CHOICES.
+    If `best_intents`, only the best groups by intent are shown, as many as the number of sentences
+    lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
+    of INTENT_CHOICES.
     """
 
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
     code_similarity: float = 0.55
-    intent_similarity: float = 0.46
+    intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
+    best_intents: bool = True
 
 
 class Member(NamedTuple):
@@ -5331,7 +5341,7 @@ class CloneGroup(NamedTuple):
     alike within one file. A group that `is_family` has too many members to compare every pair: each
     is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
     holds pairs that had no place in the other groups of its section, so some of its members are in
-    several.
+    several. One that `is_mixed` has members in several areas: `area` is the first of them.
     """
 
     id: str
@@ -5346,6 +5356,7 @@ class CloneGroup(NamedTuple):
     are_siblings: bool = False
     is_family: bool = False
     overlaps: bool = False
+    is_mixed: bool = False
 
 
 class FilePair(NamedTuple):
@@ -5764,7 +5775,6 @@ def feature_count(sets: Iterable[Sequence[int]]) -> int:
 
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
-DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
 GHOST_WORDS = 3  # the words more that each sentence counts as having
 # Many formulas ("Return the name.") of many functions each make a family each, so it begins earlier
 # than one of code. In libraries a sentence has up to forty similar ones.
@@ -5779,6 +5789,7 @@ STOP_WORDS = frozenset(
     whose will with
     """.split()  # noqa: SIM905
 )
+ARTICLES = frozenset(("a", "an", "the"))
 # Words that mean the same, or nearly, in descriptions of code; each line has one meaning.
 SYNONYMS = """
     return compute calculate evaluate get fetch find obtain retrieve
@@ -5864,6 +5875,84 @@ def first_of_each_line(table: str) -> dict[str, str]:
 
 
 SAME_MEANING = first_of_each_line(SYNONYMS)
+# What is done and undone, or stands at two ends; those that mean the same have their opposites too.
+OPPOSITES = """
+    accept reject
+    acquire release
+    add delete
+    after before
+    allow deny
+    archive unarchive
+    attach detach
+    backward forward
+    bind unbind
+    bottom top
+    child parent
+    close open
+    collapse expand
+    commit rollback
+    compress decompress
+    connect disconnect
+    create delete
+    decode encode
+    decrease increase
+    decrement increment
+    decrypt encrypt
+    delete insert
+    delete set
+    deserialize serialize
+    disable enable
+    download upload
+    end begin
+    enter exit
+    enter leave
+    escape unescape
+    exclude include
+    export import
+    first last
+    format parse
+    freeze unfreeze
+    from to
+    get set
+    grant revoke
+    hide show
+    input output
+    install uninstall
+    left right
+    load save
+    lock unlock
+    login logout
+    lower upper
+    max min
+    merge split
+    mount unmount
+    next previous
+    pack unpack
+    pause resume
+    pop push
+    prefix suffix
+    receive send
+    register unregister
+    register deregister
+    resume suspend
+    set unset
+    start stop
+    subscribe unsubscribe
+    subtract add
+    unwrap wrap
+"""
+DIFFERING_WORDS = 2  # in which sentences begin to differ
+
+
+def meaning(word: str) -> str:
+    """Return the stem of a word, or that of the first of those that mean the same."""
+    stem = word_stem(word)
+    return SAME_MEANING.get(stem, stem)
+
+
+OPPOSITE_MEANINGS = {
+    frozenset(map(meaning, line.split())) for line in OPPOSITES.strip().splitlines()
+}
 
 
 class Sentence(NamedTuple):
@@ -5898,70 +5987,70 @@ def find_sentences(
     return sentences
 
 
-def shared_sentence(
-    records: Iterable[Record], sentences: Mapping[Place, Sentence]
-) -> Optional[Sentence]:
-    """Return the sentence of equal code; of several the first in the order of the text.
+def shared_text(records: Iterable[Record], sentences: Mapping[Place, Sentence]) -> str:
+    """Return the sentence of equal code, or nothing; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    found = filter(None, map(sentences.get, map(sort_key, records)))
-    return min(
-        found,
-        key=lambda sentence: (sentence.source != MODEL, sentence.text),
-        default=None,
-    )
+    found = list(filter(None, map(sentences.get, map(sort_key, records))))
+    found.sort(key=lambda sentence: (sentence.source != MODEL, sentence.text))
+    return found[0].text if found else ""
 
 
-def intent_pairs(
-    fragments: Sequence[Fragment],
-    sentences: Mapping[Place, Sentence],
-    threshold: float,
-) -> Similar:
-    """Return which fragments, by index, have similar sentences: a class and a function never."""
-    # A model was asked what this code does. Docstrings are formulas more often ("Return the
-    # name."), and many describe the whole interface: so they must be more similar to mean the same.
-    of_docstring = max(threshold, DOCSTRING_SIMILARITY)
-    texts, thresholds = [], []
-    for fragment in fragments:
-        sentence = shared_sentence(fragment.records, sentences)
-        texts.append(sentence.text if sentence else "")
-        is_docstring = sentence is not None and sentence.source == DOCSTRING
-        thresholds.append(of_docstring if is_docstring else threshold)
-    return similar_intents(texts, thresholds, [*map(is_class, fragments)])
+def compared_words(sentence: str) -> frozenset[str]:
+    """Return the meaningful words of a sentence, and with a `:` once more those before its colon.
+
+    There a model names the purpose, as in "Filters a list: keeps the items that pass a test."
+    """
+    words = meaningful_words(sentence)
+    named, colon, _ = sentence.partition(": ")
+    if not colon:
+        return words
+    return words.union(f"{word}:" for word in meaningful_words(named))
 
 
 def meaningful_words(sentence: str) -> frozenset[str]:
     """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
-    meaningful = set()
-    for word in WORD.findall(sentence.lower()):
-        if word not in STOP_WORDS:
-            stem = word_stem(word)
-            meaningful.add(SAME_MEANING.get(stem, stem))
-    return frozenset(meaningful)
+    words = WORD.findall(sentence.lower())
+    return frozenset(meaning(word) for word in words if word not in STOP_WORDS)
+
+
+def are_opposite(one: str, other: str) -> bool:
+    """Return whether two sentences begin to differ in words of opposite meaning.
+
+    What stands behind a colon tells more of the purpose, in words that come as they like.
+    """
+    named = [
+        [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
+        for sentence in (one, other)
+    ]
+    own = [
+        [word for word in words if word not in others and word not in ARTICLES][:DIFFERING_WORDS]
+        for words, others in (named, reversed(named))
+    ]
+    return any(frozenset(pair) in OPPOSITE_MEANINGS for pair in itertools.product(*own))
 
 
 def similar_intents(
     sentences: Sequence[str],
-    thresholds: Sequence[float],
     kinds: Sequence[object],
+    threshold: float,
     family_size: int = INTENT_FAMILY_SIZE,
 ) -> Similar:
-    """Return which sentences of a kind are as similar as the higher of their thresholds asks.
+    """Return which sentences of one kind have a similarity of `threshold` or more.
 
     The similarity is the cosine of the sentences' words by weight, from 0 to 1. A sentence without
     words is similar to none. One that is similar to `family_size` shorter ones heads a family, as
     in `similar_pairs`.
     """
-    words = [meaningful_words(sentence) for sentence in sentences]
+    words = [compared_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
     lengths = [squared_length(own, squares) for own in words]
     by_length = sorted(range(len(words)), key=lengths.__getitem__)
     intents = [
-        Intent(words[index], GHOST_WORDS + lengths[index], thresholds[index], kinds[index])
-        for index in by_length
+        Intent(words[index], GHOST_WORDS + lengths[index], kinds[index]) for index in by_length
     ]
-    return IntentJoin(intents, squares, family_size).join(by_length)
+    return IntentJoin(intents, squares, threshold, family_size).join(by_length)
 
 
 def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
@@ -5994,14 +6083,13 @@ def word_order(squares: Mapping[str, float]) -> dict[str, int]:
 
 
 class Intent(NamedTuple):
-    """What is compared of a sentence: its words, from which similarity on, and with which others.
+    """What is compared of a sentence: its words, and with which others.
 
     `length` is the squared length of the words by weight, those of the ghost words included.
     """
 
     words: frozenset[str]
     length: float
-    threshold: float
     kind: object
 
 
@@ -6017,22 +6105,23 @@ class IntentJoin(Join):
     # all sentences. The first word that two share stands, in both, before the weight left falls
     # below what they share. So the pair is found where each sentence looks itself up under its
     # words up to the first bound, and is indexed, for those no shorter, under its words up to the
-    # second. The t of two is the higher one of theirs, so with its own each looks far enough.
+    # second.
 
     def __init__(
         self,
         intents: Sequence[Intent],
         squares: Mapping[str, float],
+        threshold: float,
         family_size: int,
     ) -> None:
         super().__init__(family_size)
-        self.intents, self.squares = intents, squares
+        self.intents, self.squares, self.threshold = intents, squares, threshold
         self.order = word_order(squares)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the shorter sentences that are similar to `new`, and how much."""
-        words, length, threshold, _ = self.intents[new]
-        half = threshold**2 * length / 2
+        words, length, _ = self.intents[new]
+        half = self.threshold**2 * length / 2
         least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS)
         candidates: set[int] = set()
         for key in self.prefix(new, least):
@@ -6042,21 +6131,20 @@ class IntentJoin(Join):
             other = self.intents[old]
             shared = squared_length(words & other.words, self.squares)
             similarity = shared / math.sqrt(length * other.length)
-            if similarity >= max(threshold, other.threshold):
+            if similarity >= self.threshold:
                 similar[old] = similarity
         return similar
 
     def keys(self, number: int) -> Iterable[object]:
         """Return the words of a sentence by which those no shorter find it."""
-        intent = self.intents[number]
-        return self.prefix(number, intent.threshold * intent.length)
+        return self.prefix(number, self.threshold * self.intents[number].length)
 
     def prefix(self, number: int, least: float) -> list[tuple[object, str]]:
         """Return the words of a sentence among which a similar one has the first that they share.
 
         It shares at least a weight of `least`.
         """
-        words, length, _, kind = self.intents[number]
+        words, length, kind = self.intents[number]
         left = length - GHOST_WORDS
         prefix = []
         for word in sorted(words, key=self.order.__getitem__):
@@ -6103,6 +6191,10 @@ class Comparison(NamedTuple):
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
+
+    def text_of(self, fragment: Fragment) -> str:
+        """Return the intent of a fragment, or nothing."""
+        return shared_text(fragment.records, self.sentences)
 
     def large_fragments(self) -> list[Fragment]:
         """Return the fragments that are not too small to be compared."""
@@ -6188,6 +6280,13 @@ def is_caller(pair: SimilarPair, _: Comparison) -> bool:
     return pair.evidence.compares_sentences and is_call
 
 
+def is_opposite(pair: SimilarPair, run: Comparison) -> bool:
+    """Return whether the intent of one piece is the opposite of the other's."""
+    if not pair.evidence.compares_sentences:
+        return False
+    return are_opposite(run.text_of(pair.one), run.text_of(pair.other))
+
+
 def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
     """Return whether nothing in a cluster does anything."""
     return all(fragment.facts.is_stub for fragment in cluster.fragments)
@@ -6268,7 +6367,8 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
     options, large = run.options, run.large_fragments()
-    similar = intent_pairs(large, run.sentences, options.intent_similarity)
+    texts = [*map(run.text_of, large)]
+    similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
     def is_near(one: int, other: int) -> bool:
         return jaccard(large[one].trigrams, large[other].trigrams) >= options.code_similarity
@@ -6558,6 +6658,43 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
+# Which groups by intent are the best ones
+
+# Pairs that are similar by chance grow with the square of the sentences, so that no one bound on
+# their similarity is right for a large run and a small one.
+SENTENCES_A_GROUP, LEAST_BEST = 10, 20
+
+
+def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGroup]:
+    """Return groups with those by intent hidden that are less similar than the best ones."""
+    rivals = [
+        group
+        for group in groups
+        if group.evidence.compares_sentences and not (group.hidden_by or group.are_siblings)
+    ]
+    sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
+    most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
+    if not run.options.best_intents or len(rivals) <= most:
+        return list(groups)
+    last = sorted(rivals, key=best_first)[most - 1]
+    marked = []
+    for group in groups:
+        if group.hidden_by is None:
+            group = group._replace(hidden_by=first_rule(run.rules, OF_SECTIONS, group, last))
+        marked.append(group)
+    return marked
+
+
+def best_first(group: CloneGroup) -> tuple[float, str]:
+    """Return what groups are sorted by, the most similar ones first."""
+    return -group.similarity, group.id
+
+
+def is_weaker(group: CloneGroup, last: CloneGroup) -> bool:
+    """Return whether a group by intent comes after the last one of the best."""
+    return group.evidence.compares_sentences and best_first(group) > best_first(last)
+
+
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
     """Return whether no member of a group stands in one of these files."""
     return not any(member.record.file_path in touched for member in group.members)
@@ -6598,6 +6735,12 @@ EVIDENCE = (  # strongest first, the order of the report
         size_option="min_statements",
         similarity_option="intent_similarity",
     ),
+)
+WEAKER = Rule(
+    name="weaker",
+    sentence="Groups by intent after the best ones: one for ten sentences, and at least twenty.",
+    stage=OF_SECTIONS,
+    hides=is_weaker,
 )
 KNOWN = Rule(
     name="known",
@@ -6658,6 +6801,12 @@ RULES = (
         hides=is_caller,
     ),
     Rule(
+        name="opposite",
+        sentence="Code whose intents differ in words of opposite meaning, as encode and decode.",
+        stage=OF_PAIRS,
+        hides=is_opposite,
+    ),
+    Rule(
         name="contained",
         sentence="Parts of the members of one group that is shown.",
         stage=OF_GROUPS,
@@ -6673,6 +6822,7 @@ RULES = (
         hides=is_overlap,
         vouches=True,
     ),
+    WEAKER,
     KNOWN,
     UNJUDGED,
     Rule(
@@ -6680,6 +6830,12 @@ RULES = (
         sentence="Groups without a member in a file that --touching names.",
         stage=OF_FILES,
         hides=is_untouched,
+    ),
+    Rule(
+        name="area",
+        sentence="Groups of other areas than that of --area.",
+        stage=OF_AREAS,
+        hides=lambda group, area: group.area != area,
     ),
 )
 
@@ -6723,6 +6879,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         members=tuple(members),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
+        is_mixed=len(areas) > 1,
     )
 
 
@@ -6819,9 +6976,25 @@ SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
+TEST_DIRECTORIES = frozenset(("test", "tests", "testing"))  # and `*_tests`
+EXAMPLE_DIRECTORIES = frozenset(
+    """
+    doc docs example examples demo demos sample samples benchmark benchmarks tutorial tutorials
+    listings
+    """.split()  # noqa: SIM905
+)
+HEADER_LINES = 20  # of comments, in which a program says that it wrote a file
+# The name of a generator alone would not do: it stands in code that was written by hand too.
 GENERATED_HEADER = re.compile(
-    r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
-    re.IGNORECASE | re.DOTALL,
+    r"""
+    (?<!\S)@generated\b | (?-i:\bDO\ NOT\ EDIT\b) | \bgenerated\ by\b[\s\S]*\bdo\ not\ edit
+    | ^\W*auto-?generated\b | \bautomatically\ generated\ from\b
+    | \bthis\ is\ an?\ (?:auto-?|automatically\ )?generated\ file\b
+    | \bthis\ (?:file|module|class)\ (?:is|was|has\ been)\ (?:auto[-\ ]?|automatically\ )?generated
+    | \bgenerated\ from\ \S+\ by\ ANTLR\b
+    | \bform\ (?:implementation\ )?generated\ from\ reading\ ui\ file\b
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 
 
@@ -6909,28 +7082,13 @@ def within_one_file(members: Sequence[Member]) -> bool:
     return len({member.record.file_path for member in members}) == 1
 
 
-def is_test(file_path: str) -> bool:
-    """Return whether a file belongs to a test suite, by usual names of files and directories."""
-    *directories, name = file_path.split("/")
-    if name == "conftest.py" or "tests" in directories:
-        return True
-    stem, suffix = os.path.splitext(name)
-    is_named_test = stem.startswith("test_") or stem.endswith("_test")
-    return is_named_test and suffix != ""
-
-
-def is_vendored(file_path: str) -> bool:
-    """Return whether a file is a copy of a foreign library, by the usual names of directories."""
-    return not VENDOR_DIRECTORIES.isdisjoint(file_path.split("/")[:-1])
-
-
-def is_generated(comments: Iterable[str]) -> bool:
+def is_generated(comments: Sequence[str]) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    return GENERATED_HEADER.search("\n".join(comments)) is not None
+    return GENERATED_HEADER.search("\n".join(comments[:HEADER_LINES])) is not None
 
 
 def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, str]:
-    """Return the area of each file that a record is of."""
+    """Return the area of each file that a record is of; one that all files are in is the code."""
     areas: dict[str, str] = {}
     for record, known in zip(records, facts):
         path = record.file_path
@@ -6938,24 +7096,39 @@ def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, s
             areas[path] = GENERATED
         elif path not in areas:
             areas[path] = area_of(path)
-    return areas
+    # Whoever scans a folder of tests alone is interested in tests.
+    return dict.fromkeys(areas, CODE) if len(set(areas.values())) == 1 else areas
 
 
 def area_of(file_path: str) -> str:
-    """Return the area of a file as far as its path tells it."""
-    if is_vendored(file_path):
+    """Return the area of a file as far as the usual names of files and directories tell it."""
+    directories = file_path.split("/")[:-1]
+    if not VENDOR_DIRECTORIES.isdisjoint(directories):
         return GENERATED
-    return TESTS if is_test(file_path) else CODE
+    if is_test(file_path):
+        return TESTS
+    return CODE if EXAMPLE_DIRECTORIES.isdisjoint(directories) else EXAMPLES
 
 
-def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, float, float, str]:
+def is_test(file_path: str) -> bool:
+    """Return whether a file belongs to a test suite, by usual names of files and directories."""
+    *directories, name = file_path.split("/")
+    if name == "conftest.py" or not TEST_DIRECTORIES.isdisjoint(directories):
+        return True
+    stem, suffix = os.path.splitext(name)
+    is_named_test = suffix != "" and (stem.startswith("test_") or stem.endswith("_test"))
+    return is_named_test or any(directory.endswith("_tests") for directory in directories)
+
+
+def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, float, str]:
     """Return what the groups of a section are sorted by: area, and then what a reader gains."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
     # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
-    return (area_rank(group.area), group.overlaps, group.are_siblings, is_local, *by_worth)
+    behind = group.is_mixed, group.overlaps, group.are_siblings, is_local
+    return (area_rank(group.area), *behind, *by_worth)
 
 
 # What the report begins with: how much stands in copies, and in which files
@@ -7090,7 +7263,7 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
             group = describe_group(cluster, run)
             found.append(with_intents(group, run))
         groups += sorted(found, key=rank_key)
-    return hide_superfluous(groups, run.rules)
+    return hide_weaker(hide_superfluous(groups, run.rules), run)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:
@@ -7615,15 +7788,25 @@ def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> V
     return value
 
 
-# Touching: the groups with a member in files of interest
+# What a reader is interested in: files, or an area
 
 
 def hide_untouched(report: Report, touched: Collection[str]) -> Report:
     """Return the report with groups hidden that have no member in these files."""
+    return hide_unwanted(report, OF_FILES, touched)
+
+
+def hide_elsewhere(report: Report, area: str) -> Report:
+    """Return the report with the groups of other areas hidden."""
+    return hide_unwanted(report, OF_AREAS, area)
+
+
+def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
+    """Return the report with groups hidden by the rules of a stage that asks what is wanted."""
     groups = []
     for group in report.groups:
         if group.hidden_by is None:
-            rule = first_rule(report.rules, OF_FILES, group, touched)
+            rule = first_rule(report.rules, stage, group, wanted)
             group = group._replace(hidden_by=rule)
         groups.append(group)
     return report._replace(groups=tuple(groups))
@@ -7923,7 +8106,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence.compares_sentences:
-            for text in _missing_intents(report):
+            for text in _intent_notes(report):
                 yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
     for text in _foot_lines(report):
@@ -8004,6 +8187,19 @@ def _foot_lines(report: Report) -> Iterator[str]:
             if area in listed:
                 counts.append(f"{listed.count(area)} in {AREAS[area]}")
         yield f"{evidence.name.capitalize()}: {', '.join(counts) or 'no groups'}"
+
+
+def _intent_notes(report: Report) -> list[str]:
+    """Return what is to be told of a section that compares sentences."""
+    notes = _missing_intents(report)
+    weaker = [group.similarity for group in report.groups if group.hidden_by == WEAKER]
+    if weaker:
+        more, most = counted(len(weaker), "group"), max(weaker)
+        remedy = f"--intent-similarity {report.options.intent_similarity} shows them"
+        notes.append(
+            f"  the best groups; without {more} of similarity {most:.2f} or less: {remedy}"
+        )
+    return notes
 
 
 def _missing_intents(report: Report) -> list[str]:
@@ -8805,7 +9001,7 @@ def page_form(report: Report) -> Iterator[str]:
     yield '<input name="path" type="search" placeholder="Path" aria-label="Path">\n'
     yield choice("section", {"": "all sections", **sections})
     yield choice("kind", {"": "all kinds", **kinds})
-    yield choice("area", {"": "code, tests and generated", **AREAS})
+    yield choice("area", {"": "all areas", **AREAS})
     yield choice("rule", rules)
     yield from page_keys()
     yield "</form>\n"
@@ -8906,7 +9102,7 @@ def page_section(
     count = counted(sum(map(len, shown.values())), "group")
     yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
     if evidence.compares_sentences:
-        for line in _missing_intents(report):
+        for line in _intent_notes(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
@@ -10064,6 +10260,8 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
         log_limits(baseline, report)
     if touched is not None:
         report = hide_untouched(report, touched)
+    if args.area is not None:
+        report = hide_elsewhere(report, args.area)
     # 3. So the gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on)
     has_gate = args.against or args.fail_on
@@ -10125,14 +10323,16 @@ def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
-    return DuplicateOptions(
+    options = DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
         code_similarity=args.code_similarity,
-        intent_similarity=args.intent_similarity,
         exclude=tuple(args.exclude),
         intents=args.intents,
     )
+    if args.intent_similarity is None:
+        return options
+    return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
 
 
 def report_on_source(args: argparse.Namespace) -> Report:
@@ -10662,9 +10862,9 @@ COMPARISON_OPTIONS = OptionGroup(
         ),
         Option(
             "--intent-similarity",
-            "how much intents of the same purpose share, above 0 to 1",
+            "show all groups of intents that share so much, above 0 to 1 (default: only the best"
+            f" ones, from {REPORT_DEFAULTS.intent_similarity})",
             SIMILARITY,
-            REPORT_DEFAULTS.intent_similarity,
         ),
         Option(
             "--intents",
@@ -10682,12 +10882,8 @@ LISTING_OPTIONS = OptionGroup(
             "show only groups with a member in a file that matches, but compare all; repeatable",
             GLOBS,
         ),
-        Option(
-            "--top",
-            "show at most N groups a section, of code, tests and generated code each",
-            COUNT,
-            20,
-        ),
+        Option("--area", "show only groups of this area, but compare all", {"choices": AREAS}),
+        Option("--top", "show at most N groups a section and area", COUNT, 20),
         Option(
             "--show",
             "print the group with this ID, or start of one, with all code and differences",

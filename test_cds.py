@@ -548,7 +548,7 @@ WORST_TEXTS = {
     "EMPTY_LINE": ("\r\n# \\#", "", "x", BODY),
     "DOCSTRING_START": ("\f \t", "", "x", BODY),
     "STATEMENT_END": (" \t", "'a'", "x", BODY),
-    "PARAGRAPH_END": ("\n \t \t", "a", "a:", SENTENCE),
+    "PARAGRAPH_END": ("\n \t:a", "a", "a:", SENTENCE),
     "EXAMPLE": ("\n  >>", "a", "", SENTENCE),
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
@@ -2372,6 +2372,14 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
         pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
         pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
+        pytest.param('"""Add it\n    :param dict[a:b] x: y"""', "Add it", id="field with a colon"),
+        pytest.param('"""Add it\n    :return:\n        x"""', "Add it", id="field alone"),
+        pytest.param('"""Add it\n    :rtype:"""', "Add it", id="field at the end"),
+        pytest.param(
+            '"""Add to\n    :class:`A`, so: x."""', "Add to `A`, so: x.", id="broken role"
+        ),
+        pytest.param('"""Add\n\t:py:meth:`~a.b` up."""', "Add `~a.b` up.", id="role of a domain"),
+        pytest.param('"""Add\n    :: x"""', "Add :: x", id="no field"),
         pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
         pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
         pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
@@ -6479,6 +6487,42 @@ def test_meaningful_words_are_one_for_all_of_the_same_meaning():
     assert not one & cds.meaningful_words("Removes the least string")
 
 
+def test_compared_words_hold_those_before_the_first_colon_twice():
+    found = cds.compared_words("Filters a list: keeps items: filters.")
+    assert found == {"filter", "filter:", "array", "array:", "keep", "item"}
+    for sentence in ("", ": ", "a: ", "Reads host:port at 10:30:"):
+        assert cds.compared_words(sentence) == cds.meaningful_words(sentence)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param("Encodes a header value.", "Decode header values.", True, id="verbs"),
+        pytest.param("Reads the settings.", "Writes the settings.", True, id="synonyms"),
+        pytest.param("Gets the first line of a file.", "Gets the final line.", True, id="ends"),
+        pytest.param("Converts a row to JSON.", "Converts a row from JSON.", True, id="direction"),
+        pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
+        pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
+        pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
+        pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
+        pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
+        pytest.param(
+            "Takes items: up to a count.", "Takes items: from the start.", False, id="behind colons"
+        ),
+        pytest.param("", "Opens it.", False, id="nothing"),
+    ],
+)
+def test_opposites_stand_where_sentences_begin_to_differ(one, other, expected):
+    assert cds.are_opposite(one, other) is cds.are_opposite(other, one) is expected
+
+
+def test_no_opposites_mean_the_same():
+    assert all(len(pair) == 2 for pair in cds.OPPOSITE_MEANINGS)
+    lines = cds.OPPOSITES.strip().splitlines()
+    assert len(lines) == len(set(lines))
+
+
 def test_no_word_has_two_meanings():
     lines = cds.SYNONYMS.split("\n")
     stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
@@ -6487,7 +6531,11 @@ def test_no_word_has_two_meanings():
 
 def vector(number, sentences):
     """Return the weights of a sentence as the measure defines them, ghost words and all."""
-    words = [cds.meaningful_words(sentence) for sentence in sentences]
+    words = []
+    for sentence in sentences:
+        *named, _ = sentence.split(": ", 1) if ": " in sentence else [sentence]
+        before_colon = cds.meaningful_words(" ".join(named))
+        words.append([*cds.meaningful_words(sentence), *((word, "named") for word in before_colon)])
     weights = {("ghost", number, n): 1.0 for n in range(3)}
     for word in words[number]:
         holders = sum(word in other for other in words)
@@ -6505,14 +6553,13 @@ def random_sentences(rng):
     words = [f"w{n}x" for n in range(60)]
     commonness = [60 / (n + 1) for n in range(60)]
     sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
-    return (
-        sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
-    )
+    with_colon = [sentence.replace(" ", ": ", 1) for sentence in sentences[10:]]
+    more = [f"{sentence} {rng.choice(words)}" for sentence in sentences[:10] + with_colon]
+    return sentences + more + sentences[:20]
 
 
 def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
-    count = len(sentences)
-    return cds.similar_intents(sentences, [threshold] * count, [False] * count, family_size)
+    return cds.similar_intents(sentences, [False] * len(sentences), threshold, family_size)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -6537,6 +6584,11 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
         pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
         pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
         pytest.param("the of", "the of", None, id="no words"),
+        pytest.param("alpha: beta", "alpha: gamma", 2 / 6, id="the one before the colon"),
+        pytest.param("alpha: beta", "gamma: beta", 1 / 6, id="the one behind the colon"),
+        pytest.param("alpha: beta", "beta: alpha", 2 / 6, id="before and behind the colon"),
+        pytest.param("alpha: the", "alpha: of", 2 / 5, id="nothing behind the colon"),
+        pytest.param("al:pha beta", "al:pha gamma", 2 / 6, id="a colon within a word"),
     ],
 )
 def test_short_sentences_must_share_more_than_long_ones(one, other, score):
@@ -6601,10 +6653,9 @@ def test_few_similar_sentences_are_compared_each_with_each():
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
-def test_sentences_are_compared_with_those_of_their_kind_from_the_higher_threshold_on():
-    sentences, kinds = [LONG_INTENT] * 4, [False, True, False, False]
-    found = cds.similar_intents(sentences, [0.46, 0.46, 0.99, 0.5], kinds)
-    assert [*found.pairs] == [(0, 3)]
+def test_sentences_are_compared_with_those_of_their_kind():
+    found = cds.similar_intents([LONG_INTENT] * 3, [False, True, False], 0.46)
+    assert [*found.pairs] == [(0, 2)]
 
 
 def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
@@ -6645,18 +6696,14 @@ def test_docstrings_stand_in_where_there_is_no_intent():
     assert sources(*two) == sources(*two, intents="model") == []
 
 
-def test_docstrings_must_be_more_similar_than_intents():
-    pair = (
-        record(TOTAL, intent="alpha beta gamma delta epsilon"),
-        OTHER,
-        "alpha beta gamma delta zeta eta",
-    )
-    score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
-    assert DUPLICATES.intent_similarity < score < 0.5
-    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
-    assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
-    pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
-    assert sources(*pair, intent_similarity=0.9) == []
+def test_docstrings_are_compared_as_intents_are():
+    one, other = "alpha beta gamma delta epsilon", "alpha beta gamma delta zeta eta"
+    score = similar_sentences([one, other], 0.1).pairs[0, 1]
+    for bound, found in ((score, True), (score + 0.001, False)):
+        pair = record(TOTAL, intent=one), record(OTHER, "b.py", intent=other)
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+        pair = documented(TOTAL, one, "a.py"), documented(OTHER, other, "b.py")
+        assert bool(sources(*pair, intent_similarity=bound)) is found
 
 
 # ---- Groups ---------------------------------------------------------------------------------
@@ -7187,6 +7234,21 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
+def test_code_of_opposite_intents_is_hidden():
+    pair = [
+        record(TOTAL, intent="Encodes a header value as quoted text."),
+        record(OTHER, "b.py", intent="Decodes a header value from quoted text."),
+    ]
+    assert groups_of(*pair) == [("intent", "opposite", ["a.py", "b.py"])]
+    third = record(SPLIT, "c.py", intent="Encodes header values in quoted text.")
+    assert groups_of(*pair, third) == [("intent", None, ["a.py", "c.py"])]
+    near = [
+        record(code, f"{n}.py", intent=one.intent)
+        for n, code, one in zip("ab", (TOTAL, TOTAL_RENAMED), pair)
+    ]
+    assert [entry[:2] for entry in groups_of(*near)] == [("near", None)]
+
+
 def test_groups_of_a_shown_class_group_are_hidden():
     body = "\n".join(f"    {line}" for line in TOTAL.splitlines())
     classes = twins(f"class A:\n{body}", "class")
@@ -7260,12 +7322,10 @@ SIDE = shares("side", [*range(8), 20, 21])
 
 OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
 
-FOUR_WORDS = "alpha bravo charlie delta"
-
 SENTENCES = (
-    f"Parses quoted dates header {FOUR_WORDS}.",
-    f"Quoted dates header {FOUR_WORDS} rows.",
-    "Parses quoted dates header alpha bravo lines socket.",
+    "Alpha bravo charlie delta echo foxtrot golf hotel.",
+    "Alpha bravo charlie delta echo rows.",
+    "Foxtrot golf hotel socket.",
 )
 
 
@@ -7441,6 +7501,98 @@ def test_group_id_ignores_places_and_counts():
     assert one[0].id == many[0].id
 
 
+def pairs_of_intents(count):
+    """Return records of which each two have an intent of their own, ever less similar ones."""
+    texts = [
+        " ".join(f"w{number}x{n}" for n in range(60 - number)) + " common"
+        for number in range(count)
+    ]
+    shared = [text.rpartition(" ")[0] for text in texts]
+    cut = [" ".join(text.split()[: 8 + (60 - number) // 2]) for number, text in enumerate(shared)]
+    return [
+        record(unlike(2 * number + place), f"{number}{place}.py", intent=text)
+        for number, pair in enumerate(zip(shared, cut))
+        for place, text in enumerate(pair)
+    ]
+
+
+def by_rule(records, **options):
+    """Return the similarities of the groups by intent that each rule hides, in falling order."""
+    similarities = collections.defaultdict(list)
+    for group in found_groups(records, DUPLICATES._replace(**options)):
+        if group.evidence.name == "intent":
+            similarities[group.hidden_by and group.hidden_by.name].append(group.similarity)
+    return {rule: sorted(found, reverse=True) for rule, found in similarities.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "alone", "best"),
+    [
+        pytest.param(20, 0, 20, id="twenty"),
+        pytest.param(25, 0, 20, id="more than twenty"),
+        pytest.param(25, 160, 21, id="one for ten sentences"),
+        pytest.param(25, 300, 25, id="many sentences"),
+    ],
+)
+def test_the_best_groups_by_intent_are_shown(pairs, alone, best):
+    records = pairs_of_intents(pairs)
+    records += [
+        record(unlike(1000 + n), f"z{n}.py", intent=f"alone{n}y other{n}y") for n in range(alone)
+    ]
+    found = by_rule(records)
+    assert len(found[None]) == best
+    assert len(found.get("weaker", [])) == pairs - best
+    assert min(found[None]) >= max(found.get("weaker", [0]))
+    assert by_rule(records, best_intents=False) == {None: by_similarity(found)}
+
+
+def test_the_section_says_where_the_best_groups_end(tmp_path, capsys):
+    records = pairs_of_intents(22)
+    report = cds.build_report(records, DUPLICATES)
+    weaker = [g.similarity for g in report.groups if g.hidden_by and g.hidden_by.name == "weaker"]
+    note = f"the best groups; without 2 groups of similarity {max(weaker):.2f} or less:"
+    note += " --intent-similarity 0.28 shows them"
+    assert f"  {note}" in [line.text for line in cds.report_as_lines(report, 9)]
+    assert f"<p>{note}</p>" in "".join(cds.report_as_page(report))
+    functions = [documented(one.raw_code, one.intent, "").raw_code for one in records]
+    source = tree(tmp_path / "s", {f"{n}.py": code for n, code in enumerate(functions)})
+    command = ("duplicates", "--path", source, "--top", "99")
+    assert run(*command) == 0
+    assert note in capsys.readouterr().out
+    assert run(*command, "--intent-similarity", "0.28") == 0
+    shown = capsys.readouterr().out
+    assert "intent, different code (22 groups)" in shown and "best" not in shown
+
+
+def by_similarity(found):
+    return sorted(itertools.chain.from_iterable(found.values()), reverse=True)
+
+
+def test_siblings_and_hidden_groups_are_not_counted_among_the_best():
+    pairs = pairs_of_intents(25)
+    # The first five groups are siblings, or of a caller and what it calls.
+    siblings = [
+        one._replace(file_path="a.py", start_line=n, end_line=n) for n, one in enumerate(pairs[:6])
+    ]
+    calling = [
+        record(f"{one.raw_code}    f{2 * number}()\n", f"y{number}.py", intent=one.intent)
+        for number, one in enumerate(pairs[7:10:2], 3)
+    ]
+    others = [pairs[6], pairs[8], *pairs[10:]]
+    found = by_rule([*siblings, *calling, *others])
+    assert {rule: len(groups) for rule, groups in found.items()} == {None: 23, "calls": 2}
+
+
+def test_the_best_groups_are_the_same_whatever_the_order_of_the_files():
+    records = pairs_of_intents(30)
+    moved = [one._replace(file_path=f"{99 - n}.py") for n, one in enumerate(records)]
+    ids = [
+        {group.id for group in found_groups(made, DUPLICATES) if group.hidden_by is None}
+        for made in (records, moved, records[::-1])
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
 def third_section(*records):
     groups = found_groups(records, DUPLICATES)
     intents = [group for group in groups if group.evidence.name == "intent"]
@@ -7595,11 +7747,15 @@ def test_members_have_their_qualified_names():
         ("test_window.pyw", True),
         ("test_data", False),
         ("x/tests/a.py", True),
+        ("x/test/b/a.py", True),
+        ("testing/a.py", True),
+        ("unit_tests/a.py", True),
         ("x/conftest.py", True),
         ("tests.py", False),
-        ("x/test/a.py", False),
         ("latest_test.py/a.py", False),
         ("test_a/b.py", False),
+        ("contests/a.py", False),
+        ("_testing/a.py", False),
     ],
 )
 def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
@@ -7610,6 +7766,32 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
     ("header", "expected"),
     [
         pytest.param("# This file was automatically generated from a.g4 by ANTLR", True, id="from"),
+        pytest.param("# Generated from a/B.g4 by ANTLR 4.13.2", True, id="antlr"),
+        pytest.param("# This is a generated file! Please edit the .ksy file", True, id="kaitai"),
+        pytest.param(
+            "# Generated by the protocol buffer compiler.  DO NOT EDIT!", True, id="protobuf"
+        ),
+        pytest.param("#\n# Autogenerated by Thrift Compiler (0.20.0)", True, id="thrift"),
+        pytest.param(
+            "# NOTE: This class is auto generated by the swagger code generator program.",
+            True,
+            id="swagger",
+        ),
+        pytest.param(
+            "# This file was automatically generated by SWIG (swig.org).", True, id="swig"
+        ),
+        pytest.param("# a.py\n# This file is automatically generated.", True, id="ply"),
+        pytest.param(
+            "# Form implementation generated from reading ui file 'a.ui'", True, id="pyqt"
+        ),
+        pytest.param("## Form generated from reading UI file 'a.ui'", True, id="uic"),
+        pytest.param("# --- AUTO-GENERATED ---", True, id="shouted"),
+        pytest.param("# a tool\n" * 19 + "# @generated", True, id="line 20"),
+        pytest.param("# a tool\n" * 20 + "# @generated", False, id="line 21"),
+        pytest.param("# Reads what ANTLR, SWIG and protobuf generated.", False, id="bare names"),
+        pytest.param("# revision identifiers, used by Alembic.", False, id="alembic"),
+        pytest.param("# Please do not edit the table by hand", False, id="not shouted"),
+        pytest.param("# Wraps the auto-generated code of a form", False, id="what it wraps"),
         pytest.param("# *** GENERATED BY `setup.py antlr`, DO NOT EDIT BY HAND ***", True, id="by"),
         pytest.param(
             "# -*- coding: utf-8 -*-\n\n# Generated by protoc.\n# DO NOT EDIT!",
@@ -7632,26 +7814,54 @@ def test_a_generated_file_says_so_in_its_first_comments(header, expected):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "area"),
     [
-        ("a/_vendor/b/c.py", True),
-        ("vendor/c.py", True),
-        ("externals/c.py", True),
-        ("a/vendor.py", False),
-        ("vendors/c.py", False),
+        ("a/_vendor/b/c.py", "generated"),
+        ("vendor/c.py", "generated"),
+        ("externals/tests/c.py", "generated"),
+        ("a/vendor.py", "code"),
+        ("vendors/c.py", "code"),
+        ("docs/tests/a.py", "tests"),
+        ("docs/conftest.py", "tests"),
+        ("doc/a.py", "examples"),
+        ("x/docs/a/b.py", "examples"),
+        ("demos/a.py", "examples"),
+        ("listings/a.py", "examples"),
+        ("benchmark/a.py", "examples"),
+        ("tutorials/a.py", "examples"),
+        ("docstrings/a.py", "code"),
+        ("listing/a.py", "code"),
+        ("docs.py", "code"),
     ],
 )
-def test_vendored_files_stand_in_directories_of_that_name(path, expected):
-    assert cds.is_vendored(path) is expected
+def test_area_of_a_file_goes_by_the_names_of_its_directories(path, area):
+    assert cds.area_of(path) == area
 
 
 def test_the_area_of_a_group_is_the_first_that_a_member_is_in(tmp_path):
-    places = {"code": "a/{}.py", "tests": "tests/{}.py", "generated": "vendor/tests/{}.py"}
+    places = {
+        "code": "a/{}.py",
+        "tests": "tests/{}.py",
+        "examples": "docs/{}.py",
+        "generated": "vendor/tests/{}.py",
+    }
     for one, other in itertools.combinations_with_replacement(places, 2):
         files = {places[one].format("a"): OTHER, places[other].format("b"): OTHER}
-        assert [group.area for group in report_on(tmp_path, files).groups] == [one]
+        files |= {"c.py": "", "tests/c.py": ""}
+        (group,) = report_on(tmp_path, files).groups
+        assert (group.area, group.is_mixed) == (one, one != other)
     files = dict.fromkeys(("a.py", "tests/b.py"), f"# @generated\n{OTHER}")
-    assert [group.area for group in report_on(tmp_path, files).groups] == ["generated"]
+    report = report_on(tmp_path, {**files, "c.py": ""})
+    assert [group.area for group in report.groups] == ["generated"]
+
+
+@pytest.mark.parametrize("path", ["tests/{}.py", "docs/{}/a.py", "x/vendor/{}.py", "test_{}.py"])
+def test_an_area_that_all_of_a_tree_is_in_is_its_code(path):
+    report = cds.build_report(twins(OTHER, path=path), DUPLICATES)
+    assert [group.area for group in report.groups] == ["code"]
+    assert report.area_lines["code"] == (12, 6)
+    both = [*twins(OTHER, path=path), record(TOTAL, "a.py")]
+    assert found_groups(both, DUPLICATES)[0].area != "code"
 
 
 def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
@@ -7662,6 +7872,7 @@ def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
     assert report.area_lines == {
         "code": (8 + 7 + 7 + 2 + 2, 14),
         "tests": (7, 7),
+        "examples": (0, 0),
         "generated": (0, 0),
     }
 
@@ -7720,8 +7931,19 @@ def test_groups_in_tests_come_last():
     ]
     groups = found_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
     assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
-    mixed = found_groups([record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES)
-    assert mixed[0].area == "code"
+
+
+def test_groups_across_areas_come_after_those_within_code():
+    mixed = [record(OTHER, f"{area}/a.py") for area in ("tests", "test", "docs", "code")]
+    tests = twins(TOTAL.replace("log", "lg").replace(".info", ".x"), path="tests/b/{}.py")
+    options = DUPLICATES._replace(code_similarity=1)
+    groups = found_groups([*mixed, *tests, *twins(TOTAL)], options)
+    assert [(g.area, g.is_mixed) for g in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+    assert groups[0].score < groups[1].score
 
 
 def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
@@ -8343,11 +8565,14 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "short",
         "inside",
         "calls",
+        "opposite",
         "contained",
         "overlap",
+        "weaker",
         "known",
         "unjudged",
         "untouched",
+        "area",
     )
     assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
     shown, hidden = report["groups"]
@@ -8528,7 +8753,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.46, bodies from 2 statements",
+        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines  a.py  b.py",
@@ -10460,6 +10685,31 @@ def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
 
 
 @pytest.mark.parametrize(
+    ("area", "shown", "code"),
+    [
+        pytest.param(None, ["code", "code", "tests", "examples"], 3, id="all"),
+        pytest.param("code", ["code", "code"], 3, id="code"),
+        pytest.param("tests", ["tests"], 3, id="tests"),
+        pytest.param("examples", ["examples"], 3, id="examples"),
+        pytest.param("generated", [], 0, id="an area without groups"),
+    ],
+)
+def test_area_narrows_what_is_shown_and_what_the_gate_judges(tmp_path, capsys, area, shown, code):
+    sources = {"{}.py": TOTAL, "tests/{}.py": OTHER, "docs/{}.py": ASSIGNED}
+    files = {path.format(name): code for path, code in sources.items() for name in "ab"}
+    source = tree(tmp_path / "s", {**files, "m.py": SPLIT, "tests/m.py": SPLIT})
+    chosen = ("--area", area) if area else ()
+    command = ("duplicates", "--path", source, *chosen, "--fail-on", "exact")
+    assert run(*command, "--format", "json") == code
+    report = json.loads(capsys.readouterr().out)
+    assert [group["area"] for group in report["groups"] if not group["hidden_by"]] == shown
+    assert report["hidden"]["area"] == 4 - len(shown)
+    assert report["area_lines"]["tests"]["copied"] > 0
+    assert run(*command) == code
+    assert (f"{4 - len(shown)} area (" in capsys.readouterr().out) is (len(shown) < 4)
+
+
+@pytest.mark.parametrize(
     ("fail_on", "code"),
     [
         ("any", 3),
@@ -11156,7 +11406,7 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
                     "--intent-similarity",
                     "--intents",
                 ],
-                ["--touching", "--top", "--show"],
+                ["--touching", "--area", "--top", "--show"],
                 ["--format", "--output"],
                 ["--against", "--fail-on"],
             ],
