@@ -5209,8 +5209,8 @@ def sync_directory(path: str) -> None:
 # ---- Evidence -------------------------------------------------------------------------------
 #
 # Records of equal code become fragments; fragments that are similar, in code or in intent, become
-# clusters; rules hide the clusters that nobody would merge; and a cluster as a reader wants it is a
-# clone group. A baseline hides the groups that were accepted before.
+# clusters; rules hide the clusters that nobody would merge; and a cluster that is described for a
+# reader is a clone group. A baseline hides the groups that were accepted before.
 
 # What the report calls each area, in its order.
 CODE, TESTS, EXAMPLES, GENERATED = "code", "tests", "examples", "generated"
@@ -5258,14 +5258,14 @@ class Evidence(NamedTuple):
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
 
 
-# When a rule is asked whether it hides something, with what its function takes.
-OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
-OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
-OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
-OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup): with the last of the best groups of a section
-OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
-OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
-OF_AREAS = "areas"  # (CloneGroup, area): where only groups of this area are asked for
+# The stages at which rules are applied, and the arguments of a rule's function there.
+OF_PAIRS = "pairs"  # (SimilarPair, Comparison), before the pairs are linked
+OF_CLUSTERS = "clusters"  # (Cluster, Comparison)
+OF_GROUPS = "groups"  # (CloneGroup, Shown), after the groups that rank higher
+OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup), with the last of the best of a section
+OF_BASELINES = "baselines"  # (CloneGroup, Counterparts), if there is a baseline
+OF_FILES = "files"  # (CloneGroup, paths), if --touching names files
+OF_AREAS = "areas"  # (CloneGroup, area), if --area names one
 
 
 class Rule(NamedTuple):
@@ -5368,9 +5368,9 @@ class FilePair(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `duplicates` found; everything that a renderer lays out.
+    """What `duplicates` found: all that its outputs show.
 
-    `run` is the row of the `runs` table, or None where the source was read directly. `groups` holds
+    `run` is the row of the `runs` table, or None if the source was read directly. `groups` holds
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
     lines of each file; `area_lines` those of the files of each area, and how many of them are in
@@ -6349,10 +6349,10 @@ def similar_members(members: Sequence[Member], least: float) -> Similar:
 def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
     """Return fragments with the same trigrams as one shape, sorted by the last of each.
 
-    One shape is compared in place of all its fragments, and this changes no group. Its fragments
-    are never inside one another, since the outer one had more nodes: so the linkage, most similar
-    first, would have made them one group before any other pair. Of the pairs between two groups the
-    last in order counts, and that is the one between the last fragments.
+    A shape is compared in place of all its fragments, which changes no group. None of them is
+    inside another, since the outer one would have more nodes: so linkage, which takes the most
+    similar pairs first, would join them before any other pair. Two groups are joined by the last
+    pair between them, and that is the pair of their last fragments.
     """
     shapes: dict[object, list[Fragment]] = {}
     for number, fragment in enumerate(fragments):
@@ -6424,7 +6424,7 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
 
 
 class LeftOver:
-    """The pairs that are inside none of the groups of a linkage, until they are taken.
+    """The pairs that are in none of the groups of a linkage, until they are taken.
 
     They are taken in sets, each pair in one. A set has every pair between its indexes, but for
     those that are inside a group: so all of it is similar. It starts with the most similar pair
@@ -6573,7 +6573,7 @@ class Linkage:
             # 2. A similar pair must be seen, whatever groups its two are in.
             for taken in LeftOver(left, groups).take_all():
                 clusters.append(self.cluster(taken, None)._replace(overlaps=True))
-            # 3. What is like no other shape is still a group where it has several fragments.
+            # 3. A shape that is similar to no other is a group if it has several fragments.
             for index, shape in enumerate(self.shapes):
                 if len(shape) > 1 and index not in done:
                     clusters.append(self.cluster({(index, index): 1.0}, None))
@@ -6583,7 +6583,7 @@ class Linkage:
 
 # What other groups make superfluous
 
-# Beyond so many groups of one section, those that overlap say little more of a member.
+# A member that is in so many groups of a section gains little from more that overlap.
 GROUPS_A_MEMBER = 3
 
 
@@ -6612,7 +6612,7 @@ def hide_superfluous(groups: Sequence[CloneGroup], rules: Sequence[Rule]) -> lis
 
 
 def places_of(group: CloneGroup) -> list[Place]:
-    """Return where the members of a group stand."""
+    """Return the places of the members of a group."""
     return [sort_key(member.record) for member in group.members]
 
 
@@ -6842,97 +6842,103 @@ RULES = (
 
 # ---- Report ---------------------------------------------------------------------------------
 #
-# A group is worth merging as far as its members share code that says much: so it is ranked by the
-# information in the trigrams that all of them share, in bits. Measured on groups labelled by hand,
-# this beat the number of statements, which lets many small bodies win.
+# A group is the more worth merging the more its members share. So it is ranked by the information,
+# in bits, in the trigrams that all of them share. Measured on groups labelled by hand, this beat
+# the number of statements, which ranks many small bodies first.
 
 
 def information(shared: Iterable[int], features: Features) -> float:
-    """Return what features say together, in bits.
+    """Return the information in features, in bits.
 
-    Each says log2 of the fragments to those that have it, and its nth repetition 1 / (1 + n) of
-    that.
+    A feature has log2(n / m) bits if m of n fragments have it, and its kth repetition 1 / (1 + k)
+    of that.
     """
-    # Repetitions say less and less: a table of fifty alike entries is one idea, not fifty.
+    # Repetitions count less and less: a table of fifty similar entries is one idea, not fifty.
     count, frequencies, ordinals = features
-    said = (math.log2(count / frequencies[rank]) / (1 + ordinals[rank]) for rank in shared)
+    bits = (math.log2(count / frequencies[rank]) / (1 + ordinals[rank]) for rank in shared)
     # The sum must not depend on the order of a set, or ties would.
-    return math.fsum(said)
+    return math.fsum(bits)
 
 
 def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
-    """Return a cluster as a reader wants it."""
+    """Return a cluster as a clone group."""
+    evidence = cluster.evidence
     shared = common_trigrams(cluster.fragments)
-    members = describe_members(cluster, shared, run.names)
-    # A copy of code within a test concerns the code: so the group is in the foremost area.
+    members = describe_members(cluster, shared, run)
+    # A copy of code in a test concerns the code: so a group is in the first area of its members.
     areas = {run.areas[member.record.file_path] for member in members}
-    worth = math.sqrt(len(members) - 1) * information(shared, run.features)
     return CloneGroup(
         id=group_id(cluster),
-        evidence=cluster.evidence,
+        evidence=evidence,
         similarity=rounded(cluster.similarity),
         copies=len(members),
         statements=min(fragment.facts.statements for fragment in cluster.fragments),
         area=min(areas, key=area_rank),
         hidden_by=cluster.hidden_by,
-        score=round(worth, 1),
+        score=group_score(cluster, len(members), information(shared, run.features)),
         members=tuple(members),
+        are_siblings=evidence.compares_sentences and are_siblings(members, run.bases),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
         is_mixed=len(areas) > 1,
     )
 
 
+def group_score(cluster: Cluster, copies: int, bits: float) -> float:
+    """Return the number that ranks a group; `bits` is the information that all members share."""
+    if not cluster.evidence.compares_sentences:
+        return round(math.sqrt(copies - 1) * bits, 1)
+    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
+    statements = min(fragment.facts.statements for fragment in cluster.fragments)
+    return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
+
+
 def group_id(cluster: Cluster) -> str:
-    """Return an id that follows from the code of a cluster, wherever it stands."""
+    """Return the id of a cluster, which depends on its code alone."""
     # Sorted, since a name of a file must not be in it, not even by the order of the members.
     sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
     return fingerprint("\n".join(sums))[:10]
 
 
-def describe_members(
-    cluster: Cluster,
-    shared: Collection[int],
-    names: Mapping[Place, str],
-) -> list[Member]:
-    """Return the records of a cluster by place, and how each compares with the others."""
-    # Equal code differs in nothing, code of the same intent in everything.
+def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison) -> list[Member]:
+    """Return the members of a cluster, by place, with how each compares with the others."""
     own: Mapping[str, tuple[str, ...]] = {}
     if cluster.evidence.names_differences and cluster.hidden_by is None:
         own = own_labels(cluster.fragments)
     members = []
     for fragment, similarity in zip(cluster.fragments, cluster.closest):
-        alone = Member(
-            record=fragment.records[0],
-            qualified_name="",
-            shared=rounded(shared_part(fragment, shared)),
-            differs=own.get(fragment.records[0].md5sum, ()),
-            statements=fragment.facts.statements,
-            closest=similarity,
-            features=fragment.trigrams,
-        )
         for record in fragment.records:
-            name = names.get(sort_key(record), "")
-            members.append(alone._replace(record=record, qualified_name=name))
+            place = sort_key(record)
+            sentence = run.sentences.get(place)
+            member = Member(
+                record=record,
+                qualified_name=run.names.get(place, ""),
+                shared=rounded(shared_part(fragment, shared)),
+                differs=own.get(record.md5sum, ()),
+                intent=sentence.text if sentence else None,
+                intent_source=sentence.source if sentence else None,
+                statements=fragment.facts.statements,
+                closest=similarity,
+                features=fragment.trigrams,
+            )
+            members.append(member)
     return sorted(members, key=lambda member: sort_key(member.record))
 
 
 def shared_part(fragment: Fragment, shared: Collection[int]) -> float:
-    """Return the part of a fragment that is shared; where nothing is known of it, all is."""
+    """Return the part of a fragment that is shared: all of it, if its code cannot be parsed."""
     if not fragment.trigrams:
         return 1.0
     return len(shared) / len(fragment.trigrams)
 
 
 def rounded(part: float) -> float:
-    """Return a part of 1 to three digits; nothing but the whole is 1."""
-    if part == 1:
-        return 1.0
-    return min(round(part, 3), 0.999)
+    """Return a part of a whole to three digits; only the whole is rounded to 1."""
+    return 1.0 if part == 1 else min(round(part, 3), 0.999)
 
 
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
-    """Return, by its md5sum, what a fragment uses and no other one of these."""
+    """Return, by md5sum, the labels that each of these fragments has alone."""
     labels = {
         fragment.records[0].md5sum: source_labels(fragment.facts.labels) for fragment in fragments
     }
@@ -6944,12 +6950,12 @@ def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
 
 
 def source_labels(labels: Iterable[Label]) -> list[str]:
-    """Return what the labels of a definition are in the source, in its order, each once.
+    """Return the labels of a definition as they are written in the source, each once, in its order.
 
-    Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
-    starts from a name that is not local, as in `np.sum`.
+    Literals and the names of locals are left out. An attribute is `.name`, or dotted if it starts
+    from a name that is not local, as in `np.sum`.
     """
-    told: list[str] = []
+    found: list[str] = []
     attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
     for label in labels:
         word = SOURCE_WORDS.get(label, label)
@@ -6962,11 +6968,11 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
             if word and word == label and word.isidentifier():
                 word = "".join((word, *reversed(attributes)))
             else:
-                told += attributes
+                found += attributes
             attributes = []
         if word:
-            told.append(word)
-    return list(dict.fromkeys(told))
+            found.append(word)
+    return list(dict.fromkeys(found))
 
 
 # Names, intents and areas of members
@@ -7010,24 +7016,9 @@ def qualified_names(
     return qualified
 
 
-def with_intents(group: CloneGroup, run: Comparison) -> CloneGroup:
-    """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, run.sentences) for member in group.members]
-    group = group._replace(members=tuple(members))
-    if not group.evidence.compares_sentences:
-        return group
-    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
-    score = group.similarity * group.statements**0.25
-    are_siblings = are_overrides(members, run.bases) or begin_alike(members)
-    return group._replace(score=round(score, 3), are_siblings=are_siblings)
-
-
-def with_intent(member: Member, sentences: Mapping[Place, Sentence]) -> Member:
-    """Return the member with its sentence, if there is one."""
-    sentence = sentences.get(sort_key(member.record))
-    if sentence is None:
-        return member
-    return member._replace(intent=sentence.text, intent_source=sentence.source)
+def are_siblings(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
+    """Return whether members have similar intents by design; see CloneGroup."""
+    return are_overrides(members, bases) or begin_alike(members)
 
 
 def are_overrides(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
@@ -7101,7 +7092,7 @@ def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, s
 
 
 def area_of(file_path: str) -> str:
-    """Return the area of a file as far as the usual names of files and directories tell it."""
+    """Return the area of a file by the usual names of files and directories."""
     directories = file_path.split("/")[:-1]
     if not VENDOR_DIRECTORIES.isdisjoint(directories):
         return GENERATED
@@ -7121,7 +7112,7 @@ def is_test(file_path: str) -> bool:
 
 
 def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, float, str]:
-    """Return what the groups of a section are sorted by: area, and then what a reader gains."""
+    """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
     # The id comes from the code, so no tie is broken by a path.
@@ -7131,9 +7122,9 @@ def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, flo
     return (area_rank(group.area), *behind, *by_worth)
 
 
-# What the report begins with: how much stands in copies, and in which files
+# The head of the report: how many lines are copies, and which files share most
 
-PAIRED_FILES = 100  # at most; what stands in more files says nothing about two of them
+PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
 Lines = tuple[int, int]  # the first and the last one
 
 
@@ -7159,10 +7150,10 @@ def count_area_lines(
 def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> tuple[FilePair, ...]:
     """Return the pairs of files that share lines: code first, then the most lines first.
 
-    What stands in more than PAIRED_FILES files is left out.
+    Groups in more than PAIRED_FILES files are left out.
     """
     lines = [lines_by_file(group.members) for group in shown_copies(groups)]
-    # The groups that two files have members of.
+    # The numbers of the groups that two files have members of.
     shared: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for number, of_group in enumerate(lines):
         if len(of_group) <= PAIRED_FILES:
@@ -7175,7 +7166,7 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
         return count_lines(line for number in numbers for line in lines[number][path])
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
-        # What code shares with tests ranks with what tests share.
+        # Lines that code shares with tests rank like lines that tests share.
         area = max(area_rank(areas[path]) for path in (pair.one, pair.other))
         return area, -pair.lines, pair
 
@@ -7187,7 +7178,7 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
 
 
 def lines_by_file(members: Iterable[Member]) -> dict[str, list[Lines]]:
-    """Return the lines of each file that members stand on."""
+    """Return the lines of each file that are in members."""
     lines: dict[str, list[Lines]] = collections.defaultdict(list)
     for member in members:
         record = member.record
@@ -7196,7 +7187,7 @@ def lines_by_file(members: Iterable[Member]) -> dict[str, list[Lines]]:
 
 
 def count_lines(stretches: Iterable[Lines]) -> int:
-    """Return on how many lines the stretches stand: what several of them hold counts once."""
+    """Return how many lines the stretches have; a line in several of them counts once."""
     count = last = 0
     for start, end in sorted(stretches):
         count += max(0, end - max(start - 1, last))
@@ -7237,7 +7228,7 @@ def compare_records(
     options: DuplicateOptions,
     rules: Sequence[Rule],
 ) -> Comparison:
-    """Return what is to be known of records to find their groups; `facts` are those by place."""
+    """Return what the search for groups needs of records; `facts` are those of each place."""
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, facts, options.kinds)
@@ -7258,10 +7249,7 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
     groups: list[CloneGroup] = []
     for kind in evidence:
-        found = []
-        for cluster in kind.find(kind, run):
-            group = describe_group(cluster, run)
-            found.append(with_intents(group, run))
+        found = [describe_group(cluster, run) for cluster in kind.find(kind, run)]
         groups += sorted(found, key=rank_key)
     return hide_weaker(hide_superfluous(groups, run.rules), run)
 
@@ -7908,18 +7896,18 @@ MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
-# A group is to be judged at a glance; `--format json` and `--show` have the rest.
+# A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
 FOLD_INDENT = 2
 COLUMN_GAP = "  "
 PLACE = "PLACE"
-# Columns. Without a terminal, cells are padded no further than is usually seen; a sentence in
-# less than is readable would be a tall and narrow block.
+# Columns. Without a terminal, cells are padded to the usual width of one; in fewer columns than are
+# readable, a sentence would be a tall and narrow block.
 SEEN_WIDTH = 80
 READABLE_WIDTH = 50
 BELOW_INDENT = 4
-# Of an md5sum: a hint for the eye, which leaves room for the signature; JSON has all of them.
+# Of an md5sum: enough to compare by eye, and room is left for the signature; JSON has them all.
 SHOWN_DIGITS = 8
 
 
@@ -8004,9 +7992,8 @@ def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[st
     rows = []
     for record in records:
         if record.intent_status != SKIPPED:
-            told = record.intent or record.intent_error or ""
-            name = defined_name(record)
-            rows.append((location(record), name, record.intent_status, told))
+            text = record.intent or record.intent_error or ""
+            rows.append((location(record), defined_name(record), record.intent_status, text))
     if width is None:
         yield from table_lines(header, rows, None)
     else:
@@ -8032,12 +8019,12 @@ def wrapped_table_lines(
     indent = " " * (beside if is_beside else BELOW_INDENT)
     # 3. Each row is written with its sentence folded.
     for head, cells in zip(heads, printable_table(header, rows)):
-        told = wrap(cells[-1], max(width - len(indent), 1))
-        if is_beside and told:
+        folded = wrap(cells[-1], max(width - len(indent), 1))
+        if is_beside and folded:
             gap = " " * (beside - display_width(head))
-            head += gap + told.pop(0)
+            head += gap + folded.pop(0)
         yield head + "\n"
-        for line in told:
+        for line in folded:
             yield f"{indent}{line}\n"
 
 
@@ -8087,8 +8074,8 @@ def fitted_lines(line: Line, width: Optional[int]) -> list[str]:
 
 def wants_colour(stream: Optional[TextIO]) -> bool:
     """Return whether to write colour: on a terminal, unless NO_COLOR or FORCE_COLOR differ."""
-    # Set but empty counts as not set (https://no-color.org); where both are set, no colour is
-    # the safer reading.
+    # Set but empty counts as not set (https://no-color.org); if both are set, no colour is the
+    # safer reading.
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -8106,7 +8093,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence.compares_sentences:
-            for text in _intent_notes(report):
+            for text in intent_notes(report):
                 yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
     for text in _foot_lines(report):
@@ -8116,7 +8103,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
 def verdict_line(
     report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
 ) -> str:
-    """Return what a gate has to say: the groups that hit it, and what else bears on it."""
+    """Return the verdict of a gate: the groups that hit it, and what was not compared."""
     noun = "group" if baseline is None else "new group"
     parts = [f"no {noun}s"]
     if hits:
@@ -8129,7 +8116,7 @@ def verdict_line(
         parts += [f"{hidden[KNOWN.name]} {KNOWN.name}", f"{report.stale} stale"]
     if hidden[UNJUDGED.name]:
         parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
-    # What was not read was not compared: without this, a broken file would pass as a clean one.
+    # Without this, a file that could not be read would pass as one without duplicates.
     if report.error_count:
         errors = counted(report.error_count, "analyzer error")
         parts.append(f"not compared: code with {errors}")
@@ -8142,12 +8129,13 @@ def verdict_line(
 
 
 def unparsed_records(report: Report) -> str:
-    """Return how many records are left out where near copies are looked for."""
+    """Return how many records are left out of the search for near copies."""
     records = counted(report.unparsed_count, "record")
     return f"{records} that this Python cannot parse"
 
 
-def _scope_lines(report: Report) -> Iterator[str]:
+def scope_lines(report: Report) -> Iterator[str]:
+    """Yield lines on the run and what was compared of it."""
     options, run = report.options, report.run
     if run:
         yield f"Run {run['id']} of {run['root_path']}, {run['finished_at']}"
@@ -8162,7 +8150,7 @@ def _scope_lines(report: Report) -> Iterator[str]:
 
 
 def _head_lines(report: Report) -> Iterator[str]:
-    yield from _scope_lines(report)
+    yield from scope_lines(report)
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
@@ -8174,12 +8162,11 @@ def _head_lines(report: Report) -> Iterator[str]:
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
-    # On a terminal the end of a long list is what is seen: so the totals stand here.
+    # The end of a long list is what a terminal shows, so the totals are here.
     yield ""
-    hidden = count_hidden(report)
-    told = [f"{count} {rule}" for rule, count in hidden.items() if count]
-    if told:
-        yield f"Hidden: {', '.join(told)} (--format json holds them)"
+    hidden = [f"{count} {rule}" for rule, count in count_hidden(report).items() if count]
+    if hidden:
+        yield f"Hidden: {', '.join(hidden)} (--format json holds them)"
     for evidence in report.evidence:
         listed = [group.area for group in shown_groups(report, evidence)]
         counts = []
@@ -8189,9 +8176,9 @@ def _foot_lines(report: Report) -> Iterator[str]:
         yield f"{evidence.name.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
-def _intent_notes(report: Report) -> list[str]:
-    """Return what is to be told of a section that compares sentences."""
-    notes = _missing_intents(report)
+def intent_notes(report: Report) -> list[str]:
+    """Return the notes on a section that compares sentences."""
+    notes = missing_intents(report)
     weaker = [group.similarity for group in report.groups if group.hidden_by == WEAKER]
     if weaker:
         more, most = counted(len(weaker), "group"), max(weaker)
@@ -8202,8 +8189,8 @@ def _intent_notes(report: Report) -> list[str]:
     return notes
 
 
-def _missing_intents(report: Report) -> list[str]:
-    """Return what is to be told of records without a model's intent; nothing where all have one."""
+def missing_intents(report: Report) -> list[str]:
+    """Return a line on the records without a model's intent, if there are any."""
     if report.run is None:
         return [_intents_of_source(report)]
     missing = report.without_intent
@@ -8213,10 +8200,10 @@ def _missing_intents(report: Report) -> list[str]:
     has_no_model = sum(missing.values()) == report.record_count
     is_empty = has_no_model and not report.from_docstrings
     what = "empty: no record has an intent" if is_empty else "without intent"
-    told = f"  {what} ({counts})"
+    line = f"  {what} ({counts})"
     if report.from_docstrings:
-        told += f"; for {report.from_docstrings} a docstring stands in"
-    return [told]
+        line += f"; for {report.from_docstrings} a docstring stands in"
+    return [line]
 
 
 def _intents_of_source(report: Report) -> str:
@@ -8249,7 +8236,7 @@ def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> It
 
 def _exact_ids(groups: Iterable[CloneGroup]) -> dict[str, str]:
     """Return the id of the exact group of each code that stands in several places."""
-    # Hidden ones too: `--show` finds them all the same.
+    # Hidden groups too, since `--show` finds them.
     ids = {}
     for group in groups:
         if group.evidence.is_same_code:
@@ -8275,18 +8262,18 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
 
 
 def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
-    yield from (Line(""), Line(f"{group.id}  {_group_headline(group)}", CYAN))
+    yield from (Line(""), Line(f"{group.id}  {group_headline(group)}", CYAN))
     if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
-    # The names tell members apart; their parameters are of interest where they differ.
+    # Parameters are shown only if they differ.
     are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if are_alike else _parameters(member)
         yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
-        # A model's sentence is news in every section; a docstring can be read in the code, and
-        # is shown only where it is the evidence.
+        # A model's sentence is shown in every section. A docstring can be read in the code, so it
+        # is shown only if it is the evidence.
         if member.intent_source == MODEL:
             yield Line(f"    {member.intent}", DIM, folds=True)
         elif member.intent_source == DOCSTRING and group.evidence.compares_sentences:
@@ -8305,7 +8292,8 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
             yield Line(f"  {count} of them are exact copies: {exact_id}", DIM)
 
 
-def _group_headline(group: CloneGroup) -> str:
+def group_headline(group: CloneGroup) -> str:
+    """Return a group's size, its similarity and what is special about it."""
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
     if not group.evidence.is_same_code:
         parts.append(_similarity_of(group))
@@ -8327,25 +8315,22 @@ def _similarity_of(group: CloneGroup) -> str:
 
 
 def in_percent(part: float) -> int:
-    """Return a part of 1 as per cent; nothing but the whole is 100."""
-    if part == 1:
-        return 100
-    percent = round(100 * part)
-    return min(percent, 99)
+    """Return a part of a whole in per cent; only the whole is rounded to 100."""
+    return 100 if part == 1 else min(round(100 * part), 99)
 
 
 def _parameters(member: Member) -> str:
-    """Return what stands between the name and the colon of a definition's header."""
+    """Return the part of a definition's header between its name and its colon."""
     header = header_line(member.record)
     after = DEFINED_NAME.sub("", header, count=1)
     bare = after.removeprefix("async ").strip().removesuffix(":")
-    # What stood on several lines is written as on one.
+    # A header of several lines is written as one of a single line.
     joined = bare.replace("( ", "(")
     return re.sub(r",? \)", ")", joined)
 
 
 def _difference(member: Member) -> str:
-    """Return how much of a member all have, and what no other one has."""
+    """Return how much of a member all members have, and what it has alone."""
     text = f"{in_percent(member.shared)} % shared"
     if member.differs:
         labels = [f"`{label}`" for label in member.differs[:SHOWN_LABELS]]
@@ -8358,7 +8343,7 @@ def _difference(member: Member) -> str:
 
 def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     """Yield one group whole: the code of each member, and how the others differ from the first."""
-    yield Line(f"{group.id}  {group.evidence.name}, {_group_headline(group)}", CYAN)
+    yield Line(f"{group.id}  {group.evidence.name}, {group_headline(group)}", CYAN)
     if group.hidden_by:
         sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
         yield Line(sentence, folds=True)
@@ -8404,13 +8389,13 @@ def _shown_code(member: Member) -> list[str]:
 
 # ---- Page -----------------------------------------------------------------------------------
 #
-# The report as one HTML file, which asks nothing of any network.
+# The report as one HTML file, which loads nothing from any network.
 
 # What browsers still open within seconds.
 PAGE_BYTES = 10_000_000
 # Kept free for the headings of sections and the note on what is left out.
 FRAME_BYTES = 4_000
-# No single group may use the page up: not one of thousands of members (COMPARED_MEMBERS beside
+# No single group may fill the page: neither one of thousands of members (COMPARED_MEMBERS beside
 # the first), nor a member that is a whole module of data, nor a line of megabytes.
 COMPARED_MEMBERS = 5
 LISTED_MEMBERS = 100
@@ -8864,7 +8849,7 @@ readAddress();
 
 
 class Row(NamedTuple):
-    """A line of one code beside its like of another, as HTML; without it the number is None."""
+    """A line of one code beside one of another, as HTML; the number of no line is None."""
 
     differs: bool
     first_number: Optional[int]
@@ -8883,8 +8868,8 @@ class FittedGroups(NamedTuple):
 def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]:
     """Yield a report as one HTML file of at most `max_bytes` in UTF-8.
 
-    Where there is too little room, the groups of the lowest rank are shown without their code or
-    left out, hidden ones first; a note counts both.
+    If there is too little room, the groups of the lowest rank are shown without their code or left
+    out, hidden ones first; a note counts both.
     """
     head = PAGE_HEAD.format(
         title=escaped(report_name(report)),
@@ -8910,7 +8895,7 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
 
 
 def report_name(report: Report) -> str:
-    """Return what a report calls the source tree: its directory's name, where that is known."""
+    """Return the name of the source tree's directory, or a general one if it is not known."""
     if report.run is None:
         return "a source tree"
     # Either separator: the run may have been stored on another system than this one.
@@ -8920,7 +8905,7 @@ def report_name(report: Report) -> str:
 
 
 def content_hash(text: str) -> str:
-    """Return how a Content-Security-Policy names a style or script of this text."""
+    """Return the hash by which a Content-Security-Policy allows a style or script of this text."""
     import base64
     import hashlib
 
@@ -8936,7 +8921,7 @@ def byte_count(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """Return text as HTML, with escapes for what is not printable."""
+    """Return text as HTML, with escapes for unprintable characters."""
     import html
 
     # Printable first: a bidi override could make code read as what it is not, even where no
@@ -8945,8 +8930,8 @@ def escaped(text: str) -> str:
 
 
 def page_figures(report: Report) -> Iterator[str]:
-    """Yield what was compared, and what came of it in figures."""
-    for line in _scope_lines(report):
+    """Yield what was compared, the figures of the report, and what its rules hide."""
+    for line in scope_lines(report):
         yield f"<p>{escaped(line)}</p>\n"
     figures = []
     for area, (lines, beyond) in report.area_lines.items():
@@ -8965,7 +8950,7 @@ def page_figures(report: Report) -> Iterator[str]:
 
 
 def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
-    """Yield the table of the files that share most, where there are any."""
+    """Yield the table of the files that share most, if there are any."""
     if not pairs:
         return
     yield "<details open><summary>Files that share most</summary>\n"
@@ -8989,7 +8974,7 @@ def page_rules(report: Report) -> Iterator[str]:
 
 
 def page_form(report: Report) -> Iterator[str]:
-    """Yield the filter; it is shown only where the script can obey it."""
+    """Yield the filter, which is hidden until the script runs."""
     sections = {evidence.name: escaped(title) for evidence, title in section_titles(report)}
     kinds = {kind: kind for kind in KINDS}
     rules = {"": "what no rule hides", "any": "all, hidden ones too"}
@@ -9024,7 +9009,7 @@ def page_keys() -> Iterator[str]:
 
 
 def choice(name: str, options: Mapping[str, str]) -> str:
-    """Return a list to choose from; `options` are values and the HTML that tells of them."""
+    """Return a list to choose from; `options` are its values, each with its text in HTML."""
     parts = [f'<select name="{name}" aria-label="{name.capitalize()}">']
     for value, text in options.items():
         parts.append(f'<option value="{value}">{text}</option>')
@@ -9039,7 +9024,7 @@ def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
     its place, or the note could not say that it is the lowest ranks that are missing.
     """
     ranking = sorted(ranked_positions(groups))
-    # 1. Half of the room tells of groups without their code, so that few are missing.
+    # 1. Half of the room is for groups without their code, so that few are missing.
     texts: dict[int, str] = {}
     listing_room = room // 2
     for _, rank, position in ranking:
@@ -9064,8 +9049,8 @@ def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
 def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, int]]:
     """Yield for each group whether it is hidden, its rank in its section, and its position.
 
-    In this order, so that sorted they tell what is left out last: shown before hidden, and of
-    each section its best group before the second of any.
+    In this order: sorted, they put shown groups before hidden ones, and the best group of each
+    section before the second of any.
     """
     ranks: collections.Counter[tuple[str, bool]] = collections.Counter()
     for position, group in enumerate(groups):
@@ -9076,7 +9061,7 @@ def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, 
 
 
 def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
-    """Yield how many groups lack their code, or are left out, where any are."""
+    """Yield how many groups lack their code or are left out, if any are."""
     without_code = len(fitted.texts) - fitted.with_code
     left_out = total - len(fitted.texts)
     if without_code or left_out:
@@ -9102,7 +9087,7 @@ def page_section(
     count = counted(sum(map(len, shown.values())), "group")
     yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
     if evidence.compares_sentences:
-        for line in _intent_notes(report):
+        for line in intent_notes(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
@@ -9148,21 +9133,21 @@ def without_repeats(texts: Iterable[str]) -> list[str]:
 
 def some_of(texts: Sequence[str], most: int = 3) -> str:
     """Return the first few of some texts, and how many more there are."""
-    told = list(texts[:most])
+    some = list(texts[:most])
     left_out = len(texts) - most
     if left_out > 0:
-        told.append(f"and {left_out} more")
-    return ", ".join(told)
+        some.append(f"and {left_out} more")
+    return ", ".join(some)
 
 
 def group_facts(group: CloneGroup) -> Iterator[str]:
-    """Yield in HTML what is to be known of a group before it is opened."""
+    """Yield in HTML what is shown of a group before it is opened."""
     rule = group.hidden_by.name if group.hidden_by else ""
     tags = (rule, "siblings" if group.are_siblings else "")
     yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
     if not group.evidence.is_same_code:
         yield f'<meter value="{group.similarity:.2f}"></meter>'
-    yield _group_headline(group)
+    yield group_headline(group)
 
 
 def group_code(group: CloneGroup) -> str:
@@ -9186,7 +9171,7 @@ def group_code(group: CloneGroup) -> str:
         if len(compared) > 1:
             html = foldable(number, member, html, is_open=not parts)
         parts.append(html)
-    # 3. Where all have the same text, it is shown once.
+    # 3. If all have the same text, it is shown once.
     if not parts:
         parts.append(side_head(1, first))
         parts.append(f'<div class="diff">{code_alone(first.record)}</div>\n')
@@ -9195,7 +9180,7 @@ def group_code(group: CloneGroup) -> str:
 
 
 def shown_text(record: Record) -> tuple[str, ...]:
-    """Return what two records have in common if showing the code of both tells no more."""
+    """Return a key that is the same for records whose code looks the same on the page."""
     return record.md5sum, *code_lines(record)
 
 
@@ -9208,7 +9193,7 @@ def foldable(number: int, member: Member, html: str, *, is_open: bool) -> str:
 
 
 def compared_members(evidence: Evidence, first: Member, number: int, other: Member) -> str:
-    """Return the code of two members in two columns, with marks where it is alike."""
+    """Return the code of two members in two columns, with marks where it differs."""
     heads = side_head(1, first) + side_head(number, other)
     # Code that only serves the same purpose has no lines that belong together.
     if evidence.compares_sentences:
@@ -9221,7 +9206,7 @@ def compared_members(evidence: Evidence, first: Member, number: int, other: Memb
 
 
 def side_head(number: int, member: Member) -> str:
-    """Return what stands above a member's code: place, name, how it compares, and intent."""
+    """Return the heading of a member's code: its place, name, comparison and intent."""
     where = marked_place(member.record)
     name = escaped(member.qualified_name)
     parts = [f'<div class="side"><b>{number}</b> {where} {name}']
@@ -9235,7 +9220,7 @@ def side_head(number: int, member: Member) -> str:
 
 
 def marked_place(record: Record) -> str:
-    """Return where a record stands, so that a click selects what an editor takes."""
+    """Return the place of a record, so that a click selects what an editor takes."""
     start = escaped(f"{record.file_path}:{record.start_line}")
     return f'<code class="place">{start}</code><small>-{record.end_line}</small>'
 
@@ -9249,13 +9234,13 @@ def comparison(member: Member) -> Iterator[str]:
 
 
 def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]) -> str:
-    """Return members whose code is not shown: only where they stand, and whose text they have.
+    """Return the list of members whose code is not shown: their places, and whose text they have.
 
-    `numbers` tells which member shows a text; it is empty where no code is shown at all.
+    `numbers` has the number of the member that shows a text; it is empty if no code is shown.
     """
     parts = []
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
-        # To compare texts takes time, and is in vain where no code is shown.
+        # Comparing texts takes time, so it is not done in vain.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
         where = marked_place(member.record)
@@ -9326,7 +9311,7 @@ def numbered_line(
 
 
 def line_start(line: str) -> str:
-    """Return what a line of code defines, assigns or calls."""
+    """Return the start of a line of code: the name that it defines, assigns to or calls."""
     return LINE_START_END.split(line, 1)[0]
 
 
@@ -9345,7 +9330,7 @@ def aligned(
     other: Sequence[str],
     keys: Sequence[Callable[[str], str]],
 ) -> Iterator[tuple[Optional[int], Optional[int]]]:
-    """Yield the positions of lines that belong together; None where one has no like.
+    """Yield the positions of lines that belong together, None for the side without such a line.
 
     Lines are matched by the first key, those in between by the next, and at last by their order.
     """
@@ -9376,7 +9361,7 @@ def moved(position: Optional[int], offset: int) -> Optional[int]:
 def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
     """Return the steps from one sequence to another, as difflib's `get_opcodes` does.
 
-    Where much recurs, it would take minutes: then everything counts as replaced.
+    If much recurs, that would take minutes: then everything counts as replaced.
     """
     import difflib
 
@@ -9507,22 +9492,22 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
-    """Return in words what the limits leave out: groups, and members of groups."""
+    """Return a sentence each on the groups, and members of groups, that the limits leave out."""
     texts = []
     groups = len(listed) - SARIF_RESULTS
     if groups > 0:
-        told = counted(groups, "group")
-        texts.append(f"{told} of low rank left out: a log holds {SARIF_RESULTS}")
+        count = counted(groups, "group")
+        texts.append(f"{count} of low rank left out: a log holds {SARIF_RESULTS}")
     kept = listed[:SARIF_RESULTS]
     members = sum(max(0, group.copies - SARIF_LOCATIONS) for group in kept)
     if members > 0:
-        told = counted(members, "place")
-        texts.append(f"{told} left out: a result holds {SARIF_LOCATIONS}")
+        count = counted(members, "place")
+        texts.append(f"{count} left out: a result holds {SARIF_LOCATIONS}")
     return texts
 
 
 def sarif_driver(evidence: Iterable[Evidence]) -> dict[str, object]:
-    """Return what made the log, and its rules: one for each kind of evidence."""
+    """Return the description of this program and of its rules, one for each kind of evidence."""
     rules = [
         {
             "id": kind.sarif_rule,
@@ -9544,9 +9529,9 @@ class SarifStart(NamedTuple):
 
 
 def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
-    """Yield where the result of each group begins, no two of a rule at one place.
+    """Yield the start of the result of each group, no two of a rule at one place.
 
-    Where not even the lines of its first member are left, a group begins at that member.
+    If not even a line of its first member is left, a group starts at that member.
     """
     # GitHub knows an alert by its rule and the code from its first line on: of two that began at
     # one place it would show one.
@@ -9563,7 +9548,7 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
 
 
 def possible_starts(members: Sequence[Member]) -> Iterator[SarifStart]:
-    """Yield where a result may begin, best first: at its members, or in the first of them."""
+    """Yield the possible starts of a result, best first: its members, then lines of the first."""
     for number, member in enumerate(members):
         record = member.record
         yield SarifStart(number, (record.file_path, record.start_line))
@@ -9586,7 +9571,7 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    message = f"{evidence.sarif_text} {_group_headline(group)}: also {', '.join(links)}"
+    message = f"{evidence.sarif_text} {group_headline(group)}: also {', '.join(links)}"
     return {
         "ruleId": evidence.sarif_rule,
         "ruleIndex": report.evidence.index(evidence),
@@ -9594,8 +9579,8 @@ def sarif_result(
         "message": {"text": message},
         "locations": [sarif_location(begun, directory)],
         "relatedLocations": related,
-        # The id follows from the code alone, so that an alert stays the same one where its file
-        # is moved. `primaryLocationLineHash` is left to GitHub, which computes it and warns of
+        # The id depends on the code alone, so that an alert stays the same one if its file is
+        # moved. `primaryLocationLineHash` is left to GitHub, which computes it and warns of
         # any that is another.
         "partialFingerprints": {"cloneGroup/v1": group.id},
     }
@@ -9619,7 +9604,7 @@ def sarif_link(member: Member, number: int) -> str:
 
 
 def sarif_location(member: Member, directory: str) -> dict[str, object]:
-    """Return where a member stands, by a percent-encoded path."""
+    """Return the location of a member, with a percent-encoded path."""
     from urllib.parse import quote
 
     record = member.record
@@ -9641,7 +9626,7 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
 
 # The same bytes on every system, so that a baseline can be kept in a repository.
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-# What stands in these has the number of an open file for its name.
+# The entries of these directories are open files, named by their numbers.
 DESCRIPTOR_DIRECTORIES = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
 MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
 
@@ -9649,7 +9634,7 @@ MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
 def write_file(path: str, pieces: Iterable[str]) -> None:
     """Write text to a file whole, or leave the file as it was and raise OSError.
 
-    What is no regular file, or is open as a standard stream, gets the text as a stream does.
+    A path that is no regular file, or is open as a standard stream, is written to as a stream.
     """
     if is_stream(path):
         write_stream(path, pieces)
@@ -9658,7 +9643,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
     if not os.access(directory, os.W_OK | os.X_OK):
-        # Here it is the file alone that may be written.
+        # Only the file itself may be written.
         with open(path, "w", **FILE_TEXT) as file:
             file.writelines(pieces)
         return
@@ -9668,7 +9653,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
         with open(temporary, "x", **FILE_TEXT) as file:
             file.writelines(pieces)
             file.flush()
-            # Else a power failure could leave the new name on a file without content.
+            # Otherwise a power failure could leave an empty file of the new name.
             os.fsync(file.fileno())
         if os.path.exists(target):
             mode = os.stat(target).st_mode
@@ -9682,7 +9667,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
 
 
 def is_stream(path: str) -> bool:
-    """Return whether a path names what is to be written to as a stream, not replaced."""
+    """Return whether a path is written to as a stream, and not replaced."""
     is_special = os.path.exists(path) and not os.path.isfile(path)
     return is_special or descriptor_of(path) is not None
 
@@ -9695,14 +9680,14 @@ def write_stream(path: str, pieces: Iterable[str]) -> None:
     target: Union[int, str] = path
     descriptor = descriptor_of(path)
     if descriptor is not None:
-        # Its copy goes on where it stands, behind what was printed before.
+        # The copy of a descriptor continues after what was printed before.
         flush(sys.stdout)
         target = os.dup(descriptor)
     try:
         with open(target, "w", **FILE_TEXT) as stream:
             stream.writelines(pieces)
     except OSError as error:
-        # Whoever names a pipe wants to know; of an open one, somebody else decides.
+        # A pipe that was named must have a reader; one that was open before may lose it.
         if descriptor is None or not is_closed_pipe(error):
             raise
 
@@ -9757,7 +9742,7 @@ def is_open_for_writing(descriptor: int) -> bool:
 def rescue_text(pieces: Iterable[str]) -> str:
     """Write text to a new file in the temporary or the current directory.
 
-    Return its path, or the empty text where no file could be written.
+    Return its path, or the empty text if no file could be written.
     """
     import tempfile
 
@@ -9780,18 +9765,17 @@ def rescue_text(pieces: Iterable[str]) -> str:
 def print_pieces(pieces: Iterable[str]) -> None:
     """Write text to stdout at once; that its reader has gone away is no error.
 
-    So a command goes on to its end, and its exit code does not depend on who reads its output.
+    So a command runs to its end, and its exit code does not depend on who reads its output.
     """
     try:
         for piece in pieces:
             emit(piece, sys.stdout)
-        # Not left to Python's exit, where a full disk would be told by a traceback and code 120.
+        # Not left to Python's exit, which reports a full disk by a traceback and code 120.
         flush(sys.stdout)
     except OSError as error:
         silence(sys.stdout)
         if not is_closed_pipe(error):
-            told = f"stdout could not be written: {describe_error(error)}"
-            raise CdsError(told) from error
+            raise CdsError(f"stdout could not be written: {describe_error(error)}") from error
 
 
 def is_closed_pipe(error: OSError) -> bool:
