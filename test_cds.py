@@ -12391,6 +12391,92 @@ def _found_intents(known, others, threshold):
     return f"{sum(pairs)} found, {joined} groups join two tasks", sum(not of for of in tasks_of)
 
 
+def bench_purposes(purposes_path, applications_path, judged_path, background_path):
+    """Print how sentences of one purpose are found: first pairs, and groups among unrelated ones.
+
+    The first two files hold a described function as a JSON object a line: of libraries, where
+    `purpose` says which have one in common, and of applications. The third holds the verdict S, R
+    or N on two of these by number, the last a name and a sentence a line.
+    """
+    libraries = read_jsonl(purposes_path)
+    known = same_purpose(libraries)
+    for field in ("earlier", "sentence"):
+        first = most_similar(libraries, field)[: len(known)]
+        hits = len(known.intersection(first))
+        print(f"libraries, {field}: {hits} of the first {len(known)} pairs are true")
+    lines = Path(judged_path).read_text(encoding="utf-8").splitlines()
+    verdicts = {(int(a), int(b)): v for a, b, v in map(str.split, lines)}
+    applications = read_jsonl(applications_path)
+    for field, count in itertools.product(("earlier", "sentence"), (20, 50)):
+        first = most_similar(applications, field)[:count]
+        counts = collections.Counter(verdicts.get(pair, "unjudged") for pair in first)
+        print(f"applications, {field}: of the first {count} pairs {dict(counts)}")
+        for pair in first:
+            if pair not in verdicts:
+                print("  unjudged:", *(applications[n][field] for n in pair), sep="\n    ")
+    lines = Path(background_path).read_text(encoding="utf-8").splitlines()
+    print_found_among([row["sentence"] for row in libraries], known, lines)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def same_purpose(rows):
+    """Return the pairs of rows of different sources that serve one purpose."""
+    pairs = itertools.combinations(range(len(rows)), 2)
+    return {
+        (one, other)
+        for one, other in pairs
+        if rows[one]["purpose"] is not None
+        and rows[one]["purpose"] == rows[other]["purpose"]
+        and rows[one]["source"] != rows[other]["source"]
+    }
+
+
+def most_similar(rows, field):
+    """Return the pairs of rows of different sources, the most similar ones first."""
+    pairs = similar_sentences([row[field] for row in rows], 0.01, len(rows)).pairs
+    across = [pair for pair in pairs if len({rows[n]["source"] for n in pair}) == 2]
+    return sorted(across, key=lambda pair: (-pairs[pair], pair))
+
+
+def print_found_among(sentences, known, lines):
+    """Print what a report of the defaults shows of the known pairs, among others in `lines`."""
+    others = [line.partition("\t")[2] for line in lines]
+    records = [record_for(number, text) for number, text in enumerate([*sentences, *others], 1)]
+    report = cds.build_report(records, cds.DuplicateOptions())
+    found, unrelated = set(), 0
+    shown = [group for group in report.groups if group.hidden_by is None]
+    for group in shown:
+        numbers = sorted(member.record.start_line - 1 for member in group.members)
+        inside = known.intersection(itertools.combinations(numbers, 2))
+        found |= inside
+        unrelated += not inside
+    print(
+        f"among {len(others):,} others: {len(found)} of {len(known)} true pairs found,"
+        f" {unrelated} other groups"
+    )
+
+
+def record_for(number, sentence):
+    """Return the record of a function that is like no other one, with a sentence."""
+    calls = "\n".join(f"    step_{number}_{step}()" for step in range(9))
+    code = f"def function_{number}():\n{calls}\n"
+    return cds.Record(
+        kind="function",
+        file_path=f"{number}.py",
+        signature=f"def function_{number}():",
+        start_line=number,
+        end_line=number,
+        raw_code=code,
+        normalized_code=code,
+        md5sum=cds.fingerprint(code),
+        intent=sentence,
+        intent_status=cds.SUCCESS,
+    )
+
+
 def bench(folder):
     """Run every benchmark over a folder of Python source."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
@@ -12408,6 +12494,7 @@ def bench(folder):
 USAGE = """\
 usage: python test_cds.py bench [PATH]
        python test_cds.py bench-intents PAIRS BACKGROUND
+       python test_cds.py bench-purposes LIBRARIES APPLICATIONS VERDICTS BACKGROUND
 (the tests: python -m pytest test_cds.py)"""
 
 if __name__ == "__main__":
@@ -12415,5 +12502,7 @@ if __name__ == "__main__":
         bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
     elif sys.argv[1:2] == ["bench-intents"] and len(sys.argv) == 4:
         bench_intents(*sys.argv[2:])
+    elif sys.argv[1:2] == ["bench-purposes"] and len(sys.argv) == 6:
+        bench_purposes(*sys.argv[2:])
     else:
         sys.exit(USAGE)
