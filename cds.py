@@ -5233,7 +5233,8 @@ class Evidence(NamedTuple):
     and `find` returns its clusters. Against a baseline a new group `fails_new`, if `--fail-on new`
     counts it. A group `is_same_code` if its members are equal. If a kind `names_differences`, each
     member is described by what it shares with the others and what it alone has; if it
-    `compares_sentences`, by what its code is for: such members are no copies of each other.
+    `compares_sentences`, by what its code is for. Members that `are_copies` have code in common: it
+    counts as copied, hides the groups inside them, and makes them known copies in a baseline.
 
     The size and the similarity of members are at least what two of DuplicateOptions' fields say;
     without a `size_option` or `similarity_option` there is no such bound. `similar_members` returns
@@ -5253,6 +5254,7 @@ class Evidence(NamedTuple):
     is_same_code: bool = False
     names_differences: bool = False
     compares_sentences: bool = False
+    are_copies: bool = True
     size_option: Optional[str] = None
     similarity_option: Optional[str] = None
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
@@ -6633,7 +6635,7 @@ class Shown:
         self.counts.update((group.evidence.name, place) for place in places)
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
-        if not group.evidence.compares_sentences and not group.overlaps:
+        if group.evidence.are_copies and not group.overlaps:
             for place in places:
                 self.ids[place].append(group.id)
 
@@ -6732,6 +6734,7 @@ EVIDENCE = (  # strongest first, the order of the report
         # Sentences can change with unrelated code.
         fails_new=False,
         compares_sentences=True,
+        are_copies=False,
         size_option="min_statements",
         similarity_option="intent_similarity",
     ),
@@ -7197,11 +7200,7 @@ def count_lines(stretches: Iterable[Lines]) -> int:
 
 def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
     """Return the groups that no rule hides and whose members have code in common."""
-    return [
-        group
-        for group in groups
-        if group.hidden_by is None and not group.evidence.compares_sentences
-    ]
+    return [group for group in groups if group.hidden_by is None and group.evidence.are_copies]
 
 
 def shown_groups(report: Report, evidence: Evidence) -> list[CloneGroup]:
@@ -7400,14 +7399,13 @@ class Counterparts:
 
     def standing(self, member: Member, evidence: Evidence) -> frozenset[int]:
         """Return the numbers of the baseline's groups that know a member, by this evidence."""
-        by_sentence = evidence.compares_sentences
-        key = sort_key(member.record), by_sentence
+        key = sort_key(member.record), evidence.are_copies
         # Looked up once: what is in many groups here was in many there.
         if key not in self.standings:
-            self.standings[key] = frozenset(self._find_standing(member, by_sentence))
+            self.standings[key] = frozenset(self._find_standing(member, evidence.are_copies))
         return self.standings[key]
 
-    def _find_standing(self, member: Member, by_sentence: bool) -> Iterator[int]:
+    def _find_standing(self, member: Member, are_copies: bool) -> Iterator[int]:
         before = self.before.get(sort_key(member.record))
         if before is None:
             return
@@ -7415,7 +7413,7 @@ class Counterparts:
         for number in self.numbers[sort_key(before.record)]:
             known = self.baseline.groups[number]
             # That two serve one purpose does not say that one is a copy of the other.
-            is_evident = by_sentence or not known.evidence.compares_sentences
+            is_evident = known.evidence.are_copies or not are_copies
             if is_evident and (is_unchanged or is_vouched_for(known)):
                 yield number
 
@@ -8288,8 +8286,9 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     md5sums = [member.record.md5sum for member in group.members]
     for md5sum, count in collections.Counter(md5sums).items():
         if count > 1:
-            exact_id = exact_ids[md5sum]
-            yield Line(f"  {count} of them are exact copies: {exact_id}", DIM)
+            # A report may be made without the groups of the same code.
+            exact_id = f": {exact_ids[md5sum]}" if md5sum in exact_ids else ""
+            yield Line(f"  {count} of them are exact copies{exact_id}", DIM)
 
 
 def group_headline(group: CloneGroup) -> str:
@@ -8322,8 +8321,10 @@ def in_percent(part: float) -> int:
 def _parameters(member: Member) -> str:
     """Return the part of a definition's header between its name and its colon."""
     header = header_line(member.record)
-    after = DEFINED_NAME.sub("", header, count=1)
-    bare = after.removeprefix("async ").strip().removesuffix(":")
+    name = member.qualified_name.rpartition(".")[2]
+    # As a word: in `def e(x)` an `e` stands before the name. A parser may spell it in another way.
+    found = re.search(rf"\b{re.escape(name)}\b", header) if name else None
+    bare = (header[found.end() :] if found else header).strip().removesuffix(":")
     # A header of several lines is written as one of a single line.
     joined = bare.replace("( ", "(")
     return re.sub(r",? \)", ")", joined)

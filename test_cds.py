@@ -2644,6 +2644,7 @@ def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, caps
         shown = report(form)
         assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
         assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
+    assert "roundto" not in report("table")
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
@@ -6297,7 +6298,7 @@ def test_a_row_of_evidence_is_judged_by_a_baseline():
 def test_a_row_of_evidence_of_sentences_is_shown_by_them():
     """Its docstrings are shown, its codes are not aligned, and its groups hide no parts."""
     records = [documented(code.raw_code, SUM, code.file_path) for code in NAMESAKES]
-    row = NAMESAKE._replace(names_differences=False, compares_sentences=True)
+    row = NAMESAKE._replace(names_differences=False, compares_sentences=True, are_copies=False)
     report = cds.build_report(records, DUPLICATES, evidence=(row,))
     shown = outputs_of(report)
     assert f"    docstring: {SUM}" in shown["table"].splitlines()
@@ -8860,6 +8861,21 @@ def test_only_the_same_shape_differs_in_names_and_literals_only():
     lines = lines_of([record(TOTAL), record(EDITED, "b.py")])
     assert any("similarity 0." in line for line in lines)
     assert not any("only names and literals" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["e", "ﬁt"])  # the parser spells the second one `fit`
+def test_the_table_finds_parameters_behind_any_name(name):
+    codes = [code.replace("total", name) for code in (TOTAL, TOTAL_RENAMED)]
+    lines = lines_of([record(codes[0]), record(codes[1], "b.py")])
+    assert sum("(rows, rate)" in line or "(items, rate)" in line for line in lines) == 2
+
+
+def test_a_report_without_exact_groups_still_counts_exact_copies():
+    records = [record(TOTAL), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    near = [kind for kind in cds.EVIDENCE if kind.name == "near"]
+    report = cds.build_report(records, cds.DuplicateOptions(), evidence=near)
+    lines = [line.text for line in cds.report_as_lines(report, 20)]
+    assert "  2 of them are exact copies" in lines
 
 
 def test_the_table_shows_parameters_only_where_they_differ():
