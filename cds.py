@@ -45,8 +45,8 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Verdicts,
-Evidence, Fragments, Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF,
-Files, Commands, Command line. A call goes to a room above or within its own.
+Evidence, Fragments, Similarity, Intents, Groups, Report, Confirmation, Baseline, JSON, Tables,
+Page, SARIF, Files, Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -89,6 +89,7 @@ import gc
 import io
 import itertools
 import json
+import keyword
 import math
 import operator
 import os
@@ -3157,7 +3158,9 @@ def read_verdict(text: str, codes: Sequence[str]) -> str:
         if sentence.endswith(mark) and sentence.count(mark) == 1:
             sentence = sentence[: -len(mark)]
     sentence = sentence[:INTENT_CHARACTERS].strip()
-    if is_python(sentence) or echoes(sentence, codes):
+    # "A is public" is Python too.
+    is_code = is_python(sentence) and not {"(", "="}.isdisjoint(sentence)
+    if is_code or echoes(sentence, codes):
         raise IntentGenerationError(REPEATED)
     word = found[1].upper()
     return f"{word}: {sentence}" if sentence else word
@@ -5371,7 +5374,7 @@ class Verdict(NamedTuple):
 
 
 class KnownAnswers(NamedTuple):
-    """How a model did with questions of known answer, a line of the file too."""
+    """How a model did with questions of known answer so far, a line of the file too."""
 
     model: str
     asked: int
@@ -5383,6 +5386,15 @@ class KnownAnswers(NamedTuple):
         counts = (self.missed, self.asked)
         return all(type(one) is int for one in counts) and 0 <= self.missed <= self.asked
 
+    def are_too_bad(self) -> bool:
+        """Return whether the model is not to be trusted when it says DIFFERENT."""
+        return self.missed >= TOO_MANY_MISSED
+
+    def warning(self) -> str:
+        """Return what is to be told of a model that missed too many."""
+        missed = f"{self.model} missed {self.missed} of {self.asked} questions of known answer"
+        return f"{missed}: what it calls {DIFFERENT} ranks last instead of being hidden"
+
 
 VerdictEntry = Union[Verdict, KnownAnswers]
 
@@ -5391,16 +5403,15 @@ class Verdicts(NamedTuple):
     """What a file of verdicts holds.
 
     `newest` has the newest verdict on each pair, of whatever model; `asked` the pairs on which each
-    model has one; `unreliable` the models that missed too many questions of known answer, when they
-    were asked last.
+    model has one; `known` how each model did with questions of known answer.
     """
 
     newest: Mapping[CodePair, Verdict]
     asked: Mapping[str, Collection[CodePair]]
-    unreliable: Collection[str]
+    known: Mapping[str, KnownAnswers]
 
 
-NO_VERDICTS = Verdicts({}, {}, ())
+NO_VERDICTS = Verdicts({}, {}, {})
 
 
 def verdicts_path(db_path: str) -> str:
@@ -5455,7 +5466,7 @@ def read_verdicts(path: str) -> Verdicts:
         log(f"warning: {path} holds {count} without a verdict: {first}")
     newest: dict[CodePair, Verdict] = {}
     asked: dict[str, set[CodePair]] = collections.defaultdict(set)
-    unreliable: dict[str, bool] = {}
+    known: dict[str, KnownAnswers] = {}
     # Of equal times the later line counts: the order is kept.
     for entry in sorted(entries, key=time_of_entry):
         if isinstance(entry, Verdict):
@@ -5463,9 +5474,8 @@ def read_verdicts(path: str) -> Verdicts:
             newest[pair] = entry
             asked[entry.model].add(pair)
         else:
-            unreliable[entry.model] = entry.missed >= TOO_MANY_MISSED
-    models = frozenset(model for model, is_so in unreliable.items() if is_so)
-    return Verdicts(newest, asked, models)
+            known[entry.model] = entry
+    return Verdicts(newest, asked, known)
 
 
 def read_verdict_lines(path: str) -> list[bytes]:
@@ -7612,6 +7622,98 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
     return dict(lines)
 
 
+# ---- Confirmation ---------------------------------------------------------------------------
+#
+# Sentences find candidates. Which of them are findings is asked of the model, which reads both.
+
+CONFIRMED_GROUPS = 100
+KNOWN_PAIRS = 3  # of each answer
+# So many definitions are compared with each one to find two that share nothing.
+LOOK_AHEAD = 100
+COMMON_NAMES = frozenset(("self", "cls"))  # that any two pieces of Python may share
+# The codes of A and B.
+Codes = tuple[str, str]
+Value = TypeVar("Value")
+
+
+def pairs_to_ask(groups: Iterable[CloneGroup], top: int) -> dict[CodePair, Codes]:
+    """Return the pairs of the first `top` groups that sentences alone make, by their md5sums.
+
+    Each code of a group is paired with that of the lowest md5sum. What is hidden, and siblings, are
+    no such groups.
+    """
+    guesses = (group for group in groups if is_guess(group))
+    pairs = {}
+    for group in itertools.islice(guesses, top):
+        codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+        lowest, *others = sorted(codes)
+        for other in others:
+            pairs[lowest, other] = (codes[lowest], codes[other])
+    return pairs
+
+
+def is_guess(group: CloneGroup) -> bool:
+    """Return whether a group is shown, and only because of its sentences."""
+    is_shown_guess = group.hidden_by is None and group.evidence.compares_sentences
+    return is_shown_guess and not group.are_siblings
+
+
+def known_questions(
+    groups: Iterable[CloneGroup], records: Iterable[Record]
+) -> list[tuple[str, Codes]]:
+    """Return questions with their answers: near copies are SAME, what shares nothing DIFFERENT."""
+    near = [group for group in groups if group.evidence.names_differences and not group.hidden_by]
+    near.sort(key=lambda group: (-group.similarity, group.id))
+    same = in_turns(map(pairs_of, near[:KNOWN_PAIRS]))
+    answers = (
+        [(SAME, codes) for codes in itertools.islice(same, KNOWN_PAIRS)],
+        [(DIFFERENT, codes) for codes in itertools.islice(unrelated_pairs(records), KNOWN_PAIRS)],
+    )
+    return list(in_turns(answers))
+
+
+def in_turns(sources: Iterable[Iterable[Value]]) -> Iterator[Value]:
+    """Yield the first of each source, then the second of each, and so on."""
+    for turn in itertools.zip_longest(*sources):
+        yield from (one for one in turn if one is not None)
+
+
+def pairs_of(group: CloneGroup) -> Iterator[Codes]:
+    """Yield the pairs of different codes in a group, the lower md5sum first."""
+    codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+    ordered = [codes[md5sum] for md5sum in sorted(codes)]
+    yield from itertools.combinations(ordered, 2)
+
+
+def unrelated_pairs(records: Iterable[Record]) -> Iterator[Codes]:
+    """Yield pairs of definitions whose sentences share no word and whose codes no name."""
+    codes = {one.md5sum: one for one in records if one.intent and one.kind != "file"}
+    left = [codes[md5sum] for md5sum in sorted(codes)]
+    while left:
+        one = left.pop(0)
+        for position, other in enumerate(left[:LOOK_AHEAD]):
+            if one.kind == other.kind and share_nothing(one, other):
+                del left[position]
+                yield one.normalized_code, other.normalized_code
+                break
+
+
+def share_nothing(one: Record, other: Record) -> bool:
+    """Return whether two records have no words of their intents in common, and no names."""
+    words = [meaningful_words(record.intent or "") for record in (one, other)]
+    names = [names_in(record.normalized_code) for record in (one, other)]
+    return all(words) and words[0].isdisjoint(words[1]) and names[0].isdisjoint(names[1])
+
+
+def names_in(code: str) -> set[str]:
+    """Return the names in normalized code, but for those that any code may have."""
+    return {
+        word
+        for word in NAME_OR_WORD.findall(STRING_LITERAL.sub(" ", code))
+        if word.isidentifier() and not keyword.iskeyword(word)
+    } - COMMON_NAMES
+
+
 # ---- Baseline -------------------------------------------------------------------------------
 #
 # A gate must not take code that was edited, moved or renamed for a new copy. So a group is
@@ -7623,7 +7725,6 @@ SCHEMA_VERSION = 2  # of the JSON of a report
 READABLE_VERSIONS = (1, SCHEMA_VERSION)
 FIRST_EVIDENCE = ("exact", "near", "intent")  # that a report of the first version holds
 Identity = tuple[str, str, str]
-Value = TypeVar("Value")
 
 
 def compare_with_baseline(report: Report, baseline: Report) -> Report:
@@ -10266,7 +10367,8 @@ def database_files(db_path: str) -> list[str]:
     """Return the files of a database, those that SQLite may create too, and its side files."""
     # The others stand beside the file itself, not beside a link to it.
     path = os.path.realpath(db_path)
-    return [*(path + ending for ending in DATABASE_ENDINGS), *side_files(path)]
+    own = (path + ending for ending in DATABASE_ENDINGS)
+    return [*own, verdicts_path(path), *side_files(path)]
 
 
 def file_identity(path: str) -> object:
@@ -10370,17 +10472,7 @@ def make_enricher(
     on_intent: Optional[Callable[[str, str], object]] = None,
 ) -> IntentEnricher:
     """Return the enricher that the command line asks for, its client checked."""
-    with named_errors("--provider-url"):
-        parse_provider_url(args.provider_url)
-    client = make_client(
-        args.provider_url,
-        args.model,
-        timeout=args.timeout,
-        num_ctx=args.num_ctx,
-    )
-    # Before any file is read: if the server lacks the model, that should take a second to learn,
-    # not the analysis of the tree.
-    check_provider(client)
+    client = make_checked_client(args, make_client)
     return IntentEnricher(
         client,
         args.scope,
@@ -10392,6 +10484,22 @@ def make_enricher(
         limit=args.limit,
         limit_name="--limit",
     )
+
+
+def make_checked_client(args: argparse.Namespace, make_client: ClientFactory) -> LLMClient:
+    """Return the client that the command line asks for, checked."""
+    with named_errors("--provider-url"):
+        parse_provider_url(args.provider_url)
+    client = make_client(
+        args.provider_url,
+        args.model,
+        timeout=args.timeout,
+        num_ctx=args.num_ctx,
+    )
+    # Before any file is read: if the server lacks the model, that should take a second to learn,
+    # not the analysis of the tree.
+    check_provider(client)
+    return client
 
 
 def check_provider(client: LLMClient) -> None:
@@ -10528,6 +10636,119 @@ def summary_line(db_path: str, result: RunResult) -> str:
     return printable(" ".join(["persisted", *words])) + "\n"
 
 
+# Candidates to findings
+
+
+def run_confirm(
+    args: argparse.Namespace,
+    make_client: ClientFactory,
+    interrupts: Interrupts,
+) -> int:
+    """Ask about the pairs of a run that sentences alone make, and print the summary line."""
+    # 1. As for `persist`: what cannot work is refused before any work.
+    path = verdicts_path(absolute_path("--db-path", args.db_path))
+    with named_errors("--db-path"):
+        verdicts = read_verdicts(path) if os.path.exists(path) else NO_VERDICTS
+    if not can_be_written(path):
+        raise UsageError(f"--db-path: {path} is not writable: let verdicts be written there")
+    client = make_checked_client(args, make_client)
+    if not isinstance(client, ChatClient):
+        raise UsageError("--provider-url: this provider's client cannot compare two codes")
+    # 2. Groups are those of `duplicates` before any verdict: so what was asked is not asked again.
+    row, records = stored_run(args, args.run_id)
+    report = report_on_records(args, row, records)
+    touched = touched_files(args, report, has_gate=False)
+    if touched is not None:
+        report = hide_untouched(report, touched)
+    asked = verdicts.asked.get(args.model, ())
+    pairs = pairs_to_ask(report.groups, args.top)
+    missing = {pair: codes for pair, codes in pairs.items() if pair not in asked}
+    fitting = {pair: codes for pair, codes in missing.items() if fits(codes, args.num_ctx)}
+    known = known_questions(report.groups, records) if fitting else []
+    # 3. Each verdict is kept as its call ends: a signal costs what is in flight.
+    keeper = VerdictKeeper(path, args.model, known, verdicts.known.get(args.model))
+    calls = Calls(
+        client,
+        client.generate_verdict,
+        args.progress_batch_size,
+        jobs=args.jobs,
+        interrupted=lambda: interrupts.is_requested,
+        on_answer=keeper.keep,
+    )
+    log(f"confirm pairs={len(pairs)} known={len(pairs) - len(missing)} calls={len(fitting)}")
+    with interrupts.deferred():
+        outcomes = calls.make({**keeper.questions, **fitting})
+        return report_confirmed(row, missing, fitting, outcomes, keeper)
+
+
+def fits(codes: Codes, num_ctx: int) -> bool:
+    """Return whether the question about two codes has room in the context."""
+    return prompt_tokens(verdict_prompt(*codes)) <= num_ctx
+
+
+class VerdictKeeper:
+    """Keeps what a model answers: its verdicts, and how it does with questions of known answer.
+
+    `questions` holds those that it was not asked yet, by their number.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: str,
+        known: Sequence[tuple[str, Codes]],
+        before: Optional[KnownAnswers],
+    ) -> None:
+        self.path, self.model = path, model
+        self.answers = before or KnownAnswers(model, 0, 0, timestamp())
+        self.right = {number: word for number, (word, _) in enumerate(known)}
+        codes = {number: codes for number, (_, codes) in enumerate(known)}
+        self.questions = {number: codes[number] for number in range(self.answers.asked, len(known))}
+
+    def keep(self, key: Union[int, CodePair], answer: str) -> None:
+        """Keep the answer to a question of known answer, by its number, or about a pair."""
+        word, sentence = split_verdict(answer)
+        if not isinstance(key, int):
+            append_entry(self.path, Verdict(*key, self.model, word, sentence, timestamp()))
+            return
+        missed = self.answers.missed + (word != self.right[key])
+        self.answers = KnownAnswers(self.model, self.answers.asked + 1, missed, timestamp())
+        append_entry(self.path, self.answers)
+
+
+def report_confirmed(
+    run: Mapping[str, object],
+    missing: Collection[CodePair],
+    fitting: Collection[CodePair],
+    outcomes: Mapping[Any, Outcome],
+    keeper: VerdictKeeper,
+) -> int:
+    """Print what came of the pairs that had no verdict; return the exit code."""
+    of_pairs = [outcomes[pair] for pair in fitting if pair in outcomes]
+    answers = [one.answer for one in of_pairs if one.answer is not None]
+    failed = [one.error for one in of_pairs if one.error is not None]
+    words = collections.Counter(split_verdict(answer)[0] for answer in answers)
+    counts = {
+        "run_id": run["id"],
+        "asked": len(of_pairs),
+        **{word.lower(): words[word] for word in VERDICTS},
+        "failed": len(failed),
+        "skipped": len(missing) - len(of_pairs),
+    }
+    if len(fitting) < len(missing):
+        log(f"skipped {counted(len(missing) - len(fitting), 'pair')}: too long, raise --num-ctx")
+    if failed:
+        log(f"{counted(len(failed), 'call')} failed, the first: {one_line(str(failed[0]))}")
+    if keeper.answers.are_too_bad():
+        log(f"warning: {keeper.answers.warning()}")
+    if len(of_pairs) < len(fitting):
+        log("run again: it asks only about the pairs that are missing")
+    fields = " ".join(f"{name}={value}" for name, value in counts.items())
+    print_pieces([f"confirmed {fields}\n"])
+    # Unlike a run, which holds the records, nothing was gained without an answer.
+    return EXIT_FATAL if fitting and not answers else EXIT_DONE
+
+
 # Runs and source trees to reports
 
 
@@ -10540,7 +10761,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     report, baseline = read_reports(args)
     # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale.
-    touched = touched_files(args, report)
+    touched = touched_files(args, report, has_gate=bool(args.fail_on))
     if baseline is not None:
         report = compare_with_baseline(report, baseline)
         log_limits(baseline, report)
@@ -10613,7 +10834,8 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
         kinds=args.kind,
         min_statements=args.min_statements,
         code_similarity=args.code_similarity,
-        exclude=tuple(args.exclude),
+        # A stored run left out already what it was to leave out.
+        exclude=tuple(getattr(args, "exclude", ())),
         intents=args.intents,
     )
     if args.intent_similarity is None:
@@ -10638,16 +10860,27 @@ def report_on_source(args: argparse.Namespace) -> Report:
 
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
-    analyzer = make_analyzer(args)
+    return report_on_records(args, *stored_run(args, run_id))
+
+
+def stored_run(
+    args: argparse.Namespace, run_id: Optional[int]
+) -> tuple[dict[str, object], list[Record]]:
+    """Return the row of a run of the file that `--db-path` names, and its records."""
     with named_errors("--db-path", RUN_REMEDY):
-        row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
-    error_count = int(str(row["analyzer_error_count"]))
+        return read_run(args.db_path, run_id, shorten=make_analyzer(args).shortened)
+
+
+def report_on_records(
+    args: argparse.Namespace, row: Mapping[str, object], records: Sequence[Record]
+) -> Report:
+    """Return the report on the records of a run."""
     return build_report(
         records,
         duplicate_options(args),
         run=row,
-        error_count=error_count,
-        facts=analyzer.facts(records),
+        error_count=int(str(row["analyzer_error_count"])),
+        facts=make_analyzer(args).facts(records),
     )
 
 
@@ -10700,7 +10933,7 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
 GLOB_SIGN = re.compile("[*?[]")
 
 
-def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]]:
+def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> Optional[set[str]]:
     """Return the files that `--touching` names, or None without it; log patterns without a file.
 
     Raises UsageError if a gate would judge nothing because of that.
@@ -10710,7 +10943,7 @@ def touched_files(args: argparse.Namespace, report: Report) -> Optional[set[str]
     root = os.path.abspath(root_directory(report, args))
     paths = {*report.file_lines, *report.unread}
     found = {text: named_files(text, paths, root) for text in args.touching}
-    if args.fail_on and not any(found.values()):
+    if has_gate and not any(found.values()):
         raise UsageError(
             f"--touching: no file below {root} matches {some_of(list(found))}:"
             " name files that are analyzed, or leave out --fail-on"
@@ -10771,9 +11004,8 @@ def paths_below(text: str, root: str, here: str) -> Iterator[str]:
 
 def root_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start."""
-    directory = str(args.path)
-    if report.run:
-        directory = restored_path(str(report.run["root_path"]))
+    run = report.run
+    directory = restored_path(str(run["root_path"])) if run else str(args.path)
     if os.path.isfile(directory):
         directory = os.path.dirname(directory) or os.curdir
     return directory
@@ -11090,6 +11322,16 @@ MODEL_OPTIONS = OptionGroup(
     description="The key of a server is taken from the environment: OPENAI_API_KEY for an address"
     " that ends in /v1, OLLAMA_API_KEY for any other.",
 )
+PACE_OPTIONS = (
+    Option("--jobs", "calls in flight at once; the server must serve as many", COUNT, 1),
+    Option(
+        "--timeout",
+        "limit of one try, queueing and model loading included",
+        SECONDS,
+        DEFAULT_TIMEOUT,
+    ),
+    Option("--progress-batch-size", "report after every N calls", COUNT, DEFAULT_BATCH_SIZE),
+)
 CALL_OPTIONS = OptionGroup(
     "calls",
     [
@@ -11100,14 +11342,7 @@ CALL_OPTIONS = OptionGroup(
             KINDS,
         ),
         Option("--limit", "make at most N calls, to try a model; skip the other records", COUNT),
-        Option("--jobs", "calls in flight at once; the server must serve as many", COUNT, 1),
-        Option(
-            "--timeout",
-            "limit of one try, queueing and model loading included",
-            SECONDS,
-            DEFAULT_TIMEOUT,
-        ),
-        Option("--progress-batch-size", "report after every N calls", COUNT, DEFAULT_BATCH_SIZE),
+        *PACE_OPTIONS,
     ],
 )
 STORE_OPTIONS = OptionGroup(
@@ -11121,9 +11356,33 @@ STORE_OPTIONS = OptionGroup(
         ),
     ],
 )
+RUN_ID = Option("--run-id", "run to report on (default: the newest)", COUNT)
+TOUCHING = Option(
+    "--touching",
+    "show only groups with a member in a file that matches, but compare all; repeatable",
+    GLOBS,
+)
+AREA = Option("--area", "show only groups of this area, but compare all", {"choices": AREAS})
+RUN_OPTIONS = OptionGroup(
+    "source",
+    [
+        Option("--db-path", "SQLite file that persist wrote", {**FILE, **REQUIRED}),
+        RUN_ID._replace(help="run to ask about (default: the newest)"),
+    ],
+)
+CANDIDATE_OPTIONS = OptionGroup(
+    "candidates",
+    [
+        TOUCHING._replace(
+            help="ask only about groups with a member in a file that matches; repeatable"
+        ),
+        AREA._replace(help="ask only about groups of this area"),
+        Option("--top", "ask about the first N groups of the same intent", COUNT, CONFIRMED_GROUPS),
+    ],
+)
 REPORT_OPTIONS = OptionGroup(
     "source",
-    [Option("--run-id", "run to report on (default: the newest)", COUNT), EXCLUDE],
+    [RUN_ID, EXCLUDE],
     # A run knows which tree it is of; a second source could only contradict it.
     alternatives=[
         Option("--path", "source file or directory to read; nothing is stored", SOURCE),
@@ -11163,12 +11422,8 @@ COMPARISON_OPTIONS = OptionGroup(
 LISTING_OPTIONS = OptionGroup(
     "listing",
     [
-        Option(
-            "--touching",
-            "show only groups with a member in a file that matches, but compare all; repeatable",
-            GLOBS,
-        ),
-        Option("--area", "show only groups of this area, but compare all", {"choices": AREAS}),
+        TOUCHING,
+        AREA,
         Option("--top", "show at most N groups a section and area", COUNT, 20),
         Option(
             "--show",
@@ -11237,6 +11492,19 @@ COMMANDS = {
         description="Do as enrich-intent, and store the result as a run in an SQLite file.",
         example="cds persist --path src --provider-url localhost:11434 --model llama3.2"
         " --db-path cds.sqlite",
+    ),
+    "confirm": CommandSpec(
+        run=run_confirm,
+        groups=(
+            RUN_OPTIONS,
+            MODEL_OPTIONS,
+            OptionGroup("calls", PACE_OPTIONS),
+            COMPARISON_OPTIONS,
+            CANDIDATE_OPTIONS,
+        ),
+        description="Have the model read both codes of each pair of the same intent in a stored"
+        " run, and say if they are the same; duplicates shows it.",
+        example="cds confirm --db-path cds.sqlite --provider-url localhost:11434 --model llama3.2",
     ),
     "duplicates": CommandSpec(
         run=run_duplicates,

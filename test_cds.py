@@ -6268,7 +6268,8 @@ def test_newest_verdict_counts_by_time_and_then_by_line(tmp_path):
     words = {pair: one.verdict for pair, one in verdicts.newest.items()}
     assert words == {(md5(1), md5(2)): "SAME", (md5(3), md5(4)): "RELATED"}
     assert verdicts.asked == {"m": {*words}, "other": {(md5(1), md5(2))}}
-    assert verdicts.unreliable == {"m"}
+    bad = {model: known.are_too_bad() for model, known in verdicts.known.items()}
+    assert bad == {"m": True, "other": False}
 
 
 @pytest.mark.parametrize(
@@ -6321,7 +6322,7 @@ def test_line_that_is_no_entry_at_all_is_passed_over(tmp_path, capsys, line):
 def test_counts_of_known_answers_must_be_such(tmp_path, capsys, asked, missed):
     path = tmp_path / "v"
     path.write_text(verdict_lines(cds.KnownAnswers("m", asked, missed, verdict_entry().time)))
-    assert cds.read_verdicts(str(path)) == cds.NO_VERDICTS._replace(unreliable=frozenset())
+    assert cds.read_verdicts(str(path)) == cds.NO_VERDICTS
     assert len(warnings_of(capsys)) == 1
 
 
@@ -11564,6 +11565,230 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
     tables = [name for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     assert tables == (["other", "runs", "records"] if is_stored else ["other"])
     assert out.startswith("persisted run_id=1") is is_stored
+
+
+# Confirming
+
+
+SUBJECTS = ["moon", "tide", "invoice", "parcel", "glacier", "violin", "orchard", "beacon"]
+SUBJECTS += ["lantern", "harbour"]
+
+
+def candidates(db, count=3):
+    """Store a run with so many pairs of functions of one intent and other code; return the pairs.
+
+    A pair is given by the md5sums of A and B, and in the order of the subjects.
+    """
+    records, pairs = [], []
+    for subject in SUBJECTS[:count]:
+        intent = f"{subject} {subject}ish {subject}hood: {subject}dom of {subject}like."
+        codes = [
+            TOTAL.replace("total", f"total_{subject}").replace("price", f"{subject}_price"),
+            OTHER.replace("load", f"load_{subject}").replace("strip", f"{subject}_strip"),
+        ]
+        codes[1] = codes[1].replace("json", f"json_{subject}").replace("open", f"open_{subject}")
+        pair = [
+            record(code, f"{side}_{subject}.py", intent=intent) for side, code in zip("ab", codes)
+        ]
+        records += pair
+        pairs.append(tuple(sorted(one.md5sum for one in pair)))
+    store(db, records)
+    return pairs
+
+
+def asked_subjects(requests):
+    """Return the subject of each pair that a server was asked about, without known answers."""
+    prompts = [body["messages"][0]["content"] for _, _, body in requests]
+    found = [sorted({one for one in SUBJECTS if one in prompt}) for prompt in prompts]
+    return [subjects[0] for subjects in found if len(subjects) == 1]
+
+
+def saying(words):
+    """Make an answer that depends on the subject of the pair; near copies are SAME."""
+
+    def say(handler):
+        prompt = handler.request_body["messages"][0]["content"]
+        subjects = [one for one in SUBJECTS if one in prompt]
+        known = "SAME: both" if "load" not in prompt or "total" not in prompt else "DIFFERENT: no"
+        text = words.get(subjects[0], "RELATED: ") if len(subjects) == 1 else known
+        respond(handler, *answer(text))
+
+    return say
+
+
+def confirm(db, address, *options):
+    """Run `confirm` as its user would, over HTTP; return the exit code."""
+    argv = ("confirm", "--db-path", db, *provider(address), *options)
+    return cds.main(list(map(str, argv)))
+
+
+def kept_verdicts(db):
+    """Return the verdicts in the file beside a database."""
+    return cds.read_verdicts(f"{db}-verdicts.jsonl")
+
+
+def test_confirm_asks_about_each_pair_once_and_keeps_the_verdicts(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db, 4)
+    words = {"moon": "SAME: Both weigh.", "tide": "related", "invoice": "These are not the same"}
+    with serving(saying({**words, "parcel": "Different: A is `x`"})) as (address, requests):
+        assert confirm(db, address) == 0
+        out, err = capsys.readouterr()
+        line = "confirmed run_id=1 asked=4 same=1 related=1 different=1 failed=1 skipped=0\n"
+        assert out == line
+        assert "1 call failed, the first: the answer begins with none of SAME, RELATED" in err
+        assert sorted(asked_subjects(requests)) == sorted(SUBJECTS[:4])
+        # What has a verdict of this model is not asked again; what failed is.
+        del requests[:]
+        assert confirm(db, address) == 1
+        assert asked_subjects(requests) == ["invoice"] and len(requests) == 1
+        assert "asked=1 same=0 related=0 different=0 failed=1 " in capsys.readouterr().out
+        del requests[:]
+        assert confirm(db, address, "--model", "other", "--top", "1") == 0
+        assert len(asked_subjects(requests)) == 1
+    newest = kept_verdicts(db).newest
+    assert [newest[pair].verdict for pair in (pairs[0], pairs[1], pairs[3])] == [*cds.VERDICTS]
+    assert newest[pairs[0]].sentence == "Both weigh." and newest[pairs[1]].sentence == ""
+    assert pairs[2] not in newest
+    fields = json.loads((tmp_path / "db-verdicts.jsonl").read_text().splitlines()[-1])
+    assert {*fields} == {*cds.Verdict._fields}
+
+
+def test_confirm_asks_nothing_where_all_is_known_or_nothing_is_alike(tmp_path, capsys):
+    db = tmp_path / "db"
+    store(db, [record(intent="Counts."), record("def g(): return 2", "b.py")])
+    nothing = "asked=0 same=0 related=0 different=0 failed=0 skipped=0\n"
+    with serving(saying({})) as (address, requests):
+        assert confirm(db, address) == 0
+        assert capsys.readouterr().out == f"confirmed run_id=1 {nothing}"
+        candidates(db)
+        assert confirm(db, address) == 0
+        del requests[:]
+        capsys.readouterr()
+        assert confirm(db, address) == 0
+        assert capsys.readouterr().out == f"confirmed run_id=2 {nothing}" and requests == []
+        assert confirm(db, address, "--run-id", "3") == 2
+        assert "has no run 3" in capsys.readouterr().err
+
+
+def test_confirm_asks_only_for_groups_that_its_options_form(tmp_path):
+    db = tmp_path / "db"
+    candidates(db)
+    for options, subjects in (
+        (["--kind", "class"], []),
+        (["--min-statements", "50"], []),
+        (["--intents", "docstring"], []),
+        (["--touching", "a_tide.py"], ["tide"]),
+        (["--num-ctx", "100"], []),
+    ):
+        with serving(saying({})) as (address, requests):
+            assert confirm(db, address, *options) == 0
+            assert asked_subjects(requests) == subjects, options
+
+
+def test_confirm_skips_pairs_that_do_not_fit_the_context(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db)
+    with serving(saying({})) as (address, requests):
+        assert confirm(db, address, "--num-ctx", "100") == 0
+    out, err = capsys.readouterr()
+    assert " asked=0 " in out and out.endswith(" failed=0 skipped=3\n") and requests == []
+    assert "skipped 3 pairs: too long, raise --num-ctx" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "is_bad"), [("SAME: all of it", True), ("DIFFERENT: all", True), (None, False)]
+)
+def test_confirm_finds_out_a_model_that_cannot_do_it(tmp_path, capsys, text, is_bad):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    reply = saying({}) if text is None else answer(text)
+    with serving(reply) as (address, requests):
+        assert confirm(db, address) == 0
+    first = [body["messages"][0]["content"] for _, _, body in requests[:6]]
+    assert len(requests) == 16 and len({*first}) == 6
+    assert not [
+        one
+        for one in first
+        if one.count("def total") == one.count("def load") == 1
+        and len([subject for subject in SUBJECTS if subject in one]) == 1
+    ]
+    assert ("m missed 3 of 6 questions of known answer" in capsys.readouterr().err) is is_bad
+    known = kept_verdicts(db).known["m"]
+    assert (known.asked, known.missed) == (6, 3 if is_bad else 0)
+    # No verdict is kept of them.
+    assert len(kept_verdicts(db).asked["m"]) == 10
+
+
+def test_confirm_ends_as_persist_does_when_a_server_refuses(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    with serving(error(400, "no such field")) as (address, requests):
+        assert confirm(db, address) == 1
+    assert len(requests) == 8
+    out, err = capsys.readouterr()
+    assert "the first 8 calls were refused alike" in err and "run again" in err
+    assert out == ("confirmed run_id=1 asked=2 same=0 related=0 different=0 failed=2 skipped=8\n")
+    with serving(answer("SAME"), show=error(404, "model 'm' not found")) as (address, requests):
+        assert confirm(db, address) == 2 and requests == []
+    with serving(answer("SAME"), show=error(401, "wrong key")) as (address, requests):
+        assert confirm(db, address) == 2 and requests == []
+    assert not (tmp_path / "db-verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 8, 10, 12, 15])
+def test_confirm_that_was_killed_asks_again_only_what_was_in_flight(tmp_path, count):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    script = [saying({})] * (count - 1) + [silence]
+    with serving(*script) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda: len(requests) == count)
+            process.kill()
+    path = tmp_path / "db-verdicts.jsonl"
+    if count > 1:
+        # It may have died in the midst of a line too.
+        with path.open("a") as file:
+            file.write('{"md5sum_a": "')
+    with serving(saying({})) as (address, again):
+        assert confirm(db, address) == 0
+    assert len(requests) - 1 + len(again) == 16
+    assert len(kept_verdicts(db).newest) == 10
+
+
+def test_two_that_confirm_at_once_lose_nothing(tmp_path):
+    db = tmp_path / "db"
+    pairs = candidates(db, 10)
+    with serving(saying({})) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address), "--jobs", "4")
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+        assert [process.wait(60) for process in processes] == [0, 0]
+    assert {*kept_verdicts(db).newest} == {*pairs} and len(requests) <= 32
+
+
+@sends_interrupts
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_confirm_that_is_interrupted_says_what_it_has(tmp_path, number):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    with serving(*[saying({})] * 9, silence) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as process:
+            wait_for(lambda: len(requests) == 10)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert out == "confirmed run_id=1 asked=3 same=0 related=3 different=0 failed=0 skipped=7\n"
+
+
+@pytest.mark.parametrize("path", ["db-verdicts.jsonl"])
+def test_verdicts_are_no_file_to_write_a_report_to(tmp_path, capsys, path):
+    db = tmp_path / "db"
+    candidates(db)
+    assert run("duplicates", "--db-path", db, "--output", tmp_path / path) == 2
+    assert "is a file that this command reads" in capsys.readouterr().err
 
 
 # ---- Command line ---------------------------------------------------------------------------
