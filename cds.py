@@ -5410,6 +5410,18 @@ class Verdicts(NamedTuple):
     asked: Mapping[str, Collection[CodePair]]
     known: Mapping[str, KnownAnswers]
 
+    def word(self, pair: CodePair) -> Optional[str]:
+        """Return the verdict that counts for a pair, or None."""
+        return self.newest[pair].verdict if pair in self.newest else None
+
+    def refutes(self, pair: CodePair) -> bool:
+        """Return whether a model says that two codes do other jobs, and is to be trusted."""
+        verdict = self.newest.get(pair)
+        if verdict is None or verdict.verdict != DIFFERENT:
+            return False
+        known = self.known.get(verdict.model)
+        return known is None or not known.are_too_bad()
+
 
 NO_VERDICTS = Verdicts({}, {}, {})
 
@@ -5631,7 +5643,8 @@ class Member(NamedTuple):
     members have; `differs` holds the labels that no other member has. `intent` says what the code
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
-    those of its code by rank; none of these is in the JSON.
+    those of its code by rank; none of these is in the JSON. `letter` is what a verdict calls it, if
+    the group has one on two codes.
     """
 
     record: Record
@@ -5643,6 +5656,7 @@ class Member(NamedTuple):
     statements: int = 0
     closest: float = 1.0
     features: tuple[int, ...] = ()
+    letter: str = ""
 
 
 class CloneGroup(NamedTuple):
@@ -5655,6 +5669,8 @@ class CloneGroup(NamedTuple):
     is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
     holds pairs that had no place in the other groups of its section, so some of its members are in
     several. One that `is_mixed` has members in several areas: `area` is the first of them.
+    `verdict` is what a model said of the pairs that made it one, if they were asked about, and
+    `verdicts` are those on all pairs of its codes.
     """
 
     id: str
@@ -5670,6 +5686,8 @@ class CloneGroup(NamedTuple):
     is_family: bool = False
     overlaps: bool = False
     is_mixed: bool = False
+    verdict: Optional[str] = None
+    verdicts: tuple[Verdict, ...] = ()
 
 
 class FilePair(NamedTuple):
@@ -5693,7 +5711,9 @@ class Report(NamedTuple):
     whose normalized code this Python cannot parse: they are in no near group. `unread` holds the
     paths of the files, and directories, without any record because of an error, as far as they are
     known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
-    which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap.
+    which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap,
+    `has_verdicts` whether there was a file of verdicts, and `distrusted` how the models did that
+    missed too many questions of known answer.
     """
 
     run: Optional[Mapping[str, object]]
@@ -5712,6 +5732,8 @@ class Report(NamedTuple):
     unparsed_count: int = 0
     unread: tuple[str, ...] = ()
     holds_overlaps: bool = True
+    has_verdicts: bool = False
+    distrusted: tuple[KnownAnswers, ...] = ()
 
 
 def area_rank(area: str) -> int:
@@ -6485,6 +6507,7 @@ class Cluster(NamedTuple):
     hidden_by: Optional[Rule]
     is_family: bool = False
     overlaps: bool = False
+    verdict: Optional[str] = None
 
 
 class Comparison(NamedTuple):
@@ -6504,6 +6527,7 @@ class Comparison(NamedTuple):
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
+    verdicts: Verdicts = NO_VERDICTS
 
     def text_of(self, fragment: Fragment) -> str:
         """Return the intent of a fragment, or nothing."""
@@ -6600,6 +6624,18 @@ def is_opposite(pair: SimilarPair, run: Comparison) -> bool:
     return are_opposite(run.text_of(pair.one), run.text_of(pair.other))
 
 
+def is_refuted(pair: SimilarPair, run: Comparison) -> bool:
+    """Return whether a model said that two pieces of the same intent do other jobs."""
+    return pair.evidence.compares_sentences and run.verdicts.refutes(
+        code_pair(pair.one, pair.other)
+    )
+
+
+def code_pair(one: Fragment, other: Fragment) -> CodePair:
+    """Return the md5sums of two fragments, given in their order."""
+    return one.records[0].md5sum, other.records[0].md5sum
+
+
 def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
     """Return whether nothing in a cluster does anything."""
     return all(fragment.facts.is_stub for fragment in cluster.fragments)
@@ -6692,8 +6728,34 @@ def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
             index: similarity for index, similarity in members.items() if not is_near(head, index)
         }
     pairs = {pair: similarity for pair, similarity in similar.pairs.items() if not is_near(*pair)}
+    for pair in same_pairs(large, run.verdicts):
+        # Whatever is said of it today: a model has read both.
+        if pair not in pairs and not is_near(*pair):
+            pairs[pair] = 0.0
     shapes = [[fragment] for fragment in large]
     return Linkage(evidence, shapes, run).clusters(Similar(pairs, families))
+
+
+def same_pairs(fragments: Sequence[Fragment], verdicts: Verdicts) -> Iterator[Pair]:
+    """Yield the pairs of fragments, by index, that a model called SAME."""
+    if not verdicts.newest:
+        return
+    numbers = {fragment.records[0].md5sum: index for index, fragment in enumerate(fragments)}
+    for (one, other), verdict in verdicts.newest.items():
+        if verdict.verdict == SAME and one in numbers and other in numbers:
+            yield numbers[one], numbers[other]
+
+
+def joined_pairs(pairs: Mapping[Pair, float]) -> list[dict[Pair, float]]:
+    """Return pairs by the groups that they join: two that go with a third go together."""
+    members: dict[int, frozenset[int]] = {}
+    for pair in pairs:
+        joined = frozenset(pair).union(*(members.get(index, ()) for index in pair))
+        members.update(dict.fromkeys(joined, joined))
+    groups: dict[frozenset[int], dict[Pair, float]] = {}
+    for pair, similarity in pairs.items():
+        groups.setdefault(members[pair[0]], {})[pair] = similarity
+    return list(groups.values())
 
 
 def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float]]:
@@ -6775,7 +6837,8 @@ class LeftOver:
 
         def most_similar_first(index: int) -> tuple[float, int]:
             ends = ((min(index, end), max(index, end)) for end in (one, other))
-            return -min(map(self.pairs.__getitem__, ends)), index
+            # A pair that is no such pair is inside a group that a model's verdicts joined.
+            return -min(self.pairs.get(end, 1.0) for end in ends), index
 
         indexes = [one, other]
         for index in sorted(similar, key=most_similar_first):
@@ -6802,6 +6865,10 @@ def closest_similarities(pairs: Mapping[Pair, float]) -> dict[int, float]:
         for index in pair:
             closest[index] = max(similarity, closest.get(index, 0.0))
     return closest
+
+
+# What a model confirmed ranks first; what it refuted is hidden, unless it is not to be trusted.
+VERDICT_ORDER = (SAME, None, RELATED, DIFFERENT)
 
 
 class Linkage:
@@ -6836,9 +6903,37 @@ class Linkage:
             fragments += shape
             # Fragments of one shape have all their features in common.
             similarities += [1.0 if len(shape) > 1 else similarity] * len(shape)
-        made = Cluster(self.evidence, fragments, similarities, min(pairs.values()), rule)
+        verdict = min(map(self._verdict, pairs), key=VERDICT_ORDER.index)
+        made = Cluster(
+            self.evidence, fragments, similarities, min(pairs.values()), rule, verdict=verdict
+        )
         of_cluster = first_rule(self.run.rules, OF_CLUSTERS, made, self.run)
         return made._replace(hidden_by=of_cluster or rule)
+
+    def _verdict(self, pair: Pair) -> Optional[str]:
+        """Return the verdict on a pair of shapes; there is one only on those of one fragment."""
+        if not self.evidence.compares_sentences or not self.run.verdicts.newest:
+            return None
+        # Fragments come by md5sum, so the first is A.
+        one, other = (self.shapes[index][0] for index in pair)
+        return self.run.verdicts.word(code_pair(one, other))
+
+    def _linked(self, pairs: Mapping[Pair, float]) -> list[dict[Pair, float]]:
+        """Return the pairs inside each group, linked in the order of their verdicts.
+
+        What is SAME is one group, however similar; the others are linked among what is left.
+        """
+        by_verdict: dict[Optional[str], dict[Pair, float]] = {one: {} for one in VERDICT_ORDER}
+        for pair, similarity in pairs.items():
+            by_verdict[self._verdict(pair)][pair] = similarity
+        linked = joined_pairs(by_verdict.pop(SAME))
+        done = {index for inside in linked for pair in inside for index in pair}
+        for alike in by_verdict.values():
+            left = {pair: alike[pair] for pair in alike if done.isdisjoint(pair)}
+            for indexes, _ in complete_linkage(left):
+                done.update(indexes)
+                linked.append({pair: left[pair] for pair in itertools.combinations(indexes, 2)})
+        return linked
 
     def _by_rule(self, pairs: Mapping[Pair, float]) -> dict[Optional[Rule], list[Pair]]:
         """Return the pairs that no rule hides, then those that each one hides."""
@@ -6876,11 +6971,12 @@ class Linkage:
         for rule, alike in self._by_rule(pairs).items():
             # 1. Link what no earlier rule has a group of.
             left = {pair: pairs[pair] for pair in alike if done.isdisjoint(pair)}
-            groups = [indexes for indexes, _ in complete_linkage(left)]
+            if rule is None:
+                left.update((pair, pairs[pair]) for pair in alike if self._verdict(pair) == SAME)
+            linked = self._linked(left)
+            groups = [sorted(set(itertools.chain.from_iterable(inside))) for inside in linked]
             done.update(*groups)
-            for indexes in groups:
-                inside = {pair: left[pair] for pair in itertools.combinations(indexes, 2)}
-                clusters.append(self.cluster(inside, rule))
+            clusters += [self.cluster(inside, rule) for inside in linked]
             if rule is not None:
                 continue
             # 2. A similar pair must be seen, whatever groups its two are in.
@@ -7056,6 +7152,13 @@ WEAKER = Rule(
     stage=OF_SECTIONS,
     hides=is_weaker,
 )
+# Only a report with verdicts has this rule.
+REFUTED = Rule(
+    name="refuted",
+    sentence="A pair that a model read, and called DIFFERENT.",
+    stage=OF_PAIRS,
+    hides=is_refuted,
+)
 KNOWN = Rule(
     name="known",
     sentence="Groups of which each two members stood together in a group of the baseline.",
@@ -7195,6 +7298,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
         is_mixed=len(areas) > 1,
+        verdict=cluster.verdict,
     )
 
 
@@ -7335,6 +7439,24 @@ def are_siblings(members: Sequence[Member], bases: Mapping[str, Collection[str]]
     return are_overrides(members, bases) or begin_alike(members)
 
 
+def with_verdicts(group: CloneGroup, verdicts: Verdicts) -> CloneGroup:
+    """Return the group with the verdicts on its codes, and the letters of two."""
+    if not group.evidence.compares_sentences:
+        return group
+    sums = sorted({member.record.md5sum for member in group.members})
+    pairs = itertools.combinations(sums[:INTENT_FAMILY_SIZE], 2)
+    found = tuple(verdicts.newest[pair] for pair in pairs if pair in verdicts.newest)
+    if not found:
+        return group
+    letters = dict(zip(sums, "AB")) if len(sums) == 2 else {}
+    members = tuple(
+        member._replace(letter=letters.get(member.record.md5sum, "")) for member in group.members
+    )
+    # A model that read both knows better than their names.
+    are_kin = group.are_siblings and group.verdict != SAME
+    return group._replace(members=members, verdicts=found, are_siblings=are_kin)
+
+
 def are_overrides(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
     """Return whether members are one method of classes of one file, or with a common base."""
     if any(member.record.kind != "method" for member in members):
@@ -7425,7 +7547,7 @@ def is_test(file_path: str) -> bool:
     return is_named_test or any(directory.endswith("_tests") for directory in directories)
 
 
-def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, float, str]:
+def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float, float, str]:
     """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
@@ -7433,7 +7555,7 @@ def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, flo
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
     behind = group.is_mixed, group.overlaps, group.are_siblings, is_local
-    return (area_rank(group.area), *behind, *by_worth)
+    return (area_rank(group.area), VERDICT_ORDER.index(group.verdict), *behind, *by_worth)
 
 
 # The head of the report: how many lines are copies, and which files share most
@@ -7537,6 +7659,7 @@ def compare_records(
     areas: Mapping[str, str],
     options: DuplicateOptions,
     rules: Sequence[Rule],
+    verdicts: Verdicts = NO_VERDICTS,
 ) -> Comparison:
     """Return what the search for groups needs of records; `facts` are those of each place."""
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
@@ -7552,6 +7675,7 @@ def compare_records(
         areas=areas,
         options=options,
         rules=rules,
+        verdicts=verdicts,
     )
 
 
@@ -7559,7 +7683,8 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
     groups: list[CloneGroup] = []
     for kind in evidence:
-        found = [describe_group(cluster, run) for cluster in kind.find(kind, run)]
+        described = (describe_group(cluster, run) for cluster in kind.find(kind, run))
+        found = [with_verdicts(group, run.verdicts) for group in described]
         groups += sorted(found, key=rank_key)
     return hide_weaker(hide_superfluous(groups, run.rules), run)
 
@@ -7582,19 +7707,23 @@ def build_report(
     error_paths: Iterable[str] = (),
     evidence: Sequence[Evidence] = EVIDENCE,
     rules: Sequence[Rule] = RULES,
+    verdicts: Optional[Verdicts] = None,
 ) -> Report:
     """Return the report on the records of a run, or of a source tree.
 
     `facts` are those of the records, in their order; by default they are found in their code.
-    `error_paths` are those of analyzer errors, as far as they are known.
+    `error_paths` are those of analyzer errors, as far as they are known; `verdicts` are those of a
+    file, if there is one.
     """
+    rules = rules if verdicts is None else (*rules, REFUTED)
+    said = verdicts or NO_VERDICTS
     facts = PythonAnalyzer().facts(records) if facts is None else facts
     compared = [record for record in records if record.kind in options.kinds]
     by_place = facts_by_place(records, facts)
     sentences = find_sentences(compared, by_place, options.intents)
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
     areas, file_lines = file_areas(records, facts), count_file_lines(records)
-    whole = compare_records(records, by_place, sentences, areas, options, rules)
+    whole = compare_records(records, by_place, sentences, areas, options, rules, said)
     groups = find_groups(whole, evidence)
     return Report(
         run=run,
@@ -7611,6 +7740,8 @@ def build_report(
         from_docstrings=sum(one.source == DOCSTRING for one in sentences.values()),
         unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
+        has_verdicts=verdicts is not None,
+        distrusted=tuple(known for _, known in sorted(said.known.items()) if known.are_too_bad()),
     )
 
 
@@ -7650,6 +7781,29 @@ def pairs_to_ask(groups: Iterable[CloneGroup], top: int) -> dict[CodePair, Codes
         for other in others:
             pairs[lowest, other] = (codes[lowest], codes[other])
     return pairs
+
+
+def is_confirmed(group: CloneGroup) -> bool:
+    """Return whether a model read the codes of a group and called them SAME."""
+    return group.verdict == SAME
+
+
+def count_unasked(report: Report) -> int:
+    """Return how many pairs of the groups that are shown no model was asked about."""
+    pairs = pairs_to_ask((one for one in report.groups if one.verdict is None), len(report.groups))
+    said = {(one.md5sum_a, one.md5sum_b) for group in report.groups for one in group.verdicts}
+    return len(pairs.keys() - said)
+
+
+def verdict_texts(group: CloneGroup) -> Iterator[str]:
+    """Yield what models said of a group, with whose words these are; of several, also of what."""
+    names = {member.record.md5sum: member.qualified_name for member in group.members}
+    for one in group.verdicts:
+        text = f"{one.verdict}: {one.sentence}" if one.sentence else one.verdict
+        if len(names) > 2:
+            text = f"A {names[one.md5sum_a]}, B {names[one.md5sum_b]}: {text}"
+        by = "confirmed by" if one.verdict == SAME else "in the words of"
+        yield f"{text} ({by} {one.model})"
 
 
 def is_guess(group: CloneGroup) -> bool:
@@ -7858,6 +8012,8 @@ class Counterparts:
         before, evidence = self.baseline.options, group.evidence
         if evidence.size_option and member.statements < getattr(before, evidence.size_option):
             return False
+        if is_confirmed(group) and self.baseline.has_verdicts:
+            return True
         least = bound_of(before, evidence)
         return member.closest >= least and (
             not evidence.compares_sentences or self.had_sentence(member)
@@ -8075,6 +8231,7 @@ def report_from_json(
             rules=tuple(rules),
             unread=texts_field(fields, "unread") if version > 1 else (),
             holds_overlaps=version > 1,
+            has_verdicts=fields.get("has_verdicts") is True,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("is no complete report") from error
@@ -8215,7 +8372,7 @@ MEMBER_FIELDS = (
 
 def report_json(report: Report) -> Iterator[str]:
     """Yield the JSON object of a report in pieces, one group a line, all of it ASCII."""
-    head = {
+    head: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "run": None if report.run is None else dict(report.run),
         "options": report.options._asdict(),
@@ -8231,6 +8388,9 @@ def report_json(report: Report) -> Iterator[str]:
         },
         "hidden": count_hidden(report),
     }
+    if report.has_verdicts:
+        head["has_verdicts"] = True
+        head["distrusted_models"] = [known.model for known in report.distrusted]
     # The groups are written one by one: as one text they would be in memory twice. A line for
     # each lets version control show which ones a baseline gained or lost.
     opened = json.dumps(head)[:-1]
@@ -8247,6 +8407,15 @@ def _group_as_json(group: CloneGroup) -> dict[str, object]:
     fields["evidence"] = group.evidence.name
     fields["hidden_by"] = None if group.hidden_by is None else group.hidden_by.name
     fields["members"] = [_member_as_json(member) for member in group.members]
+    # Without a file of verdicts there is no trace of them.
+    del fields["verdict"], fields["verdicts"]
+    first = next((one for one in group.verdicts if one.verdict == group.verdict), None)
+    if first is not None:
+        fields["verdict"] = first.verdict
+        fields["verdict_text"] = first.sentence
+        fields["verdict_model"] = first.model
+    if group.verdicts and group.copies > 2:
+        fields["verdicts"] = [one._asdict() for one in group.verdicts]
     return fields
 
 
@@ -8260,6 +8429,7 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "differs": member.differs,
         "intent": member.intent,
         "intent_source": member.intent_source,
+        **({"letter": member.letter} if member.letter else {}),
     }
 
 
@@ -8516,6 +8686,8 @@ def verdict_line(
         parts += [f"{hidden[KNOWN.name]} {KNOWN.name}", f"{report.stale} stale"]
     if hidden[UNJUDGED.name]:
         parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
+    if report.has_verdicts:
+        parts.append(f"{counted(count_unasked(report), 'pair')} not asked about")
     # Without this, a file that could not be read would pass as one without duplicates.
     if report.error_count:
         errors = counted(report.error_count, "analyzer error")
@@ -8547,6 +8719,8 @@ def scope_lines(report: Report) -> Iterator[str]:
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
     if report.unparsed_count:
         yield f"Not compared for near copies: {unparsed_records(report)}"
+    for known in report.distrusted:
+        yield printable(f"Warning: {known.warning()}")
 
 
 def _head_lines(report: Report) -> Iterator[str]:
@@ -8665,13 +8839,20 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     yield from (Line(""), Line(f"{group.id}  {group_headline(group)}", CYAN))
     if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
+    for text in verdict_texts(group):
+        yield Line(f"  {text}", folds=True)
+    # A model's sentence on both says more than the two that led to it.
+    is_told = is_confirmed(group) and any(one.sentence for one in group.verdicts)
     # Parameters are shown only if they differ.
     are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if are_alike else _parameters(member)
-        yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
+        place = f"{lettered(member)}{location(member.record)}"
+        yield Line(f"  {place}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
+        if is_told:
+            continue
         # A model's sentence is shown in every section. A docstring can be read in the code, so it
         # is shown only if it is the evidence.
         if member.intent_source == MODEL:
@@ -8693,10 +8874,18 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
             yield Line(f"  {count} of them are exact copies{exact_id}", DIM)
 
 
+def lettered(member: Member) -> str:
+    """Return what stands before the place of a member: its letter in a verdict, if it has one."""
+    return f"{member.letter} " if member.letter else ""
+
+
 def group_headline(group: CloneGroup) -> str:
     """Return a group's size, its similarity and what is special about it."""
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
-    if not group.evidence.is_same_code:
+    if group.verdict:
+        parts.insert(0, group.verdict)
+    # A pair that only a verdict makes one has none.
+    if not group.evidence.is_same_code and group.similarity:
         parts.append(_similarity_of(group))
     if group.evidence.names_differences and group.similarity == 1:
         parts.append("only names and literals differ")
@@ -8750,9 +8939,11 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     if group.hidden_by:
         sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
         yield Line(sentence, folds=True)
+    for text in verdict_texts(group):
+        yield Line(text, folds=True)
     # All code comes before the first diff, so that the members can be read one after the other.
     for number, member in enumerate(group.members, 1):
-        title = f"{number}. {location(member.record)}  {member.qualified_name}"
+        title = f"{number}. {lettered(member)}{location(member.record)}  {member.qualified_name}"
         yield from (Line(""), Line(title, BOLD))
         if member.intent:
             label = "docstring: " if member.intent_source == DOCSTRING else ""
@@ -9512,6 +9703,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
     rule = escaped(group.hidden_by.name if group.hidden_by else "")
     numbered = dict(enumerate(group.members, 1))
     body = group_code(group) if with_code else member_list(numbered, {})
+    told = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
     link = f'<a href="#group-{group.id}">{group.id}</a>'
     parts = [
         f'<details class="group" id="group-{group.id}"',
@@ -9523,7 +9715,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
         f' <span class="facts">{" ".join(group_facts(group))}</span>',
         f' <span class="files">{escaped(some_of(without_repeats(files)))}</span>',
         "</summary>",
-        f'\n<div class="inside">\n{body}',
+        f'\n<div class="inside">\n{told}{body}',
         f'<p class="link">Group {link}</p></div></details>\n',
     ]
     return "".join(parts)
@@ -9612,7 +9804,7 @@ def side_head(number: int, member: Member) -> str:
     """Return the heading of a member's code: its place, name, comparison and intent."""
     where = marked_place(member.record)
     name = escaped(member.qualified_name)
-    parts = [f'<div class="side"><b>{number}</b> {where} {name}']
+    parts = [f'<div class="side"><b>{number}</b> {lettered(member)}{where} {name}']
     if member.shared < 1:
         parts.append(f"<p>{' '.join(comparison(member))}</p>")
     if member.intent:
@@ -9974,7 +10166,11 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    message = f"{evidence.sarif_text} {group_headline(group)}: also {', '.join(links)}"
+    told = "".join(f" {sarif_plain(text)}." for text in verdict_texts(group))
+    where = f"{group_headline(group)}: also {', '.join(links)}"
+    if first.letter:
+        where = f"{lettered(first)}is here; {where}"
+    message = f"{evidence.sarif_text} {where}{told and '.'}{told}"
     return {
         "ruleId": evidence.sarif_rule,
         "ruleIndex": report.evidence.index(evidence),
@@ -9999,11 +10195,15 @@ def sarif_level(report: Report, group: CloneGroup) -> str:
 
 def sarif_link(member: Member, number: int) -> str:
     """Return a link to a related location, as text in a SARIF message."""
-    # In a message, brackets make a link and braces a placeholder.
-    text = one_line(f"{member.qualified_name} in {location(member.record)}")
-    text = re.sub(r"([\\\[\]])", r"\\\1", text)
-    text = text.replace("{", "{{").replace("}", "}}")
+    text = sarif_plain(f"{lettered(member)}{member.qualified_name} in {location(member.record)}")
     return f"[{text}]({number})"
+
+
+def sarif_plain(text: str) -> str:
+    """Return text as it stands for itself in a SARIF message."""
+    # Brackets make a link and braces a placeholder.
+    text = re.sub(r"([\\\[\]])", r"\\\1", one_line(text))
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def sarif_location(member: Member, directory: str) -> dict[str, object]:
@@ -10195,6 +10395,8 @@ ClientFactory = Callable[..., LLMClient]
 # A database is one file, or several with these endings.
 DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 ANY, NEW = "any", "new"
+CONFIRMED = "confirmed"
+NO_FILE = "none"
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
 RUN_REMEDY = "name a file that 'cds persist' wrote"
@@ -10656,15 +10858,12 @@ def run_confirm(
         raise UsageError("--provider-url: this provider's client cannot compare two codes")
     # 2. Groups are those of `duplicates` before any verdict: so what was asked is not asked again.
     row, records = stored_run(args, args.run_id)
-    report = report_on_records(args, row, records)
-    touched = touched_files(args, report, has_gate=False)
-    if touched is not None:
-        report = hide_untouched(report, touched)
+    groups = candidate_groups(args, row, records)
     asked = verdicts.asked.get(args.model, ())
-    pairs = pairs_to_ask(report.groups, args.top)
+    pairs = pairs_to_ask(groups, args.top)
     missing = {pair: codes for pair, codes in pairs.items() if pair not in asked}
     fitting = {pair: codes for pair, codes in missing.items() if fits(codes, args.num_ctx)}
-    known = known_questions(report.groups, records) if fitting else []
+    known = known_questions(groups, records) if fitting else []
     # 3. Each verdict is kept as its call ends: a signal costs what is in flight.
     keeper = VerdictKeeper(path, args.model, known, verdicts.known.get(args.model))
     calls = Calls(
@@ -10679,6 +10878,15 @@ def run_confirm(
     with interrupts.deferred():
         outcomes = calls.make({**keeper.questions, **fitting})
         return report_confirmed(row, missing, fitting, outcomes, keeper)
+
+
+def candidate_groups(
+    args: argparse.Namespace, row: Mapping[str, object], records: Sequence[Record]
+) -> Sequence[CloneGroup]:
+    """Return the groups that `duplicates` forms of a run without verdicts."""
+    report = report_on_records(args, row, records)
+    touched = touched_files(args, report, has_gate=False)
+    return (report if touched is None else hide_untouched(report, touched)).groups
 
 
 def fits(codes: Codes, num_ctx: int) -> bool:
@@ -10770,7 +10978,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     if args.area is not None:
         report = hide_elsewhere(report, args.area)
     # 3. So the gate judges exactly the groups that the report shows.
-    hits = gate_hits(report, args.fail_on)
+    hits = gate_hits(report, args.fail_on, baseline)
     has_gate = args.against or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     REPORT_WRITERS[args.format](args, report, verdict)
@@ -10780,14 +10988,29 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     return EXIT_GATE if hits and args.fail_on else EXIT_DONE
 
 
-def gate_hits(report: Report, fail_on: Union[str, Sequence[str], None]) -> list[CloneGroup]:
+def gate_hits(
+    report: Report,
+    fail_on: Union[str, Sequence[str], None],
+    baseline: Optional[Report] = None,
+) -> list[CloneGroup]:
     """Return the groups that hit the gate: all that are shown, unless it names less."""
-    evidence: Iterable[Evidence] = report.evidence
+    shown = [group for kind in report.evidence for group in shown_groups(report, kind)]
+    if fail_on in (None, ANY):
+        return shown
     if fail_on == NEW:
-        evidence = [kind for kind in evidence if kind.fails_new]
-    elif fail_on not in (None, ANY):
-        evidence = [kind for kind in evidence if kind.name in fail_on]
-    return [group for kind in evidence for group in shown_groups(report, kind)]
+        # What is confirmed is no guess; but it is new only if the baseline knew what was.
+        counts_confirmed = baseline is not None and baseline.has_verdicts
+        return [
+            group
+            for group in shown
+            if group.evidence.fails_new or (counts_confirmed and is_confirmed(group))
+        ]
+    named = fail_on or ()
+    return [
+        group
+        for group in shown
+        if group.evidence.name in named or (CONFIRMED in named and is_confirmed(group))
+    ]
 
 
 def check_gate(args: argparse.Namespace) -> None:
@@ -10814,17 +11037,37 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
         inputs.append(absolute_path("--against", args.against))
     if args.db_path is not None:
         inputs += database_files(absolute_path("--db-path", args.db_path))
+    if args.verdicts not in (None, NO_FILE):
+        inputs.append(absolute_path("--verdicts", args.verdicts))
     return inputs
+
+
+def given_verdicts(args: argparse.Namespace) -> Optional[Verdicts]:
+    """Return the verdicts that `duplicates` is to read, or None if there is no file of them."""
+    path, option = args.verdicts, "--verdicts"
+    if path is None and args.db_path is not None:
+        # A foreign tree must not hide its own copies: only a database has a file of its own.
+        path, option = verdicts_path(args.db_path), "--db-path"
+        path = path if os.path.lexists(path) else None
+    if path is not None and path != NO_FILE:
+        with named_errors(option, "mend or remove it, or leave it out with --verdicts none"):
+            return read_verdicts(path)
+    if isinstance(args.fail_on, tuple) and CONFIRMED in args.fail_on:
+        raise UsageError(f"--fail-on {CONFIRMED}: there are no verdicts: run 'cds confirm' first")
+    return None
 
 
 def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     """Return the report that the command line asks for, and the one to compare it with, if any."""
     # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
-    is_source = args.path is not None
-    report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
+    verdicts = given_verdicts(args)
+    if args.path is not None:
+        report = report_on_source(args, verdicts)
+    else:
+        report = report_on_run(args, args.run_id, verdicts)
     if isinstance(args.against, int):
-        baseline = report_on_run(args, args.against)
+        baseline = report_on_run(args, args.against, verdicts)
     return report, baseline
 
 
@@ -10843,7 +11086,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
 
 
-def report_on_source(args: argparse.Namespace) -> Report:
+def report_on_source(args: argparse.Namespace, verdicts: Optional[Verdicts]) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
     symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
@@ -10855,12 +11098,15 @@ def report_on_source(args: argparse.Namespace) -> Report:
         error_count=len(errors),
         error_paths=[error.file_path for error in errors],
         facts=facts,
+        verdicts=verdicts,
     )
 
 
-def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
+def report_on_run(
+    args: argparse.Namespace, run_id: Optional[int], verdicts: Optional[Verdicts]
+) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
-    return report_on_records(args, *stored_run(args, run_id))
+    return report_on_records(args, *stored_run(args, run_id), verdicts)
 
 
 def stored_run(
@@ -10872,7 +11118,10 @@ def stored_run(
 
 
 def report_on_records(
-    args: argparse.Namespace, row: Mapping[str, object], records: Sequence[Record]
+    args: argparse.Namespace,
+    row: Mapping[str, object],
+    records: Sequence[Record],
+    verdicts: Optional[Verdicts] = None,
 ) -> Report:
     """Return the report on the records of a run."""
     return build_report(
@@ -10881,6 +11130,7 @@ def report_on_records(
         run=row,
         error_count=int(str(row["analyzer_error_count"])),
         facts=make_analyzer(args).facts(records),
+        verdicts=verdicts,
     )
 
 
@@ -11134,7 +11384,7 @@ def parse_fail_on(
     words = (ANY, NEW)
     if text.strip() in words:
         return text.strip()
-    tokens = named_tokens((*words, *(kind.name for kind in evidence)), text)
+    tokens = named_tokens((*words, *(kind.name for kind in evidence), CONFIRMED), text)
     for word in words:
         if word in tokens:
             raise argparse.ArgumentTypeError(f"{word!r} stands alone")
@@ -11380,9 +11630,14 @@ CANDIDATE_OPTIONS = OptionGroup(
         Option("--top", "ask about the first N groups of the same intent", COUNT, CONFIRMED_GROUPS),
     ],
 )
+VERDICTS_OPTION = Option(
+    "--verdicts",
+    "file of what confirm found out, or none (default: the one beside the database)",
+    FILE,
+)
 REPORT_OPTIONS = OptionGroup(
     "source",
-    [RUN_ID, EXCLUDE],
+    [RUN_ID, EXCLUDE, VERDICTS_OPTION],
     # A run knows which tree it is of; a second source could only contradict it.
     alternatives=[
         Option("--path", "source file or directory to read; nothing is stored", SOURCE),

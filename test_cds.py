@@ -11791,6 +11791,226 @@ def test_verdicts_are_no_file_to_write_a_report_to(tmp_path, capsys, path):
     assert "is a file that this command reads" in capsys.readouterr().err
 
 
+# Verdicts in the report
+
+
+def say(db, pair, verdict, sentence="Both weigh.", **fields):
+    """Keep a verdict on a pair beside a database."""
+    made = verdict_entry(verdict=verdict, md5sum_a=pair[0], md5sum_b=pair[1], sentence=sentence)
+    cds.append_entry(f"{db}-verdicts.jsonl", made._replace(**fields))
+
+
+def report_of(db, *options):
+    """Return the JSON of the report on a run."""
+    output = db.with_name("report.json")
+    words = ("--db-path", db, "--format", "json", "--output", output, *options)
+    assert run("duplicates", *words) == 0
+    return json.loads(output.read_text())
+
+
+def intent_groups(report):
+    """Return the groups of the same intent in JSON: the subject, the rule, and the verdict."""
+    return [
+        (
+            re.sub(r"[ab]_|\.py", "", group["members"][0]["file_path"]),
+            group["hidden_by"],
+            group.get("verdict"),
+        )
+        for group in report["groups"]
+        if group["evidence"] == "intent"
+    ]
+
+
+def test_verdicts_rank_mark_and_hide_what_was_asked(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = dict(zip(SUBJECTS, candidates(db, 4)))
+    before = report_of(db)
+    # With siblings of one file a SAME would be folded away, and small bodies rank lower.
+    order = [subject for subject, _, _ in intent_groups(before)]
+    first, second, third, last = order
+    say(db, pairs[last], "SAME", "A also weighs <b>.")
+    say(db, pairs[first], "RELATED", "A is a part of B.")
+    say(db, pairs[second], "DIFFERENT", "Other jobs.")
+    after = report_of(db)
+    assert intent_groups(after) == [
+        (last, None, "SAME"),
+        (third, None, None),
+        (first, None, "RELATED"),
+        (second, "refuted", "DIFFERENT"),
+    ]
+    assert after["hidden"]["refuted"] == 1 and "refuted" not in before["hidden"]
+    same = next(group for group in after["groups"] if group.get("verdict") == "SAME")
+    assert (same["verdict_text"], same["verdict_model"]) == ("A also weighs <b>.", "m")
+    by_letter = {member["letter"]: member["md5sum"] for member in same["members"]}
+    assert (by_letter["A"], by_letter["B"]) == pairs[last]
+    assert report_of(db) == after and report_of(db, "--verdicts", "none") == before
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", db) == 0
+    table = capsys.readouterr().out
+    assert "  SAME: A also weighs <b>. (confirmed by m)\n" in table
+    assert "  RELATED: A is a part of B. (in the words of m)\n" in table
+    section = table[table.index("3. Same intent") :]
+    shown = [subject for subject in order if f"{subject}like" in section]
+    assert shown == [first, third]
+    letter = same["members"][0]["letter"]
+    assert f"\n  {letter} {same['members'][0]['file_path']}:" in table
+    assert run("duplicates", "--db-path", db, "--show", same["id"]) == 0
+    assert "SAME: A also weighs <b>. (confirmed by m)\n" in capsys.readouterr().out
+    assert run("duplicates", "--db-path", db, "--format", "html") == 0
+    page = capsys.readouterr().out
+    assert "SAME: A also weighs &lt;b&gt;. (confirmed by m)" in page and "<b>." not in page
+    assert run("duplicates", "--db-path", db, "--format", "sarif") == 0
+    results = json.loads(capsys.readouterr().out)["runs"][0]["results"]
+    texts = [result["message"]["text"] for result in results]
+    assert [text for text in texts if "SAME: A also weighs <b>. (confirmed by m)." in text]
+
+
+def test_report_without_a_file_of_verdicts_has_no_trace_of_them(tmp_path):
+    db = tmp_path / "db"
+    candidates(db)
+    text = json.dumps(report_of(db))
+    assert "verdict" not in text and "letter" not in text and "refuted" not in text
+
+
+WAIT = "def wait(a):\n    while a.b():\n        sleep(3)\n    return a.c"
+TELL = "def tell(q):\n    q.put(4)\n    return [q.x for y in q]"
+
+
+def sums_and_verdicts(db, sums):
+    """Return the rule and the verdict of each group of one intent, by the numbers of its codes."""
+    found = {}
+    for group in report_of(db)["groups"]:
+        if group["evidence"] == "intent":
+            codes = sorted({sums.index(member["md5sum"]) for member in group["members"]})
+            found["".join(map(str, codes))] = (group["hidden_by"], group.get("verdict"))
+    return found
+
+
+def test_code_that_is_same_is_a_group_though_no_sentence_finds_it(tmp_path):
+    db = tmp_path / "db"
+    sentences = ["Opens a door.", "Sings some song.", "Counts the rain.", "Bakes bread."]
+    codes = (TOTAL, OTHER, WAIT, TELL)
+    records = [record(code, f"{name}.py", intent=name) for code, name in zip(codes, sentences)]
+    store(db, records)
+    sums = sorted(one.md5sum for one in records)
+    assert sums_and_verdicts(db, sums) == {}
+    say(db, (sums[0], sums[1]), "SAME")
+    say(db, (sums[1], sums[3]), "SAME")
+    # Two that are SAME with a third are SAME.
+    say(db, (sums[0], sums[3]), "DIFFERENT")
+    assert sums_and_verdicts(db, sums) == {"013": (None, "SAME")}
+    [group] = [one for one in report_of(db)["groups"] if one["evidence"] == "intent"]
+    words = [(one["md5sum_a"], one["md5sum_b"], one["verdict"]) for one in group["verdicts"]]
+    assert words == [
+        (sums[0], sums[1], "SAME"),
+        (sums[0], sums[3], "DIFFERENT"),
+        (sums[1], sums[3], "SAME"),
+    ]
+
+
+def test_verdicts_split_a_group_of_several(tmp_path):
+    db = tmp_path / "db"
+    intent = "moon moonish moonhood: moondom."
+    records = [
+        record(code, f"{number}.py", intent=intent)
+        for number, code in enumerate((TOTAL, OTHER, WAIT, TELL))
+    ]
+    store(db, [*records, record(OTHER, "copy.py", intent=intent)])
+    sums = sorted(one.md5sum for one in records)
+    first, *others = sums
+    assert sums_and_verdicts(db, sums) == {"0123": (None, None)}
+    with serving(answer("RELATED: parts")) as (address, requests):
+        assert confirm(db, address) == 0
+    # Exact copies are one code, and each is asked against the one of the lowest md5sum.
+    assert {*kept_verdicts(db).newest} == {(first, other) for other in others}
+    assert len(requests) == 3
+    for other, word in zip(others, ["SAME", "DIFFERENT", "RELATED"]):
+        say(db, (first, other), word, time=cds.timestamp())
+    # What is not asked is linked after SAME, among what is left; what is left over is seen too.
+    found = sums_and_verdicts(db, sums)
+    assert found.pop("01") == (None, "SAME") and found.pop("23") == (None, None)
+    shown = [codes for codes, (rule, _) in found.items() if rule is None]
+    assert shown and not [codes for codes in shown if codes == "02"]
+
+
+def test_model_that_misses_known_answers_hides_nothing(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    for pair in pairs[:2]:
+        say(db, pair, "DIFFERENT")
+    say(db, pairs[2], "RELATED")
+    assert [rule for _, rule, _ in intent_groups(report_of(db))].count("refuted") == 2
+    cds.append_entry(f"{db}-verdicts.jsonl", cds.KnownAnswers("m", 6, 2, cds.timestamp()))
+    words = [(rule, word) for _, rule, word in intent_groups(report_of(db))]
+    assert words == [(None, "RELATED"), (None, "DIFFERENT"), (None, "DIFFERENT")]
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", db) == 0
+    warning = "Warning: m missed 2 of 6 questions of known answer: what it calls DIFFERENT ranks"
+    assert warning in capsys.readouterr().out.partition("\n\n")[0]
+
+
+def test_gate_on_what_is_confirmed(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    gate = ("duplicates", "--db-path", db, "--fail-on")
+    assert run(*gate, "confirmed") == 2
+    assert (
+        "--fail-on confirmed: there are no verdicts: run 'cds confirm'" in capsys.readouterr().err
+    )
+    say(db, pairs[0], "RELATED")
+    assert run(*gate, "exact,confirmed") == 0 and run(*gate, "intent") == 3
+    assert "gate: no groups; 2 pairs not asked about;" in capsys.readouterr().err
+    say(db, pairs[1], "SAME")
+    assert run(*gate, "exact,confirmed") == 3
+    assert "gate: 1 group: " in capsys.readouterr().err
+    assert run(*gate, "confirmed", "--verdicts", "none") == 2
+    assert run(*gate, "confirmed", "--verdicts", tmp_path / "missing") == 2
+
+
+def test_pair_that_a_baseline_showed_is_known_whatever_was_said_of_it(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    report_of(db)
+    before = (tmp_path / "report.json").rename(tmp_path / "before.json")
+    say(db, pairs[0], "SAME")
+    gate = ("duplicates", "--db-path", db, "--fail-on", "confirmed", "--against")
+    assert run(*gate, before) == 0
+    # A pair that no sentence finds is new where the baseline had verdicts.
+    report_of(db)
+    later = (tmp_path / "report.json").rename(tmp_path / "later.json")
+    pair = tuple(sorted((pairs[1][0], pairs[2][1])))
+    other = tuple(sorted((pairs[1][1], pairs[2][1])))
+    for one in (pair, other):
+        say(db, one, "SAME")
+    assert run(*gate, later) == 3
+    assert run(*gate[:-2], "new", "--against", later) == 3
+    assert run(*gate[:-2], "new", "--against", before) == 0
+
+
+def test_tree_is_reported_on_without_verdicts_unless_they_are_named(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db, 1)
+    say(db, pairs[0], "DIFFERENT")
+    source = tree(tmp_path / "s", {"a.py": "def f():\n    return 1\n"})
+    (tmp_path / "s-verdicts.jsonl").write_text("not read\n")
+    assert run("duplicates", "--path", source, "--format", "json") == 0
+    assert "has_verdicts" not in capsys.readouterr().out
+    named = ("--verdicts", f"{db}-verdicts.jsonl")
+    assert run("duplicates", "--path", source, *named, "--format", "json") == 0
+    assert '"has_verdicts": true' in capsys.readouterr().out
+    assert run("duplicates", "--path", source, *named, "--output", f"{db}-verdicts.jsonl") == 2
+
+
+def test_file_of_verdicts_that_is_none_is_one_clear_line(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db)
+    (tmp_path / "db-verdicts.jsonl").mkdir()
+    assert run("duplicates", "--db-path", db) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("cds: --db-path: ") and "is not a regular file" in line
+    assert run("duplicates", "--db-path", db, "--verdicts", "none") == 0
+
+
 # ---- Command line ---------------------------------------------------------------------------
 
 
