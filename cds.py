@@ -14,6 +14,7 @@ From the shell:
     python cds.py model-build   --path src
     python cds.py enrich-intent --path src --provider-url localhost:11434 --model M
     python cds.py persist       --path src --provider-url localhost:11434 --model M --db-path FILE
+    python cds.py confirm       --db-path FILE --provider-url localhost:11434 --model M
     python cds.py duplicates    --db-path FILE
     python cds.py duplicates    --path src
 
@@ -3053,15 +3054,13 @@ def calls_in_flight(
     """
     import queue
 
-    # None ends a worker thread.
-    handed_out: queue.SimpleQueue[Optional[tuple[Key, Task]]] = queue.SimpleQueue()
+    handed_out: queue.SimpleQueue[Any] = queue.SimpleQueue()  # None ends a worker thread
     ended: queue.SimpleQueue[tuple[Key, Outcome]] = queue.SimpleQueue()
     is_over = threading.Event()
 
     def work() -> None:
-        for item in iter(handed_out.get, None):
+        for key, task in iter(handed_out.get, None):
             if not is_over.is_set():
-                key, task = item
                 ended.put((key, call(task)))
 
     # Each thread gets a task, and whenever an outcome is taken there is one more.
@@ -5414,6 +5413,11 @@ class Verdicts(NamedTuple):
         """Return the verdict that counts for a pair, or None."""
         return self.newest[pair].verdict if pair in self.newest else None
 
+    def distrusted(self) -> tuple[KnownAnswers, ...]:
+        """Return how the models did that missed too many questions of known answer."""
+        ordered = sorted(self.known.items())
+        return tuple(known for _, known in ordered if known.are_too_bad())
+
     def refutes(self, pair: CodePair) -> bool:
         """Return whether a model says that two codes do other jobs, and is to be trusted."""
         verdict = self.newest.get(pair)
@@ -7076,10 +7080,13 @@ SENTENCES_A_GROUP, LEAST_BEST = 10, 20
 
 def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGroup]:
     """Return groups with those by intent hidden that are less similar than the best ones."""
+    # What a model refuted makes no room for weaker ones.
     rivals = [
         group
         for group in groups
-        if group.evidence.compares_sentences and not (group.hidden_by or group.are_siblings)
+        if group.evidence.compares_sentences
+        and group.hidden_by in (None, REFUTED)
+        and not group.are_siblings
     ]
     sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
     most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
@@ -7100,8 +7107,9 @@ def best_first(group: CloneGroup) -> tuple[float, str]:
 
 
 def is_weaker(group: CloneGroup, last: CloneGroup) -> bool:
-    """Return whether a group by intent comes after the last one of the best."""
-    return group.evidence.compares_sentences and best_first(group) > best_first(last)
+    """Return whether a group by intent comes after the last one of the best, unconfirmed."""
+    is_behind = best_first(group) > best_first(last)
+    return group.evidence.compares_sentences and is_behind and group.verdict != SAME
 
 
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
@@ -7653,29 +7661,30 @@ def count_hidden(report: Report) -> dict[str, int]:
 
 
 def compare_records(
-    records: Iterable[Record],
-    facts: Mapping[Place, Facts],
-    sentences: Mapping[Place, Sentence],
-    areas: Mapping[str, str],
+    records: Sequence[Record],
+    facts: Sequence[Facts],
     options: DuplicateOptions,
     rules: Sequence[Rule],
-    verdicts: Verdicts = NO_VERDICTS,
+    verdicts: Optional[Verdicts] = None,
 ) -> Comparison:
-    """Return what the search for groups needs of records; `facts` are those of each place."""
+    """Return what the search for groups needs of records, given with their facts."""
+    by_place = facts_by_place(records, facts)
+    compared = (record for record in records if record.kind in options.kinds)
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
-    fragments, features = collect_fragments(definitions, facts, options.kinds)
+    fragments, features = collect_fragments(definitions, by_place, options.kinds)
     return Comparison(
         fragments=fragments,
         features=features,
-        sentences=sentences,
-        names=qualified_names(facts, around),
+        sentences=find_sentences(compared, by_place, options.intents),
+        names=qualified_names(by_place, around),
         around=around,
-        bases=class_bases(definitions, facts),
-        areas=areas,
+        bases=class_bases(definitions, by_place),
+        # Areas are those of whole files, of whatever kind the records are that are compared.
+        areas=file_areas(records, facts),
         options=options,
-        rules=rules,
-        verdicts=verdicts,
+        rules=rules if verdicts is None else (*rules, REFUTED),
+        verdicts=verdicts or NO_VERDICTS,
     )
 
 
@@ -7712,18 +7721,12 @@ def build_report(
     """Return the report on the records of a run, or of a source tree.
 
     `facts` are those of the records, in their order; by default they are found in their code.
-    `error_paths` are those of analyzer errors, as far as they are known; `verdicts` are those of a
-    file, if there is one.
+    `error_paths` are those of analyzer errors, `verdicts` what a file holds, as far as known.
     """
-    rules = rules if verdicts is None else (*rules, REFUTED)
-    said = verdicts or NO_VERDICTS
     facts = PythonAnalyzer().facts(records) if facts is None else facts
     compared = [record for record in records if record.kind in options.kinds]
-    by_place = facts_by_place(records, facts)
-    sentences = find_sentences(compared, by_place, options.intents)
-    # Lines and areas are those of whole files, of whatever kind the records are that are compared.
-    areas, file_lines = file_areas(records, facts), count_file_lines(records)
-    whole = compare_records(records, by_place, sentences, areas, options, rules, said)
+    file_lines = count_file_lines(records)
+    whole = compare_records(records, facts, options, rules, verdicts)
     groups = find_groups(whole, evidence)
     return Report(
         run=run,
@@ -7732,16 +7735,16 @@ def build_report(
         record_count=len(compared),
         without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
-        area_lines=count_area_lines(groups, file_lines, areas),
-        file_pairs=rank_file_pairs(groups, areas),
+        area_lines=count_area_lines(groups, file_lines, whole.areas),
+        file_pairs=rank_file_pairs(groups, whole.areas),
         error_count=error_count,
         evidence=tuple(evidence),
-        rules=tuple(rules),
-        from_docstrings=sum(one.source == DOCSTRING for one in sentences.values()),
+        rules=tuple(whole.rules),
+        from_docstrings=sum(one.source == DOCSTRING for one in whole.sentences.values()),
         unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
         has_verdicts=verdicts is not None,
-        distrusted=tuple(known for _, known in sorted(said.known.items()) if known.are_too_bad()),
+        distrusted=whole.verdicts.distrusted(),
     )
 
 
@@ -10886,7 +10889,11 @@ def candidate_groups(
     """Return the groups that `duplicates` forms of a run without verdicts."""
     report = report_on_records(args, row, records)
     touched = touched_files(args, report, has_gate=False)
-    return (report if touched is None else hide_untouched(report, touched)).groups
+    if touched is not None:
+        report = hide_untouched(report, touched)
+    if args.area is not None:
+        report = hide_elsewhere(report, args.area)
+    return report.groups
 
 
 def fits(codes: Codes, num_ctx: int) -> bool:
