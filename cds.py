@@ -1720,8 +1720,8 @@ MANY_CONSTANTS = 5  # from which on they are a table, no settings
 # Of bases whose classes are for their data, such as IntFlag, StrEnum and TextChoices.
 DATA_ENDINGS = ("Enum", "Flag", "Choices", "NamedTuple", "TypedDict", "Structure")
 INTERFACES = ("Interface", "Protocol")  # of zope and of typing
-# What an interface of zope calls to declare an attribute.
-DECLARES_ATTRIBUTE = "Attribute"
+# What an interface of zope calls to declare an attribute, and what decorates its classes.
+DECLARES_ATTRIBUTE, IMPLEMENTS = "Attribute", "implementer"
 
 Span = tuple[int, int]
 PlacedName = tuple[int, str]
@@ -2065,7 +2065,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         is_stub=is_stub(node),
         is_plain=is_plain_constructor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, getattr(node, "bases", ()))),
+        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
         comments=tuple(comments_to_us(node, text.lines)) if text.has_comments_to_us else (),
     )
@@ -2078,6 +2078,16 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def implemented(definition: DefinitionNode) -> list[ast.expr]:
+    """Return the interfaces that a class is decorated with, as in zope's `@implementer(A, B)`."""
+    return [
+        interface
+        for node in definition.decorator_list
+        if isinstance(node, ast.Call) and last_name(node.func) == IMPLEMENTS
+        for interface in node.args
+    ]
 
 
 def parameter_names(definition: DefinitionNode) -> Iterator[str]:
@@ -5316,11 +5326,11 @@ class CloneGroup(NamedTuple):
 
     `area` is one of AREAS; `hidden_by` is the rule that hides the group, or None; `score` ranks the
     groups of one section and area, highest first. Members that `are_siblings` have similar intents
-    by design: they override one method of a common base or within one file, or their intents begin
-    alike within one file. A group that `is_family` has too many members to compare every pair: each
-    is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
-    holds pairs that had no place in the other groups of its section, so some of its members are in
-    several. One that `is_mixed` has members in several areas: `area` is the first of them.
+    by design: see the function of that name. A group that `is_family` has too many members to
+    compare every pair: each is similar to one and the same, and `similarity` is the lowest with
+    that. One that `overlaps` holds pairs that had no place in the other groups of its section, so
+    some of its members are in several. One that `is_mixed` has members in several areas: `area` is
+    the first of them.
     """
 
     id: str
@@ -6158,7 +6168,8 @@ class Comparison(NamedTuple):
 
     `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
     intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
-    holds those of the classes of each name, `areas` the area of each file.
+    holds those of the classes of each name, `areas` the area of each file. `hooks` are the names of
+    functions that a framework finds.
     """
 
     fragments: Sequence[Fragment]
@@ -6167,6 +6178,7 @@ class Comparison(NamedTuple):
     names: Mapping[Place, str]
     around: Mapping[Place, Sequence[Place]]
     bases: Mapping[str, Collection[str]]
+    hooks: Collection[str]
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
@@ -6857,7 +6869,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         hidden_by=cluster.hidden_by,
         score=group_score(cluster, len(members), information(shared, run.features)),
         members=tuple(members),
-        are_siblings=evidence.compares_sentences and are_siblings(members, run.bases),
+        are_siblings=evidence.compares_sentences and are_siblings(members, run),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
         is_mixed=len(areas) > 1,
@@ -6959,6 +6971,9 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
 
 # Members of one file whose intents begin with the same words are siblings.
 SIBLING_WORDS = 2
+ASYNC_WORDS = ("Async", "async_", "_async")
+# In how many files a function of one name and the same parameters is called by a framework.
+HOOK_FILES = 3
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
@@ -6996,9 +7011,68 @@ def qualified_names(
     return qualified
 
 
-def are_siblings(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
-    """Return whether members have similar intents by design; see CloneGroup."""
-    return are_overrides(members, bases) or begin_alike(members)
+def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members have similar intents by design."""
+    return (
+        are_overrides(members, run.bases)
+        or are_base_and_derived(members, run.bases)
+        or are_hooks(members, run.hooks)
+        or are_async_twins(members)
+        or are_tests_and_tested(members)
+        or begin_alike(members)
+    )
+
+
+def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
+    """Return whether members are a class, or an interface, and others that derive from it."""
+    if any(member.record.kind != "class" for member in members):
+        return False
+    names = {member.qualified_name.rpartition(".")[2] for member in members}
+    above = set.intersection(*(ancestors(name, bases) for name in names))
+    return len(names) > 1 and not names.isdisjoint(above)
+
+
+def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:
+    """Return whether members are functions that a framework finds by their one name."""
+    names = {member.qualified_name for member in members}
+    return len(names) == 1 and names.issubset(hooks)
+
+
+def are_async_twins(members: Sequence[Member]) -> bool:
+    """Return whether some members are asynchronous, and the others the same without that."""
+    common = set.intersection(*map(plain_names, members))
+    kinds = {
+        header_line(member.record).startswith("async ") or member.qualified_name not in common
+        for member in members
+    }
+    return bool(common) and len(kinds) == 2
+
+
+def plain_names(member: Member) -> set[str]:
+    """Return the qualified names that a member has, or would have without `async`."""
+    name = member.qualified_name
+    for word in ASYNC_WORDS:
+        name = name.replace(word, "")
+    if not header_line(member.record).startswith("async "):
+        return {name}
+    owner, dot, last = name.rpartition(".")
+    return {name, f"{owner}{dot}{last.removeprefix('a')}"}
+
+
+def are_tests_and_tested(members: Sequence[Member]) -> bool:
+    """Return whether some members are tests, by place and name, and the others are not."""
+    kinds = {
+        (is_test(member.record.file_path), names_test(member.qualified_name)) for member in members
+    }
+    return kinds == {(True, True), (False, False)}
+
+
+def names_test(qualified_name: str) -> bool:
+    """Return whether a name, or that of a class around, is one of a test."""
+    parts = qualified_name.split(".")
+    return any(
+        part.lower().startswith("test") or part.endswith(("Test", "Tests")) for part in parts
+    )
 
 
 def are_overrides(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
@@ -7032,6 +7106,21 @@ def class_bases(definitions: Iterable[Record], facts: Mapping[Place, Facts]) -> 
             known = facts[sort_key(record)]
             bases[known.name].update(filter(None, known.bases))
     return dict(bases)
+
+
+def hook_names(
+    definitions: Iterable[Record],
+    facts: Mapping[Place, Facts],
+    around: Mapping[Place, Sequence[Place]],
+) -> set[str]:
+    """Return the names of functions outside of all others that frameworks seem to find by them."""
+    # Whatever calls them by their name alone calls all of them alike.
+    files = collections.defaultdict(set)
+    for record in definitions:
+        place = sort_key(record)
+        if record.kind == "function" and place not in around:
+            files[facts[place].name, facts[place].parameters].add(record.file_path)
+    return {name for (name, _), paths in files.items() if len(paths) >= HOOK_FILES}
 
 
 def ancestors(name: str, bases: Mapping[str, Collection[str]]) -> set[str]:
@@ -7215,6 +7304,7 @@ def compare_records(
         names=qualified_names(facts, around),
         around=around,
         bases=class_bases(definitions, facts),
+        hooks=hook_names(definitions, facts, around),
         areas=areas,
         options=options,
         rules=rules,
