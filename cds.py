@@ -289,10 +289,10 @@ class Facts(NamedTuple):
     as it stands. They are empty if the code cannot be parsed. Each statement, the definition
     itself first, runs from one of `first_lines` to the one of `last_lines` beside it, both in the
     file; they are empty if a stored run does not hold the code as it stood there. `statements`
-    counts those of the body. It `is_stub` if it only declares, and `is_plain` if it is a
-    constructor that does nothing of its own. `calls` are the last names of what it calls, extends
-    or is decorated with, `bases` those of its base classes. `docstring` is the first sentence of
-    that. `comments` are those at the beginning of a file, or those on the header of a definition
+    counts those of the body. It `is_stub` if it only declares, `is_plain` if it is a constructor
+    that does nothing of its own, and `is_accessor` if it only gets or sets something. `calls` are
+    the last names of what it calls, extends or is decorated with, `bases` those of its base
+    classes. `docstring` is the first sentence of that. `comments` are those at the beginning of a file, or those on the header of a definition
     that begin with `# cds:`, from its first decorator to the line of its colon.
     """
 
@@ -305,6 +305,7 @@ class Facts(NamedTuple):
     statements: int = 0
     is_stub: bool = False
     is_plain: bool = False
+    is_accessor: bool = False
     calls: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
     docstring: Optional[str] = None
@@ -1720,6 +1721,11 @@ MANY_CONSTANTS = 5  # from which on they are a table, no settings
 # Of bases whose classes are for their data, such as IntFlag, StrEnum and TextChoices.
 DATA_ENDINGS = ("Enum", "Flag", "Choices", "NamedTuple", "TypedDict", "Structure")
 INTERFACES = ("Interface", "Protocol")  # of zope and of typing
+# All that is in the body of a function that gets or sets something.
+ACCESS_NODES = (
+    *(ast.Return, ast.Expr, ast.Assign, ast.AnnAssign, ast.Attribute, ast.Name, ast.Constant),
+    *(ast.Tuple, ast.List, ast.Dict, ast.Set, ast.expr_context),
+)
 # What an interface of zope calls to declare an attribute, and what decorates its classes.
 DECLARES_ATTRIBUTE, IMPLEMENTS = "Attribute", "implementer"
 
@@ -2024,6 +2030,13 @@ def is_plain_constructor(node: ast.stmt) -> bool:
     )
 
 
+def is_accessor(node: ast.stmt) -> bool:
+    """Return whether a statement is a function with a body that only gets or sets something."""
+    if not isinstance(node, FunctionNode) or len(node.body) > 1:
+        return False
+    return all(isinstance(child, ACCESS_NODES) for child in ast.walk(node.body[0]))
+
+
 def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
     """Return whether a statement is as `self.name = parameter`."""
     if not isinstance(node, ASSIGNMENTS):
@@ -2064,6 +2077,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         statements=statements - 1,
         is_stub=is_stub(node),
         is_plain=is_plain_constructor(node),
+        is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
         bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
@@ -5286,7 +5300,8 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
-    If `best_intents`, only the best groups by intent are shown, as many as the number of sentences
+    Bodies of `intent_statements` are large enough to compare their intents, if these say enough. If
+    `best_intents`, only the best groups by intent are shown, as many as the number of sentences
     lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
     of INTENT_CHOICES.
     """
@@ -5297,6 +5312,7 @@ class DuplicateOptions(NamedTuple):
     intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
+    intent_statements: int = 1
     best_intents: bool = True
 
 
@@ -6163,6 +6179,9 @@ class Cluster(NamedTuple):
     overlaps: bool = False
 
 
+WORDS_OF_A_PURPOSE = 5  # from which on the intent of a small body is compared
+
+
 class Comparison(NamedTuple):
     """What is known of a whole run when its groups are found and described, and by which rules.
 
@@ -6191,6 +6210,19 @@ class Comparison(NamedTuple):
         """Return the fragments that are not too small to be compared."""
         least = self.options.min_statements
         return [fragment for fragment in self.fragments if fragment.facts.statements >= least]
+
+    def described_fragments(self) -> list[Fragment]:
+        """Return the fragments whose intents are compared."""
+        return [fragment for fragment in self.fragments if self.has_purpose(fragment)]
+
+    def has_purpose(self, fragment: Fragment) -> bool:
+        """Return whether a fragment is large and has an intent, or has one that says enough."""
+        facts, text = fragment.facts, self.text_of(fragment)
+        if facts.statements >= self.options.min_statements:
+            return text != ""
+        if facts.statements < self.options.intent_statements or facts.is_accessor or facts.is_stub:
+            return False
+        return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
 
 
 class SimilarPair(NamedTuple):
@@ -6286,7 +6318,7 @@ def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
 def is_small(cluster: Cluster, run: Comparison) -> bool:
     """Return whether the bodies of a cluster are too small to be compared."""
     # That they are equal is known all the same.
-    least = run.options.min_statements
+    least = getattr(run.options, cluster.evidence.size_option or "min_statements")
     return any(fragment.facts.statements < least for fragment in cluster.fragments)
 
 
@@ -6357,7 +6389,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    options, large = run.options, run.large_fragments()
+    options, large = run.options, run.described_fragments()
     texts = [*map(run.text_of, large)]
     similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
@@ -6663,8 +6695,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
         for group in groups
         if group.evidence.compares_sentences and not (group.hidden_by or group.are_siblings)
     ]
-    sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
-    most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
+    most = max(LEAST_BEST, len(run.described_fragments()) // SENTENCES_A_GROUP)
     if not run.options.best_intents or len(rivals) <= most:
         return list(groups)
     last = sorted(rivals, key=best_first)[most - 1]
@@ -6724,7 +6755,7 @@ EVIDENCE = (  # strongest first, the order of the report
         fails_new=False,
         compares_sentences=True,
         are_copies=False,
-        size_option="min_statements",
+        size_option="intent_statements",
         similarity_option="intent_similarity",
     ),
 )
@@ -7751,6 +7782,8 @@ def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     for name, default in DuplicateOptions()._asdict().items():
         if name in fields:
             values[name] = option_field(fields, name, default)
+    if "min_statements" in values:
+        values.setdefault("intent_statements", values["min_statements"])
     return DuplicateOptions(**values)
 
 
@@ -10377,14 +10410,17 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
     options = DuplicateOptions(
         kinds=args.kind,
-        min_statements=args.min_statements,
         code_similarity=args.code_similarity,
         exclude=tuple(args.exclude),
         intents=args.intents,
     )
-    if args.intent_similarity is None:
-        return options
-    return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
+    # What is given explicitly holds without exception.
+    least = args.min_statements
+    if least is not None:
+        options = options._replace(min_statements=least, intent_statements=least)
+    if args.intent_similarity is not None:
+        options = options._replace(intent_similarity=args.intent_similarity, best_intents=False)
+    return options
 
 
 def report_on_source(args: argparse.Namespace) -> Report:
@@ -10908,7 +10944,12 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
             REPORT_DEFAULTS.kinds,
         ),
-        Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
+        Option(
+            "--min-statements",
+            f"hide smaller bodies (default: {REPORT_DEFAULTS.min_statements}, or"
+            f" {REPORT_DEFAULTS.intent_statements} if their intent says enough)",
+            COUNT,
+        ),
         Option(
             "--code-similarity",
             "how much near copies share, above 0 to 1",

@@ -7761,6 +7761,36 @@ def test_overrides_of_one_method_are_siblings(headers, name, siblings):
     assert [found for _, found in third_section(*records)] == [siblings]
 
 
+ONE_STATEMENT = "def find(rows, test):\n    return next((row for row in rows if test(row)), None)"
+
+
+@pytest.mark.parametrize(
+    ("code", "intent", "found"),
+    [
+        pytest.param(ONE_STATEMENT, PRICES, True, id="says enough"),
+        pytest.param("def f(a):\n    return a[1:]", PRICES, True, id="a slice"),
+        pytest.param(ONE_STATEMENT, "Finds the first row.", False, id="says little"),
+        pytest.param("def f(self):\n    return self.a.b", PRICES, False, id="gets"),
+        pytest.param("def f(self, a):\n    self.a = a", PRICES, False, id="sets"),
+        pytest.param("def f():\n    return ('a', 1, [])", PRICES, False, id="a constant"),
+        pytest.param("def f():\n    raise NotImplementedError", PRICES, False, id="a stub"),
+    ],
+)
+def test_intents_of_one_statement_are_compared_if_they_say_enough(code, intent, found):
+    pair = record(code, "a.py", intent=intent), record(OTHER, "b.py", intent=intent)
+    assert groups_of(*pair) == ([("intent", None, ["a.py", "b.py"])] if found else [])
+    assert groups_of(*pair, intent_statements=2) == []
+
+
+def test_min_statements_given_counts_for_intents_too(tmp_path, capsys):
+    codes = [documented(code, PRICES, "").raw_code for code in (ONE_STATEMENT, OTHER)]
+    source = tree(tmp_path / "s", dict(zip(("a.py", "b.py"), codes)))
+    for chosen, found in (((), 1), (("--min-statements", "2"), 0), (("--min-statements", "1"), 1)):
+        assert run("duplicates", "--path", source, "--format", "json", *chosen) == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert len(groups) == found
+
+
 def siblings_of(tmp_path, files):
     """Return whether each group by intent is of siblings, of files with docstrings."""
     report = report_on(tmp_path, files)
