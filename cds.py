@@ -291,11 +291,12 @@ class Facts(NamedTuple):
     as it stands. They are empty if the code cannot be parsed. Each statement, the definition
     itself first, runs from one of `first_lines` to the one of `last_lines` beside it, both in the
     file; they are empty if a stored run does not hold the code as it stood there. `statements`
-    counts those of the body. It `is_stub` if it only declares, and `is_plain` if it is a
-    constructor that does nothing of its own. `calls` are the last names of what it calls, extends
-    or is decorated with, `bases` those of its base classes. `docstring` is the first sentence of
-    that. `comments` are those at the beginning of a file, or those on the header of a definition
-    that begin with `# cds:`, from its first decorator to the line of its colon.
+    counts those of the body. It `is_stub` if it only declares, `is_plain` if it is a constructor
+    that does nothing of its own, and `is_accessor` if it only gets or sets something. `calls` are
+    the last names of what it calls, extends or is decorated with, `bases` those of its base
+    classes. `docstring` is the first sentence of that. `comments` are those at the beginning of a
+    file, or those on the header of a definition that begin with `# cds:`, from its first decorator
+    to the line of its colon.
     """
 
     name: str = ""
@@ -307,6 +308,7 @@ class Facts(NamedTuple):
     statements: int = 0
     is_stub: bool = False
     is_plain: bool = False
+    is_accessor: bool = False
     calls: tuple[str, ...] = ()
     bases: tuple[str, ...] = ()
     docstring: Optional[str] = None
@@ -1722,8 +1724,13 @@ MANY_CONSTANTS = 5  # from which on they are a table, no settings
 # Of bases whose classes are for their data, such as IntFlag, StrEnum and TextChoices.
 DATA_ENDINGS = ("Enum", "Flag", "Choices", "NamedTuple", "TypedDict", "Structure")
 INTERFACES = ("Interface", "Protocol")  # of zope and of typing
-# What an interface of zope calls to declare an attribute.
-DECLARES_ATTRIBUTE = "Attribute"
+# All that is in the body of a function that gets or sets something.
+ACCESS_NODES = (
+    *(ast.Return, ast.Expr, ast.Assign, ast.AnnAssign, ast.Attribute, ast.Name, ast.Constant),
+    *(ast.Tuple, ast.List, ast.Dict, ast.Set, ast.expr_context),
+)
+# What an interface of zope calls to declare an attribute, and what decorates its classes.
+DECLARES_ATTRIBUTE, IMPLEMENTS = "Attribute", "implementer"
 
 Span = tuple[int, int]
 PlacedName = tuple[int, str]
@@ -2026,6 +2033,13 @@ def is_plain_constructor(node: ast.stmt) -> bool:
     )
 
 
+def is_accessor(node: ast.stmt) -> bool:
+    """Return whether a statement is a function with a body that only gets or sets something."""
+    if not isinstance(node, FunctionNode) or len(node.body) > 1:
+        return False
+    return all(isinstance(child, ACCESS_NODES) for child in ast.walk(node.body[0]))
+
+
 def keeps_parameter(node: ast.stmt, parameters: Collection[str]) -> bool:
     """Return whether a statement is as `self.name = parameter`."""
     if not isinstance(node, ASSIGNMENTS):
@@ -2066,8 +2080,9 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         statements=statements - 1,
         is_stub=is_stub(node),
         is_plain=is_plain_constructor(node),
+        is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, getattr(node, "bases", ()))),
+        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
         comments=tuple(comments_to_us(node, text.lines)) if text.has_comments_to_us else (),
     )
@@ -2080,6 +2095,16 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def implemented(definition: DefinitionNode) -> list[ast.expr]:
+    """Return the interfaces that a class is decorated with, as in zope's `@implementer(A, B)`."""
+    return [
+        interface
+        for node in definition.decorator_list
+        if isinstance(node, ast.Call) and last_name(node.func) == IMPLEMENTS
+        for interface in node.args
+    ]
 
 
 def parameter_names(definition: DefinitionNode) -> Iterator[str]:
@@ -5603,7 +5628,8 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
-    If `best_intents`, only the best groups by intent are shown, as many as the number of sentences
+    Bodies of `intent_statements` are large enough to compare their intents, if these say enough. If
+    `best_intents`, only the best groups by intent are shown, as many as the number of sentences
     lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
     of INTENT_CHOICES.
     """
@@ -5614,6 +5640,7 @@ class DuplicateOptions(NamedTuple):
     intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
+    intent_statements: int = 1
     best_intents: bool = True
 
 
@@ -5645,11 +5672,11 @@ class CloneGroup(NamedTuple):
 
     `area` is one of AREAS; `hidden_by` is the rule that hides the group, or None; `score` ranks the
     groups of one section and area, highest first. Members that `are_siblings` have similar intents
-    by design: they override one method of a common base or within one file, or their intents begin
-    alike within one file. A group that `is_family` has too many members to compare every pair: each
-    is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
-    holds pairs that had no place in the other groups of its section, so some of its members are in
-    several. One that `is_mixed` has members in several areas: `area` is the first of them.
+    by design: see the function of that name. A group that `is_family` has too many members to
+    compare every pair: each is similar to one and the same, and `similarity` is the lowest with
+    that. One that `overlaps` holds pairs that had no place in the other groups of its section, so
+    some of its members are in several. One that `is_mixed` has members in several areas: `area` is
+    the first of them.
     `verdict` is what a model said of the pairs that made it one, if they were asked about, and
     `verdicts` are those on all pairs of its codes.
     """
@@ -6491,12 +6518,16 @@ class Cluster(NamedTuple):
     verdict: Optional[str] = None
 
 
+WORDS_OF_A_PURPOSE = 5  # from which on the intent of a small body is compared
+
+
 class Comparison(NamedTuple):
     """What is known of a whole run when its groups are found and described, and by which rules.
 
     `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
     intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
-    holds those of the classes of each name, `areas` the area of each file.
+    holds those of the classes of each name, `areas` the area of each file. `hooks` are the names of
+    functions that a framework finds.
     """
 
     fragments: Sequence[Fragment]
@@ -6505,6 +6536,7 @@ class Comparison(NamedTuple):
     names: Mapping[Place, str]
     around: Mapping[Place, Sequence[Place]]
     bases: Mapping[str, Collection[str]]
+    hooks: Collection[str]
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
@@ -6518,6 +6550,19 @@ class Comparison(NamedTuple):
         """Return the fragments that are not too small to be compared."""
         least = self.options.min_statements
         return [fragment for fragment in self.fragments if fragment.facts.statements >= least]
+
+    def described_fragments(self) -> list[Fragment]:
+        """Return the fragments whose intents are compared."""
+        return [fragment for fragment in self.fragments if self.has_purpose(fragment)]
+
+    def has_purpose(self, fragment: Fragment) -> bool:
+        """Return whether a fragment is large and has an intent, or has one that says enough."""
+        facts, text = fragment.facts, self.text_of(fragment)
+        if facts.statements >= self.options.min_statements:
+            return text != ""
+        if facts.statements < self.options.intent_statements or facts.is_accessor or facts.is_stub:
+            return False
+        return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
 
 
 class SimilarPair(NamedTuple):
@@ -6625,7 +6670,7 @@ def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
 def is_small(cluster: Cluster, run: Comparison) -> bool:
     """Return whether the bodies of a cluster are too small to be compared."""
     # That they are equal is known all the same.
-    least = run.options.min_statements
+    least = getattr(run.options, cluster.evidence.size_option or "min_statements")
     return any(fragment.facts.statements < least for fragment in cluster.fragments)
 
 
@@ -6696,7 +6741,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    options, large = run.options, run.large_fragments()
+    options, large = run.options, run.described_fragments()
     texts = [*map(run.text_of, large)]
     similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
@@ -7065,8 +7110,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
         and group.hidden_by in (None, REFUTED)
         and not group.are_siblings
     ]
-    sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
-    most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
+    most = max(LEAST_BEST, len(run.described_fragments()) // SENTENCES_A_GROUP)
     if not run.options.best_intents or len(rivals) <= most:
         return list(groups)
     last = sorted(rivals, key=best_first)[most - 1]
@@ -7127,7 +7171,7 @@ EVIDENCE = (  # strongest first, the order of the report
         fails_new=False,
         compares_sentences=True,
         are_copies=False,
-        size_option="min_statements",
+        size_option="intent_statements",
         similarity_option="intent_similarity",
     ),
 )
@@ -7279,7 +7323,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         hidden_by=cluster.hidden_by,
         score=group_score(cluster, len(members), information(shared, run.features)),
         members=tuple(members),
-        are_siblings=evidence.compares_sentences and are_siblings(members, run.bases),
+        are_siblings=evidence.compares_sentences and are_siblings(members, run),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
         is_mixed=len(areas) > 1,
@@ -7382,6 +7426,9 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
 
 # Members of one file whose intents begin with the same words are siblings.
 SIBLING_WORDS = 2
+ASYNC_WORDS = ("Async", "async_", "_async")
+# In how many files a function of one name and the same parameters is called by a framework.
+HOOK_FILES = 3
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
@@ -7419,9 +7466,68 @@ def qualified_names(
     return qualified
 
 
-def are_siblings(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
-    """Return whether members have similar intents by design; see CloneGroup."""
-    return are_overrides(members, bases) or begin_alike(members)
+def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members have similar intents by design."""
+    return (
+        are_overrides(members, run.bases)
+        or are_base_and_derived(members, run.bases)
+        or are_hooks(members, run.hooks)
+        or are_async_twins(members)
+        or are_tests_and_tested(members)
+        or begin_alike(members)
+    )
+
+
+def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
+    """Return whether members are a class, or an interface, and others that derive from it."""
+    if any(member.record.kind != "class" for member in members):
+        return False
+    names = {member.qualified_name.rpartition(".")[2] for member in members}
+    above = set.intersection(*(ancestors(name, bases) for name in names))
+    return len(names) > 1 and not names.isdisjoint(above)
+
+
+def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:
+    """Return whether members are functions that a framework finds by their one name."""
+    names = {member.qualified_name for member in members}
+    return len(names) == 1 and names.issubset(hooks)
+
+
+def are_async_twins(members: Sequence[Member]) -> bool:
+    """Return whether some members are asynchronous, and the others the same without that."""
+    common = set.intersection(*map(plain_names, members))
+    kinds = {
+        header_line(member.record).startswith("async ") or member.qualified_name not in common
+        for member in members
+    }
+    return bool(common) and len(kinds) == 2
+
+
+def plain_names(member: Member) -> set[str]:
+    """Return the qualified names that a member has, or would have without `async`."""
+    name = member.qualified_name
+    for word in ASYNC_WORDS:
+        name = name.replace(word, "")
+    if not header_line(member.record).startswith("async "):
+        return {name}
+    owner, dot, last = name.rpartition(".")
+    return {name, f"{owner}{dot}{last.removeprefix('a')}"}
+
+
+def are_tests_and_tested(members: Sequence[Member]) -> bool:
+    """Return whether some members are tests, by place and name, and the others are not."""
+    kinds = {
+        (is_test(member.record.file_path), names_test(member.qualified_name)) for member in members
+    }
+    return kinds == {(True, True), (False, False)}
+
+
+def names_test(qualified_name: str) -> bool:
+    """Return whether a name, or that of a class around, is one of a test."""
+    parts = qualified_name.split(".")
+    return any(
+        part.lower().startswith("test") or part.endswith(("Test", "Tests")) for part in parts
+    )
 
 
 def with_verdicts(group: CloneGroup, verdicts: Verdicts) -> CloneGroup:
@@ -7473,6 +7579,21 @@ def class_bases(definitions: Iterable[Record], facts: Mapping[Place, Facts]) -> 
             known = facts[sort_key(record)]
             bases[known.name].update(filter(None, known.bases))
     return dict(bases)
+
+
+def hook_names(
+    definitions: Iterable[Record],
+    facts: Mapping[Place, Facts],
+    around: Mapping[Place, Sequence[Place]],
+) -> set[str]:
+    """Return the names of functions outside of all others that frameworks seem to find by them."""
+    # Whatever calls them by their name alone calls all of them alike.
+    files = collections.defaultdict(set)
+    for record in definitions:
+        place = sort_key(record)
+        if record.kind == "function" and place not in around:
+            files[facts[place].name, facts[place].parameters].add(record.file_path)
+    return {name for (name, _), paths in files.items() if len(paths) >= HOOK_FILES}
 
 
 def ancestors(name: str, bases: Mapping[str, Collection[str]]) -> set[str]:
@@ -7657,6 +7778,7 @@ def compare_records(
         names=qualified_names(by_place, around),
         around=around,
         bases=class_bases(definitions, by_place),
+        hooks=hook_names(definitions, by_place, around),
         # Areas are those of whole files, of whatever kind the records are that are compared.
         areas=file_areas(records, facts),
         options=options,
@@ -8223,6 +8345,8 @@ def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     for name, default in DuplicateOptions()._asdict().items():
         if name in fields:
             values[name] = option_field(fields, name, default)
+    if "min_statements" in values:
+        values.setdefault("intent_statements", values["min_statements"])
     return DuplicateOptions(**values)
 
 
@@ -11059,15 +11183,18 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
     options = DuplicateOptions(
         kinds=args.kind,
-        min_statements=args.min_statements,
         code_similarity=args.code_similarity,
         # A stored run left out already what it was to leave out.
         exclude=tuple(getattr(args, "exclude", ())),
         intents=args.intents,
     )
-    if args.intent_similarity is None:
-        return options
-    return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
+    # What is given explicitly holds without exception.
+    least = args.min_statements
+    if least is not None:
+        options = options._replace(min_statements=least, intent_statements=least)
+    if args.intent_similarity is not None:
+        options = options._replace(intent_similarity=args.intent_similarity, best_intents=False)
+    return options
 
 
 def report_on_source(args: argparse.Namespace, verdicts: Optional[Verdicts]) -> Report:
@@ -11640,7 +11767,12 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
             REPORT_DEFAULTS.kinds,
         ),
-        Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
+        Option(
+            "--min-statements",
+            f"hide smaller bodies (default: {REPORT_DEFAULTS.min_statements}, or"
+            f" {REPORT_DEFAULTS.intent_statements} if their intent says enough)",
+            COUNT,
+        ),
         Option(
             "--code-similarity",
             "how much near copies share, above 0 to 1",

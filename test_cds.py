@@ -7922,7 +7922,7 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
 def test_siblings_come_last():
     long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
     records = intents_of_pairs(
-        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
+        ("a.py", "b.py", "short of red green blue white"), ("a.py", "a.py", long)
     )
     assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
     assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
@@ -7959,6 +7959,122 @@ def test_overrides_of_one_method_are_siblings(headers, name, siblings):
     if len(headers) == 3:
         records.pop()
     assert [found for _, found in third_section(*records)] == [siblings]
+
+
+ONE_STATEMENT = "def find(rows, test):\n    return next((row for row in rows if test(row)), None)"
+
+
+@pytest.mark.parametrize(
+    ("code", "intent", "found"),
+    [
+        pytest.param(ONE_STATEMENT, PRICES, True, id="says enough"),
+        pytest.param("def f(a):\n    return a[1:]", PRICES, True, id="a slice"),
+        pytest.param(ONE_STATEMENT, "Finds the first row.", False, id="says little"),
+        pytest.param("def f(self):\n    return self.a.b", PRICES, False, id="gets"),
+        pytest.param("def f(self, a):\n    self.a = a", PRICES, False, id="sets"),
+        pytest.param("def f():\n    return ('a', 1, [])", PRICES, False, id="a constant"),
+        pytest.param("def f():\n    raise NotImplementedError", PRICES, False, id="a stub"),
+    ],
+)
+def test_intents_of_one_statement_are_compared_if_they_say_enough(code, intent, found):
+    pair = record(code, "a.py", intent=intent), record(OTHER, "b.py", intent=intent)
+    assert groups_of(*pair) == ([("intent", None, ["a.py", "b.py"])] if found else [])
+    assert groups_of(*pair, intent_statements=2) == []
+
+
+def test_min_statements_given_counts_for_intents_too(tmp_path, capsys):
+    codes = [documented(code, PRICES, "").raw_code for code in (ONE_STATEMENT, OTHER)]
+    source = tree(tmp_path / "s", dict(zip(("a.py", "b.py"), codes)))
+    for chosen, found in (((), 1), (("--min-statements", "2"), 0), (("--min-statements", "1"), 1)):
+        assert run("duplicates", "--path", source, "--format", "json", *chosen) == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert len(groups) == found
+
+
+def siblings_of(tmp_path, files):
+    """Return whether each group by intent is of siblings, of files with docstrings."""
+    report = report_on(tmp_path, files)
+    return [group.are_siblings for group in report.groups if group.evidence.name == "intent"]
+
+
+def described(header, number):
+    """Return code with a docstring that is near no other number's."""
+    body = unlike(number).partition("\n")[2]
+    if header.startswith("class"):
+        body = textwrap.indent(f"def m{number}(self):\n{body}", "    ")
+    return f'{header}\n    """{PRICES}"""\n{body}'
+
+
+def in_class(owner, header, number):
+    return f"class {owner}:\n    x = {number}\n" + textwrap.indent(
+        described(header, number), "    "
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "siblings"),
+    [
+        pytest.param("def get():", "async def get():", True, id="async function"),
+        pytest.param("def get():", "async def aget():", True, id="a in front"),
+        pytest.param("def get():", "def get_async():", True, id="async behind"),
+        pytest.param("class Row(A):", "class AsyncRow(B):", True, id="async class"),
+        pytest.param("async def get():", "async def aget():", False, id="both async"),
+        pytest.param("def get():", "async def put():", False, id="another name"),
+        pytest.param("def get():", "def aget():", False, id="none async"),
+        pytest.param("class Row(A):", "class Line(Row):", True, id="derived class"),
+        pytest.param(
+            "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
+        ),
+        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+    ],
+)
+def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
+    decorator, _, header = other.rpartition("\n")
+    files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+def test_async_methods_of_twin_classes_are_siblings(tmp_path):
+    files = {
+        "a.py": in_class("Session", "def commit(self):", 1),
+        "b.py": in_class("AsyncSession", "async def commit(self):", 2),
+    }
+    assert siblings_of(tmp_path, files) == [True]
+    files["b.py"] = in_class("Engine", "async def commit(self):", 2)
+    assert siblings_of(tmp_path, files) == [False]
+
+
+@pytest.mark.parametrize(
+    ("places", "siblings"),
+    [
+        pytest.param(
+            ("a.py", "def load():", "tests/a.py", "def test_load():"), True, id="function"
+        ),
+        pytest.param(("a.py", "class Row:", "test_a.py", "class RowTests:"), True, id="class"),
+        pytest.param(("a.py", "def load():", "tests/a.py", "def read():"), False, id="a helper"),
+        pytest.param(("a.py", "def load():", "b.py", "def test_load():"), False, id="no test file"),
+    ],
+)
+def test_a_test_and_what_it_tests_are_siblings(tmp_path, places, siblings):
+    one, header, other, of_test = places
+    files = {one: described(header, 1), other: described(of_test, 2), "z.py": ""}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(["def setup(app):"] * 3, True, id="three files"),
+        pytest.param(["def setup(app):"] * 2, False, id="two files"),
+        pytest.param(["def setup(app):"] * 2 + ["def setup(page):"], False, id="other parameters"),
+        pytest.param([f"def setup{n}(app):" for n in range(3)], False, id="other names"),
+    ],
+)
+def test_functions_that_a_framework_finds_by_name_are_siblings(tmp_path, headers, siblings):
+    files = {f"{n}.py": described(header, n) for n, header in enumerate(headers)}
+    assert siblings_of(tmp_path, files) == [siblings]
+    methods = {f"{n}.py": in_class(f"C{n}", header, n) for n, header in enumerate(headers)}
+    assert siblings_of(tmp_path, methods) == [False]
 
 
 def test_methods_of_one_name_in_one_file_are_siblings():
