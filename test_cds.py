@@ -8515,6 +8515,34 @@ def test_the_order_of_the_records_changes_nothing():
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
+# ---- Confirmation ---------------------------------------------------------------------------
+
+
+def test_questions_of_known_answer_take_turns_and_share_nothing(tmp_path):
+    candidates(tmp_path / "db", 10)
+    _, records = cds.read_run(str(tmp_path / "db"))
+    groups = cds.build_report(records, cds.DuplicateOptions()).groups
+    questions = cds.known_questions(groups, records)
+    assert [word for word, _ in questions] == ["SAME", "DIFFERENT"] * 3
+    for word, (one, other) in questions:
+        are_alike = ("def load" in one) == ("def load" in other)
+        assert one != other and are_alike is (word == "SAME")
+    # A run without near copies has only the others, and one of a single definition none.
+    assert {word for word, _ in cds.known_questions((), records)} == {"DIFFERENT"}
+    assert cds.known_questions((), records[:1]) == []
+
+
+def test_pairs_to_ask_leave_out_what_is_hidden_and_siblings(tmp_path):
+    pairs = candidates(tmp_path / "db", 3)
+    _, records = cds.read_run(str(tmp_path / "db"))
+    groups = cds.build_report(records, cds.DuplicateOptions()).groups
+    assert {*cds.pairs_to_ask(groups, 100)} == {*pairs}
+    assert len(cds.pairs_to_ask(groups, 2)) == 2
+    hidden = [group._replace(hidden_by=cds.RULES[0]) for group in groups]
+    siblings = [group._replace(are_siblings=True) for group in groups]
+    assert cds.pairs_to_ask([*hidden, *siblings], 100) == {}
+
+
 # ---- Baseline -------------------------------------------------------------------------------
 
 EDITED = TOTAL.replace("    return", "    check(rate)\n    return")
@@ -12264,7 +12292,7 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
             "enrich-intent": [["--path", "--exclude"], model, calls, ["--format", "--output"]],
             "persist": [["--path", "--exclude"], model, calls, ["--db-path", "--reuse-intents"]],
             "duplicates": [
-                ["--path", "--db-path", "--run-id", "--exclude"],
+                ["--path", "--db-path", "--run-id", "--exclude", "--verdicts"],
                 [
                     "--kind",
                     "--min-statements",
@@ -12757,7 +12785,7 @@ def test_rooms_are_those_that_the_docstring_lists():
 
 def test_tests_are_in_the_rooms_of_what_they_test():
     # What these hold is tested by way of the others.
-    tested_elsewhere = ("Errors", "Records", "Building", "Confirmation")
+    tested_elsewhere = ("Errors", "Records", "Building")
     rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
     assert rooms_of(__file__) == ["Helpers", *rooms]
 
