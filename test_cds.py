@@ -6653,12 +6653,6 @@ def test_a_row_of_rules_says_whether_a_baseline_accepted_what_it_hid(flags, new)
 # ---- Fragments ------------------------------------------------------------------------------
 
 
-def fragments_of(records, kinds=DUPLICATES.kinds):
-    """Return the fragments of definitions, and their features."""
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    return cds.collect_fragments(records, facts, kinds)
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -6704,18 +6698,13 @@ def test_global_and_class_names_keep_their_names():
         assert [group.similarity < 1 for group in groups] == [True]
 
 
-def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
-    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
-    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
-    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
-    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
-    assert list(features.frequencies) == sorted(features.frequencies)
-    for rank, frequency in enumerate(features.frequencies):
-        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
-    # A call, its name and its literal stand in a row four times, and what runs on from one call
-    # into the next three times.
-    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
-    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
+def test_what_is_repeated_is_a_feature_of_its_own_each_time():
+    codes = ["def f(a):\n    g(a)" + ", g(a)" * count for count in range(1, 6)]
+    options = {"min_statements": 1, "code_similarity": 0.1}
+    pairs = [members_of(code, codes[-1], **options) for code in codes[:-1]]
+    assert [few.shared for few, _ in pairs] == [1.0] * 4
+    parts = [many.shared for _, many in pairs]
+    assert parts == sorted({*parts}) and parts[-1] < 1
 
 
 # ---- Similarity -----------------------------------------------------------------------------
@@ -7018,26 +7007,38 @@ def random_definition(rng, depth=0):
     return "\n".join(lines)
 
 
+def features_of(facts):
+    """Return the features of a definition: its trigrams, each with the number of its repetition."""
+    triples = zip(facts.labels, facts.labels[1:], facts.labels[2:])
+    counts = collections.Counter(trigram for trigram in triples if trigram[2])
+    return {(trigram, n) for trigram, count in counts.items() for n in range(count)}
+
+
 def every_pair_grouped(records, options):
-    """Return the members of the near groups, found by comparing every pair of fragments."""
-    collected, features = fragments_of(sorted(records, key=cds.sort_key))
-    fragments = [one for one in collected if one.facts.statements >= options.min_statements]
+    """Return the members of the near groups, found by comparing every pair of codes."""
+    copies, facts = collections.defaultdict(list), {}
+    for one, known in zip(records, cds.PythonAnalyzer().facts(records)):
+        if known.statements >= options.min_statements:
+            copies[one.md5sum].append(one)
+            facts[one.md5sum] = known
+    codes = sorted(copies)
+    features = {code: features_of(facts[code]) for code in codes}
     by_rule = {None: {}, "short": {}, "inside": {}}
-    for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
-        both, either = ({*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams})
+    for (i, one), (j, other) in itertools.combinations(enumerate(codes), 2):
+        both, either = features[one] & features[other], features[one] | features[other]
         similarity = len(both) / len(either)
-        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
+        is_class = {copies[code][0].kind == "class" for code in (one, other)}
+        if similarity < options.code_similarity or len(is_class) == 2:
             continue
         nested = any(
             a.file_path == b.file_path
             and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
-            for a, b in itertools.product(one.records, other.records)
+            for a, b in itertools.product(copies[one], copies[other])
         )
-        distinct = {rank for rank in both if features.ordinals[rank] == 0}
         short = (
-            len(distinct) < 25
+            sum(repetition == 0 for _, repetition in both) < 25
             and similarity < 0.7
-            and min(one.facts.statements, other.facts.statements) < 5
+            and min(facts[one].statements, facts[other].statements) < 5
         )
         by_rule["inside" if nested else "short" if short else None][i, j] = similarity
     groups, done = [], set()
@@ -7045,7 +7046,7 @@ def every_pair_grouped(records, options):
         left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
         for indexes in linked_slowly(left):
             done.update(indexes)
-            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
+            places = [cds.sort_key(one) for index in indexes for one in copies[codes[index]]]
             groups.append((rule, sorted(places)))
     return sorted(groups, key=repr)
 
@@ -7069,7 +7070,7 @@ def linked_slowly(pairs):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
+def test_near_groups_are_what_comparing_every_pair_finds(tmp_path, seed):
     rng = random.Random(seed)
     files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
     files["copy.py"] = files["1.py"]
@@ -7109,8 +7110,27 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
     ],
 )
 def test_linkage_is_complete_and_most_similar_first(pairs, groups):
-    assert sorted(cds.complete_linkage(pairs)) == groups
-    assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
+    for given in (pairs, dict(reversed(pairs.items()))):
+        linked = groups_of_pairs(given)
+        assert [one[:2] for one in linked if not one[2]] == groups
+
+
+def groups_of_pairs(pairs):
+    """Return what is made of similar pairs of numbers: groups, similarities, and which overlap."""
+    found = [record(different(number)) for number in range(1 + max(map(max, pairs)))]
+    found.sort(key=lambda one: one.md5sum)
+    records = [one._replace(file_path=f"{number:02}.py") for number, one in enumerate(found)]
+
+    def given_clusters(evidence, run):
+        linkage = cds.Linkage(evidence, [[one] for one in run.fragments], run)
+        return linkage.clusters(cds.Similar(pairs, {}))
+
+    evidence = NAMESAKE._replace(find=given_clusters)
+    report = cds.build_report(records, DUPLICATES, evidence=(evidence,), rules=())
+    return sorted(
+        ([int(path[:2]) for path in paths_in(group)], group.similarity, group.overlaps)
+        for group in report.groups
+    )
 
 
 def test_exact_copies_are_one_group_and_renamed_ones_near():
@@ -7667,15 +7687,18 @@ def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
     every = list(itertools.combinations(range(25), 2))
     likely = (seed + 1) / 7
     pairs = {pair: rng.random() for pair in every if rng.random() < likely}
-    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
-    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
-    further = list(cds.LeftOver(pairs, groups).take_all())
-    taken = [pair for one in further for pair in one]
-    assert sorted(inside + taken) == sorted(pairs)
-    for one in further:
-        assert one.items() <= pairs.items()
-        indexes = sorted({index for pair in one for index in pair})
-        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
+    inside, further = [], []
+    for indexes, similarity, overlaps in groups_of_pairs(pairs):
+        alike = {pair: pairs[pair] for pair in itertools.combinations(indexes, 2)}
+        (further if overlaps else inside).append(alike)
+        # All of a group is similar; `similarity` is that of its least similar pair, or of what
+        # only this group has.
+        assert similarity >= round(min(alike.values()), 3)
+    linked = {pair for alike in inside for pair in alike}
+    left_over = [{*alike} - linked for alike in further]
+    assert sorted(linked.union(*left_over)) == sorted(pairs)
+    assert sum(map(len, left_over)) + sum(map(len, inside)) == len(pairs)
+    assert all(left_over)
 
 
 def test_each_similar_pair_of_a_ring_is_in_a_group():
@@ -7919,6 +7942,41 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
     assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
 
 
+@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    records = []
+    for number, size in enumerate(sizes):
+        for name in "ab":
+            calls = "".join(f"    {name}{number}_{n}(x{n}.y_{name}{n})\n" for n in range(size))
+            code = f"def {name}{number}(c):\n{calls}"
+            intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
+            records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
+    groups = found_groups(records, DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 18),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+
+
+def test_overrides_across_files_rank_behind_less_similar_intents():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    alike = [record(different(n), f"{n}.py", intent="short of alpha beta") for n in (1, 2)]
+    overrides = []
+    for n in (7, 8):
+        method = different(n).replace(f"def f{n}", "def load")
+        overrides += [
+            record(f"class C{n}(Base):\n    x = {n}", f"{n}.py", end_line=99, kind="class"),
+            record(method, f"{n}.py", line=3, kind="method", intent=long),
+        ]
+    intents, siblings = found_groups([*alike, *overrides], DUPLICATES)
+    assert (intents.are_siblings, siblings.are_siblings) == (False, True)
+    assert paths_in(siblings) == ["7.py", "8.py"]
+    assert siblings.score > intents.score
+
+
 def test_siblings_come_last():
     long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
     records = intents_of_pairs(
@@ -8124,17 +8182,10 @@ class Outer(Base):
       Inner: pass
 def alone(): pass
 """
-    records = records_of(tmp_path, code)
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
-    assert list(names.values()) == [
-        "Outer",
-        "Outer.method",
-        "Outer.method.inner",
-        "Outer.Inner",
-        "alone",
-    ]
-    assert list(names) == [cds.sort_key(record) for record in records[1:]]
+    files = {"a.py": code, "b.py": code}
+    groups = report_on(tmp_path, files, min_statements=1).groups
+    names = {member.qualified_name for group in groups for member in group.members}
+    assert names == {"Outer", "Outer.method", "Outer.method.inner", "Outer.Inner", "alone"}
 
 
 def test_members_have_their_qualified_names():
@@ -8163,8 +8214,14 @@ def test_members_have_their_qualified_names():
         ("_testing/a.py", False),
     ],
 )
-def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
-    assert cds.is_test(path) is expected
+def test_area_of_tests_goes_by_the_names_of_files_and_folders(path, expected):
+    assert area_of_copies(path) == ("tests" if expected else "code")
+
+
+def area_of_copies(path):
+    """Return the area of two copies in one file of this path."""
+    (group,) = found_groups([record(TOTAL, path), record(TOTAL, path, line=20)], DUPLICATES)
+    return group.area
 
 
 @pytest.mark.parametrize(
@@ -8213,9 +8270,9 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
         pytest.param("# a tool\rx = 1  # @generated", False, id="behind code, lone CR"),
     ],
 )
-def test_a_generated_file_says_so_in_its_first_comments(header, expected):
-    facts = cds.facts_of_file(f"{header}\nimport this\n")
-    assert cds.is_generated(facts.comments) is expected
+def test_a_generated_file_says_so_in_its_first_comments(tmp_path, header, expected):
+    report = report_on(tmp_path, {"a.py": f"{header}\n{TOTAL}{TOTAL}"})
+    assert [group.area for group in report.groups] == ["generated" if expected else "code"]
 
 
 @pytest.mark.parametrize(
@@ -8351,11 +8408,26 @@ def test_groups_across_areas_come_after_those_within_code():
     assert groups[0].score < groups[1].score
 
 
-def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
-    features = cds.Features(4, frequencies=[1, 1, 2, 3], ordinals=[1, 2, 0, 0])
-    bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
-    assert [cds.information({rank}, features) for rank in range(4)] == bits
-    assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
+def test_shared_code_says_more_the_rarer_it_is():
+    pair = [record(TOTAL, "a.py"), record(TOTAL, "b.py")]
+    others = [record(different(number), f"{number}.py") for number in range(8)]
+    alike = [record(TOTAL.replace("price", f"y{n}"), f"{n}.py") for n in range(8)]
+    rare, frequent = (found_groups([*pair, *more], DUPLICATES)[0] for more in (others, alike))
+    assert rare.evidence.name == frequent.evidence.name == "exact"
+    assert rare.score > 2 * frequent.score > 0
+
+
+def test_repeated_code_says_less_each_time():
+    others = [record(different(number), f"{number}.py") for number in range(8)]
+    scores = []
+    for count in range(1, 6):
+        code = "def f(a):\n    x = a" + "\n    g(1)" * count
+        pair = [record(code, "a.py"), record(code, "b.py")]
+        scores.append(found_groups([*pair, *others], DUPLICATES)[0].score)
+    gains = [after - before for before, after in zip(scores, scores[1:])]
+    # Each feature has log2(9) bits, its first repetition a half of that, the next a third.
+    assert gains == pytest.approx([gains[0] * 2 / n for n in (2, 3, 4, 5)], abs=0.2)
+    assert gains[-1] > 1
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
@@ -8443,17 +8515,15 @@ def test_what_two_of_three_members_have_is_no_difference():
 
 
 def test_a_difference_that_rounds_to_nothing_is_one():
-    assert (cds.rounded(1.0), cds.rounded(0.9999), cds.rounded(0.5714)) == (1.0, 0.999, 0.571)
     body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
-    one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
-    assert one.shared == 1.0 and other.shared == 0.999
-    assert (cds.in_percent(one.shared), cds.in_percent(other.shared), cds.in_percent(0.57)) == (
-        100,
-        99,
-        57,
-    )
     records = [record(f"def f(a):\n{body}"), record(f"def f(a):\n{body}\n    x()", "b.py")]
-    assert found_groups(records, DUPLICATES)[0].similarity == 0.999
+    (group,) = found_groups(records, DUPLICATES)
+    assert group.similarity == 0.999
+    assert [member.shared for member in group.members] == [1.0, 0.999]
+    lines = lines_of(records)
+    assert f"{group.id}  2 copies, 999 statements, similarity 0.99, within one file" not in lines
+    assert f"{group.id}  2 copies, 999 statements, similarity 0.99" in lines
+    assert lines.index("    100 % shared") < lines.index("    99 % shared; differs in `x`")
 
 
 @pytest.mark.parametrize(
@@ -9387,7 +9457,7 @@ def test_the_table_folds_what_must_not_be_cut():
     assert lines[start + 1] == "      rows."
     assert max(map(len, lines)) <= 40
     verdict = cds.Line("gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True)
-    assert cds.fitted_lines(verdict, 40) == [
+    assert list(cds.styled_lines([verdict], 40, False)) == [
         "gate: 2 new groups: 0123456789,",
         "  abcdef0123; 12 known; 0 stale",
     ]
