@@ -8220,7 +8220,9 @@ def test_area_of_tests_goes_by_the_names_of_files_and_folders(path, expected):
 
 def area_of_copies(path):
     """Return the area of two copies in one file of this path."""
-    (group,) = found_groups([record(TOTAL, path), record(TOTAL, path, line=20)], DUPLICATES)
+    copies = [record(TOTAL, path), record(TOTAL, path, line=20)]
+    # An area that all of a tree is in would count as code.
+    (group,) = found_groups([*copies, record(OTHER, "code.py")], DUPLICATES)
     return group.area
 
 
@@ -8271,7 +8273,7 @@ def area_of_copies(path):
     ],
 )
 def test_a_generated_file_says_so_in_its_first_comments(tmp_path, header, expected):
-    report = report_on(tmp_path, {"a.py": f"{header}\n{TOTAL}{TOTAL}"})
+    report = report_on(tmp_path, {"a.py": f"{header}\n{TOTAL}{TOTAL}", "code.py": OTHER})
     assert [group.area for group in report.groups] == ["generated" if expected else "code"]
 
 
