@@ -7123,7 +7123,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
 
 
 def best_first(group: CloneGroup) -> tuple[float, str]:
-    """Return what groups are sorted by, the most similar ones first."""
+    """Return the key by which groups are sorted, the most similar ones first."""
     return -group.similarity, group.id
 
 
@@ -8979,7 +8979,7 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
 
 
 def lettered(member: Member) -> str:
-    """Return what stands before the place of a member: its letter in a verdict, if it has one."""
+    """Return the text before a member's place: its letter in a verdict, if it has one."""
     return f"{member.letter} " if member.letter else ""
 
 
@@ -9807,7 +9807,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
     rule = escaped(group.hidden_by.name if group.hidden_by else "")
     numbered = dict(enumerate(group.members, 1))
     body = group_code(group) if with_code else member_list(numbered, {})
-    told = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
+    verdict = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
     link = f'<a href="#group-{group.id}">{group.id}</a>'
     parts = [
         f'<details class="group" id="group-{group.id}"',
@@ -9819,7 +9819,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
         f' <span class="facts">{" ".join(group_facts(group))}</span>',
         f' <span class="files">{escaped(some_of(without_repeats(files)))}</span>',
         "</summary>",
-        f'\n<div class="inside">\n{told}{body}',
+        f'\n<div class="inside">\n{verdict}{body}',
         f'<p class="link">Group {link}</p></div></details>\n',
     ]
     return "".join(parts)
@@ -10270,11 +10270,11 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    told = "".join(f" {sarif_plain(text)}." for text in verdict_texts(group))
+    verdict = "".join(f" {sarif_plain(text)}." for text in verdict_texts(group))
     where = f"{group_headline(group)}: also {', '.join(links)}"
     if first.letter:
         where = f"{lettered(first)}is here; {where}"
-    message = f"{evidence.sarif_text} {where}{told and '.'}{told}"
+    message = f"{evidence.sarif_text} {where}{verdict and '.'}{verdict}"
     return {
         "ruleId": evidence.sarif_rule,
         "ruleIndex": report.evidence.index(evidence),
