@@ -280,6 +280,9 @@ MARK = None
 MARKS = (MARK, MARK)
 # No name of a program looks like this label, nor like that of a type.
 LOCAL_LABEL = "<local>"
+# The first index of several in a sequence, and the one behind the last.
+Span = tuple[int, int]
+Lines = tuple[int, int]  # the first and the last one
 
 
 class Facts(NamedTuple):
@@ -296,7 +299,9 @@ class Facts(NamedTuple):
     the last names of what it calls, extends or is decorated with, `bases` those of its base
     classes. `docstring` is the first sentence of that. `comments` are those at the beginning of a
     file, or those on the header of a definition that begin with `# cds:`, from its first decorator
-    to the line of its colon.
+    to the line of its colon. `steps` say where the labels of each statement of a function's body
+    begin and end, in the order of the source: a compound statement is its header, followed by the
+    statements in it, and a definition has no labels.
     """
 
     name: str = ""
@@ -313,6 +318,7 @@ class Facts(NamedTuple):
     bases: tuple[str, ...] = ()
     docstring: Optional[str] = None
     comments: tuple[str, ...] = ()
+    steps: tuple[Span, ...] = ()
 
 
 class Symbol(NamedTuple):
@@ -1711,6 +1717,17 @@ NAMED_NODES = {kind for kind in NODE_TYPES if not {"name", "asname"}.isdisjoint(
 NAMED_NODES |= {ast.arg, ast.Global, ast.keyword}
 STATEMENTS = {kind for kind in NODE_TYPES if issubclass(kind, ast.stmt)}
 DEFINITIONS = {*FunctionNode, ast.ClassDef}
+# What has statements in it, but is none; cases came with Python 3.10.
+CLAUSES = {
+    kind
+    for kind in NODE_TYPES
+    if issubclass(kind, ast.excepthandler) or kind.__name__ == "match_case"
+}
+# A field that no node has: where the statements of a definition end, and its decorators come.
+BODY_END = "body end"
+for _kind in DEFINITIONS:
+    _before = CHILD_FIELDS[_kind].index("body")
+    CHILD_FIELDS[_kind] = (*CHILD_FIELDS[_kind][:_before], BODY_END, *CHILD_FIELDS[_kind][_before:])
 # Labels of nodes without a name of their own.
 TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
 CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
@@ -1732,7 +1749,6 @@ ACCESS_NODES = (
 # What an interface of zope calls to declare an attribute, and what decorates its classes.
 DECLARES_ATTRIBUTE, IMPLEMENTS = "Attribute", "implementer"
 
-Span = tuple[int, int]
 PlacedName = tuple[int, str]
 
 
@@ -1763,8 +1779,9 @@ class Outline:
     in `first_lines` and `last_lines`. `definitions` are those in the tree, the outermost first; the
     labels of each run from its marks, at the one of `starts`, to the one of `ends`, and its lines
     from the one of `first_statements`. `bound` are the names that are bound, `foreign` those that
-    are no locals even so, each with the index of the label at which that is known. `calls` are the
-    indexes of calls.
+    are no locals even so, each with the index of the label at which that is known. `steps` are
+    the indexes at which statements and clauses begin, and `body_ends` those at which the body of
+    each definition ends.
     """
 
     def __init__(self) -> None:
@@ -1777,7 +1794,8 @@ class Outline:
         self.first_statements: list[int] = []
         self.bound: list[PlacedName] = []
         self.foreign: list[PlacedName] = []
-        self.calls: list[int] = []
+        self.steps: list[int] = []
+        self.body_ends: dict[int, int] = {}
 
     def begin(self, definition: ast.AST) -> SpanEnd:
         """Begin a definition; return what ends it."""
@@ -1790,10 +1808,13 @@ class Outline:
 
     def end(self, end: SpanEnd) -> None:
         """End a definition, since all below it is visited."""
+        # It comes twice: where the body ends, and behind what stands in the tree after that.
+        self.body_ends.setdefault(end.number, len(self.labels))
         self.ends[end.number] = len(self.labels)
 
     def mark(self, statement: Any) -> None:
         """Mark where a statement begins, and note its lines."""
+        self.steps.append(len(self.labels))
         self.labels += MARKS
         self.first_lines.append(statement.lineno)
         self.last_lines.append(statement.end_lineno)
@@ -1815,6 +1836,32 @@ class Outline:
         if isinstance(node, ast.alias):
             return f"import {node.name}"
         return TYPE_LABELS[type(node)]
+
+    def body_steps(self, number: int) -> Iterator[Span]:
+        """Yield where the labels of each statement in a function's body begin and end.
+
+        They are counted from the function's first one. A definition in it counts as a statement
+        without labels.
+        """
+        start, body_end = self.starts[number], self.body_ends[number]
+        first = bisect.bisect_right(self.steps, start)
+        begins = [*self.steps[first : bisect.bisect_left(self.steps, body_end)], body_end]
+        at, inner = 0, number + 1
+        while begins[at] < body_end:
+            begin = begins[at]
+            if inner < len(self.starts) and self.starts[inner] == begin:
+                yield begin - start, begin - start
+                behind = self.ends[inner]
+                at = bisect.bisect_left(begins, behind)
+                inner = bisect.bisect_left(self.starts, behind)
+            else:
+                at += 1
+                yield begin - start, begins[at] - start
+
+    @functools.cached_property
+    def calls(self) -> list[int]:
+        """The indexes of the labels of calls."""
+        return [at for at, label in enumerate(self.labels) if label is CALL_LABEL]
 
     def local_names(self, number: int) -> set[str]:
         """Return the names that the functions of a definition bind; one scope for all will do."""
@@ -1850,7 +1897,7 @@ def class_attributes(node: ast.ClassDef) -> Iterator[str]:
 
 def lay_out(definition: ast.AST) -> Outline:
     """Return the outline of a definition."""
-    outline = Outline()
+    outline, end = Outline(), SpanEnd(-1)
     labels, bound = outline.labels, outline.bound
     stack: list[Any] = [definition]  # not recursive, since a tree can be deep
     # Once for every node: to look these up each time would take a tenth of the time.
@@ -1872,11 +1919,14 @@ def lay_out(definition: ast.AST) -> Outline:
             # 2. Any other node, and then its children from left to right.
             if kind in STATEMENTS:
                 if kind in DEFINITIONS:
-                    push(outline.begin(node))
+                    end = outline.begin(node)
+                    push(end)
                 outline.mark(node)
+            elif kind in CLAUSES:
+                outline.steps.append(len(labels))
             add(outline.name(node) if kind in NAMED_NODES else TYPE_LABELS[kind])
             for field in CHILD_FIELDS[kind]:
-                child = getattr(node, field)
+                child = getattr(node, field, end)
                 if type(child) is list:
                     stack += child[::-1]
                 elif child is not None:
@@ -1884,7 +1934,6 @@ def lay_out(definition: ast.AST) -> Outline:
         elif kind is SpanEnd:
             outline.end(node)
         # 3. What is left is a gap, such as the key of `**` in a dict, or a plain value.
-    outline.calls = [at for at, label in enumerate(labels) if label is CALL_LABEL]
     return outline
 
 
@@ -2075,6 +2124,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         parameters=tuple(parameter_names(node)),
         is_async=isinstance(node, ast.AsyncFunctionDef),
         labels=tuple(map(local.get, labels, labels)),
+        steps=tuple(outline.body_steps(number)) if isinstance(node, FunctionNode) else (),
         first_lines=outline.first_lines[first : first + statements],
         last_lines=outline.last_lines[first : first + statements],
         statements=statements - 1,
@@ -2105,6 +2155,24 @@ def implemented(definition: DefinitionNode) -> list[ast.expr]:
         if isinstance(node, ast.Call) and last_name(node.func) == IMPLEMENTS
         for interface in node.args
     ]
+
+
+# What stands in an assignment of names, attributes, literals and tables of them, in an import, and
+# in a statement without an expression. All other labels of a node's type are of something done.
+DECLARING = {
+    TYPE_LABELS[kind]
+    for kind in (
+        *(ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal),
+        *(ast.Pass, ast.Break, ast.Continue, ast.Constant, ast.Subscript, ast.Starred),
+        *(ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.USub),
+    )
+}
+DECLARING.add(LOCAL_LABEL)
+
+
+def only_declares(labels: Iterable[Label]) -> bool:
+    """Return whether a statement with these labels does nothing but name, import or list things."""
+    return all(not label or label[0] != "<" or label in DECLARING for label in labels)
 
 
 def parameter_names(definition: DefinitionNode) -> Iterator[str]:
@@ -5564,6 +5632,7 @@ class Evidence(NamedTuple):
     member is described by what it shares with the others and what it alone has; if it
     `compares_sentences`, by what its code is for. Members that `are_copies` have code in common: it
     counts as copied, hides the groups inside them, and makes them known copies in a baseline.
+    If it `is_part`, they are parts of definitions.
 
     The size and the similarity of members are at least what two of DuplicateOptions' fields say;
     without a `size_option` or `similarity_option` there is no such bound. `similar_members` returns
@@ -5584,6 +5653,7 @@ class Evidence(NamedTuple):
     names_differences: bool = False
     compares_sentences: bool = False
     are_copies: bool = True
+    is_part: bool = False
     size_option: Optional[str] = None
     similarity_option: Optional[str] = None
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
@@ -5636,6 +5706,7 @@ class DuplicateOptions(NamedTuple):
 
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
+    min_block: int = 6
     code_similarity: float = 0.55
     intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
@@ -5651,8 +5722,8 @@ class Member(NamedTuple):
     members have; `differs` holds the labels that no other member has. `intent` says what the code
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
-    those of its code by rank; none of these is in the JSON. `letter` is what a verdict calls it, if
-    the group has one on two codes.
+    those of its code by rank; for `around` see Fragment; none of these is in the JSON. `letter` is
+    what a verdict calls it, if the group has one on two codes.
     """
 
     record: Record
@@ -5664,6 +5735,7 @@ class Member(NamedTuple):
     statements: int = 0
     closest: float = 1.0
     features: tuple[int, ...] = ()
+    around: Optional[Place] = None
     letter: str = ""
 
 
@@ -5768,12 +5840,14 @@ def section_titles(report: Report) -> list[tuple[Evidence, str]]:
 class Fragment(NamedTuple):
     """Records of one `md5sum`, sorted by place, and the facts of their code.
 
-    `trigrams` holds the ranks of its features, ascending: the rarest come first.
+    `trigrams` holds the ranks of its features, ascending: the rarest come first. What is part of a
+    definition says where that stands `around` it.
     """
 
     records: tuple[Record, ...]
     facts: Facts
     trigrams: tuple[int, ...]
+    around: Optional[Place] = None
 
 
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
@@ -6498,6 +6572,252 @@ class IntentJoin(Join):
         return prefix
 
 
+# ---- Blocks ---------------------------------------------------------------------------------
+#
+# A block is a run of statements that stands in the bodies of several functions. Two equal ones in a
+# row seed a match of two bodies. It grows both ways, and over statements that differ as long as no
+# fewer agree behind them: so one that was added or changed does not end it.
+
+BLOCK = "block"
+NO_STEP = 0
+SEED_PLACES = 40  # two statements that stand in more places in a row seed nothing
+LONGEST_GAP = 2  # statements of either body that may differ in a row
+# What a match must say, by StepWeights. Fitted on three trees, on which single idioms say less.
+LEAST_SAID = 12
+# By how many statements to go on in the one body and in the other, the closest first.
+STRIDES = sorted(
+    itertools.product(range(1, LONGEST_GAP + 2), repeat=2),
+    key=lambda stride: (sum(stride), max(stride), stride),
+)
+
+Steps = tuple[int, ...]
+
+
+class Body(NamedTuple):
+    """The statements of a function, whose fragment is given: `steps` are equal if they are."""
+
+    fragment: Fragment
+    steps: tuple[int, ...]
+
+
+class Match(NamedTuple):
+    """Statements of two bodies that are equal, pair by pair, ascending in both; what they say."""
+
+    one: int
+    other: int
+    pairs: tuple[Pair, ...]
+    said: int
+
+    def spans(self) -> tuple[Span, Span]:
+        """Return the first and the last statement in the one body and in the other."""
+        (first, other_first), (last, other_last) = self.pairs[0], self.pairs[-1]
+        return (first, last), (other_first, other_last)
+
+    def similarity(self) -> float:
+        """Return the part of the statements of both blocks that is equal."""
+        (first, last), (other_first, other_last) = self.spans()
+        return 2 * len(self.pairs) / (last - first + other_last - other_first + 2)
+
+
+class StepWeights(dict[int, int]):
+    """How much each step says: 0 if it only declares, else its different pairs of labels.
+
+    `labels` are those of the steps, by number. Few steps are asked for, so it is found then.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[Label]]) -> None:
+        self.labels = labels
+
+    def __missing__(self, step: int) -> int:
+        labels = self.labels[step]
+        known = [label for label in labels if label is not MARK]
+        pairs = set(zip(known, known[1:]))
+        self[step] = 0 if only_declares(labels) else 1 + len(pairs)
+        return self[step]
+
+    def of(self, steps: Iterable[int]) -> int:
+        """Return what steps say together, each different one once."""
+        return sum(map(self.__getitem__, set(steps)))
+
+
+def number_steps(fragments: Iterable[Fragment]) -> tuple[list[Body], StepWeights]:
+    """Return the bodies of functions, with a number for each different statement."""
+    numbers: dict[tuple[Label, ...], int] = {(): NO_STEP}
+    bodies = []
+    for fragment in fragments:
+        labels = fragment.facts.labels
+        found = [labels[first:end] for first, end in fragment.facts.steps]
+        steps = tuple(numbers.setdefault(one, len(numbers)) for one in found)
+        bodies.append(Body(fragment, steps))
+    return bodies, StepWeights(list(numbers))
+
+
+def find_seeds(bodies: Sequence[Body]) -> dict[Pair, list[Pair]]:
+    """Return for each two bodies where the same two statements stand in a row, in either."""
+    places: dict[Pair, list[Pair]] = collections.defaultdict(list)
+    for number, body in enumerate(bodies):
+        for at, two in enumerate(zip(body.steps, body.steps[1:])):
+            # One statement repeated is no block.
+            if NO_STEP not in two and two[0] != two[1]:
+                places[two].append((number, at))
+    seeds: dict[Pair, list[Pair]] = collections.defaultdict(list)
+    for found in places.values():
+        if len(found) <= SEED_PLACES:
+            for (one, at), (other, there) in itertools.combinations(found, 2):
+                seeds[one, other].append((at, there))
+    return seeds
+
+
+def grown(one: Steps, other: Steps, at: Pair) -> Iterator[Pair]:
+    """Yield the pairs of equal statements that follow one."""
+    following: Optional[Pair] = at
+    while following:
+        here, there = following
+        following = None
+        for stride, other_stride in STRIDES:
+            first, other_first = here + stride, there + other_stride
+            needed = max(stride - 1, other_stride - 1, 1)
+            ahead = one[first : first + needed]
+            is_whole = len(ahead) == needed and NO_STEP not in ahead
+            if is_whole and ahead == other[other_first : other_first + needed]:
+                following = first, other_first
+                yield following
+                break
+
+
+def matched_pairs(one: Steps, other: Steps, seeds: Iterable[Pair]) -> Iterator[tuple[Pair, ...]]:
+    """Yield the pairs of each match of two bodies; no two matches have a pair in common."""
+    last, other_last = len(one) - 1, len(other) - 1
+    turned, other_turned = one[::-1], other[::-1]
+    taken: set[Pair] = set()
+    for seed in sorted(seeds):
+        if seed in taken:
+            continue
+        backwards = grown(turned, other_turned, (last - seed[0], other_last - seed[1]))
+        before = [(last - here, other_last - there) for here, there in backwards]
+        pairs = [*before[::-1], seed, *grown(one, other, seed)]
+        if one is other:
+            # Within one body, the first block ends before the second one begins.
+            pairs = [(here, there) for here, there in pairs if here < there]
+            pairs = [(here, there) for here, there in pairs if here < pairs[0][1]]
+        if taken.isdisjoint(pairs):
+            yield tuple(pairs)
+        taken.update(pairs)
+
+
+def find_matches(bodies: Sequence[Body], weights: StepWeights, min_block: int) -> list[Match]:
+    """Return the matches that are worth showing, those that say most first.
+
+    Each spans `min_block` statements of both bodies, or more; all but LONGEST_GAP of so many agree.
+    """
+    sets = [frozenset(body.steps) for body in bodies]
+    found = []
+    for (one, other), seeds in find_seeds(bodies).items():
+        # Most that share two statements share little else: only what may say enough is matched.
+        if weights.of(sets[one] & sets[other]) < LEAST_SAID:
+            continue
+        steps = bodies[one].steps
+        for pairs in matched_pairs(steps, bodies[other].steps, seeds):
+            said = weights.of(steps[here] for here, _ in pairs)
+            match = Match(one, other, pairs, said)
+            size = min(last - first + 1 for first, last in match.spans())
+            is_long = size >= min_block and len(pairs) >= min_block - LONGEST_GAP
+            if is_long and said >= LEAST_SAID:
+                found.append(match)
+    return sorted(found, key=lambda match: (-match.said, match))
+
+
+# Where blocks stand
+
+
+def step_lines(facts: Facts) -> list[Lines]:
+    """Return the lines of each of the steps of a function, in its file; none if they are not known.
+
+    Of a compound statement they are those of its header.
+    """
+    if not facts.first_lines:
+        return []
+    numbers, number, behind = [], 0, 0
+    for first, _ in facts.steps:
+        number += facts.labels[behind:first].count(MARK) // len(MARKS)
+        numbers.append(number)
+        behind = first
+    found: list[Lines] = []
+    following = facts.last_lines[0] + 1  # where the next step begins
+    for (at, end), number in zip(reversed(facts.steps), reversed(numbers)):
+        is_clause = at < end and facts.labels[at] is not MARK  # its lines are not in the facts
+        first = following - 1 if is_clause else facts.first_lines[number]
+        last = first if is_clause else facts.last_lines[number]
+        found.append((first, min(last, max(first, following - 1))))
+        following = first
+    return found[::-1]
+
+
+def code_between(code: str, first: int, count: int) -> str:
+    """Return a line of code and so many after it, without the end of the last one."""
+    lines = io.StringIO(code, newline="").readlines()[first : first + count + 1]
+    return "".join(lines).removesuffix("\n").removesuffix("\r")
+
+
+# Matches of one function with several others are not all of the same lines
+
+SAME_STRETCH = 0.6  # of the statements of both together
+
+
+class Stretch(NamedTuple):
+    """Statements of a body, by their indexes."""
+
+    body: int
+    first: int
+    last: int
+
+
+class Stretches:
+    """The stretches of matches, by number; those that nearly coincide have one number.
+
+    `matches` holds the strongest match of each two stretches.
+    """
+
+    def __init__(self, matches: Iterable[Match]) -> None:
+        self.stretches: list[Stretch] = []
+        self.of_body: dict[int, list[int]] = collections.defaultdict(list)
+        self.matches: dict[Pair, Match] = {}
+        for match in matches:
+            span, other_span = match.spans()
+            one = self.number(Stretch(match.one, *span))
+            other = self.number(Stretch(match.other, *other_span))
+            if one != other:
+                self.matches.setdefault((min(one, other), max(one, other)), match)
+
+    def number(self, stretch: Stretch) -> int:
+        """Return the number of a stretch, be it a new one."""
+        for number in self.of_body[stretch.body]:
+            if coincide(self.stretches[number], stretch):
+                return number
+        self.stretches.append(stretch)
+        self.of_body[stretch.body].append(len(self.stretches) - 1)
+        return len(self.stretches) - 1
+
+    def within(self, pairs: Iterable[Pair]) -> dict[int, Stretch]:
+        """Return the stretches in pairs by number, each as long as its matches in these pairs."""
+        found: dict[int, Stretch] = {}
+        for pair in pairs:
+            match = self.matches[pair]
+            for body, span in zip((match.one, match.other), match.spans()):
+                number = self.number(Stretch(body, *span))
+                known = found.get(number, Stretch(body, *span))
+                first, last = min(known.first, span[0]), max(known.last, span[1])
+                found[number] = Stretch(body, first, last)
+        return found
+
+
+def coincide(one: Stretch, other: Stretch) -> bool:
+    """Return whether most of two stretches of a body is in both."""
+    both = min(one.last, other.last) - max(one.first, other.first) + 1
+    either = max(one.last, other.last) - min(one.first, other.first) + 1
+    return both >= SAME_STRETCH * either
+
+
 # ---- Groups ---------------------------------------------------------------------------------
 
 
@@ -6505,7 +6825,8 @@ class Cluster(NamedTuple):
     """Fragments that belong together: a clone group before it is described for a reader.
 
     `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
-    `similarity` that of the least similar pair. For the flags see CloneGroup.
+    `similarity` that of the least similar pair. For the flags see CloneGroup. `said` is how much
+    they share, None if their trigrams tell.
     """
 
     evidence: Evidence
@@ -6516,6 +6837,7 @@ class Cluster(NamedTuple):
     is_family: bool = False
     overlaps: bool = False
     verdict: Optional[str] = None
+    said: Optional[float] = None
 
 
 WORDS_OF_A_PURPOSE = 5  # from which on the intent of a small body is compared
@@ -6527,7 +6849,7 @@ class Comparison(NamedTuple):
     `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
     intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
     holds those of the classes of each name, `areas` the area of each file. `hooks` are the names of
-    functions that a framework finds.
+    functions that a framework finds, `facts` those of every definition by place.
     """
 
     fragments: Sequence[Fragment]
@@ -6541,6 +6863,7 @@ class Comparison(NamedTuple):
     options: DuplicateOptions
     rules: Sequence[Rule]
     verdicts: Verdicts = NO_VERDICTS
+    facts: Mapping[Place, Facts] = {}
 
     def text_of(self, fragment: Fragment) -> str:
         """Return the intent of a fragment, or nothing."""
@@ -7016,10 +7339,123 @@ class Linkage:
         return clusters
 
 
+# Blocks
+
+
+class LinkedBlock(NamedTuple):
+    """Blocks of which every pair is a match, by the numbers of their stretches."""
+
+    matches: Mapping[Pair, Match]
+    stretches: Mapping[int, Stretch]
+    overlaps: bool
+
+
+def block_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
+    """Return the clusters of equal statements inside functions."""
+    least_steps = run.options.min_block
+    large = (one for one in run.fragments if len(one.facts.steps) >= least_steps)
+    bodies, weights = number_steps(large)
+    least = run.options.code_similarity
+    linked = [
+        block
+        for block in linked_blocks(Stretches(find_matches(bodies, weights, least_steps)))
+        if not all(are_alike(bodies, match, least) for match in block.matches.values())
+    ]
+    blocks = BlockFragments(bodies, run.facts, run.names)
+    return [block_cluster(evidence, block, blocks, weights) for block in linked]
+
+
+def are_alike(bodies: Sequence[Body], match: Match, least: float) -> bool:
+    """Return whether two functions are near copies: then what they share is no news."""
+    one, other = (bodies[number].fragment.trigrams for number in (match.one, match.other))
+    return match.one != match.other and jaccard(one, other) >= least
+
+
+def linked_blocks(stretches: Stretches) -> list[LinkedBlock]:
+    """Return the matches of stretches, linked so that every pair in a block is a match."""
+    said = {pair: float(match.said) for pair, match in stretches.matches.items()}
+    groups = [indexes for indexes, _ in complete_linkage(said)]
+    chosen = [(list(itertools.combinations(indexes, 2)), False) for indexes in groups]
+    # A match must be seen, whatever blocks its two stretches are in.
+    chosen += [(list(taken), True) for taken in LeftOver(said, groups).take_all()]
+    return [
+        LinkedBlock(
+            {pair: stretches.matches[pair] for pair in pairs}, stretches.within(pairs), overlaps
+        )
+        for pairs, overlaps in chosen
+    ]
+
+
+class BlockFragments(NamedTuple):
+    """Makes fragments of stretches, with the facts and the qualified names of definitions."""
+
+    bodies: Sequence[Body]
+    facts: Mapping[Place, Facts]
+    names: Mapping[Place, str]
+
+    def of(self, stretch: Stretch) -> list[Fragment]:
+        """Return a fragment for each record that a stretch stands in."""
+        body = self.bodies[stretch.body]
+        known, steps = body.fragment.facts, body.steps[stretch.first : stretch.last + 1]
+        spans = known.steps[stretch.first : stretch.last + 1]
+        labels = [label for first, end in spans for label in known.labels[first:end]]
+        # By the labels, since other names of locals are no other code for a baseline.
+        md5sum = fingerprint("\n".join(label or "" for label in labels))
+        fragments = []
+        for record in body.fragment.records:
+            name = self.names.get(sort_key(record), "")
+            facts = Facts(name=name, labels=tuple(labels), statements=len(steps))
+            part = self.part(record, stretch, md5sum)
+            trigrams = tuple(sorted({*steps} - {NO_STEP}))
+            fragments.append(Fragment((part,), facts, trigrams, sort_key(record)))
+        return fragments
+
+    def part(self, record: Record, stretch: Stretch, md5sum: str) -> Record:
+        """Return the lines of a record that a stretch stands on, as a record of their own."""
+        spans = step_lines(self.facts[sort_key(record)])[stretch.first : stretch.last + 1]
+        # Where a run does not hold the code as it stood in its file, the lines are not known.
+        first = spans[0][0] if spans else record.start_line
+        last = max((end for _, end in spans), default=record.end_line)
+        return record._replace(
+            kind=BLOCK,
+            signature=None,
+            start_line=first,
+            end_line=last,
+            raw_code=code_between(record.raw_code, first - record.start_line, last - first),
+            md5sum=md5sum,
+            intent=None,
+        )
+
+
+def block_cluster(
+    evidence: Evidence, block: LinkedBlock, blocks: BlockFragments, weights: StepWeights
+) -> Cluster:
+    """Return the cluster of a block, with what its members share in the place of trigrams."""
+    similarities = {pair: match.similarity() for pair, match in block.matches.items()}
+    closest = closest_similarities(similarities)
+    fragments: list[Fragment] = []
+    of_fragments: list[float] = []
+    for number, stretch in block.stretches.items():
+        made = blocks.of(stretch)
+        fragments += made
+        of_fragments += [1.0 if len(made) > 1 else closest[number]] * len(made)
+    return Cluster(
+        evidence,
+        fragments,
+        of_fragments,
+        min(similarities.values()),
+        None,
+        overlaps=block.overlaps,
+        said=float(weights.of(common_trigrams(fragments))),
+    )
+
+
 # What other groups make superfluous
 
 # A member that is in so many groups of a section gains little from more that overlap.
 GROUPS_A_MEMBER = 3
+# Of the lines of a part, how many in a part that ranks higher make it superfluous.
+OVERLAPPING_PART = 0.6
 
 
 def hide_superfluous(groups: Sequence[CloneGroup], rules: Sequence[Rule]) -> list[CloneGroup]:
@@ -7061,11 +7497,15 @@ class Shown:
         self.around = around
         self.ids: dict[Place, list[str]] = collections.defaultdict(list)
         self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
+        self.parts: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
 
     def add(self, group: CloneGroup) -> None:
         """Take in a group that is shown."""
         places = places_of(group)
         self.counts.update((group.evidence.name, place) for place in places)
+        if group.evidence.is_part:
+            for path, first, last in places:
+                self.parts[path].append(((first, last), group.id))
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
         if group.evidence.are_copies and not group.overlaps:
@@ -7088,7 +7528,12 @@ def is_contained(group: CloneGroup, shown: Shown) -> bool:
 
 
 def is_overlap(group: CloneGroup, shown: Shown) -> bool:
-    """Return whether each member of a group that overlaps is in GROUPS_A_MEMBER of its section."""
+    """Return whether each member of a group that overlaps is in GROUPS_A_MEMBER of its section.
+
+    Parts of definitions are superfluous if most of each is in parts of one group.
+    """
+    if group.evidence.is_part:
+        return is_mostly_shown(group, shown)
     counts = (shown.counts[group.evidence.name, place] for place in places_of(group))
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
@@ -7133,6 +7578,21 @@ def is_weaker(group: CloneGroup, last: CloneGroup) -> bool:
     return group.evidence.compares_sentences and is_behind and group.verdict != SAME
 
 
+def is_mostly_shown(group: CloneGroup, shown: Shown) -> bool:
+    """Return whether a group that is shown has parts with most lines of each member."""
+    holders: list[set[str]] = []
+    for path, first, last in places_of(group):
+        least = OVERLAPPING_PART * (last - first + 1)
+        holders.append(
+            {
+                there
+                for (start, end), there in shown.parts[path]
+                if min(last, end) - max(first, start) + 1 >= least
+            }
+        )
+    return bool(set.intersection(*holders))
+
+
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
     """Return whether no member of a group stands in one of these files."""
     return not any(member.record.file_path in touched for member in group.members)
@@ -7160,6 +7620,16 @@ EVIDENCE = (  # strongest first, the order of the report
         size_option="min_statements",
         similarity_option="code_similarity",
         similar_members=similar_members,
+    ),
+    Evidence(
+        name=BLOCK,
+        title="Block: the same statements inside functions",
+        find=block_clusters,
+        sarif_rule="block-clone",
+        sarif_text="The same statements stand in several functions.",
+        names_differences=True,
+        is_part=True,
+        size_option="min_block",
     ),
     Evidence(
         name="intent",
@@ -7262,7 +7732,8 @@ RULES = (
     Rule(
         name="overlap",
         sentence=(
-            "Groups at the end of a section of which each member is in three groups of it already."
+            "Groups at the end of a section of which each member is in three groups of it already,"
+            " and blocks of which most is in a better one."
         ),
         stage=OF_GROUPS,
         hides=is_overlap,
@@ -7313,6 +7784,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
     members = describe_members(cluster, shared, run)
     # A copy of code in a test concerns the code: so a group is in the first area of its members.
     areas = {run.areas[member.record.file_path] for member in members}
+    said = information(shared, run.features) if cluster.said is None else cluster.said
     return CloneGroup(
         id=group_id(cluster),
         evidence=evidence,
@@ -7321,7 +7793,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         statements=min(fragment.facts.statements for fragment in cluster.fragments),
         area=min(areas, key=area_rank),
         hidden_by=cluster.hidden_by,
-        score=group_score(cluster, len(members), information(shared, run.features)),
+        score=group_score(cluster, len(members), said),
         members=tuple(members),
         are_siblings=evidence.compares_sentences and are_siblings(members, run),
         is_family=cluster.is_family,
@@ -7359,7 +7831,8 @@ def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison)
             sentence = run.sentences.get(place)
             member = Member(
                 record=record,
-                qualified_name=run.names.get(place, ""),
+                # What is no definition itself has the name of the one around it.
+                qualified_name=run.names.get(place, fragment.facts.name),
                 shared=rounded(shared_part(fragment, shared)),
                 differs=own.get(record.md5sum, ()),
                 intent=sentence.text if sentence else None,
@@ -7367,6 +7840,7 @@ def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison)
                 statements=fragment.facts.statements,
                 closest=similarity,
                 features=fragment.trigrams,
+                around=fragment.around,
             )
             members.append(member)
     return sorted(members, key=lambda member: sort_key(member.record))
@@ -7615,6 +8089,12 @@ def within_one_file(members: Sequence[Member]) -> bool:
     return len({member.record.file_path for member in members}) == 1
 
 
+def is_within_definition(group: CloneGroup) -> bool:
+    """Return whether two members of a group are parts of one definition."""
+    names = {(member.record.file_path, member.qualified_name) for member in group.members}
+    return group.evidence.is_part and len(names) < group.copies
+
+
 def is_generated(comments: Sequence[str]) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
     return GENERATED_HEADER.search("\n".join(comments[:HEADER_LINES])) is not None
@@ -7657,6 +8137,7 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
     """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
+    is_local = is_local or is_within_definition(group)
     # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
@@ -7667,7 +8148,6 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
 # The head of the report: how many lines are copies, and which files share most
 
 PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
-Lines = tuple[int, int]  # the first and the last one
 
 
 def count_area_lines(
@@ -7784,6 +8264,7 @@ def compare_records(
         options=options,
         rules=rules if verdicts is None else (*rules, REFUTED),
         verdicts=verdicts or NO_VERDICTS,
+        facts=by_place,
     )
 
 
@@ -7817,16 +8298,16 @@ def build_report(
     rules: Sequence[Rule] = RULES,
     verdicts: Optional[Verdicts] = None,
 ) -> Report:
-    """Return the report on the records of a run, or of a source tree.
+    """Return the report on the records of a run, or of a source tree; `code` gives all their code.
 
     `facts` are those of the records, in their order; by default they are found in their code.
     `error_paths` are those of analyzer errors, `verdicts` what a file holds, as far as known.
     """
     facts = PythonAnalyzer().facts(records) if facts is None else facts
     compared = [record for record in records if record.kind in options.kinds]
-    file_lines = count_file_lines(records)
     whole = compare_records(records, facts, options, rules, verdicts)
-    groups = find_groups(whole, evidence)
+    evidence = tuple(kind for kind in evidence if options.min_block or not kind.is_part)
+    groups, file_lines = find_groups(whole, evidence), count_file_lines(records)
     return Report(
         run=run,
         options=options,
@@ -7837,7 +8318,7 @@ def build_report(
         area_lines=count_area_lines(groups, file_lines, whole.areas),
         file_pairs=rank_file_pairs(groups, whole.areas),
         error_count=error_count,
-        evidence=tuple(evidence),
+        evidence=evidence,
         rules=tuple(whole.rules),
         from_docstrings=sum(one.source == DOCSTRING for one in whole.sentences.values()),
         unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
@@ -8036,6 +8517,22 @@ def numbers_by_place(groups: Iterable[CloneGroup]) -> dict[Place, list[int]]:
     return numbers
 
 
+def name_of(member: Member) -> tuple[str, str]:
+    """Return the file and the qualified name of a definition, or of the one around a part."""
+    return member.record.file_path, member.qualified_name
+
+
+def numbers_by_name(groups: Iterable[CloneGroup]) -> dict[tuple[str, str], list[int]]:
+    """Return the numbers of the groups of copies that were accepted and hold each definition."""
+    numbers: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    for number, group in enumerate(groups):
+        is_of_parts = group.evidence.is_part or group.evidence.compares_sentences
+        if not is_of_parts and is_vouched_for(group):
+            for member in group.members:
+                numbers[name_of(member)].append(number)
+    return numbers
+
+
 class Counterparts:
     """The members of the groups of a report, each with the one that it was in a baseline, if any.
 
@@ -8053,6 +8550,7 @@ class Counterparts:
             place: known[position] for place, position in zip(now, served) if position is not None
         }
         self.numbers = numbers_by_place(baseline.groups)
+        self.of_definitions = numbers_by_name(baseline.groups)
         self.standings: dict[tuple[Place, bool], frozenset[int]] = {}
 
     def standing(self, member: Member, evidence: Evidence) -> frozenset[int]:
@@ -8064,6 +8562,9 @@ class Counterparts:
         return self.standings[key]
 
     def _find_standing(self, member: Member, are_copies: bool) -> Iterator[int]:
+        if member.record.kind == BLOCK:
+            # What two definitions share was accepted with them, however they were edited since.
+            yield from self.of_definitions.get(name_of(member), ())
         before = self.before.get(sort_key(member.record))
         if before is None:
             return
@@ -8098,7 +8599,7 @@ class Counterparts:
             return False
         if group.overlaps and not baseline.holds_overlaps:
             return False
-        if record.kind not in baseline.options.kinds:
+        if not group.evidence.is_part and record.kind not in baseline.options.kinds:
             return False
         return not self.was_unread(record.file_path) and self.was_compared(group, member)
 
@@ -8948,9 +9449,9 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     # A model's sentence on both says more than the two that led to it.
     is_told = is_confirmed(group) and any(one.sentence for one in group.verdicts)
     # Parameters are shown only if they differ.
-    are_alike = len(set(map(_parameters, group.members))) == 1
+    have_same = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
-        parameters = "" if are_alike else _parameters(member)
+        parameters = "" if have_same else _parameters(member)
         place = f"{lettered(member)}{location(member.record)}"
         yield Line(f"  {place}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
@@ -8994,7 +9495,9 @@ def group_headline(group: CloneGroup) -> str:
     if group.evidence.names_differences and group.similarity == 1:
         parts.append("only names and literals differ")
     files = {member.record.file_path for member in group.members}
-    if len(files) == 1:
+    if is_within_definition(group):
+        parts.append("in one definition")
+    elif len(files) == 1:
         parts.append("within one file")
     if group.is_family:
         parts.append(FAMILY_NOTE)
@@ -11183,6 +11686,7 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
     options = DuplicateOptions(
         kinds=args.kind,
+        min_block=args.min_block,
         code_similarity=args.code_similarity,
         # A stored run left out already what it was to leave out.
         exclude=tuple(getattr(args, "exclude", ())),
@@ -11430,6 +11934,11 @@ REPORT_WRITERS = {
 }
 
 
+def code_place(member: Member) -> Place:
+    """Return where the stored code stands that holds a member's."""
+    return member.around or sort_key(member.record)
+
+
 def with_codes(
     args: argparse.Namespace,
     run: Optional[Mapping[str, object]],
@@ -11439,13 +11948,17 @@ def with_codes(
     if run is None:
         return tuple(groups)
     # A run is compared without most of its raw code, so the code that is shown is read now.
-    places = {sort_key(member.record) for group in groups for member in group.members}
+    places = {code_place(member) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
         codes = read_codes(args.db_path, int(str(run["id"])), places)
 
     def whole(member: Member) -> Member:
-        code = codes.get(sort_key(member.record), member.record.raw_code)
-        return member._replace(record=member.record._replace(raw_code=code))
+        record, (_, first, _) = member.record, code_place(member)
+        code = codes.get(code_place(member), record.raw_code)
+        if member.around:
+            last = record.end_line - record.start_line
+            code = code_between(code, record.start_line - first, last)
+        return member._replace(record=record._replace(raw_code=code))
 
     completed = []
     for group in groups:
@@ -11527,6 +12040,11 @@ def positive_int(text: str) -> int:
     if re.fullmatch("[0-9]{1,18}", text) and int(text):
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+
+
+def natural_int(text: str) -> int:
+    """Return 0, or a whole number as `positive_int` does; raise as that does."""
+    return 0 if text == "0" else positive_int(text)
 
 
 def positive_seconds(text: str) -> float:
@@ -11772,6 +12290,12 @@ COMPARISON_OPTIONS = OptionGroup(
             f"hide smaller bodies (default: {REPORT_DEFAULTS.min_statements}, or"
             f" {REPORT_DEFAULTS.intent_statements} if their intent says enough)",
             COUNT,
+        ),
+        Option(
+            "--min-block",
+            "statements of the shortest block that is sought inside functions; 0: none",
+            {"metavar": "N", "type": natural_int},
+            REPORT_DEFAULTS.min_block,
         ),
         Option(
             "--code-similarity",
