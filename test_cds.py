@@ -8635,7 +8635,7 @@ def test_groups_in_tests_come_last():
 def test_groups_across_areas_come_after_those_within_code():
     mixed = [record(OTHER, f"{area}/a.py") for area in ("tests", "test", "docs", "code")]
     tests = twins(TOTAL.replace("log", "lg").replace(".info", ".x"), path="tests/b/{}.py")
-    options = DUPLICATES._replace(code_similarity=1)
+    options = DUPLICATES._replace(code_similarity=1, min_block=0)
     groups = found_groups([*mixed, *tests, *twins(TOTAL)], options)
     assert [(g.area, g.is_mixed) for g in groups] == [
         ("code", False),
@@ -11873,6 +11873,8 @@ def test_duplicates_refuses_what_does_not_go_together(tmp_path, capsys, monkeypa
         (["--code-similarity", "0"], "--code-similarity"),
         (["--intent-similarity", "1.1"], "--intent-similarity"),
         (["--min-statements", "0"], "--min-statements"),
+        (["--min-block", "-1"], "--min-block"),
+        (["--min-block", "six"], "--min-block"),
         (["--db-path", "none"], "--db-path"),
         (["--db-path", "other"], "other columns"),
         (["--output", ""], "--output"),
@@ -12606,6 +12608,7 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
                 [
                     "--kind",
                     "--min-statements",
+                    "--min-block",
                     "--code-similarity",
                     "--intent-similarity",
                     "--intents",
