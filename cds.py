@@ -5215,9 +5215,7 @@ class PendingIntents:
             entries = list(map(parse_pending, lines))
             invalid = [number for number, one in enumerate(entries, 1) if one is None]
             if invalid:
-                count = counted(len(invalid), "line")
-                first = f"passed over, the first is line {invalid[0]}"
-                self._warn(path, f"holds {count} without a finished call: {first}")
+                self._warn(path, passed_over(invalid, "a finished call"))
             intents = {(one.model, one.md5sum): one.intent for one in entries if one}
             unstored = unstored_calls(self.db_path, intents)
             # A file with lines of which none is a finished call belongs to something else.
@@ -5306,6 +5304,12 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def passed_over(invalid: Sequence[int], entry: str) -> str:
+    """Return the warning on the lines of a file, by number, that hold no such entry."""
+    count = counted(len(invalid), "line")
+    return f"holds {count} without {entry}: passed over, the first is line {invalid[0]}"
+
+
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
     """Return the finished call in a line of a side file, or None if it holds none."""
     try:
@@ -5392,7 +5396,7 @@ class KnownAnswers(NamedTuple):
         return self.missed >= TOO_MANY_MISSED
 
     def warning(self) -> str:
-        """Return what is to be told of a model that missed too many."""
+        """Return the warning on a model that missed too many."""
         missed = f"{self.model} missed {self.missed} of {self.asked} questions of known answer"
         return f"{missed}: what it calls {DIFFERENT} ranks last instead of being hidden"
 
@@ -5479,9 +5483,7 @@ def read_verdicts(path: str) -> Verdicts:
         else:
             entries.append(entry)
     if invalid:
-        count = counted(len(invalid), "line")
-        first = f"passed over, the first is line {invalid[0]}"
-        log(f"warning: {path} holds {count} without a verdict: {first}")
+        log(f"warning: {path} {passed_over(invalid, 'a verdict')}")
     newest: dict[CodePair, Verdict] = {}
     asked: dict[str, set[CodePair]] = collections.defaultdict(set)
     known: dict[str, KnownAnswers] = {}
@@ -6524,13 +6526,14 @@ WORDS_OF_A_PURPOSE = 5  # from which on the intent of a small body is compared
 class Comparison(NamedTuple):
     """What is known of a whole run when its groups are found and described, and by which rules.
 
-    `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
-    intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
-    holds those of the classes of each name, `areas` the area of each file. `hooks` are the names of
-    functions that a framework finds.
+    `fragments` are all of it, `described` those whose intents are compared, `features` those of
+    their code. By place, `sentences` holds the intents, `names` the qualified names, and `around`
+    the places that enclose another one. `bases` holds those of the classes of each name, `areas`
+    the area of each file. `hooks` are the names of functions that a framework finds.
     """
 
     fragments: Sequence[Fragment]
+    described: Sequence[Fragment]
     features: Features
     sentences: Mapping[Place, Sentence]
     names: Mapping[Place, str]
@@ -6551,18 +6554,15 @@ class Comparison(NamedTuple):
         least = self.options.min_statements
         return [fragment for fragment in self.fragments if fragment.facts.statements >= least]
 
-    def described_fragments(self) -> list[Fragment]:
-        """Return the fragments whose intents are compared."""
-        return [fragment for fragment in self.fragments if self.has_purpose(fragment)]
 
-    def has_purpose(self, fragment: Fragment) -> bool:
-        """Return whether a fragment is large and has an intent, or has one that says enough."""
-        facts, text = fragment.facts, self.text_of(fragment)
-        if facts.statements >= self.options.min_statements:
-            return text != ""
-        if facts.statements < self.options.intent_statements or facts.is_accessor or facts.is_stub:
-            return False
-        return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
+def has_purpose(fragment: Fragment, text: str, options: DuplicateOptions) -> bool:
+    """Return whether a fragment is large and has an intent, its text, or one that says enough."""
+    facts = fragment.facts
+    if facts.statements >= options.min_statements:
+        return text != ""
+    if facts.statements < options.intent_statements or facts.is_accessor or facts.is_stub:
+        return False
+    return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
 
 
 class SimilarPair(NamedTuple):
@@ -6741,7 +6741,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    options, large = run.options, run.described_fragments()
+    options, large = run.options, run.described
     texts = [*map(run.text_of, large)]
     similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
@@ -7110,7 +7110,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
         and group.hidden_by in (None, REFUTED)
         and not group.are_siblings
     ]
-    most = max(LEAST_BEST, len(run.described_fragments()) // SENTENCES_A_GROUP)
+    most = max(LEAST_BEST, len(run.described) // SENTENCES_A_GROUP)
     if not run.options.best_intents or len(rivals) <= most:
         return list(groups)
     last = sorted(rivals, key=best_first)[most - 1]
@@ -7771,10 +7771,16 @@ def compare_records(
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, by_place, options.kinds)
+    sentences = find_sentences(compared, by_place, options.intents)
     return Comparison(
         fragments=fragments,
+        described=[
+            one
+            for one in fragments
+            if has_purpose(one, shared_text(one.records, sentences), options)
+        ],
         features=features,
-        sentences=find_sentences(compared, by_place, options.intents),
+        sentences=sentences,
         names=qualified_names(by_place, around),
         around=around,
         bases=class_bases(definitions, by_place),
@@ -7878,11 +7884,16 @@ def pairs_to_ask(groups: Iterable[CloneGroup], top: int) -> dict[CodePair, Codes
     guesses = (group for group in groups if is_guess(group))
     pairs = {}
     for group in itertools.islice(guesses, top):
-        codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+        codes = codes_of(group)
         lowest, *others = sorted(codes)
         for other in others:
             pairs[lowest, other] = (codes[lowest], codes[other])
     return pairs
+
+
+def codes_of(group: CloneGroup) -> dict[str, str]:
+    """Return the normalized codes of a group by their md5sums."""
+    return {member.record.md5sum: member.record.normalized_code for member in group.members}
 
 
 def is_confirmed(group: CloneGroup) -> bool:
@@ -7936,7 +7947,7 @@ def in_turns(sources: Iterable[Iterable[Value]]) -> Iterator[Value]:
 
 def pairs_of(group: CloneGroup) -> Iterator[Codes]:
     """Yield the pairs of different codes in a group, the lower md5sum first."""
-    codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+    codes = codes_of(group)
     ordered = [codes[md5sum] for md5sum in sorted(codes)]
     yield from itertools.combinations(ordered, 2)
 
@@ -10989,12 +11000,16 @@ def candidate_groups(
 ) -> Sequence[CloneGroup]:
     """Return the groups that `duplicates` forms of a run without verdicts."""
     report = report_on_records(args, row, records)
-    touched = touched_files(args, report, has_gate=False)
+    return narrowed(args, report, touched_files(args, report, has_gate=False)).groups
+
+
+def narrowed(
+    args: argparse.Namespace, report: Report, touched: Optional[Collection[str]]
+) -> Report:
+    """Return the report with all groups hidden that `--touching` and `--area` leave out."""
     if touched is not None:
         report = hide_untouched(report, touched)
-    if args.area is not None:
-        report = hide_elsewhere(report, args.area)
-    return report.groups
+    return report if args.area is None else hide_elsewhere(report, args.area)
 
 
 def fits(codes: Codes, num_ctx: int) -> bool:
@@ -11081,10 +11096,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     if baseline is not None:
         report = compare_with_baseline(report, baseline)
         log_limits(baseline, report)
-    if touched is not None:
-        report = hide_untouched(report, touched)
-    if args.area is not None:
-        report = hide_elsewhere(report, args.area)
+    report = narrowed(args, report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on, baseline)
     has_gate = args.against or args.fail_on
