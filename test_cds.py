@@ -2468,6 +2468,7 @@ def test_lines_of_a_definition_are_those_it_has_in_the_one_around_it(tmp_path):
         pytest.param("", [], id="none"),
         pytest.param("x = 1", [], id="no-definition"),
         pytest.param("def f(a): 1\ndef g(a): 1", [], id="two"),
+        pytest.param("x = 1\ndef f(a):\n    return b", [], id="more-than-a-definition"),
     ],
 )
 def test_facts_come_from_normalized_code_if_the_stored_code_is_none(raw_code, lines):
