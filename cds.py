@@ -56,8 +56,8 @@ import sys
 if __name__ == "__main__":
     # A program must run no code of the tree that it analyzes, such as a `random.py`. That tree may
     # be the directory of this file or the current one, so neither is searched for modules. Python
-    # has put one of them in front, unless an option says otherwise. It is removed before anything is
-    # imported: after the option -S the first import would be `os`.
+    # has put one of them in front, unless an option says otherwise. It is removed before anything
+    # is imported: after the option -S the first import would be `os`.
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
     import os
