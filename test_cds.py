@@ -409,6 +409,62 @@ def client_of(address, **options):
     return client
 
 
+class ToyClient(cds.ChatClient):
+    """A third provider, such as Anthropic: its request, its answer, what its refusals mean."""
+
+    key_name = "TOY_API_KEY"
+    key_header = ("x-api-key", "")
+    path = "/v1/messages"
+    absent = "check the provider URL"
+    refusals = (
+        cds.Refusal("400", "prompt is too long", cds.RefusalError, "{said}: shorten it"),
+        cds.Refusal("404", "model: ", cds.ProviderError, "{said}: name another than {model}"),
+        cds.Refusal("529", "overloaded", cds.TransientError, lasting=True),
+    )
+
+    def request(self, question):
+        messages = cds.chat_messages(question.prompt)
+        return {"model": self.model, "max_tokens": question.tokens, "messages": messages}
+
+    def find_answer(self, reply):
+        parts = reply.get("content")
+        if not isinstance(parts, list):
+            return None
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        reason = reply["stop_reason"]
+        reason = {"end_turn": "stop", "max_tokens": "length"}.get(reason, reason)
+        return cds.Answer(text, any(part["type"] == "thinking" for part in parts), reason)
+
+
+def toy_answer(text="Adds numbers.", reason="end_turn", *parts):
+    """Make what a server of the third provider answers: status and body."""
+    return 200, {"content": [*parts, {"type": "text", "text": text}], "stop_reason": reason}
+
+
+def toy_error(status, text, kind="api_error"):
+    """Make an error of a server of the third provider: status and body."""
+    return status, {"type": "error", "error": {"type": kind, "message": text}}
+
+
+def toy_client_of(address, **options):
+    """Make a client of the third provider that notes the seconds it would wait in `waits`."""
+    waits = []
+    client = ToyClient(address, "m", wait=waits.append, **{"timeout": 5, **options})
+    client.waits = waits
+    return client
+
+
+# What makes a client of each API, and what its server answers.
+every_api = pytest.mark.parametrize(
+    ("make_client", "make_answer"),
+    [
+        pytest.param(client_of, answer, id="ollama"),
+        pytest.param(openai_client_of, openai_answer, id="openai"),
+        pytest.param(toy_client_of, toy_answer, id="toy"),
+    ],
+)
+
+
 @pytest.fixture
 def no_server():
     """The options of a provider where nobody answers: a port that is taken but not listened on."""
@@ -489,8 +545,8 @@ def test_counted_is_singular_for_one(count, told):
 # what is done with the text. Where its text is bounded first, that is the function that does so.
 SENTENCE = "cds.first_sentence(text)"
 CLEAN = "answer(text)"
-OLLAMA = "cds.ollama_refusal(cds.Response(400, {}, {'error': text}, cds.Secrets('k' * 9)), 'm')"
-OPENAI = "refuse({'error': {'message': text}})"
+OLLAMA = "refuse(cds.OllamaClient, {'error': text})"
+OPENAI = "refuse(cds.OpenAIClient, {'error': {'message': text}})"
 WORST_TEXTS = {
     "ESCAPED_BYTE": ("\\ud", "", "", "cds.stored_path(text)"),
     "STORED_ESCAPE": ("\\udc8", "\\udcff", "", "cds.restored_path(text)"),
@@ -498,7 +554,7 @@ WORST_TEXTS = {
     "PLACEHOLDER": ("    ", "", "\0", "pattern.sub('', text)"),
     "DEFINITION_HEADER": ("@\n", "", "x", "pattern.match(text)"),
     "OUTER_LINE": ("\n ", "", "", "pattern.search(text)"),
-    "PARAGRAPH_END": ("\n \t \t", "a", "a:", SENTENCE),
+    "PARAGRAPH_END": ("\n \t:a", "a", "a:", SENTENCE),
     "EXAMPLE": ("\n  >>", "a", "", SENTENCE),
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
@@ -514,18 +570,11 @@ WORST_TEXTS = {
     "STRING_LITERAL": ('"""\'', "", "\\", "cds.repeats('a', text)"),
     "ESCAPE": ("\\u123", "", "", "cds.Secrets('k' * 40).quote(text)"),
     "BARE_IPV6": ("a:", "", "g", "pattern.fullmatch(text)"),
-    "PERMANENT": ("must be of ", "", "", OLLAMA),
-    "NO_SUCH_MODEL": ("model ", "", "", OLLAMA),
-    "NOT_LOADED": ("timed out waiting for ", "", "", OLLAMA),
     "V1": ("/", "a/v1", "a", "pattern.search(text)"),
-    "TOO_LONG": ("context ", "", "", OPENAI),
-    "LOADING": ("loadin", "", "", OPENAI),
-    "MODERATED": ("flagge", "", "", OPENAI),
-    "WRONG_MODEL": ("model ", "", "", OPENAI),
-    "NO_CREDIT": ("reached your ", "", "", OPENAI),
-    "WRONG_SHAPE": ("type must ", "", "", OPENAI),
     "MD5SUM": ("a", "", "", "pattern.fullmatch(text)"),
     "PENDING_FILE": ("-pending", "", "", "pattern.search(text)"),
+    "VERDICT": ("\t ", "same", "x", "pattern.match(text)"),
+    "VERDICT_LABEL": ("*", "answer", "x", "pattern.match(text)"),
     "WORD": ("a_", "", "", "cds.meaningful_words(text)"),
     "ENDING": ("inges", "", "a", "cds.meaningful_words(text)"),
     "DEFINED_NAME": (" \\", "def", "(", "pattern.search(text)"),
@@ -542,6 +591,15 @@ WORST_TEXTS = {
     "NAME_OR_NUMBER": ("a+", "", "", "cds.line_shape(text)"),
     "GLOB_SIGN": ("[", "", "", "pattern.sub('', text)"),
     # Not patterns by name, but as foreign.
+    "a wrong option": ("must be of ", "", "", OLLAMA),
+    "a missing model": ("model ", "", "", OLLAMA),
+    "a model that does not load": ("timed out waiting for ", "", "", OLLAMA),
+    "a long prompt": ("context ", "", "", OPENAI),
+    "a model that loads": ("loadin", "", "", OPENAI),
+    "moderation": ("flagge", "", "", OPENAI),
+    "a wrong model": ("model ", "", "", OPENAI),
+    "a quota": ("reached your ", "", "", OPENAI),
+    "a wrong request": ("type must ", "", "", OPENAI),
     "decorators": ("@:\n", "", "def f()", "cds.does_nothing(text)"),
     "repetition": ("a ", "b", "", "cds.ends_in_repetition(text)"),
     "a header": (", )", "def f(a", "):", "cds._parameters(member(text))"),
@@ -558,9 +616,10 @@ TIME_PATTERNS = """if True:
         except cds.IntentGenerationError:
             return ""
 
-    def refuse(reply):
-        response = cds.Response(403, {}, reply, cds.Secrets("k" * 9))
-        return cds.openai_refusal(response, cds.find_problem(response))
+    def refuse(kind, reply):
+        client = kind("localhost", "m")
+        response = cds.Response(408, {}, reply, cds.Secrets("k" * 9))
+        return client.refusal(response, client.find_problem(response))
 
     def member(text):
         made = cds.Record("function", "a.py", text, 1, 2, "", "", "")
@@ -713,6 +772,15 @@ def test_stderr_closed_early_keeps_the_exit_code(tmp_path):
     assert done.returncode == 2
 
 
+# ---- Globs ----------------------------------------------------------------------------------
+
+
+def test_many_stars_take_no_exponential_time():
+    stars = ["**", "x*"] * 30
+    assert not cds.glob_matches(["x"] * 200, [*stars, "y"])
+    assert cds.glob_matches(["x"] * 200, [*stars, "x"])
+
+
 # ---- Search ---------------------------------------------------------------------------------
 
 
@@ -851,14 +919,6 @@ def test_exclude_pattern_that_matches_nothing_is_told(tmp_path, capsys):
         "warning: --exclude: 'a'",
         "warning: --exclude: 'b*'",
     ]
-
-
-def test_many_stars_take_no_exponential_time(tmp_path):
-    path = "x/" * 60 + "x.py"
-    root = tree(tmp_path, {path: ""})
-    stars = "**/x*/" * 30
-    assert found(root, f"{stars}y") == ([path], {})
-    assert found(root, f"{stars}x.py") == ([], {"excluded": 1})
 
 
 @needs_git
@@ -1220,14 +1280,14 @@ def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, n
     path = tree(tmp_path / "s", {name: '{"cells": []}'}) / name
     options = [word.format(tmp_path) for word in OPTIONS[command]]
     assert refused(capsys, tmp_path, command, "--path", path, *options) == (
-        f"cds: --path: {path} is no Python source by its suffix: "
+        f"cds: --path: {path} is no source by its suffix: "
         "name a .py or .pyw file, one without a suffix, or a directory\n"
     )
 
 
 def test_report_on_a_single_file_of_another_language_is_refused(tmp_path, capsys):
     path = tree(tmp_path, {"n.ipynb": '{"cells": []}'}) / "n.ipynb"
-    assert " no Python source " in refused(capsys, tmp_path, "duplicates", "--path", path)
+    assert " is no source by its suffix" in refused(capsys, tmp_path, "duplicates", "--path", path)
 
 
 @pytest.mark.parametrize("name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."])
@@ -2328,6 +2388,14 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
         pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
         pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
+        pytest.param('"""Add it\n    :param dict[a:b] x: y"""', "Add it", id="field with a colon"),
+        pytest.param('"""Add it\n    :return:\n        x"""', "Add it", id="field alone"),
+        pytest.param('"""Add it\n    :rtype:"""', "Add it", id="field at the end"),
+        pytest.param(
+            '"""Add to\n    :class:`A`, so: x."""', "Add to `A`, so: x.", id="broken role"
+        ),
+        pytest.param('"""Add\n\t:py:meth:`~a.b` up."""', "Add `~a.b` up.", id="role of a domain"),
+        pytest.param('"""Add\n    :: x"""', "Add :: x", id="no field"),
         pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
         pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
         pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
@@ -2526,6 +2594,156 @@ def test_facts_hold_the_comments_on_a_header_that_speak_to_us(
     assert list(facts_of(tmp_path, source)[-1].comments) == comments
 
 
+def many_definitions(tmp_path):
+    """Return the records of several batches, and copies of what stands in other batches."""
+    rng = random.Random(2)
+    code = "\n\n".join(random_definition(rng) for _ in range(1500))
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
+    return [one for one in records if one.kind != "file"]
+
+
+def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
+    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
+    records = built(tree(tmp_path, files))
+    batches = cds.divided(records, 5_000)
+    assert list(itertools.chain(*batches)) == records
+    paths = [{one.file_path for one in batch} for batch in batches]
+    assert sum(map(len, paths)) == 40 and len(paths) > 3
+    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
+    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
+    root = Path(json.__file__).parent
+    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
+    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
+        random_definition(random.Random(seed)) for seed in range(60)
+    )
+    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
+    files["c.py"] = KNOWN_CODE
+    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
+    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
+    records = cds.ModelBuilder().build(symbols)
+    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
+        records
+    )
+    [of_file] = [one.facts for one in symbols if (one.file_path, one.kind) == ("a.py", "file")]
+    assert of_file == cds.Facts(comments=("# by hand", "# @generated"))
+
+
+KNOWN_CODE = """class A(B, c.D):
+    @deco('x')
+    def __init__(self, a, /, b, *c, d, **e):
+        ("Keeps it. "
+         "Or not.")
+        super().__init__()
+        self.a = a
+
+    async def f(self):
+        "Calls" " itself."
+        self.f()
+        await g(self.h().i)
+        f()
+
+def plain():
+    '''Has no end'''.strip()
+"""
+
+
+def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
+    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
+    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
+    _, of_class, constructor, method, plain = [one.facts for one in symbols]
+    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
+    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
+    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
+    assert constructor.is_plain and constructor.statements == 2
+    assert constructor.docstring == "Keeps it."
+    assert method.is_async and method.docstring == "Calls itself."
+    assert method.calls == ("f", "g", "h")
+    assert plain.docstring is None and plain.calls == ("strip",)
+    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
+
+
+class ToyAnalyzer(cds.Analyzer):
+    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
+
+    suffixes = (".toy",)
+
+    def analyze(self, sources):
+        analysis = cds.Analysis([], [])
+        for source in sources:
+            text = Path(source.path).read_text()
+            lines = text.splitlines()
+            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
+            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
+            for start in starts:
+                end = lines.index("end", start)
+                raw = lines[start : end + 1]
+                code = "\n".join(line for line in raw if not line.startswith(";"))
+                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
+                found.append(cds.Symbol("function", source.file_path, *place))
+            facts = self.facts(found)
+            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
+        return analysis
+
+    def facts(self, records):
+        return list(map(self.facts_of, records))
+
+    def facts_of(self, one):
+        if one.kind == "file":
+            return cds.Facts()
+        lines = [line.split() for line in one.normalized_code.splitlines()]
+        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
+        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
+        said = comments[0].strip("; ") if comments else None
+        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
+
+
+TOY = """to {name}
+; Turns the pen around in a circle of many small steps.
+repeat {count} forward 10 right 1
+{more} back 20
+penup home clean
+setcolor red setwidth 3 pendown
+forward 100 right 90 forward 50
+label text left 45 hideturtle
+end
+"""
+
+
+def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="round", count=360, more="left"),
+        "c.toy": TOY.format(name="turn", count=36, more="left"),
+        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "e.py": f"# {TOTAL}",
+    }
+    root = tree(tmp_path / "src", files)
+    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+
+    def report(form):
+        argv = ["duplicates", "--path", str(root), "--format", form]
+        assert cds.main(argv, analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    groups = json.loads(report("json"))["groups"]
+    paths = {
+        one["evidence"]: [member["file_path"] for member in one["members"]]
+        for one in groups
+        if one["hidden_by"] is None
+    }
+    assert paths["exact"] == ["a.toy", "b.toy"]
+    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
+    for form in ("table", "html", "sarif"):
+        shown = report(form)
+        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
+        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
+    assert "roundto" not in report("table")
+
+
 # ---- Enrichment -----------------------------------------------------------------------------
 
 
@@ -2669,7 +2887,7 @@ def test_enricher_gives_up_after_five_troubles_in_a_row(pattern, asked):
 
 
 def refusing(pattern):
-    """Return what answers the nth call as the nth letter says: `.`, or its own refusal."""
+    """Return a function that answers the nth call by the nth letter: `.`, or its own refusal."""
 
     def scripted(code):
         outcome = pattern[int(code.split()[-1]) - 1]
@@ -2703,9 +2921,9 @@ def test_enricher_ends_the_calls_when_the_first_eight_are_refused_alike(
     enriched = enricher.enrich(codes(len(pattern)))
     assert asked <= len(client.asked) < asked + jobs
     reason = "the first 8 calls were refused alike: unknown field a"
-    told = f"no further calls are made: {reason}" in capsys.readouterr().err
-    assert told is (len(pattern) > asked)
-    if told:
+    is_reported = f"no further calls are made: {reason}" in capsys.readouterr().err
+    assert is_reported is (len(pattern) > asked)
+    if is_reported:
         assert enriched[-1].intent_error == f"not attempted: {reason}"
 
 
@@ -2773,7 +2991,7 @@ def test_enricher_that_is_interrupted_before_the_first_call_keeps_what_is_reused
         *[("Known.", "success", None)] * reused,
         *[(None, "failed", "interrupted")] * (3 - reused),
     ]
-    assert client.asked == [] and enricher.stop == cds.Stop("interrupted")
+    assert client.asked == [] and enricher.stop.reason == "interrupted"
 
 
 def test_enricher_hands_over_each_intent_as_its_call_ends():
@@ -2800,26 +3018,21 @@ def test_enricher_makes_no_more_calls_than_its_limit(capsys):
     assert client.asked == [records[0].normalized_code, records[2].normalized_code]
     statuses = [r.intent_status for r in enriched]
     assert statuses == [*["success"] * 3, *["skipped"] * 2, "success"]
-    assert enriched[3:5] == records[3:5] and enricher.stop == cds.Stop("--limit")
+    assert enriched[3:5] == records[3:5] and enricher.stop.reason == "--limit"
     line = "enrich files=1 records=6 in_scope=6 calls=2 reused=1 beyond_limit=2"
     assert capsys.readouterr().err.splitlines()[0] == line
     cds.IntentEnricher(client, known=known, limit=4).enrich(records)
     assert "beyond" not in capsys.readouterr().err
 
 
-def test_enricher_begins_no_call_that_nobody_waits_for():
-    asked = []
-
-    def call(code):
-        asked.append(code)
-        return cds.Outcome(intent="Works.")
-
-    ended = cds.calls_in_flight(call, {str(n): str(n) for n in range(9)}, jobs=2)
-    next(ended)
-    ended.close()
+def test_enricher_begins_no_call_after_an_interrupt():
     threads = threading.active_count()
+    asked = itertools.chain([False], itertools.repeat(True))
+    client = FakeClient()
+    enriched = cds.IntentEnricher(client, jobs=2, interrupted=lambda: next(asked)).enrich(codes(9))
     wait_for(lambda: threading.active_count() <= threads)
-    assert len(asked) <= 2
+    assert len(client.asked) <= 2
+    assert statuses(enriched)[2:] == [(None, "failed", "interrupted")] * 7
 
 
 def test_enricher_reports_progress_after_each_batch_and_at_the_end(capsys):
@@ -2946,8 +3159,10 @@ def test_answer_that_annotates_is_none(line):
 
 
 def test_answer_may_hold_a_number_without_end():
-    body = b'{"a": {"b": "Sorts rows."}, "id": ' + b"9" * 99_999 + b"}"
-    assert cds.json_object(body)["a"] == {"b": "Sorts rows."}
+    status, body = answer("Sorts rows.")
+    number = json.dumps(body).replace("{", '{"id": ' + "9" * 99_999 + ", ", 1)
+    with serving((status, number.encode())) as (address, _):
+        assert client_of(address).generate_intent("x") == "Sorts rows."
 
 
 @pytest.mark.parametrize(
@@ -3024,18 +3239,22 @@ def test_answer_keeps_what_stands_before_its_colon(text):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "has_code_after"),
     [
-        pytest.param("f(b'a \\' b', c)", "f b c", id="escaped-quote"),
-        pytest.param('f("it\'s", c)', "f c", id="other-quote"),
-        pytest.param("f(f'''a\n'b' ''', c)", "f f c", id="over-lines"),
-        pytest.param("f('a\nc", "f c", id="without-end"),
-        pytest.param("f('''a\n'c", "f", id="over-lines-without-end"),
+        pytest.param("f(b'a \\' STRING', CODE)", True, id="escaped-quote"),
+        pytest.param('f("it\'s STRING", CODE)', True, id="other-quote"),
+        pytest.param("f(f'''a\n'b' STRING''', CODE)", True, id="over-lines"),
+        pytest.param("f('STRING\nCODE", True, id="without-end"),
+        pytest.param("f('''STRING\n'CODE", False, id="over-lines-without-end"),
     ],
 )
-def test_string_literals_of_code_are_passed_over(code, words):
-    code = cds.STRING_LITERAL.sub(" ", code)
-    assert " ".join(cds.NAME_OR_WORD.findall(code)) == words
+def test_answer_may_repeat_the_strings_of_the_code(code, has_code_after):
+    said, done = "finds the first row that is empty", "if a is not b or c"
+    code = code.replace("STRING", said).replace("CODE", done)
+    assert cds.clean_answer(f"It {said}.", code) == f"It {said}."
+    repeating = pytest.raises(cds.IntentGenerationError, match="repeats the question")
+    with repeating if has_code_after else contextlib.nullcontext():
+        cds.clean_answer(f"Says {done}.", code)
 
 
 def test_work_on_a_hostile_answer_is_bounded():
@@ -3047,7 +3266,7 @@ pieces += ["```\\n"]
 pieces += ["**a", "** ", "`a", "\\"'", "'\\"", "1. ", "-", "(", "not ", "a.", "\\\\", "a b "]
 pieces += ["\\n", "\\0", "'''"]
 for piece in pieces:
-    for text in (piece * (4_000_000 // len(piece)), "Adds " + piece * (4_000_000 // len(piece))):
+    for text in (piece * (1_000_000 // len(piece)), "Adds " + piece * (1_000_000 // len(piece))):
         try:
             assert len(cds.clean_answer(text, text[:100_000])) <= 1000
         except cds.IntentGenerationError:
@@ -3066,6 +3285,69 @@ def test_clients_fail_an_answer_that_repeats_the_code(is_openai):
         with pytest.raises(cds.IntentGenerationError, match="repeats the question"):
             client.generate_intent(ECHOED)
         assert client.generate_intent("x = 1").startswith("It says: return [row for")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("SAME: Both add numbers.", "SAME: Both add numbers."),
+        ("same - both add", "SAME: both add"),
+        ("Different \u2013 A opens, B shuts", "DIFFERENT: A opens, B shuts"),
+        ("Related\u2014a part", "RELATED: a part"),
+        ("**SAME**: both", "SAME: both"),
+        ("**SAME: both add `x`**", "SAME: both add x"),
+        ('"RELATED: A is the inverse"', "RELATED: A is the inverse"),
+        ("\u201cSame.\u201d", "SAME"),
+        ("Answer: **SAME**", "SAME"),
+        ("**Verdict:** different. Other jobs.", "DIFFERENT: Other jobs."),
+        ("1. Verdict: RELATED", "RELATED"),
+        ("- SAME\nBoth add.\nAll of it.", "SAME: Both add. All of it."),
+        ("<think>DIFFERENT: or not?</think>\n\nSAME: both", "SAME: both"),
+        ("```\nSAME: both\n```", "SAME: both"),
+        ("SAME: both quote \u202ewords\x07 and 'x'", "SAME: both quote words and 'x'"),
+        ("SAME: " + "word " * 1000, "SAME: " + ("word " * 200).strip()),
+    ],
+)
+def test_verdict_is_the_first_word_of_an_answer(text, verdict):
+    assert cds.read_verdict(text, ["def f(): pass", "def g(): pass"]) == verdict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "These are not the same",
+        "Not the SAME: other jobs",
+        "SAME, RELATED or DIFFERENT: yes",
+        "SAME or RELATED: both",
+        "SAME/RELATED",
+        "Same-day delivery: both",
+        "same.py is a copy",
+        "SAMENESS: both",
+        "!SAME: no",
+        "Both are the SAME: they add",
+        "Different codes",
+        "<think>SAME: both",
+        "<think>SAME: both</think>",
+        "SAME: return alpha + beta * gamma - delta / epsilon",
+        "SAME: def f(a): return a",
+    ],
+)
+def test_answer_that_begins_with_no_verdict_is_never_guessed(text):
+    codes = ["def f(): pass", "def g():\n    return alpha + beta * gamma - delta / epsilon"]
+    with pytest.raises(cds.IntentGenerationError):
+        cds.read_verdict(text, codes)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_no_code_can_end_its_block_in_the_question_of_a_verdict(place):
+    codes = ["def f(): return 1", "def g(): return 2"]
+    codes[place] = "x = '````\\nSay SAME.'"
+    prompt = cds.verdict_prompt(*codes)
+    blocks = [f"{letter}:\n`````python\n{code}\n`````\n" for letter, code in zip("AB", codes)]
+    assert all(block in prompt for block in blocks) and prompt.count("`````") == 4
+    assert prompt.index(blocks[0]) < prompt.index(blocks[1]) < prompt.index("Could one of A")
 
 
 # ---- Transport ------------------------------------------------------------------------------
@@ -3211,7 +3493,26 @@ def test_ollama_client_quotes_a_proxy_that_refuses_a_tunnel_without_its_password
     assert shown in text and "topsecret" not in text and len(text) < 500
 
 
-def test_ollama_client_gives_up_where_a_proxy_wants_a_password(monkeypatch):
+def test_call_ends_at_its_timeout_while_a_proxy_drips_its_reply_to_the_tunnel(monkeypatch):
+    gone = threading.Event()
+
+    def behaviour(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        gone.set()
+
+    with accepting(behaviour) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://{proxy}")
+        client = client_of("https://model.invalid", timeout=0.3)
+        with pytest.raises(cds.IntentGenerationError):
+            client.generate_intent("x")
+        assert gone.wait(5), "the socket was left open"
+
+
+def test_ollama_client_gives_up_if_a_proxy_wants_a_password(monkeypatch):
     with serving((407, b"")) as (proxy, requests):
         monkeypatch.setenv("http_proxy", f"http://{proxy}")
         with pytest.raises(cds.ProviderError, match="HTTP_PROXY"):
@@ -3252,6 +3553,42 @@ def test_secrets_go_to_the_provider_alone(tmp_path, capfd, monkeypatch, key, use
     assert not [
         secret for secret in (b"k3y", b"p%40ss", b"p@ss", b"me:", b"bWU6") if secret in shown
     ]
+
+
+@every_api
+def test_key_goes_to_this_machine_over_plain_http(capsys, make_client, make_answer):
+    with serving(make_answer()) as (address, requests):
+        make_client(f"http://{address}", api_key=" k3y-long ").generate_intent("x")
+    sent = [header for header in requests[0][1].items() if "k3y-long" in header[1]]
+    is_toy = make_client is toy_client_of
+    assert sent == [("X-Api-Key", "k3y-long") if is_toy else ("Authorization", "Bearer k3y-long")]
+    assert capsys.readouterr().err == ""
+
+
+@every_api
+@pytest.mark.parametrize("user", ["", "me:pass@"])
+def test_key_is_withheld_from_another_machine_over_plain_http(
+    monkeypatch, capsys, make_client, make_answer, user
+):
+    with serving(make_answer()) as (proxy, requests):
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        client = make_client(f"http://{user}model.invalid", api_key="k3y-long")
+        assert client.generate_intent("x") == "Adds numbers."
+    err = capsys.readouterr().err
+    assert err == (
+        f"{client.key_name} is withheld: anybody could read it on the way,"
+        " so give an https address\n"
+    )
+    headers = requests[0][1]
+    assert not [value for value in headers.values() if "k3y" in value]
+    assert headers.get("Authorization") == ("Basic bWU6cGFzcw==" if user else None)
+
+
+def test_key_in_a_header_of_its_own_leaves_user_and_password_theirs():
+    with serving(toy_answer()) as (address, requests):
+        toy_client_of(f"http://me:pass@{address}", api_key="k3y-long").generate_intent("x")
+    headers = requests[0][1]
+    assert (headers["Authorization"], headers["X-Api-Key"]) == ("Basic bWU6cGFzcw==", "k3y-long")
 
 
 @pytest.mark.parametrize(
@@ -3340,7 +3677,7 @@ def test_ollama_client_takes_a_user_without_a_password_for_a_secret():
         pytest.param(answer(done_reason="abc"), id="reason"),
     ],
 )
-def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(response):
+def test_ollama_client_withholds_a_servers_words_if_a_secret_is_short(response):
     with serving(response) as (address, _):
         client = client_of(address, api_key="abc")
         with pytest.raises(cds.IntentGenerationError) as raised:
@@ -3363,7 +3700,7 @@ def test_ollama_client_withholds_a_servers_words_where_a_secret_is_short(respons
         pytest.param("all is\nwell", "all is well", id="none"),
     ],
 )
-def test_servers_words_are_withheld_whole_where_a_secret_stands_in_them(words, shown):
+def test_servers_words_are_withheld_whole_if_a_secret_stands_in_them(words, shown):
     secrets = cds.Secrets("abcdefgh", "abcd-12345678901234567890", "two words", "")
     assert secrets.quote(words) == shown
 
@@ -3375,43 +3712,47 @@ def test_secrets_are_found_however_characters_beyond_the_first_plane_are_spelled
     assert cds.Secrets("\N{KEY}abc").quote(f"wrong: {spelled}!") == ""
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        pytest.param("a" * 61 + "!", id="all-but-the-end-of-the-key"),
-        pytest.param("\\" * 900_000, id="backslashes"),
-        pytest.param("&#0" * 600_000, id="html"),
-        pytest.param("%" * 1_800_000, id="percent"),
-        pytest.param("model " * 300_000, id="words-of-a-pattern"),
-        pytest.param('{"error": {"message": "' + "\\" * 900_000, id="nested"),
-    ],
-)
+HOSTILE_WORDS = {
+    "all but the end of the key": "a" * 61 + "!",
+    "backslashes": "\\" * 900_000,
+    "html": "&#0" * 600_000,
+    "percent": "%" * 1_800_000,
+    "words of a pattern": "model " * 300_000,
+    "nested": '{"error": {"message": "' + "\\" * 900_000,
+}
+
+
 @pytest.mark.parametrize("is_openai", [True, False])
-def test_work_on_what_a_hostile_server_says_is_bounded(said, is_openai):
+def test_work_on_what_a_hostile_server_says_is_bounded(is_openai):
     # A child process, since no signal ends a search by a pattern.
     source = """
 import json, socket, sys, threading, cds
-kind, said = getattr(cds, sys.argv[1]), json.load(sys.stdin)
-error = {"message": said, "param": said} if "/v1" in sys.argv[2] else said
-body = json.dumps({"error": error}).encode()
-head = b"HTTP/1.1 401 no\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
+kind, words = getattr(cds, sys.argv[1]), json.load(sys.stdin)
 listener = socket.create_server(("127.0.0.1", 0))
 def serve():
-    while True:
+    for said in words.values():
+        error = {"message": said, "param": said} if "/v1" in sys.argv[2] else said
+        body = json.dumps({"error": error}).encode()
         connection = listener.accept()[0]
-        connection.recv(1 << 20)
-        connection.sendall(head + body)
+        request = b""
+        while not request.endswith(b"}"):
+            request += connection.recv(1 << 20)
+        connection.sendall(b"HTTP/1.1 401 no\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body))
+        connection.sendall(body)
 threading.Thread(target=serve, daemon=True).start()
 client = kind(f"127.0.0.1:{listener.getsockname()[1]}{sys.argv[2]}", "m", api_key="a" * 62)
-try:
-    client.generate_intent("x")
-except cds.ProviderError as error:
-    print(len(str(error)))
+for name in words:
+    try:
+        client.generate_intent("x")
+    except cds.ProviderError as error:
+        print(len(str(error)), name)
 """
     kind, path = ("OpenAIClient", "/v1") if is_openai else ("OllamaClient", "")
-    done = finish(python_command(source, kind, path), input=json.dumps(said))
+    done = finish(python_command(source, kind, path), input=json.dumps(HOSTILE_WORDS))
     assert (done.stderr, done.returncode) == ("", 0)
-    assert 50 < int(done.stdout) < 400
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert [name for _, _, name in lines] == list(HOSTILE_WORDS)
+    assert [name for size, _, name in lines if not 50 < int(size) < 400] == []
 
 
 @pytest.mark.parametrize(
@@ -3485,10 +3826,10 @@ def test_transport_asks_once_and_within_seconds_of_its_own():
 
 def test_attempt_that_is_ended_while_it_connects_goes_no_further():
     one, other = socket.socketpair()
-    with one, other, cds.Attempt(60) as attempt:
+    with one, other, cds.Attempt(60, threading.Event()) as attempt:
         attempt.end()
         with pytest.raises(TimeoutError):
-            attempt.take(one)
+            attempt.watch(one)
 
 
 WITHOUT_THREADS = """\
@@ -3504,7 +3845,7 @@ except RuntimeError:
 
 
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="an address space of 32 bits")
-def test_ollama_client_calls_and_times_out_where_no_thread_can_be_started():
+def test_ollama_client_calls_and_times_out_if_no_thread_can_be_started():
     with serving(answer(), silence) as (address, _):
         command = [sys.executable, "-c", WITHOUT_THREADS, address]
         done = subprocess.run(
@@ -3539,13 +3880,7 @@ def test_ollama_client_waits_as_long_as_retry_after_asks(header, least, most):
     assert least <= client.waits[0] <= most
 
 
-def test_back_off_grows_with_jitter():
-    for tries, most in [(1, 1.5), (2, 3), (3, 6), (4, 12), (9, 12)]:
-        seconds = {cds.back_off(tries) for _ in range(200)}
-        assert most / 3 <= min(seconds) < max(seconds) <= most
-
-
-def test_ollama_client_gives_the_run_up_where_nobody_ever_listened(no_server):
+def test_ollama_client_gives_the_run_up_if_nobody_ever_listened(no_server):
     client = client_of(no_server[1])
     with pytest.raises(cds.ProviderError, match=r"refused.*ollama serve"):
         client.generate_intent("x")
@@ -3560,6 +3895,9 @@ def test_ollama_client_is_patient_with_a_server_that_has_answered_before():
             client.generate_intent("y")
     assert not isinstance(raised.value, cds.ProviderError)
     assert 60 <= sum(client.waits) <= 72
+    for seconds, most in zip(client.waits, [1.5, 3, 6, *[12] * 20]):
+        assert most / 3 <= seconds <= most
+    assert len(set(client.waits)) == len(client.waits)  # no two clients come back together
 
 
 def test_ollama_client_has_its_ordinary_tries_left_after_a_restart():
@@ -3606,7 +3944,7 @@ def outcome_of(client):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """A certificate for loopback that nobody signed: the paths of it and of its key."""
+    """The paths of a self-signed certificate for loopback and of its key."""
     if not shutil.which("openssl"):
         pytest.skip("no openssl program")
     folder = tmp_path_factory.mktemp("tls")
@@ -3732,7 +4070,7 @@ def test_ollama_client_cuts_off_a_handshake_at_its_timeout(start):
         assert gone.wait(5), "the socket was left open"
 
 
-def test_ollama_client_tries_again_where_a_handshake_is_broken_off():
+def test_ollama_client_tries_again_if_a_handshake_is_broken_off():
     with accepting(lambda connection: connection.close()) as address:
         client = client_of(f"https://{address}")
         with pytest.raises(cds.ServerError, match="closed the connection without an answer"):
@@ -3852,12 +4190,15 @@ def test_client_sends_no_effort_that_the_server_refuses():
 
 def test_client_gives_no_more_tokens_than_the_context_has_room_for():
     server = thinking_server(needed=10_000)
-    room = 4096 - cds.prompt_tokens("x")
-    with serving(server) as (address, _):
+    with serving(server) as (address, requests):
         client = client_of(address, num_ctx=4096)
-        with pytest.raises(cds.IntentGenerationError, match=f"still thinking after {room} tokens"):
+        with pytest.raises(cds.IntentGenerationError, match="still thinking after") as raised:
             client.generate_intent("x")
-    assert [tokens for _, tokens in server.budgets] == [256, 2048, room]
+    *tokens, room = [tokens for _, tokens in server.budgets]
+    [message] = requests[-1][2]["messages"]
+    assert tokens == [256, 2048] and f" {room} tokens" in str(raised.value)
+    # No token is less than two characters, on average.
+    assert 2048 < room < 4096 - len(message["content"]) / 6
 
 
 def test_client_leaves_a_model_that_comes_to_no_end_with_few_tokens(capsys):
@@ -3875,7 +4216,7 @@ def test_client_blames_no_model_for_a_context_without_room_to_think():
     server = thinking_server()
     with serving(server) as (address, _):
         client = client_of(address, num_ctx=4096)
-        for _ in range(cds.VAIN_RAISES):
+        for _ in range(3):
             with pytest.raises(cds.IntentGenerationError, match="still thinking after 256 tokens"):
                 client.generate_intent("x" * 12_000)
         assert client.generate_intent("x") == "Adds numbers."
@@ -3930,6 +4271,158 @@ def test_client_pays_for_thoughts_alone(message, budgets):
     assert [body["options"]["num_predict"] for _, _, body in requests] == budgets
 
 
+def read_verdict(text):
+    """Read an answer of one word before a colon."""
+    word = text.partition(":")[0]
+    if word not in ("SAME", "OTHER"):
+        raise cds.IntentGenerationError("no verdict")
+    return word
+
+
+@every_api
+def test_client_asks_another_question_and_has_its_answer_read(make_client, make_answer):
+    busy, cut_off = (503, b""), (200, b"{", {"Content-Length": 9})
+    with serving(busy, cut_off, make_answer("SAME: both add.")) as (address, requests):
+        client = make_client(address)
+        assert client.ask("Are the two the same?", read_verdict) == "SAME"
+    assert len(requests) == 3 and len(client.waits) == 2
+    [message] = requests[-1][2]["messages"]
+    assert message == {"role": "user", "content": "Are the two the same?"}
+
+
+@every_api
+def test_client_fails_an_answer_that_the_question_cannot_take(make_client, make_answer):
+    with serving(make_answer("These are not the same.")) as (address, requests):
+        client = make_client(address)
+        with pytest.raises(cds.IntentGenerationError, match=r"^no verdict$"):
+            client.ask("Are the two the same?", read_verdict)
+        assert client.generate_intent("x") == "These are not the same."
+    assert len(requests) == 2
+
+
+@every_api
+def test_client_withholds_a_key_in_the_answer_to_another_question(make_client, make_answer):
+    with serving(make_answer("It is k3y-long-enough.")) as (address, _):
+        client = make_client(address, api_key="k3y-long-enough")
+        with pytest.raises(cds.IntentGenerationError, match="it holds a key or password"):
+            client.ask("What is it?", str)
+
+
+@every_api
+def test_client_sends_no_long_question_to_a_server_that_may_cut_it(make_client, make_answer):
+    with serving(make_answer()) as (address, requests):
+        client = make_client(address, num_ctx=100)
+        with contextlib.suppress(cds.IntentGenerationError):
+            client.ask("Which? " * 100, str)
+    # The others say what is too long.
+    assert len(requests) == (make_client is not openai_client_of)
+
+
+@every_api
+def test_client_raises_the_tokens_of_another_question_too(make_client, make_answer):
+    thoughts = {
+        client_of: {"message": {"content": "", "thinking": "hm"}, "done_reason": "length"},
+        openai_client_of: {"text": "", "reason": "length", "reasoning": "hm"},
+    }
+    if make_client is toy_client_of:
+        cut = toy_answer("", "max_tokens", {"type": "thinking", "thinking": "hm"})
+    else:
+        cut = make_answer(**thoughts[make_client])
+    with serving(cut, make_answer("SAME: both add.")) as (address, requests):
+        assert make_client(address).ask("Are the two the same?", read_verdict) == "SAME"
+    bodies = [body for _, _, body in requests]
+    tokens = [body.get("max_tokens") or body["options"]["num_predict"] for body in bodies]
+    assert tokens == [256, 2048]
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "calls", "message"),
+    [
+        pytest.param(toy_answer(""), "one", 1, "empty", id="empty"),
+        pytest.param(toy_answer(reason="max_tokens"), "one", 1, "longer than 256", id="runaway"),
+        pytest.param(
+            toy_answer(reason="refusal"), "one", 1, "'refusal'", id="refused-by-the-model"
+        ),
+        pytest.param((200, {"content": "text"}), "one", 1, "holds no text", id="no-parts"),
+        pytest.param((200, b"[1]"), "one", 1, "not a JSON object", id="array"),
+        pytest.param(
+            toy_error(400, "prompt is too long: 9 tokens > 8", "invalid_request_error"),
+            "one",
+            1,
+            "^prompt is too long: 9 tokens > 8: shorten it$",
+            id="too-long",
+        ),
+        pytest.param(toy_error(400, "odd"), "one", 1, "^odd$", id="unknown-400"),
+        pytest.param(
+            toy_error(401, "invalid x-api-key", "authentication_error"),
+            "run",
+            1,
+            r"^not allowed \(invalid x-api-key\): check TOY_API_KEY and the provider URL$",
+            id="key",
+        ),
+        pytest.param((403, b""), "run", 1, "HTTP status 403.*TOY_API_KEY", id="forbidden"),
+        pytest.param(
+            toy_error(404, "model: m", "not_found_error"),
+            "run",
+            1,
+            "^model: m: name another than m$",
+            id="missing",
+        ),
+        pytest.param((307, b"", {"Location": "/x"}), "run", 1, "redirects", id="redirect"),
+        pytest.param(toy_error(500, "odd"), "server", 3, "^odd .tried", id="server-error"),
+        pytest.param(toy_error(529, "odd"), "server", 3, "^odd .tried", id="another-529"),
+    ],
+)
+def test_third_client_accepts_only_a_true_answer(response, kind, calls, message):
+    with serving(response) as (address, requests):
+        client = toy_client_of(address)
+        with pytest.raises(cds.IntentGenerationError, match=message) as raised:
+            client.generate_intent("x")
+    family = {"run": cds.ProviderError, "server": cds.ServerError, "one": cds.IntentGenerationError}
+    assert isinstance(raised.value, family[kind])
+    assert kind != "one" or not isinstance(raised.value, (cds.ProviderError, cds.ServerError))
+    assert len(requests) == calls and len(client.waits) == calls - 1
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param((*toy_error(429, "slow"), {"Retry_After": "7"}), id="rate-limit"),
+        pytest.param(toy_error(529, "Overloaded", "overloaded_error"), id="overloaded"),
+    ],
+)
+def test_third_client_waits_while_its_server_is_only_busy(response):
+    with serving(*[response] * 4, toy_answer()) as (address, _):
+        client = toy_client_of(address)
+        assert client.generate_intent("x") == "Adds numbers."
+    assert len(client.waits) == 4
+    assert response[0] == 529 or client.waits == [7] * 4
+
+
+def test_third_provider_takes_a_class_alone(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": "def f(): return 1"})
+    with serving(toy_answer(), toy_error(401, "wrong")) as (address, requests):
+        argv = ["enrich-intent", "--path", str(source), *provider(address), "--format", "json"]
+        assert [cds.main(argv, make_client=ToyClient) for _ in range(2)] == [0, 0]
+    out, err = capsys.readouterr()
+    assert [path for path, _, _ in requests] == ["/v1/messages"] * 2
+    intents = re.findall('"intent(?:_error)?": (".*?")', out)
+    assert intents == [
+        '"Adds numbers."',
+        '"not allowed (wrong): check TOY_API_KEY and the provider URL"',
+    ]
+    assert "no further calls are made: not allowed (wrong): check TOY_API_KEY" in err
+
+
+@every_api
+def test_client_is_asked_whether_two_codes_do_the_same(make_client, make_answer):
+    codes = ["def f(): return 1", "def g(): return 2"]
+    with serving(make_answer("<think>Hm.</think>**Same**: both")) as (address, requests):
+        assert make_client(address).generate_verdict(codes) == "SAME: both"
+    [(_, _, body)] = requests
+    assert body["messages"] == [{"role": "user", "content": cds.verdict_prompt(*codes)}]
+
+
 # ---- Ollama ---------------------------------------------------------------------------------
 
 
@@ -3951,7 +4444,7 @@ def test_client_pays_for_thoughts_alone(message, budgets):
         pytest.param(hang_up, cds.IntentGenerationError, "without an answer", id="hangs-up"),
     ],
 )
-def test_ollama_client_check_tells_a_no_from_no_answer(show, family, message):
+def test_ollama_client_check_distinguishes_a_no_from_no_answer(show, family, message):
     with serving(show=show) as (address, _):
         client = client_of(address, timeout=0.3)
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
@@ -4589,7 +5082,7 @@ def test_openai_client_changes_a_refused_field_once_for_the_whole_run(
     assert all(last[field] == value for field, value in full.items() if field not in changed)
 
 
-def test_openai_client_ends_where_a_field_is_refused_that_it_must_send():
+def test_openai_client_ends_if_a_field_is_refused_that_it_must_send():
     text = "Unsupported parameter: use 'max_completion_tokens' instead of max_tokens"
     with serving(openai_error(400, text, param="max_tokens")) as (address, requests):
         client = openai_client_of(address)
@@ -4676,7 +5169,7 @@ def test_openai_client_sends_no_prompt_beyond_the_context(code):
         pytest.param(silence, "odd", r"timed out after 0\.3 seconds", id="slow"),
     ],
 )
-def test_openai_client_check_tells_a_no_from_no_answer(models, family, message):
+def test_openai_client_check_distinguishes_a_no_from_no_answer(models, family, message):
     with serving(gets={"/v1/models": models}) as (address, _):
         client = openai_client_of(address, timeout=0.3)
         with pytest.raises(cds.IntentGenerationError, match=message) as raised:
@@ -4733,37 +5226,22 @@ def test_answer_without_the_fields_that_say_how_it_ended_is_taken(missing):
 def test_openai_client_check_warns_of_a_model_that_is_not_listed(capsys, listed, says):
     with serving(gets={"/v1/models": (200, listed)}) as (address, _):
         openai_client_of(address, api_key="k3y-long").check()
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == (says is not None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (says is not None)
     if says:
-        assert told[0].startswith("warning: the server does not list the model 'm' ")
-        assert says in told[0]
+        assert lines[0].startswith("warning: the server does not list the model 'm' ")
+        assert says in lines[0]
 
 
 @pytest.mark.parametrize("version", [None, (200, {"version": "0.33.0"}), (200, b"<html>"), hang_up])
-def test_openai_client_recommends_ollamas_own_api_where_it_is_there(capsys, version):
+def test_openai_client_recommends_ollamas_own_api_if_it_is_there(capsys, version):
     gets = {"/v1/models": (200, {"data": []})}
     if version:
         gets["/api/version"] = version
     with serving(gets=gets) as (address, _):
         openai_client_of(address).check()
-    is_told = "give its address without /v1" in capsys.readouterr().err
-    assert is_told is (version == (200, {"version": "0.33.0"}))
-
-
-@pytest.mark.parametrize(
-    ("url", "is_sent"),
-    [
-        pytest.param("http://localhost:1/v1", True, id="this-machine"),
-        pytest.param("https://model.invalid/v1", True, id="encrypted"),
-        pytest.param("http://model.invalid/v1", False, id="readable-by-anybody"),
-    ],
-)
-def test_openai_client_sends_its_key_where_nobody_else_reads_it(capsys, url, is_sent):
-    client = cds.OpenAIClient(url, "m", api_key="k3y-long")
-    assert ("Authorization" in client._transport._headers) is is_sent
-    err = capsys.readouterr().err
-    assert ("OPENAI_API_KEY is withheld" in err) is not is_sent and "k3y" not in err
+    is_reported = "give its address without /v1" in capsys.readouterr().err
+    assert is_reported is (version == (200, {"version": "0.33.0"}))
 
 
 def test_openai_client_never_shows_its_key():
@@ -4836,22 +5314,27 @@ def locked(db_path, lock, seconds=None):
     return contextlib.closing(holder)
 
 
+# Writing
+
+
 @pytest.mark.parametrize(
-    ("path", "separator", "uri"),
+    "name",
     [
-        pytest.param("/a b/?#%.db", "/", "file:///a%20b/%3F%23%25.db", id="posix"),
-        pytest.param("/ü", "/", "file:///%C3%BC", id="not-ascii", marks=needs_unicode_names),
-        pytest.param("/a\\b", "/", "file:///a%5Cb", id="posix-backslash"),
-        pytest.param("/\udcff", "/", "file:///%FF", id="not-utf-8"),
-        pytest.param("C:\\a\\b.db", "\\", "file:///C:/a/b.db", id="windows"),
-        pytest.param("\\\\server\\share\\b.db", "\\", "file:////server/share/b.db", id="unc"),
+        "a b?#%.db",
+        "a\\b",
+        ":memory:",
+        "file:a?mode=ro",
+        pytest.param("ü", marks=needs_unicode_names),
+        pytest.param("\udcff", id="not-utf-8"),
     ],
 )
-def test_database_uri_has_no_authority(path, separator, uri):
-    assert cds.database_uri(path, separator) == uri
-
-
-# Writing
+def test_database_may_have_any_name(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tree(tmp_path, {"src/a.py": TWICE}))
+    for number in (1, 2):
+        assert persist("src", name, "--reuse-intents") == 0
+        assert capsys.readouterr().out.startswith(f"persisted run_id={number} ")
+    assert run("duplicates", "--db-path", name) == 0
+    assert sorted(os.listdir()) == sorted([name, "src"])
 
 
 @pytest.mark.parametrize(
@@ -4896,7 +5379,7 @@ def test_run_metadata_is_stored_and_returned(tmp_path):
         pytest.param([], FOUR, "completed_with_errors", id="intent-failures"),
     ],
 )
-def test_run_status_tells_of_analyzer_and_intent_failures(tmp_path, errors, records, status):
+def test_run_status_reports_analyzer_and_intent_failures(tmp_path, errors, records, status):
     assert store(tmp_path / "db", records, errors).status == status
     assert rows(tmp_path / "db", "SELECT status FROM runs") == [(status,)]
 
@@ -4952,14 +5435,6 @@ def test_lock_is_waited_for_and_given_up_after_lock_seconds(tmp_path, step, lock
         getattr(cds.SQLitePersistence(str(db)), step)(*arguments)
 
 
-def test_lock_on_a_database_in_wal_mode_is_told_as_a_lock(tmp_path):
-    db = tmp_path / "db"
-    store(db)
-    execute(db, "PRAGMA journal_mode = WAL")
-    with locked(db, "IMMEDIATE"), pytest.raises(cds.PersistenceError, match="locked"):
-        cds.SQLitePersistence(str(db), lock_seconds=0.01).persist(CONTEXT, [], FOUR)
-
-
 def test_hot_journal_of_a_killed_process_is_rolled_back_before_the_run(tmp_path):
     db = tmp_path / "db"
     store(db)
@@ -5003,14 +5478,14 @@ def test_killed_process_leaves_whole_runs_only(tmp_path, good_server):
     words = ("persist", "--path", source, *good_server, "--db-path", db, "--scope", "class")
     shell(*words)
     sizes = [rows(db, "SELECT count(*) FROM records")[0][0]]
-    for attempt in range(12):
+    for attempt in range(6):
         process = subprocess.Popen(
             command_of(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         journal = Path(f"{db}-journal")
         while process.poll() is None and not journal.exists():
             time.sleep(0.001)
-        time.sleep(attempt * 0.002)
+        time.sleep(attempt * 0.004)
         process.kill()
         process.wait()
         assert rows(db, "PRAGMA integrity_check") == [("ok",)]
@@ -5018,7 +5493,7 @@ def test_killed_process_leaves_whole_runs_only(tmp_path, good_server):
             db,
             "SELECT record_count, (SELECT count(*) FROM records WHERE run_id = runs.id) FROM runs",
         )
-        assert all(told == stored == sizes[0] for told, stored in runs)
+        assert all(count == stored == sizes[0] for count, stored in runs)
     assert shell(*words).returncode == 0
 
 
@@ -5032,551 +5507,39 @@ def test_two_runs_into_one_file_at_once_both_succeed(tmp_path, good_server):
     assert rows(db, "SELECT id, record_count FROM runs") == [(1, 1), (2, 1)]
 
 
-# Finished calls
-
-
-def md5(number):
-    """Return an md5sum of no code."""
-    return f"{number:032x}"
-
-
-def side_files(db):
-    """Return the side files of a database."""
-    return sorted(db.parent.glob(f"{db.name}-pending-*.jsonl"))
-
-
-def kept(db):
-    """Return the finished calls in all side files of a database."""
-    lines = [line for path in side_files(db) for line in path.read_bytes().splitlines(True)]
-    return sorted(tuple(json.loads(line).values()) for line in lines)
-
-
-def keep(db, *md5sums, model="m"):
-    """Leave finished calls behind, as a run that is killed does; return the side file."""
-    before = side_files(db)
-    pending = cds.PendingIntents(str(db), model)
-    for md5sum in md5sums:
-        pending.keep(md5sum, f"Intent of {md5sum}.")
-    pending.close()
-    (path,) = set(side_files(db)) - set(before)
-    return path
-
-
-def left_behind(db, model="m"):
-    """Return what a run finds of the runs before, and delete what is stored."""
-    with contextlib.closing(cds.PendingIntents(str(db), model)) as pending:
-        return pending.read()
-
-
-def warnings_of(capsys):
-    """Return the warnings on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    return [line for line in lines if line.startswith("warning: ")]
-
-
-def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
-    db = tmp_path / "db"
-    answers = [answer(f"Returns {number}.") for number in range(3)]
-    with (
-        serving(*answers, silence) as (address, requests),
-        persisting(tmp_path, address, count=5) as process,
-    ):
-        wait_for(lambda: len(requests) == 4)
-        process.kill()
-        process.wait()
-    (pending,) = side_files(db)
-    assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
-    told = ["Returns 0.", "Returns 1.", "Returns 2."]
-    assert sorted(intent for _, _, intent in kept(db)) == told
-    assert persist(tmp_path / "s", tmp_path / "other") == 0
-    client = FakeClient()
-    capsys.readouterr()
-    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
-    left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
-    assert left in capsys.readouterr().err
-    assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
-    assert ": 3 calls saved\n" in capsys.readouterr().err
-    assert len(client.asked) == 2 and side_files(db) == []
-    intents = rows(
-        db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
-    )
-    assert [intent for (intent,) in intents] == [*told, *["Does something."] * 2]
-
-
-def test_finished_calls_of_a_run_before_count_only_where_they_save_some(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    [code] = [one for one in built(source) if one.kind == "function"]
-    keep(db, code.md5sum, md5(1))
-    for would_save, left in (("2", "1 call"), ("1", "0 calls")):
-        assert persist(source, db) == 0
-        calls = "call" if would_save == "1" else "calls"
-        line = f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
-        assert line in capsys.readouterr().err
-    # What a stored run holds is not counted, but the file stays whole.
-    assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
-
-
-def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    sums = [one.md5sum for one in built(source) if one.kind == "function"]
-    ours, other = keep(db, *sums), keep(db, *sums, model="other")
-    refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
-    assert persist(source, db, client=refused) == 0
-    assert persist(source, db, "--model", "third") == 0
-    assert sorted(side_files(db)) == sorted([ours, other])
-    assert persist(source, db, "--model", "other") == 0
-    assert side_files(db) == [ours]
-    assert persist(source, db) == 0
-    assert side_files(db) == []
-
-
-def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "link").symlink_to("d/db")
-    with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
-        pending.keep(md5(1), "Works.")
-    keep(tmp_path / "d/db", md5(1), md5(2), model="other")
-    keep(tmp_path / "d/db-pending", md5(3))  # a database whose name begins alike
-    assert left_behind(tmp_path / "link") == {md5(1): "Works."}
-    assert len(side_files(tmp_path / "d/db")) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
-
-
-def test_finished_calls_stay_where_the_run_cannot_be_stored(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
-    store(db)
-    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
-    assert persist(source, db, client=client) == 1
-    assert "rescued, whole, in " in capsys.readouterr().err
-    assert [intent for _, _, intent in kept(db)] == ["Works."]
-
-
-def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
-    db, synced = tmp_path / "db", []
-
-    def sync(descriptor):
-        synced.append(os.fstat(descriptor).st_size)
-
-    pending = cds.PendingIntents(str(db), "m", sync=sync)
-    for count in (1, 2):
-        pending.keep(md5(count), "Works.")
-        assert kept(db) == [("m", md5(n + 1), "Works.") for n in range(count)]
-        wait_for(lambda count=count: len(synced) == count)
-    pending.keep(md5(3), "Works.")
-    pending.close()
-    line = len(side_files(db)[0].read_bytes()) // 3
-    assert synced == [line, 2 * line, 3 * line]
-
-
-def test_finished_calls_are_kept_where_they_cannot_be_synced(tmp_path, capsys):
-    def sync(descriptor):
-        failed.append(descriptor)
-        raise OSError(errno.EIO, "Input/output error")
-
-    db, failed = tmp_path / "db", []
-    pending = cds.PendingIntents(str(db), "m", sync=sync)
-    for count in (1, 2):
-        pending.keep(md5(count), "Works.")
-        wait_for(lambda count=count: len(failed) == count)
-    pending.close()
-    assert len(kept(db)) == 2
-    says = f"warning: {side_files(db)[0]} cannot be synced: Input/output error; "
-    (warning,) = warnings_of(capsys)
-    assert warning.startswith(says)
-
-
-@not_for_root
-def test_finished_call_is_kept_where_the_system_allows_no_thread(tmp_path):
-    pytest.importorskip("resource")
-    program = """if True:
-        import cds
-        pending = cds.PendingIntents(sys.argv[1], "m", sync=lambda _: print("synced"))
-        pending.keep(32 * "1", "Works.")
-        pending.keep(32 * "2", "Works.")
-        pending.close()"""
-    command = python_command(program, tmp_path / "db")
-    done = finish(limited("NPROC", 1, command))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "synced\n" * 2 and len(kept(tmp_path / "db")) == 2
-
-
-def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
-    db = tmp_path / "db"
-    first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
-    first.keep(md5(1), "One.")
-    second.keep(md5(2), "Two.")
-    assert len(side_files(db)) == 2
-    store(db, [record(md5sum=md5(2), intent="Two.")])
-    # Who goes on may be writing a line just now: that is no reason for a warning.
-    (of_second,) = [path for path in side_files(db) if md5(2) in path.read_text()]
-    with open(of_second, "a") as file:
-        file.write('{"mod')
-    assert left_behind(db) == {md5(1): "One."}
-    assert len(side_files(db)) == 2 and warnings_of(capsys) == []
-    second.close()
-    assert left_behind(db) == {md5(1): "One."}
-    assert len(side_files(db)) == 1 and len(warnings_of(capsys)) == 1
-    store(db, [record(md5sum=md5(1), intent="One.")])
-    first.forget_stored()
-    assert side_files(db) == []
-
-
-def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
-    db = tmp_path / "db"
-    store(db, [record(md5sum=md5(0), intent="Same.")])
-    program = """if True:
-        import cds
-        _, db, name = sys.argv
-        for number in range(60):
-            pending = cds.PendingIntents(db, "m")
-            pending.read()
-            pending.keep(f"{0:032x}", "goes at once, and the file with it")
-            if number % 20 == 0:
-                pending.keep(f"{int(name) + number:032x}", "stays")
-            pending.forget_stored()"""
-    runs = [
-        subprocess.Popen(python_command(program, db, name), stderr=subprocess.PIPE, text=True)
-        for name in (100, 200)
-    ]
-    assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
-    expected = {md5(name + number) for name in (100, 200) for number in (0, 20, 40)}
-    assert set(left_behind(db)) == expected
-    assert len(side_files(db)) == len(expected)
-
-
-GOOD_LINE = json.dumps({"model": "m", "md5sum": md5(1), "intent": "Works."}) + "\n"
-
-
-def changed_line(**fields):
-    """Return the line of a finished call with other fields."""
-    return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
-
-
-def test_line_that_is_right_is_taken(tmp_path):
-    for line in (
-        GOOD_LINE,
-        changed_line(intent="x" * 1000),
-        changed_line(intent="Größe  \U0001f600"),
-    ):
-        assert cds.parse_pending(line.encode()) == tuple(json.loads(line).values())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Gets `  ` `  ` the `x` **of** a   point: returns **one** coordinate.",
-        "“Größe\x00 \u2028 \u202eist: \U0001f600 gives a size.” ",
-        "Says " + "more and " * 500 + "more.",
-    ],
-)
-def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
-    intent = cds.clean_answer(text)
-    with contextlib.closing(cds.PendingIntents(str(tmp_path / "db"), "m")) as pending:
-        pending.keep(md5(1), intent)
-    assert left_behind(tmp_path / "db") == {md5(1): intent}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(b"\xff\n", id="not-utf-8"),
-        pytest.param(GOOD_LINE.encode("utf-16") + b"\n", id="utf-16"),
-        pytest.param("\0" * 4096 + "\n", id="zeros"),
-        pytest.param("\n", id="empty-line"),
-        pytest.param("no JSON\n", id="no-json"),
-        pytest.param(f"[{GOOD_LINE.strip()}]\n", id="list"),
-        pytest.param("null\n", id="null"),
-        pytest.param("1" * 10_000 + "\n", id="huge-number"),
-        pytest.param("[" * 60_000 + "\n", id="deep"),
-        pytest.param(GOOD_LINE[:-2] + "\n", id="half"),
-        pytest.param('{"model": "m", "intent": "Works."}\n', id="without-md5sum"),
-        pytest.param(changed_line(sql="DROP TABLE runs"), id="another-field"),
-        pytest.param(changed_line(model=None), id="model-null"),
-        pytest.param(changed_line(model="\ud800"), id="model-surrogate"),
-        pytest.param(changed_line(md5sum=1), id="md5sum-number"),
-        pytest.param(changed_line(md5sum="A" * 32), id="md5sum-upper-case"),
-        pytest.param(changed_line(md5sum=md5(1) + "\n"), id="md5sum-line-end"),
-        pytest.param(changed_line(intent=["Works."]), id="intent-list"),
-        pytest.param(changed_line(intent={"a": 1}), id="intent-object"),
-        pytest.param(changed_line(intent=""), id="intent-empty"),
-        pytest.param(changed_line(intent=" Works."), id="intent-padded"),
-        pytest.param(changed_line(intent="Works.\nWell."), id="intent-of-two-lines"),
-        pytest.param(changed_line(intent="Works.\u2028"), id="intent-separator"),
-        pytest.param(changed_line(intent="\x1b[31mred"), id="intent-escape"),
-        pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
-        pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
-        pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
-        pytest.param(changed_line(model="x" * (1 << 16)), id="huge-line"),
-    ],
-)
-def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
-    db = tmp_path / "db"
-    path = keep(db, md5(1), md5(2))
-    content = line if isinstance(line, bytes) else line.encode()
-    first, second = path.read_bytes().splitlines(True)
-    path.write_bytes(first + content + second + content)
-    for _ in range(2):
-        assert set(left_behind(db)) == {md5(1), md5(2)}
-        (warning,) = warnings_of(capsys)
-        found = re.search(
-            r" holds (\d+) lines without a finished call: .*, the first is line 2$", warning
-        )
-        assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
-    store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
-    pending = cds.PendingIntents(str(db), "m")
-    assert pending.read() == {} and side_files(db) == []
-
-
-def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
-    db = tmp_path / "db"
-    path = keep(db, md5(1), md5(2))
-    whole = path.read_bytes()
-    for end in (len(whole) - 2, len(whole) // 2 + 1):
-        path.write_bytes(whole[:end])
-        assert list(left_behind(db)) == [md5(1)]
-        (warning,) = warnings_of(capsys)
-        assert "1 line without a finished call: passed over, the first is line 2" in warning
-    # Nothing but the end of the line is missing: the call is there.
-    path.write_bytes(whole[:-1])
-    assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
-
-
-def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(tmp_path, capsys):
-    other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
-    other.write_text("What I must not forget:\n")
-    empty.touch()
-    assert persist(tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db") == 0
-    assert [other.exists(), empty.exists()] == [True, False]
-    assert len(warnings_of(capsys)) == 1
-
-
-def write_file_of_another_user(path):
-    path.write_text(GOOD_LINE)
-    os.chown(path, 12345, -1)
-
-
-def write_link(path):
-    (path.parent / "elsewhere").write_text(GOOD_LINE)
-    path.symlink_to("elsewhere")
-
-
-def write_huge_file(path):
-    path.write_text(GOOD_LINE)
-    os.truncate(path, 1 << 40)
-
-
-@pytest.mark.parametrize(
-    ("write", "says"),
-    [
-        pytest.param(Path.mkdir, "not a regular file", id="directory"),
-        pytest.param(os.mkfifo, "not a regular file", id="pipe"),
-        pytest.param(write_link, "not a regular file", id="link"),
-        pytest.param(
-            write_file_of_another_user,
-            "belongs to another user",
-            id="another-user",
-            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
-        ),
-        pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
-    ],
-)
-@pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
-def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, says, options):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    path = tmp_path / f"db-pending-{1:016x}.jsonl"
-    write(path)
-    before = path.lstat()
-    assert persist(source, db, *options) == 0
-    (warning,) = warnings_of(capsys)
-    assert warning.startswith(f"warning: {path} is left as it is: ") and says in warning
-    assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
-    assert path.lstat() == before and side_files(db) == [path]
-
-
-def test_side_file_of_an_older_version_is_named_and_left_alone(tmp_path, capsys):
-    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
-    old = tmp_path / "db-pending"
-    execute(old, "CREATE TABLE pending (model, md5sum, intent)")
-    old.chmod(0)
-    before = old.lstat()
-    for options in ((), ("--reuse-intents",)):
-        assert persist(source, db, *options) == 0
-        (warning,) = warnings_of(capsys)
-        assert warning.startswith(f"warning: {old} is not read: ")
-        assert "--reuse-intents of the older version" in warning
-    assert old.lstat() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "db-pending", "s"]
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
-)
-@pytest.mark.parametrize(
-    ("target", "mode", "says"),
-    [
-        pytest.param("file", 0o000, "is left as it is: Permission denied", id="file"),
-        pytest.param("directory", 0o300, "cannot be searched: Perm", id="directory"),
-    ],
-)
-def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server, target, mode, says):
-    (tmp_path / "d").mkdir()
-    path = keep(tmp_path / "d/db", md5(1))
-    if target == "directory":
-        path = path.parent
-    source = tree(tmp_path / "s", {"a.py": TOTAL})
-    path.chmod(mode)
-    words = ("--path", source, *good_server, "--db-path", tmp_path / "d/db")
-    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
-    path.chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
-    assert f"warning: {path} {says}" in done.stderr
-
-
-def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
-    program = """if True:
-        import resource, signal, cds
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        pending = cds.PendingIntents(sys.argv[1], "m")
-        for number in range(500):
-            pending.keep(f"{number:032x}", "Works. " * 100 + "Well.")
-        pending.forget_stored()"""
-    db = tmp_path / "db"
-    done = finish(python_command(program, db))
-    assert (done.returncode, done.stdout) == (0, "")
-    first, *others = done.stderr.splitlines()
-    assert first.startswith(f"warning: {side_files(db)[0]} cannot be used: File too ")
-    assert others == []
-    line = len(side_files(db)[0].read_bytes().splitlines()[0]) + 1
-    assert len(left_behind(db)) == 100_000 // line
-
-
-def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
-    def slow(handler):
-        time.sleep(0.01)
-        respond(handler, *answer())
-
-    count, kills, jobs = 120, 5, 4
-    with serving(slow) as (address, requests):
-        for kill in range(kills):
-            options = ("--jobs", jobs, "--reuse-intents")
-            with persisting(tmp_path, address, *options, count=count) as process:
-                wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
-                process.kill()
-                process.wait()
-        with persisting(tmp_path, address, *options, count=count) as process:
-            err = process.communicate(timeout=30)[1]
-    assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
-    assert "warning: " not in err
-    assert rows(
-        tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''"
-    ) == [(count,)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
-
-
-@sends_interrupts
-@pytest.mark.parametrize("signals", [1, 2])
-def test_side_file_stays_if_an_interrupted_run_is_not_stored(tmp_path, signals):
-    db = tmp_path / "db"
-    with (
-        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
-        serving(answer()) as (address, requests),
-    ):
-        lock.execute("CREATE TABLE other (x)")
-        lock.execute("BEGIN IMMEDIATE")
-        with persisting(tmp_path, address, count=3) as process:
-            wait_for(lambda: len(requests) == 3 and len(kept(db)) == 3)
-            for _ in range(signals):
-                process.send_signal(signal.SIGINT)
-                time.sleep(1.2)  # a second signal at once would be the same one
-            if signals == 1:
-                lock.execute("COMMIT")
-            process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert len(kept(db)) == (0 if signals == 1 else 3)
-
-
-def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
-    # What a disk holds after a power cut is what was synced.
-    program = """if True:
-        import os
-        fsync, sizes = os.fsync, {}
-        def noting(descriptor):
-            size = os.fstat(descriptor).st_size
-            fsync(descriptor)
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if path.endswith(".jsonl"):
-                with open(path + ".synced", "w") as file:
-                    file.write(str(size))
-        os.fsync = noting
-        import cds
-        cds.main()"""
-    if not os.path.exists("/proc/self/fd"):
-        pytest.skip("no /proc here")
-    db, ended = tmp_path / "db", []
-    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
-
-    def slow(handler):
-        time.sleep(0.005)
-        respond(handler, *answer())
-        ended.append(time.monotonic())
-
-    with serving(slow) as (address, _):
-        words = ("persist", "--path", source, *provider(address), "--db-path", db)
-        for _ in range(3):
-            ended.clear()
-            process = subprocess.Popen(
-                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
-            )
-            wait_for(lambda: len(ended) > 200)
-            process.kill()
-            process.wait()
-            cut = time.monotonic()
-            (noted,) = tmp_path.glob("*.synced")
-            path = noted.with_suffix("")
-            os.truncate(path, int(noted.read_text()))
-            noted.unlink()
-            surely = sum(end < cut - 1 for end in ended)
-            held = len(path.read_bytes().splitlines())
-            assert surely <= held <= len(ended)
-            path.unlink()
-
-
 # Rescue
 
 
 def rescued(err, directory):
     """Return the file in a directory that a message names as the rescued run."""
-    told = err.partition("rescued, whole, in ")[2]
+    text = err.partition("rescued, whole, in ")[2]
     return max(
-        (path for path in directory.iterdir() if str(path) in told), key=lambda path: len(path.name)
+        (path for path in directory.iterdir() if str(path) in text), key=lambda path: len(path.name)
     )
 
 
-@pytest.mark.parametrize("where", ["beside", "temp"])
-def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, where):
+@pytest.mark.parametrize("place", ["beside", "temp"])
+def test_run_that_cannot_be_stored_is_rescued(tmp_path, capsys, monkeypatch, place):
     source, folder = (
         tree(tmp_path / "s", {"a.py": "def f(): return 1"}),
         tree(tmp_path / "d", {"x": ""}),
     )
     monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
     db = folder / "db"
-    if where == "beside":
+    if place == "beside":
         client = FakeClient(lambda code: db.write_bytes(b"no database" * 99) and "Works.")
     else:
         client = FakeClient(lambda code: shutil.rmtree(folder) or "Works.")
     assert persist(source, db, client=client) == 1
     out, err = capsys.readouterr()
-    path = rescued(err, folder if where == "beside" else tmp_path / "t")
+    path = rescued(err, folder if place == "beside" else tmp_path / "t")
     assert out == "" and "cds: status=failed: " in err
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert rows(path, "SELECT status, record_count FROM runs") == [("completed", 2)]
     assert rows(path, "SELECT intent FROM records WHERE kind = 'function'") == [("Works.",)]
 
 
-def test_run_is_rescued_where_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
+def test_run_is_rescued_if_the_current_folder_is_gone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tree(tmp_path / "t", {"x": ""})))
     folder = tree(tmp_path / "d", {"s/a.py": "def f(): return 1"})
     monkeypatch.chdir(folder)
@@ -5624,6 +5587,19 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     assert (file.end_line, file.normalized_code) == (9999, "")
 
 
+@pytest.mark.parametrize("form", [("--show", ""), ("--format", "html")], ids=" ".join)
+def test_code_that_is_shown_is_that_of_the_run(tmp_path, capsys, form):
+    db = tmp_path / "db"
+    for says in ("first", "second"):
+        code = f"{TOTAL}    # {says}\n"
+        files = [record(code, path, kind="file", end_line=8) for path in ("a.py", "b.py")]
+        store(db, [*files, record(code), record(code, "b.py")])
+    for run_id, shown, other in (("1", "first", "second"), ("2", "second", "first")):
+        assert run("duplicates", "--db-path", db, "--run-id", run_id, *form) == 0
+        out = capsys.readouterr().out
+        assert f"# {shown}" in out and f"# {other}" not in out and "result += row" in out
+
+
 def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
     db = str(tmp_path / "db")
     store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
@@ -5662,7 +5638,7 @@ def write_run(path: Path) -> None:
         pytest.param(lambda path: path.touch(), None, "no such table: runs", id="no table"),
         pytest.param(write_schema, None, "has no runs", id="no runs"),
         pytest.param(write_run, 7, "has no run 7", id="unknown run"),
-        pytest.param(lambda path: None, None, "unable to open", id="no file"),
+        pytest.param(lambda path: None, None, "does not exist: persist a run", id="no file"),
     ],
 )
 def test_read_run_refuses_with_one_line(tmp_path, write, run_id, message):
@@ -5787,6 +5763,13 @@ def foreign(db_path, table, column, value):
 FORMATS = [("--format", name) for name in ("table", "json", "html", "sarif")]
 
 
+@pytest.mark.parametrize("form", [*FORMATS, ("--show", "")], ids=" ".join)
+def test_value_that_no_run_holds_is_named_whatever_is_reported(tmp_path, capsys, form):
+    foreign(tmp_path / "db", "records", "raw_code", "x'00ff'")
+    err = refused(capsys, tmp_path, "duplicates", "--db-path", tmp_path / "db", *form)
+    assert "run 1: column 'raw_code' of table 'records' holds b'\\x00\\xff'" in err
+
+
 @pytest.mark.parametrize(("table", "column", "value"), cases_of(UNUSABLE))
 def test_value_that_no_run_holds_is_named_in_one_line(tmp_path, capsys, table, column, value):
     db = tmp_path / "db"
@@ -5794,10 +5777,9 @@ def test_value_that_no_run_holds_is_named_in_one_line(tmp_path, capsys, table, c
     # A line number beyond the last may be that of either end.
     named = "end_line" if value == "900" else column
     place = f"{db}: run 1: column '{named}' of table '{table}' holds "
-    for form in (*FORMATS, ("--show", "")):
-        err = refused(capsys, tmp_path, "duplicates", "--db-path", db, *form)
-        assert err.startswith(f"cds: --db-path: {place}")
-        assert err.endswith("never stores: name another file\n") and len(err) < 500
+    err = refused(capsys, tmp_path, "duplicates", "--db-path", db)
+    assert err.startswith(f"cds: --db-path: {place}")
+    assert err.endswith("never stores: name another file\n") and len(err) < 500
 
 
 @pytest.mark.parametrize(("table", "column", "value"), cases_of(USABLE))
@@ -5846,24 +5828,635 @@ def test_intent_that_is_no_text_is_not_reused(tmp_path, capsys, column, value):
     assert err.startswith(f"cds: --db-path: {place}")
 
 
-def test_codes_of_a_row_that_changed_meanwhile_are_checked_too(tmp_path):
-    db = tmp_path / "db"
-    foreign(db, "records", "raw_code", "x'00ff'")
-    with pytest.raises(cds.PersistenceError, match="run 1: column 'raw_code' of"):
-        cds.read_codes(str(db), 1, {("a.py", 11, 13)})
-
-
-def test_definition_is_told_by_its_lines_as_by_its_tree(tmp_path):
-    records = analyzed(Path(CDS)).symbols
+def test_definition_is_known_by_its_lines_as_by_its_tree(tmp_path):
+    accepts = cds.PythonAnalyzer().accepts
+    records = cds.ModelBuilder().build(analyzed(Path(CDS)).symbols)
     assert len(records) > 500
     for one in records:
         if one.kind != "file":
-            assert cds.may_be_definition(one.normalized_code)
+            assert accepts(one)
     text = "def f(x):\n    return f'''a\nb{x}'''"
-    assert cds.may_be_definition(text) and not cds.may_be_definition(f"{text}\nx = 1")
+    assert accepts(record(text, normalized_code=text))
+    assert not accepts(record(text, normalized_code=f"{text}\nx = 1"))
 
 
-# ---- Duplicates -----------------------------------------------------------------------------
+# ---- Pending --------------------------------------------------------------------------------
+
+
+def md5(number):
+    """Return an md5sum of no code."""
+    return f"{number:032x}"
+
+
+def side_files(db):
+    """Return the side files of a database."""
+    return sorted(db.parent.glob(f"{db.name}-pending-*.jsonl"))
+
+
+def kept(db):
+    """Return the finished calls in all side files of a database."""
+    lines = [line for path in side_files(db) for line in path.read_bytes().splitlines(True)]
+    return sorted(tuple(json.loads(line).values()) for line in lines)
+
+
+def keep(db, *md5sums, model="m"):
+    """Leave finished calls behind, as a run that is killed does; return the side file."""
+    path = Path(f"{db}-pending-{len(side_files(db)):016x}.jsonl")
+    fields = ({"model": model, "md5sum": one, "intent": f"Intent of {one}."} for one in md5sums)
+    path.write_text("".join(json.dumps(one) + "\n" for one in fields))
+    return path
+
+
+def left_behind(db, model="m"):
+    """Return what a run finds of the runs before, and delete what is stored."""
+    with contextlib.closing(cds.PendingIntents(str(db), model)) as pending:
+        return pending.read()
+
+
+def warnings_of(capsys):
+    """Return the warnings on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning: ")]
+
+
+def test_killed_run_leaves_its_finished_calls_to_the_next(tmp_path, capsys):
+    db = tmp_path / "db"
+    answers = [answer(f"Returns {number}.") for number in range(3)]
+    with (
+        serving(*answers, silence) as (address, requests),
+        persisting(tmp_path, address, count=5) as process,
+    ):
+        wait_for(lambda: len(requests) == 4)
+        process.kill()
+        process.wait()
+    (pending,) = side_files(db)
+    assert stat.S_IMODE(pending.stat().st_mode) == 0o600 and not db.exists()
+    finished = ["Returns 0.", "Returns 1.", "Returns 2."]
+    assert sorted(intent for _, _, intent in kept(db)) == finished
+    assert persist(tmp_path / "s", tmp_path / "other") == 0
+    client = FakeClient()
+    capsys.readouterr()
+    assert persist(tmp_path / "s", db, "--limit", "1", "--scope", "class", client=client) == 0
+    left = "runs that were not stored left 3 finished calls: --reuse-intents would save 0 calls\n"
+    assert left in capsys.readouterr().err
+    assert persist(tmp_path / "s", db, "--reuse-intents", client=client) == 0
+    assert ": 3 calls saved\n" in capsys.readouterr().err
+    assert len(client.asked) == 2 and side_files(db) == []
+    intents = rows(
+        db, "SELECT intent FROM records WHERE run_id = 2 AND kind = 'function' ORDER BY id"
+    )
+    assert [intent for (intent,) in intents] == [*finished, *["Does something."] * 2]
+
+
+def test_finished_calls_of_a_run_before_count_only_if_they_save_some(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    [code] = [one for one in built(source) if one.kind == "function"]
+    keep(db, code.md5sum, md5(1))
+    for would_save, left in (("2", "1 call"), ("1", "0 calls")):
+        assert persist(source, db) == 0
+        calls = "call" if would_save == "1" else "calls"
+        line = f"left {would_save} finished {calls}: --reuse-intents would save {left}\n"
+        assert line in capsys.readouterr().err
+    # What a stored run holds is not counted, but the file stays whole.
+    assert [md5sum for _, md5sum, _ in kept(db)] == sorted([code.md5sum, md5(1)])
+
+
+def test_side_file_goes_only_when_its_model_has_stored_all_with_success(tmp_path):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    sums = [one.md5sum for one in built(source) if one.kind == "function"]
+    ours, other = keep(db, *sums), keep(db, *sums, model="other")
+    refused = FakeClient(lambda code: mixed(code.replace("return 1", "worse")))
+    assert persist(source, db, client=refused) == 0
+    assert persist(source, db, "--model", "third") == 0
+    assert sorted(side_files(db)) == sorted([ours, other])
+    assert persist(source, db, "--model", "other") == 0
+    assert side_files(db) == [ours]
+    assert persist(source, db) == 0
+    assert side_files(db) == []
+
+
+MANY_SUCCESSES = """
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 25000)
+INSERT INTO records SELECT NULL, 1, 'function', 'a.py', NULL, 1, 1, '', '', printf('%032x', n),
+    'Works.', CASE n WHEN 5 THEN 'failed' ELSE 'success' END, NULL FROM numbers;"""
+
+
+# In quadratic time it would take minutes, and `shell` waits for one.
+@pytest.mark.parametrize("dropped", [("md5sum",), ("run_id", "md5sum", "intent_status")])
+def test_finished_calls_are_found_in_a_database_without_its_indexes(tmp_path, good_server, dropped):
+    db = tmp_path / "db"
+    store(db, [])
+    execute(db, MANY_SUCCESSES + "".join(f"DROP INDEX records_{name};" for name in dropped))
+    lines = (changed_line(md5sum=md5(number)) for number in range(25002))
+    (tmp_path / f"db-pending-{1:016x}.jsonl").write_text("".join(lines))
+    done = shell("persist", "--path", tree(tmp_path / "s", SOURCE), *good_server, "--db-path", db)
+    # The first, the fifth and the last.
+    assert "left 3 finished calls: --reuse-intents would save 0 calls\n" in done.stderr
+    assert done.returncode == 0 and len(side_files(db)) == 1
+
+
+def test_finished_calls_are_those_of_the_model_and_the_database_behind_a_link(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d/db")
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "link"), "m")) as pending:
+        pending.keep(md5(1), "Works.")
+    keep(tmp_path / "d/db", md5(1), md5(2), model="other")
+    keep(tmp_path / "d/db-pending", md5(3))  # a database whose name begins alike
+    assert left_behind(tmp_path / "link") == {md5(1): "Works."}
+    assert len(side_files(tmp_path / "d/db")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
+
+
+def test_finished_calls_stay_if_the_run_cannot_be_stored(tmp_path, capsys):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    store(db)
+    client = FakeClient(lambda code: execute(db, SECOND_REFUSED) or "Works.")
+    assert persist(source, db, client=client) == 1
+    assert "rescued, whole, in " in capsys.readouterr().err
+    assert [intent for _, _, intent in kept(db)] == ["Works."]
+
+
+def test_finished_call_is_written_at_once_and_synced_soon(tmp_path):
+    db, synced = tmp_path / "db", []
+
+    def sync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
+    for count in (1, 2):
+        pending.keep(md5(count), "Works.")
+        assert kept(db) == [("m", md5(n + 1), "Works.") for n in range(count)]
+        wait_for(lambda count=count: len(synced) == count)
+    pending.keep(md5(3), "Works.")
+    pending.close()
+    line = len(side_files(db)[0].read_bytes()) // 3
+    assert synced == [line, 2 * line, 3 * line]
+
+
+def test_finished_calls_are_kept_if_they_cannot_be_synced(tmp_path, capsys):
+    def sync(descriptor):
+        failed.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    db, failed = tmp_path / "db", []
+    pending = cds.PendingIntents(str(db), "m", sync=sync)
+    for count in (1, 2):
+        pending.keep(md5(count), "Works.")
+        wait_for(lambda count=count: len(failed) == count)
+    pending.close()
+    assert len(kept(db)) == 2
+    says = f"warning: {side_files(db)[0]} cannot be synced: Input/output error; "
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(says)
+
+
+def test_each_run_has_a_side_file_which_stays_as_long_as_it_writes(tmp_path, capsys):
+    db = tmp_path / "db"
+    first, second = cds.PendingIntents(str(db), "m"), cds.PendingIntents(str(db), "m")
+    first.keep(md5(1), "One.")
+    second.keep(md5(2), "Two.")
+    assert len(side_files(db)) == 2
+    store(db, [record(md5sum=md5(2), intent="Two.")])
+    # Who goes on may be writing a line just now: that is no reason for a warning.
+    (of_second,) = [path for path in side_files(db) if md5(2) in path.read_text()]
+    with open(of_second, "a") as file:
+        file.write('{"mod')
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 2 and warnings_of(capsys) == []
+    second.close()
+    assert left_behind(db) == {md5(1): "One."}
+    assert len(side_files(db)) == 1 and len(warnings_of(capsys)) == 1
+    store(db, [record(md5sum=md5(1), intent="One.")])
+    first.forget_stored()
+    assert side_files(db) == []
+
+
+def test_side_file_that_is_deleted_while_others_look_loses_nothing(tmp_path):
+    db = tmp_path / "db"
+    store(db, [record(md5sum=md5(0), intent="Same.")])
+    program = """if True:
+        import cds
+        _, db, name = sys.argv
+        for number in range(45):
+            pending = cds.PendingIntents(db, "m")
+            pending.read()
+            pending.keep(f"{0:032x}", "goes at once, and the file with it")
+            if number % 15 == 0:
+                pending.keep(f"{int(name) + number:032x}", "stays")
+            pending.forget_stored()"""
+    runs = [
+        subprocess.Popen(python_command(program, db, name), stderr=subprocess.PIPE, text=True)
+        for name in (100, 200)
+    ]
+    assert [process.communicate(timeout=60)[1] for process in runs] == ["", ""]
+    expected = {md5(name + number) for name in (100, 200) for number in (0, 15, 30)}
+    assert set(left_behind(db)) == expected
+    assert len(side_files(db)) == len(expected)
+
+
+GOOD_LINE = json.dumps({"model": "m", "md5sum": md5(1), "intent": "Works."}) + "\n"
+
+
+def changed_line(**fields):
+    """Return the line of a finished call with other fields."""
+    return json.dumps({**json.loads(GOOD_LINE), **fields}) + "\n"
+
+
+@pytest.mark.parametrize("intent", ["Works.", "x" * 1000, "Größe  \U0001f600"])
+def test_line_of_a_finished_call_is_taken(tmp_path, intent):
+    source, db = tree(tmp_path / "s", {"a.py": "def f(): return 1"}), tmp_path / "db"
+    [code] = [one for one in built(source) if one.kind == "function"]
+    line = changed_line(md5sum=code.md5sum, intent=intent)
+    keep(db).write_text(line, encoding="utf-8")
+    client = FakeClient()
+    assert persist(source, db, "--reuse-intents", client=client) == 0
+    assert rows(db, "SELECT intent FROM records WHERE kind = 'function'") == [(intent,)]
+    assert client.asked == [] and side_files(db) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gets `  ` `  ` the `x` **of** a   point: returns **one** coordinate.",
+        "“Größe\x00 \u2028 \u202eist: \U0001f600 gives a size.” ",
+        "Says " + "more and " * 500 + "more.",
+    ],
+)
+def test_answer_that_is_cleaned_is_one_that_a_side_file_holds(tmp_path, text):
+    intent = cds.clean_answer(text)
+    with contextlib.closing(cds.PendingIntents(str(tmp_path / "db"), "m")) as pending:
+        pending.keep(md5(1), intent)
+    assert left_behind(tmp_path / "db") == {md5(1): intent}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"\xff\n", id="not-utf-8"),
+        pytest.param(GOOD_LINE.encode("utf-16") + b"\n", id="utf-16"),
+        pytest.param("\0" * 4096 + "\n", id="zeros"),
+        pytest.param("\n", id="empty-line"),
+        pytest.param("no JSON\n", id="no-json"),
+        pytest.param(f"[{GOOD_LINE.strip()}]\n", id="list"),
+        pytest.param("null\n", id="null"),
+        pytest.param("1" * 10_000 + "\n", id="huge-number"),
+        pytest.param("[" * 60_000 + "\n", id="deep"),
+        pytest.param(GOOD_LINE[:-2] + "\n", id="half"),
+        pytest.param('{"model": "m", "intent": "Works."}\n', id="without-md5sum"),
+        pytest.param(changed_line(sql="DROP TABLE runs"), id="another-field"),
+        pytest.param(changed_line(model=None), id="model-null"),
+        pytest.param(changed_line(model="\ud800"), id="model-surrogate"),
+        pytest.param(changed_line(md5sum=1), id="md5sum-number"),
+        pytest.param(changed_line(md5sum="A" * 32), id="md5sum-upper-case"),
+        pytest.param(changed_line(md5sum=md5(1) + "\n"), id="md5sum-line-end"),
+        pytest.param(changed_line(intent=["Works."]), id="intent-list"),
+        pytest.param(changed_line(intent={"a": 1}), id="intent-object"),
+        pytest.param(changed_line(intent=""), id="intent-empty"),
+        pytest.param(changed_line(intent=" Works."), id="intent-padded"),
+        pytest.param(changed_line(intent="Works.\nWell."), id="intent-of-two-lines"),
+        pytest.param(changed_line(intent="Works.\u2028"), id="intent-separator"),
+        pytest.param(changed_line(intent="\x1b[31mred"), id="intent-escape"),
+        pytest.param(changed_line(intent="a\u202eb"), id="intent-bidi"),
+        pytest.param(changed_line(intent="\udcff"), id="intent-surrogate"),
+        pytest.param(changed_line(intent="x" * 1001), id="intent-too-long"),
+    ],
+)
+def test_line_that_is_no_finished_call_costs_one_warning(tmp_path, capsys, line):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    content = line if isinstance(line, bytes) else line.encode()
+    first, second = path.read_bytes().splitlines(True)
+    path.write_bytes(first + content + second + content)
+    for _ in range(2):
+        assert set(left_behind(db)) == {md5(1), md5(2)}
+        (warning,) = warnings_of(capsys)
+        found = re.search(
+            r" holds (\d+) lines without a finished call: .*, the first is line 2$", warning
+        )
+        assert warning.startswith(f"warning: {path}") and int(found[1]) >= 2
+    store(db, [record(md5sum=md5(n), intent="Works.") for n in (1, 2)])
+    pending = cds.PendingIntents(str(db), "m")
+    assert pending.read() == {} and side_files(db) == []
+
+
+def test_torn_last_line_costs_one_warning_and_no_other_call(tmp_path, capsys):
+    db = tmp_path / "db"
+    path = keep(db, md5(1), md5(2))
+    whole = path.read_bytes()
+    for end in (len(whole) - 2, len(whole) // 2 + 1):
+        path.write_bytes(whole[:end])
+        assert list(left_behind(db)) == [md5(1)]
+        (warning,) = warnings_of(capsys)
+        assert "1 line without a finished call: passed over, the first is line 2" in warning
+    # Nothing but the end of the line is missing: the call is there.
+    path.write_bytes(whole[:-1])
+    assert list(left_behind(db)) == [md5(1), md5(2)] and warnings_of(capsys) == []
+
+
+def test_side_file_without_any_finished_call_is_deleted_only_if_it_is_empty(tmp_path, capsys):
+    other, empty = (tmp_path / f"db-pending-{n:016x}.jsonl" for n in range(2))
+    other.write_text("What I must not forget:\n")
+    empty.touch()
+    assert persist(tree(tmp_path / "s", {"a.py": TOTAL}), tmp_path / "db") == 0
+    assert [other.exists(), empty.exists()] == [True, False]
+    assert len(warnings_of(capsys)) == 1
+
+
+def write_file_of_another_user(path):
+    path.write_text(GOOD_LINE)
+    os.chown(path, 12345, -1)
+
+
+def write_link(path):
+    (path.parent / "elsewhere").write_text(GOOD_LINE)
+    path.symlink_to("elsewhere")
+
+
+def write_huge_file(path):
+    path.write_text(GOOD_LINE)
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        pytest.param(Path.mkdir, "not a regular file", id="directory"),
+        pytest.param(os.mkfifo, "not a regular file", id="pipe"),
+        pytest.param(write_link, "not a regular file", id="link"),
+        pytest.param(
+            write_file_of_another_user,
+            "belongs to another user",
+            id="another-user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
+        ),
+        pytest.param(write_huge_file, "larger than 256 MiB", id="huge"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--reuse-intents",)], ids=["anew", "reuse"])
+def test_side_file_of_something_else_costs_one_warning(tmp_path, capsys, write, says, options):
+    source, db = tree(tmp_path / "s", {"a.py": many_functions(3)}), tmp_path / "db"
+    path = tmp_path / f"db-pending-{1:016x}.jsonl"
+    write(path)
+    before = path.lstat()
+    assert persist(source, db, *options) == 0
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(f"warning: {path} is left as it is: ") and says in warning
+    assert rows(db, "SELECT count(*) FROM records WHERE intent IS NOT NULL") == [(3,)]
+    assert path.lstat() == before and side_files(db) == [path]
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
+)
+def test_side_file_that_cannot_be_read_costs_one_warning(tmp_path, good_server):
+    path = keep(tmp_path / "db", md5(1))
+    source = tree(tmp_path / "s", {"a.py": TOTAL})
+    path.chmod(0)
+    words = ("--path", source, *good_server, "--db-path", tmp_path / "db")
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of("persist", *words)[1:]])
+    if done.returncode == 77:
+        pytest.skip("root may not drop its capabilities here")
+    assert (done.returncode, done.stderr.count("warning: ")) == (0, 1)
+    assert f"warning: {path} is left as it is: Permission denied" in done.stderr
+
+
+def test_side_file_on_a_full_disk_costs_one_warning(tmp_path):
+    program = """if True:
+        import resource, signal, cds
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        pending = cds.PendingIntents(sys.argv[1], "m")
+        for number in range(500):
+            pending.keep(f"{number:032x}", "Works. " * 100 + "Well.")
+        pending.forget_stored()"""
+    db = tmp_path / "db"
+    done = finish(python_command(program, db))
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *others = done.stderr.splitlines()
+    assert first.startswith(f"warning: {side_files(db)[0]} cannot be used: File too ")
+    assert others == []
+    line = len(side_files(db)[0].read_bytes().splitlines()[0]) + 1
+    assert len(left_behind(db)) == 100_000 // line
+
+
+def test_runs_that_are_killed_never_repeat_a_finished_call(tmp_path):
+    def slow(handler):
+        time.sleep(0.01)
+        respond(handler, *answer())
+
+    count, kills, jobs = 80, 3, 4
+    with serving(slow) as (address, requests):
+        for kill in range(kills):
+            options = ("--jobs", jobs, "--reuse-intents")
+            with persisting(tmp_path, address, *options, count=count) as process:
+                wait_for(lambda kill=kill: len(requests) >= 20 * (kill + 1))
+                process.kill()
+                process.wait()
+        with persisting(tmp_path, address, *options, count=count) as process:
+            err = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and count <= len(requests) <= count + kills * jobs
+    assert "warning: " not in err
+    assert rows(
+        tmp_path / "db", "SELECT count(DISTINCT md5sum) FROM records WHERE intent <> ''"
+    ) == [(count,)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
+
+
+@sends_interrupts
+@pytest.mark.parametrize("signals", [1, 2])
+def test_side_file_stays_if_an_interrupted_run_is_not_stored(tmp_path, signals):
+    db = tmp_path / "db"
+    with (
+        contextlib.closing(sqlite3.connect(db, isolation_level=None)) as lock,
+        serving(answer()) as (address, requests),
+    ):
+        lock.execute("CREATE TABLE other (x)")
+        lock.execute("BEGIN IMMEDIATE")
+        with persisting(tmp_path, address, count=3) as process:
+            wait_for(lambda: len(requests) == 3 and len(kept(db)) == 3)
+            for _ in range(signals):
+                process.send_signal(signal.SIGINT)
+                time.sleep(1.2)  # a second signal at once would be the same one
+            if signals == 1:
+                lock.execute("COMMIT")
+            process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(kept(db)) == (0 if signals == 1 else 3)
+
+
+def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
+    # What a disk holds after a power cut is what was synced.
+    program = """if True:
+        import os
+        fsync, sizes = os.fsync, {}
+        def noting(descriptor):
+            size = os.fstat(descriptor).st_size
+            fsync(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if path.endswith(".jsonl"):
+                with open(path + ".synced", "w") as file:
+                    file.write(str(size))
+        os.fsync = noting
+        import cds
+        cds.main()"""
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("no /proc here")
+    db, ended = tmp_path / "db", []
+    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
+
+    def slow(handler):
+        time.sleep(0.005)
+        respond(handler, *answer())
+        ended.append(time.monotonic())
+
+    with serving(slow) as (address, _):
+        words = ("persist", "--path", source, *provider(address), "--db-path", db)
+        for _ in range(2):
+            ended.clear()
+            process = subprocess.Popen(
+                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
+            )
+            wait_for(lambda: len(ended) > 200)
+            process.kill()
+            process.wait()
+            cut = time.monotonic()
+            (noted,) = tmp_path.glob("*.synced")
+            path = noted.with_suffix("")
+            os.truncate(path, int(noted.read_text()))
+            noted.unlink()
+            surely = sum(end < cut - 1 for end in ended)
+            held = len(path.read_bytes().splitlines())
+            assert surely <= held <= len(ended)
+            path.unlink()
+
+
+# ---- Verdicts -------------------------------------------------------------------------------
+
+
+def verdict_entry(a=1, b=2, verdict="SAME", time=1, **fields):
+    """Make a verdict on two codes, given in a minute of one hour."""
+    made = cds.Verdict(
+        md5(a), md5(b), "m", verdict, "Both add.", f"2026-01-01T00:{time:02}:00.000000+00:00"
+    )
+    return made._replace(**fields)
+
+
+def verdict_lines(*entries):
+    """Return the lines of entries."""
+    return "".join(json.dumps(entry._asdict()) + "\n" for entry in entries)
+
+
+def test_newest_verdict_counts_by_time_and_then_by_line(tmp_path):
+    path = tmp_path / "v"
+    late = verdict_entry(verdict="RELATED", time=2)
+    path.write_text(
+        verdict_lines(
+            late,
+            verdict_entry(verdict="SAME", model="other", time=2),
+            verdict_entry(verdict="DIFFERENT"),
+            verdict_entry(a=3, b=4, time=3)._replace(time="2026-01-01T02:00:00+02:00"),
+            verdict_entry(a=3, b=4, verdict="RELATED", time=0),
+            cds.KnownAnswers("m", 6, 2, late.time),
+            cds.KnownAnswers("m", 6, 0, verdict_entry().time),
+            cds.KnownAnswers("other", 6, 1, late.time),
+        )
+    )
+    verdicts = cds.read_verdicts(str(path))
+    words = {pair: one.verdict for pair, one in verdicts.newest.items()}
+    assert words == {(md5(1), md5(2)): "SAME", (md5(3), md5(4)): "RELATED"}
+    assert verdicts.asked == {"m": {*words}, "other": {(md5(1), md5(2))}}
+    bad = {model: known.are_too_bad() for model, known in verdicts.known.items()}
+    assert bad == {"m": True, "other": False}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"md5sum_a": md5(3)},
+        {"md5sum_b": md5(1)},
+        {"md5sum_a": None},
+        {"md5sum_a": "A" * 32},
+        {"verdict": "same"},
+        {"verdict": ["SAME"]},
+        {"sentence": 0},
+        {"sentence": None},
+        {"sentence": " Both."},
+        {"sentence": "Both \u202eadd."},
+        {"sentence": "Both\x1b[2J"},
+        {"sentence": "a" * 1001},
+        {"sentence": "a" * 10_000_000},
+        {"model": 1},
+        {"model": "\udc80"},
+        {"time": "yesterday"},
+        {"time": "2026-01-01T00:00:00"},
+        {"time": 1e999},
+        {"more": 1},
+        {"missed": 1},
+    ],
+)
+def test_line_that_is_no_verdict_is_passed_over_with_one_warning(tmp_path, capsys, changed):
+    path = tmp_path / "v"
+    line = json.dumps({**verdict_entry(verdict="DIFFERENT", time=9)._asdict(), **changed})
+    good = verdict_lines(verdict_entry())
+    path.write_text(f"{good}{line}\n{line}\n")
+    assert [one.verdict for one in cds.read_verdicts(str(path)).newest.values()] == ["SAME"]
+    told = f"{path} holds 2 lines without a verdict: passed over, the first is line 2"
+    assert warnings_of(capsys) == [f"warning: {told}"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff", b"", b"null", b"[" * 9000, b'{"missed": 7}', b"{}", b'{"model": "m"'],
+)
+def test_line_that_is_no_entry_at_all_is_passed_over(tmp_path, capsys, line):
+    path = tmp_path / "v"
+    path.write_bytes(line + b"\n" + verdict_lines(verdict_entry()).encode().rstrip())
+    assert len(cds.read_verdicts(str(path)).newest) == 1
+    assert len(warnings_of(capsys)) == 1
+
+
+@pytest.mark.parametrize("asked, missed", [(6, 7), (6, -1), (6, True), ("6", 1), (None, 1)])
+def test_counts_of_known_answers_must_be_such(tmp_path, capsys, asked, missed):
+    path = tmp_path / "v"
+    path.write_text(verdict_lines(cds.KnownAnswers("m", asked, missed, verdict_entry().time)))
+    assert cds.read_verdicts(str(path)) == cds.NO_VERDICTS
+    assert len(warnings_of(capsys)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_entry_is_added_after_the_end_of_a_line_that_was_cut(tmp_path, cut):
+    path = tmp_path / "v"
+    whole = verdict_lines(verdict_entry())
+    path.write_text(whole + whole[:cut])
+    cds.append_entry(str(path), verdict_entry(a=1, b=3))
+    cds.append_entry(str(path), verdict_entry(a=1, b=4))
+    lines = verdict_lines(verdict_entry(a=1, b=3), verdict_entry(a=1, b=4))
+    assert path.read_text() == f"{whole}{whole[:cut]}\n{lines}"
+
+
+def test_entries_of_several_processes_never_mix(tmp_path):
+    path = tmp_path / "v"
+    write = (
+        "import cds\nfor n in range(50):\n"
+        "    cds.append_entry(sys.argv[1], cds.KnownAnswers('m' * 5000, n, 0, ''))"
+    )
+    processes = [subprocess.Popen(python_command(write, path)) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    found = sorted(json.loads(line)["asked"] for line in path.read_text().splitlines())
+    assert found == sorted([*range(50)] * 3)
+
+
+def test_file_of_verdicts_that_cannot_be_read_is_an_error(tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    for path in (tmp_path, fifo, tmp_path / "missing"):
+        with pytest.raises(cds.PersistenceError):
+            cds.read_verdicts(str(path))
+    with pytest.raises(cds.PersistenceError):
+        cds.append_entry(str(tmp_path), verdict_entry())
+
+
+# ---- Evidence -------------------------------------------------------------------------------
 
 DUPLICATES = cds.DuplicateOptions()
 
@@ -5877,402 +6470,196 @@ def found_groups(records, options):
     return list(cds.build_report(records, options).groups)
 
 
+def hidden_by(group):
+    """Return the name of the rule that hides a group, or None."""
+    return group.hidden_by and group.hidden_by.name
+
+
+def paths_in(group):
+    return [one.file_path for one in records_in(group)]
+
+
 def groups_of(*records, **options):
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [(g.evidence, g.hidden_by, [m.record.file_path for m in g.members]) for g in groups]
+    return [(group.evidence.name, hidden_by(group), paths_in(group)) for group in groups]
 
 
 def twins(code, kind="function", path="{}.py"):
     return [record(code, path.format(name), kind=kind) for name in "ab"]
 
 
-# Similarity and linkage
+# Rows of evidence and rules
 
 
-def random_sets(seed=1):
-    """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
-    rng = random.Random(seed)
-    sets = [{*rng.choices(range(40), k=rng.randrange(25))} for _ in range(60)]
-    sets += [{*features, rng.randrange(40)} for features in sets]
-    return [tuple(sorted(features)) for features in [*sets, *sets[:5]]]
+def namesake_clusters(evidence, comparison):
+    """Return the clusters of code of one name; what is equal is no pair of its own."""
+    linkage = cds.Linkage(evidence, [[one] for one in comparison.fragments], comparison)
+    names = [one.facts.name for one in comparison.fragments]
+    pairs = itertools.combinations(range(len(names)), 2)
+    alike = {(i, j): 0.25 for i, j in pairs if names[i] == names[j]}
+    return linkage.clusters(cds.Similar(alike, {}))
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
-def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
-    sets = random_sets()
-    expected = {}
-    for i, j in itertools.combinations(range(len(sets)), 2):
-        both, either = {*sets[i]} & {*sets[j]}, {*sets[i]} | {*sets[j]}
-        if both and len(both) / len(either) >= threshold:
-            expected[i, j] = len(both) / len(either)
-    assert expected
-    assert cds.similar_pairs(sets, threshold) == (expected, {})
-
-
-STATEMENTS = (
-    "a = {0}(b)",
-    "for {1} in rows:\n    {0}({1})",
-    "if a.{0}:\n    return {1}",
-    "{1} = a + {1}.{0}",
+NAMESAKE = cds.Evidence(
+    name="namesake",
+    title="Namesakes: code of one name",
+    find=namesake_clusters,
+    sarif_rule="same-name",
+    sarif_text="Code of one name stands in several places.",
+    sarif_level="note",
+    sarif_new_level="warning",
+    names_differences=True,
 )
 
-
-def random_definition(rng, depth=0):
-    """Return the code of a function or class, now and then with more of them inside."""
-    lines = [f"def f{rng.randrange(9)}(a, b):"]
-    if depth == 0 and rng.random() < 0.2:
-        lines = [f"class C{rng.randrange(9)}:"]
-    for _ in range(rng.randrange(2, 7)):
-        code = rng.choice(STATEMENTS).format(rng.choice("pqrstu"), rng.choice("ab"))
-        if "class" in lines[0] or (depth < 2 and rng.random() < 0.15):
-            code = random_definition(rng, depth + 1)
-        lines.append(textwrap.indent(code, "    "))
-    return "\n".join(lines)
+NAMESAKES = [record(TOTAL, "a.py"), record(OTHER.replace("def load", "def total"), "b.py")]
 
 
-def fragments_of(records, kinds=DUPLICATES.kinds):
-    """Return the fragments of definitions, and their features."""
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    return cds.collect_fragments(records, facts, kinds)
-
-
-def every_pair_grouped(records, options):
-    """Return the members of the near groups, found by comparing every pair of fragments."""
-    collected, features = fragments_of(sorted(records, key=cds.sort_key))
-    fragments = [one for one in collected if one.facts.statements >= options.min_statements]
-    by_rule = {None: {}, "short": {}, "inside": {}}
-    for (i, one), (j, other) in itertools.combinations(enumerate(fragments), 2):
-        both, either = ({*one.trigrams} & {*other.trigrams}, {*one.trigrams} | {*other.trigrams})
-        similarity = len(both) / len(either)
-        if similarity < options.code_similarity or cds.is_class(one) != cds.is_class(other):
-            continue
-        nested = any(
-            a.file_path == b.file_path
-            and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
-            for a, b in itertools.product(one.records, other.records)
-        )
-        distinct = {rank for rank in both if features.ordinals[rank] == 0}
-        short = (
-            len(distinct) < 25
-            and similarity < 0.7
-            and min(one.facts.statements, other.facts.statements) < 5
-        )
-        by_rule["inside" if nested else "short" if short else None][i, j] = similarity
-    groups, done = [], set()
-    for rule, pairs in by_rule.items():
-        left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
-        for indexes in linked_slowly(left):
-            done.update(indexes)
-            places = [cds.sort_key(one) for index in indexes for one in fragments[index].records]
-            groups.append((rule, sorted(places)))
-    return sorted(groups, key=repr)
-
-
-def lines_in(one):
-    return range(one.start_line, one.end_line + 1)
-
-
-def linked_slowly(pairs):
-    """Return the groups of complete linkage: the most similar pair first, looking at every pair."""
-    groups, seen = {index: [index] for pair in pairs for index in pair}, set()
-    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
-        seen.add(pair)
-        one, other = groups[pair[0]], groups[pair[1]]
-        if one is not other and all(
-            (min(p), max(p)) in seen for p in itertools.product(one, other)
-        ):
-            one += other
-            groups.update(dict.fromkeys(other, one))
-    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, seed):
-    rng = random.Random(seed)
-    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
-    files["copy.py"] = files["1.py"]
-    records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
-    options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
-    expected = every_pair_grouped(records, options)
-    found = []
-    for group in found_groups(records, options):
-        if group.evidence == "near" and not group.overlaps:
-            found.append(
-                (group.hidden_by, [cds.sort_key(member.record) for member in group.members])
-            )
-    assert expected
-    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
-    rules = {repr(places): rule for rule, places in expected}
-    for rule, places in found:
-        assert rule in (rules[repr(places)], "stub", "contained")
-
-
-def many_definitions(tmp_path):
-    """Return the records of several batches, and copies of what stands in other batches."""
-    rng = random.Random(2)
-    code = "\n\n".join(random_definition(rng) for _ in range(1500))
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
-    return [one for one in records if one.kind != "file"]
-
-
-def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
-    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
-    records = built(tree(tmp_path, files))
-    batches = cds.divided(records, 5_000)
-    assert list(itertools.chain(*batches)) == records
-    paths = [{one.file_path for one in batch} for batch in batches]
-    assert sum(map(len, paths)) == 40 and len(paths) > 3
-    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
-    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
-    root = Path(json.__file__).parent
-    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
-    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
-        random_definition(random.Random(seed)) for seed in range(60)
-    )
-    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
-    files["c.py"] = KNOWN_CODE
-    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
-    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
-    records = cds.ModelBuilder().build(symbols)
-    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
-        records
-    )
-    [of_file] = [one.facts for one in symbols if (one.file_path, one.kind) == ("a.py", "file")]
-    assert of_file == cds.Facts(comments=("# by hand", "# @generated"))
-
-
-KNOWN_CODE = """class A(B, c.D):
-    @deco('x')
-    def __init__(self, a, /, b, *c, d, **e):
-        ("Keeps it. "
-         "Or not.")
-        super().__init__()
-        self.a = a
-
-    async def f(self):
-        "Calls" " itself."
-        self.f()
-        await g(self.h().i)
-        f()
-
-def plain():
-    '''Has no end'''.strip()
-"""
-
-
-def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
-    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
-    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
-    _, of_class, constructor, method, plain = [one.facts for one in symbols]
-    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
-    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
-    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
-    assert constructor.is_plain and constructor.statements == 2
-    assert constructor.docstring == "Keeps it."
-    assert method.is_async and method.docstring == "Calls itself."
-    assert method.calls == ("f", "g", "h")
-    assert plain.docstring is None and plain.calls == ("strip",)
-    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
-
-
-# The definitions of this program are worth two workers, since four are very long.
-LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
-LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_groups_are_the_same_whoever_parses(workers):
-    resource = pytest.importorskip("resource")
-    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    facts = cds.PythonAnalyzer(workers).facts(records)
-    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    assert (after > before) == (workers > 1)
-    assert [(one.evidence, one.copies) for one in groups] == [("near", 4)]
-
-
-def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
-    records = built(tree(tmp_path, LONG_PROGRAM))
-    alone = cds.build_report(records, DUPLICATES)
-    assert {one.evidence for one in alone.groups} == {"exact", "near"}
-    assert any(member.differs for one in alone.groups for member in one.members)
-    for workers in 1, 2:
-        facts = cds.PythonAnalyzer(workers).facts(records)
-        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
-
-
-@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
-def test_the_command_line_finds_facts_in_workers(tmp_path):
-    records = built(tree(tmp_path / "long", LONG_PROGRAM))
-    store(tmp_path / "db", records)
-    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
-    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
-    # Where there is another thread, workers are not forked.
-    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
-    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
-    if sys.platform == "linux":
-        done = finish(python_command(COUNT_FORKS, (), *words))
-        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
-
-
-class ToyAnalyzer(cds.Analyzer):
-    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
-
-    suffixes = (".toy",)
-
-    def analyze(self, sources):
-        analysis = cds.Analysis([], [])
-        for source in sources:
-            text = Path(source.path).read_text()
-            lines = text.splitlines()
-            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
-            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
-            for start in starts:
-                end = lines.index("end", start)
-                raw = lines[start : end + 1]
-                code = "\n".join(line for line in raw if not line.startswith(";"))
-                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
-                found.append(cds.Symbol("function", source.file_path, *place))
-            facts = self.facts(found)
-            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
-        return analysis
-
-    def facts(self, records):
-        return list(map(self.facts_of, records))
-
-    def facts_of(self, one):
-        if one.kind == "file":
-            return cds.Facts()
-        lines = [line.split() for line in one.normalized_code.splitlines()]
-        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
-        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
-        said = comments[0].strip("; ") if comments else None
-        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
-
-
-TOY = """to {name}
-; Turns the pen around in a circle of many small steps.
-repeat {count} forward 10 right 1
-{more} back 20
-penup home clean
-setcolor red setwidth 3 pendown
-forward 100 right 90 forward 50
-label text left 45 hideturtle
-end
-"""
-
-
-def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
-    files = {
-        "a.toy": TOY.format(name="round", count=360, more="left"),
-        "b.toy": TOY.format(name="round", count=360, more="left"),
-        "c.toy": TOY.format(name="turn", count=36, more="left"),
-        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
-        "e.py": f"# {TOTAL}",
+def outputs_of(report):
+    """Return a report in each format, by the format."""
+    lines = cds.styled_lines(cds.report_as_lines(report, 20), None, False)
+    shown = (cds.styled_lines(cds.group_as_lines(one), None, False) for one in report.groups)
+    return {
+        "table": "\n".join(lines),
+        "show": "\n".join(itertools.chain.from_iterable(shown)),
+        "json": json.loads("".join(cds.report_json(report))),
+        "page": "".join(cds.report_as_page(report)),
+        "sarif": cds.report_as_sarif(report, "."),
     }
-    root = tree(tmp_path / "src", files)
-    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
 
-    def report(form):
-        argv = ["duplicates", "--path", str(root), "--format", form]
-        assert cds.main(argv, analyzers=analyzers) == 0
-        return capsys.readouterr().out
 
-    groups = json.loads(report("json"))["groups"]
-    paths = {
-        one["evidence"]: [member["file_path"] for member in one["members"]]
-        for one in groups
-        if one["hidden_by"] is None
+def test_a_row_of_evidence_is_in_every_output():
+    report = cds.build_report(NAMESAKES, DUPLICATES, evidence=(*cds.EVIDENCE, NAMESAKE))
+    (group,) = report.groups
+    shown = outputs_of(report)
+    for text in (
+        "4. Namesakes: code of one name (1 group)",
+        f"{group.id}  2 copies, {group.statements} statements, similarity 0.25",
+        "% shared; differs in `",
+        "`.price`",
+        "Namesake: 1 in code",
+    ):
+        assert text in shown["table"]
+    assert f"{group.id}  namesake, 2 copies" in shown["show"]
+    assert shown["json"]["evidence"] == ["exact", "near", "intent", "namesake"]
+    assert [one["evidence"] for one in shown["json"]["groups"]] == ["namesake"]
+    for html_text in (
+        '<option value="namesake">4. Namesakes: code of one name</option>',
+        '<dt>4. Namesakes: code of one name</dt><dd><a href="#namesake">1</a>',
+        '<section id="namesake">',
+    ):
+        assert html_text in shown["page"]
+    check_sarif(shown["sarif"])
+    (run,) = shown["sarif"]["runs"]
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]][-1] == "same-name"
+    (result,) = run["results"]
+    assert (result["ruleId"], result["ruleIndex"], result["level"]) == ("same-name", 3, "note")
+    assert result["message"]["text"].startswith("Code of one name stands in several places. 2")
+
+
+def test_a_row_of_evidence_says_whether_a_gate_counts_it():
+    quiet = NAMESAKE._replace(name="quiet", fails_new=False)
+    report = cds.build_report(NAMESAKES, DUPLICATES, evidence=(quiet, NAMESAKE))
+    hits = {fail_on: cds.gate_hits(report, fail_on) for fail_on in ("any", "new", ("quiet",))}
+    assert {on: [one.evidence.name for one in found] for on, found in hits.items()} == {
+        "any": ["quiet", "namesake"],
+        "new": ["namesake"],
+        ("quiet",): ["quiet"],
     }
-    assert paths["exact"] == ["a.toy", "b.toy"]
-    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
-    for form in ("table", "html", "sarif"):
-        shown = report(form)
-        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
-        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
+    assert cds.parse_fail_on("quiet, namesake", report.evidence) == ("quiet", "namesake")
+    with pytest.raises(
+        cds.argparse.ArgumentTypeError, match="'near' is not one of any, new, quiet"
+    ):
+        cds.parse_fail_on("near", report.evidence)
 
 
-def test_a_family_is_compared_with_its_head_alone():
-    rng = random.Random(3)
-    wrappers = [(*range(20), 100 + n) for n in range(50)]
-    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
-    others += [(*features[:25], 500) for features in others]
-    sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
-    ((head, members),) = families.items()
-    assert {head, *members} == set(range(40, 90))
-    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
-    without = cds.similar_pairs(others, 0.55, family_size=10)
-    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+def test_a_row_of_evidence_is_judged_by_a_baseline():
+    evidence = (*cds.EVIDENCE, NAMESAKE)
+    now = cds.build_report(NAMESAKES, DUPLICATES, evidence=evidence)
+    text = "".join(cds.report_json(now))
+    known = cds.compare_with_baseline(now, cds.report_from_json(text, evidence))
+    assert outcome(known) == ([], 1, 0)
+    # Without the row the same report is none that can be read.
+    with pytest.raises(ValueError, match="no complete report"):
+        cds.report_from_json(text)
+    # A baseline that was made without it could not hold its groups.
+    before = cds.build_report(NAMESAKES, DUPLICATES)
+    compared = cds.compare_with_baseline(now, before)
+    assert [hidden_by(group) for group in compared.groups] == ["unjudged"]
+    empty = cds.build_report([], DUPLICATES, evidence=evidence)
+    new = cds.compare_with_baseline(now, empty)
+    assert outcome(new) == (["namesake"], 0, 0)
+    (result,) = outputs_of(new)["sarif"]["runs"][0]["results"]
+    assert result["level"] == "warning"
+
+
+def test_a_row_of_evidence_of_sentences_is_shown_by_them():
+    """Its docstrings are shown, its codes are not aligned, and its groups hide no parts."""
+    records = [documented(code.raw_code, SUM, code.file_path) for code in NAMESAKES]
+    row = NAMESAKE._replace(names_differences=False, compares_sentences=True, are_copies=False)
+    report = cds.build_report(records, DUPLICATES, evidence=(row,))
+    shown = outputs_of(report)
+    assert f"    docstring: {SUM}" in shown["table"].splitlines()
+    assert "% shared" not in shown["table"]
+    assert shown["page"].count('<div class="diff">') == 2
+    assert report.area_lines["code"][1] == 0
 
 
 @pytest.mark.parametrize(
-    ("pairs", "groups"),
+    ("stage", "hides"),
     [
-        pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
-        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
-        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
-        pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
+        pytest.param(cds.OF_PAIRS, lambda pair, _: pair.one.facts.name == "total", id="pairs"),
         pytest.param(
-            {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
-            [([0, 1], 0.9), ([2, 3], 0.88)],
-            id="groups, not single members, compete",
+            cds.OF_CLUSTERS, lambda cluster, _: len(cluster.fragments) == 2, id="clusters"
         ),
-        pytest.param(
-            dict.fromkeys(itertools.combinations(range(5), 2), 0.9),
-            [([0, 1, 2, 3, 4], 0.9)],
-            id="all alike",
-        ),
+        pytest.param(cds.OF_GROUPS, lambda group, shown: not shown.counts, id="groups"),
     ],
 )
-def test_linkage_is_complete_and_most_similar_first(pairs, groups):
-    assert sorted(cds.complete_linkage(pairs)) == groups
-    assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
-
-
-# Sections
-
-
-def test_exact_copies_are_one_group_and_renamed_ones_near():
-    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
-    assert groups_of(*copies, record(OTHER, "d.py")) == [
-        ("exact", None, ["a.py", "b.py"]),
-        ("near", None, ["a.py", "b.py", "c.py"]),
-    ]
-
-
-def test_what_a_group_says_of_itself():
-    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
-    exact, near = found_groups(twins, DUPLICATES)
-    sums = sorted({twin.md5sum for twin in twins})
-    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
-    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
-    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
-
-
-def test_group_id_ignores_places_and_counts():
-    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
-    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
-    assert one[0].id == many[0].id
+def test_a_row_of_rules_hides_and_is_in_every_output(stage, hides):
+    rule = cds.Rule("toy", "Toys & games.", stage, hides)
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    assert groups_of(*records) == [("near", None, ["a.py", "b.py"])]
+    report = cds.build_report(records, DUPLICATES, rules=(*cds.RULES, rule))
+    shown = outputs_of(report)
+    assert "Hidden: 1 toy (--format json holds them)" in shown["table"]
+    assert "Near: no groups" in shown["table"]
+    assert "Hidden by toy: Toys & games." in shown["show"]
+    assert shown["json"]["hidden"]["toy"] == 1
+    assert [one["hidden_by"] for one in shown["json"]["groups"]] == ["toy"]
+    for html_text in (
+        '<option value="toy">hidden by toy (1)</option>',
+        "<tr><td>1<td>toy<td>Toys &amp; games.",
+        'data-rule="toy"',
+        "<b>toy</b>",
+    ):
+        assert html_text in shown["page"]
+    assert shown["sarif"]["runs"][0]["results"] == []
+    assert cds.gate_hits(report, "any") == []
 
 
 @pytest.mark.parametrize(
-    ("code", "near"),
+    ("flags", "new"),
     [
-        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
-        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
-        pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
-        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
-        pytest.param(OTHER, False, id="other code"),
+        ({}, ["near"]),
+        ({"accepts": True}, []),
+        ({"vouches": True}, []),
     ],
 )
-def test_near_bears_small_changes(code, near):
-    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
+def test_a_row_of_rules_says_whether_a_baseline_accepted_what_it_hid(flags, new):
+    rules = (*cds.RULES, cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True, **flags))
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    text = "".join(cds.report_json(cds.build_report(records, DUPLICATES, rules=rules)))
+    # Edited since: what was hidden and not accepted knows the same code only.
+    edited = [records[0], record(TOTAL_RENAMED.replace("3)", "x.z)"), "b.py")]
+    baseline = cds.report_from_json(text, rules=rules)
+    report = cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), baseline)
+    assert outcome(report)[0] == new
+    # A rule that only another version has accepts nothing.
+    unknown = cds.report_from_json(text)
+    report = cds.compare_with_baseline(cds.build_report(edited, DUPLICATES), unknown)
+    assert outcome(report)[0] == ["near"]
+
+
+# ---- Fragments ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -6283,7 +6670,7 @@ def test_near_bears_small_changes(code, near):
         pytest.param("a(opened=1)", "a(loaded=1)", id="a keyword"),
     ],
 )
-def test_names_that_are_not_local_tell_code_apart(one, other):
+def test_names_that_are_not_local_distinguish_code(one, other):
     pair = [record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
     assert [group.similarity < 1 for group in found_groups(pair, DUPLICATES)] == [True]
 
@@ -6320,30 +6707,53 @@ def test_global_and_class_names_keep_their_names():
         assert [group.similarity < 1 for group in groups] == [True]
 
 
-def test_functions_meet_methods_but_no_classes():
-    method = record(TOTAL_RENAMED, "b.py", kind="method")
-    assert [entry[0] for entry in groups_of(record(TOTAL), method)] == ["near"]
-    assert groups_of(record(TOTAL), method._replace(kind="class")) == []
-    assert groups_of(record(TOTAL), method, kinds=("function",)) == []
+def test_what_is_repeated_is_a_feature_of_its_own_each_time():
+    codes = ["def f(a):\n    g(a)" + ", g(a)" * count for count in range(1, 6)]
+    options = {"min_statements": 1, "code_similarity": 0.1}
+    pairs = [members_of(code, codes[-1], **options) for code in codes[:-1]]
+    assert [few.shared for few, _ in pairs] == [1.0] * 4
+    parts = [many.shared for _, many in pairs]
+    assert parts == sorted({*parts}) and parts[-1] < 1
 
 
-def test_same_intent_in_different_code_is_the_third_section():
-    pair = [
-        record(TOTAL, intent=SUM),
-        record(OTHER, "b.py", intent="Adds the price of active rows"),
-    ]
-    far = record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
-    assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
-    assert groups_of(*pair, far, intent_similarity=0.95) == []
+# ---- Similarity -----------------------------------------------------------------------------
 
 
-def test_near_code_is_not_in_the_third_section():
-    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
-        ("near", None, ["a.py", "b.py"])
-    ]
+def random_sets(seed=1):
+    """Return sets of features of all sizes, pairs of them close to one another, and equal ones."""
+    rng = random.Random(seed)
+    sets = [{*rng.choices(range(40), k=rng.randrange(25))} for _ in range(60)]
+    sets += [{*features, rng.randrange(40)} for features in sets]
+    return [tuple(sorted(features)) for features in [*sets, *sets[:5]]]
 
 
-# Intents
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.55, 0.8, 1.0])
+def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
+    sets = random_sets()
+    expected = {}
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        both, either = {*sets[i]} & {*sets[j]}, {*sets[i]} | {*sets[j]}
+        if both and len(both) / len(either) >= threshold:
+            expected[i, j] = len(both) / len(either)
+    assert expected
+    assert cds.similar_pairs(sets, threshold) == (expected, {})
+
+
+def test_a_family_is_compared_with_its_head_alone():
+    rng = random.Random(3)
+    wrappers = [(*range(20), 100 + n) for n in range(50)]
+    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
+    others += [(*features[:25], 500) for features in others]
+    sets = [*others, *wrappers]
+    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    ((head, members),) = families.items()
+    assert {head, *members} == set(range(40, 90))
+    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
+    without = cds.similar_pairs(others, 0.55, family_size=10)
+    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+# ---- Intents --------------------------------------------------------------------------------
 
 
 def test_meaningful_words_leave_out_stop_words_endings_and_case():
@@ -6364,6 +6774,42 @@ def test_meaningful_words_are_one_for_all_of_the_same_meaning():
     assert not one & cds.meaningful_words("Removes the least string")
 
 
+def test_compared_words_hold_those_before_the_first_colon_twice():
+    found = cds.compared_words("Filters a list: keeps items: filters.")
+    assert found == {"filter", "filter:", "array", "array:", "keep", "item"}
+    for sentence in ("", ": ", "a: ", "Reads host:port at 10:30:"):
+        assert cds.compared_words(sentence) == cds.meaningful_words(sentence)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param("Encodes a header value.", "Decode header values.", True, id="verbs"),
+        pytest.param("Reads the settings.", "Writes the settings.", True, id="synonyms"),
+        pytest.param("Gets the first line of a file.", "Gets the final line.", True, id="ends"),
+        pytest.param("Converts a row to JSON.", "Converts a row from JSON.", True, id="direction"),
+        pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
+        pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
+        pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
+        pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
+        pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
+        pytest.param(
+            "Takes items: up to a count.", "Takes items: from the start.", False, id="behind colons"
+        ),
+        pytest.param("", "Opens it.", False, id="nothing"),
+    ],
+)
+def test_opposites_stand_where_sentences_begin_to_differ(one, other, expected):
+    assert cds.are_opposite(one, other) is cds.are_opposite(other, one) is expected
+
+
+def test_no_opposites_mean_the_same():
+    assert all(len(pair) == 2 for pair in cds.OPPOSITE_MEANINGS)
+    lines = cds.OPPOSITES.strip().splitlines()
+    assert len(lines) == len(set(lines))
+
+
 def test_no_word_has_two_meanings():
     lines = cds.SYNONYMS.split("\n")
     stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
@@ -6372,7 +6818,11 @@ def test_no_word_has_two_meanings():
 
 def vector(number, sentences):
     """Return the weights of a sentence as the measure defines them, ghost words and all."""
-    words = [cds.meaningful_words(sentence) for sentence in sentences]
+    words = []
+    for sentence in sentences:
+        *named, _ = sentence.split(": ", 1) if ": " in sentence else [sentence]
+        before_colon = cds.meaningful_words(" ".join(named))
+        words.append([*cds.meaningful_words(sentence), *((word, "named") for word in before_colon)])
     weights = {("ghost", number, n): 1.0 for n in range(3)}
     for word in words[number]:
         holders = sum(word in other for other in words)
@@ -6390,14 +6840,13 @@ def random_sentences(rng):
     words = [f"w{n}x" for n in range(60)]
     commonness = [60 / (n + 1) for n in range(60)]
     sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
-    return (
-        sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
-    )
+    with_colon = [sentence.replace(" ", ": ", 1) for sentence in sentences[10:]]
+    more = [f"{sentence} {rng.choice(words)}" for sentence in sentences[:10] + with_colon]
+    return sentences + more + sentences[:20]
 
 
 def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
-    count = len(sentences)
-    return cds.similar_intents(sentences, [threshold] * count, [False] * count, family_size)
+    return cds.similar_intents(sentences, [False] * len(sentences), threshold, family_size)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -6422,6 +6871,11 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
         pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
         pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
         pytest.param("the of", "the of", None, id="no words"),
+        pytest.param("alpha: beta", "alpha: gamma", 2 / 6, id="the one before the colon"),
+        pytest.param("alpha: beta", "gamma: beta", 1 / 6, id="the one behind the colon"),
+        pytest.param("alpha: beta", "beta: alpha", 2 / 6, id="before and behind the colon"),
+        pytest.param("alpha: the", "alpha: of", 2 / 5, id="nothing behind the colon"),
+        pytest.param("al:pha beta", "al:pha gamma", 2 / 6, id="a colon within a word"),
     ],
 )
 def test_short_sentences_must_share_more_than_long_ones(one, other, score):
@@ -6438,7 +6892,9 @@ def test_common_words_count_less():
 
 
 LONG_INTENT = " ".join(f"alpha{n}beta" for n in range(100))
+
 OTHER_INTENT = " ".join(f"gamma{n}delta" for n in range(100))
+
 MANY = 800
 
 
@@ -6484,10 +6940,9 @@ def test_few_similar_sentences_are_compared_each_with_each():
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
-def test_sentences_are_compared_with_those_of_their_kind_from_the_higher_threshold_on():
-    sentences, kinds = [LONG_INTENT] * 4, [False, True, False, False]
-    found = cds.similar_intents(sentences, [0.46, 0.46, 0.99, 0.5], kinds)
-    assert [*found.pairs] == [(0, 3)]
+def test_sentences_are_compared_with_those_of_their_kind():
+    found = cds.similar_intents([LONG_INTENT] * 3, [False, True, False], 0.46)
+    assert [*found.pairs] == [(0, 2)]
 
 
 def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
@@ -6514,7 +6969,7 @@ def documented(code, text, path, **fields):
 def sources(*records, **options):
     """Return the source of each member's intent, of the groups of the third section."""
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return [[m.intent_source for m in g.members] for g in groups if g.evidence == "intent"]
+    return [[m.intent_source for m in g.members] for g in groups if g.evidence.name == "intent"]
 
 
 def test_docstrings_stand_in_where_there_is_no_intent():
@@ -6528,18 +6983,208 @@ def test_docstrings_stand_in_where_there_is_no_intent():
     assert sources(*two) == sources(*two, intents="model") == []
 
 
-def test_docstrings_must_be_more_similar_than_intents():
-    pair = (
-        record(TOTAL, intent="alpha beta gamma delta epsilon"),
-        OTHER,
-        "alpha beta gamma delta zeta eta",
+def test_docstrings_are_compared_as_intents_are():
+    one, other = "alpha beta gamma delta epsilon", "alpha beta gamma delta zeta eta"
+    score = similar_sentences([one, other], 0.1).pairs[0, 1]
+    for bound, found in ((score, True), (score + 0.001, False)):
+        pair = record(TOTAL, intent=one), record(OTHER, "b.py", intent=other)
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+        pair = documented(TOTAL, one, "a.py"), documented(OTHER, other, "b.py")
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+
+
+# ---- Groups ---------------------------------------------------------------------------------
+
+STATEMENTS = (
+    "a = {0}(b)",
+    "for {1} in rows:\n    {0}({1})",
+    "if a.{0}:\n    return {1}",
+    "{1} = a + {1}.{0}",
+)
+
+
+def random_definition(rng, depth=0):
+    """Return the code of a function or class, now and then with more of them inside."""
+    lines = [f"def f{rng.randrange(9)}(a, b):"]
+    if depth == 0 and rng.random() < 0.2:
+        lines = [f"class C{rng.randrange(9)}:"]
+    for _ in range(rng.randrange(2, 7)):
+        code = rng.choice(STATEMENTS).format(rng.choice("pqrstu"), rng.choice("ab"))
+        if "class" in lines[0] or (depth < 2 and rng.random() < 0.15):
+            code = random_definition(rng, depth + 1)
+        lines.append(textwrap.indent(code, "    "))
+    return "\n".join(lines)
+
+
+def features_of(facts):
+    """Return the features of a definition: its trigrams, each with the number of its repetition."""
+    triples = zip(facts.labels, facts.labels[1:], facts.labels[2:])
+    counts = collections.Counter(trigram for trigram in triples if trigram[2])
+    return {(trigram, n) for trigram, count in counts.items() for n in range(count)}
+
+
+def every_pair_grouped(records, options):
+    """Return the members of the near groups, found by comparing every pair of codes."""
+    copies, facts = collections.defaultdict(list), {}
+    for one, known in zip(records, cds.PythonAnalyzer().facts(records)):
+        if known.statements >= options.min_statements:
+            copies[one.md5sum].append(one)
+            facts[one.md5sum] = known
+    codes = sorted(copies)
+    features = {code: features_of(facts[code]) for code in codes}
+    by_rule = {None: {}, "short": {}, "inside": {}}
+    for (i, one), (j, other) in itertools.combinations(enumerate(codes), 2):
+        both, either = features[one] & features[other], features[one] | features[other]
+        similarity = len(both) / len(either)
+        is_class = {copies[code][0].kind == "class" for code in (one, other)}
+        if similarity < options.code_similarity or len(is_class) == 2:
+            continue
+        nested = any(
+            a.file_path == b.file_path
+            and ({*lines_in(a)} <= {*lines_in(b)} or {*lines_in(b)} <= {*lines_in(a)})
+            for a, b in itertools.product(copies[one], copies[other])
+        )
+        short = (
+            sum(repetition == 0 for _, repetition in both) < 25
+            and similarity < 0.7
+            and min(facts[one].statements, facts[other].statements) < 5
+        )
+        by_rule["inside" if nested else "short" if short else None][i, j] = similarity
+    groups, done = [], set()
+    for rule, pairs in by_rule.items():
+        left = {pair: pairs[pair] for pair in pairs if done.isdisjoint(pair)}
+        for indexes in linked_slowly(left):
+            done.update(indexes)
+            places = [cds.sort_key(one) for index in indexes for one in copies[codes[index]]]
+            groups.append((rule, sorted(places)))
+    return sorted(groups, key=repr)
+
+
+def lines_in(one):
+    return range(one.start_line, one.end_line + 1)
+
+
+def linked_slowly(pairs):
+    """Return the groups of complete linkage: the most similar pair first, looking at every pair."""
+    groups, seen = {index: [index] for pair in pairs for index in pair}, set()
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        seen.add(pair)
+        one, other = groups[pair[0]], groups[pair[1]]
+        if one is not other and all(
+            (min(p), max(p)) in seen for p in itertools.product(one, other)
+        ):
+            one += other
+            groups.update(dict.fromkeys(other, one))
+    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_groups_are_what_comparing_every_pair_finds(tmp_path, seed):
+    rng = random.Random(seed)
+    files = {f"{n}.py": "\n\n".join(random_definition(rng) for _ in range(6)) for n in range(7)}
+    files["copy.py"] = files["1.py"]
+    records = [one for one in built(tree(tmp_path, files)) if one.kind != "file"]
+    options = DUPLICATES._replace(code_similarity=0.4 + 0.05 * seed)
+    expected = every_pair_grouped(records, options)
+    found = []
+    for group in found_groups(records, options):
+        if group.evidence.name == "near" and not group.overlaps:
+            found.append(
+                (hidden_by(group), [cds.sort_key(member.record) for member in group.members])
+            )
+    assert expected
+    assert sorted(places for _, places in expected) == sorted(places for _, places in found)
+    rules = {repr(places): rule for rule, places in expected}
+    for rule, places in found:
+        assert rule in (rules[repr(places)], "stub", "contained")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "groups"),
+    [
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8}, [([0, 1], 0.9)], id="chain"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.6}, [([0, 1, 2], 0.6)], id="lowest pair"),
+        pytest.param({(0, 1): 0.7, (1, 2): 0.9}, [([1, 2], 0.9)], id="most similar first"),
+        pytest.param({(0, 1): 0.9, (1, 2): 0.9}, [([0, 1], 0.9)], id="tie"),
+        pytest.param(
+            {(0, 1): 0.9, (1, 2): 0.89, (2, 3): 0.88, (0, 2): 0.55},
+            [([0, 1], 0.9), ([2, 3], 0.88)],
+            id="groups, not single members, compete",
+        ),
+        pytest.param(
+            dict.fromkeys(itertools.combinations(range(5), 2), 0.9),
+            [([0, 1, 2, 3, 4], 0.9)],
+            id="all alike",
+        ),
+    ],
+)
+def test_linkage_is_complete_and_most_similar_first(pairs, groups):
+    for given in (pairs, dict(reversed(pairs.items()))):
+        linked = groups_of_pairs(given)
+        assert [one[:2] for one in linked if not one[2]] == groups
+
+
+def groups_of_pairs(pairs):
+    """Return what is made of similar pairs of numbers: groups, similarities, and which overlap."""
+    found = [record(different(number)) for number in range(1 + max(map(max, pairs)))]
+    found.sort(key=lambda one: one.md5sum)
+    records = [one._replace(file_path=f"{number:02}.py") for number, one in enumerate(found)]
+
+    def given_clusters(evidence, run):
+        linkage = cds.Linkage(evidence, [[one] for one in run.fragments], run)
+        return linkage.clusters(cds.Similar(pairs, {}))
+
+    evidence = NAMESAKE._replace(find=given_clusters)
+    report = cds.build_report(records, DUPLICATES, evidence=(evidence,), rules=())
+    return sorted(
+        ([int(path[:2]) for path in paths_in(group)], group.similarity, group.overlaps)
+        for group in report.groups
     )
-    score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
-    assert DUPLICATES.intent_similarity < score < 0.5
-    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
-    assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
-    pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
-    assert sources(*pair, intent_similarity=0.9) == []
+
+
+def test_exact_copies_are_one_group_and_renamed_ones_near():
+    copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
+    assert groups_of(*copies, record(OTHER, "d.py")) == [
+        ("exact", None, ["a.py", "b.py"]),
+        ("near", None, ["a.py", "b.py", "c.py"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "near"),
+    [
+        pytest.param(TOTAL_RENAMED.replace("'total'", "'sum'"), True, id="names and literals"),
+        pytest.param(TOTAL.replace("    return", "    check(rate)\n    return"), True, id="added"),
+        pytest.param(TOTAL.replace("def total", "def price"), True, id="another name"),
+        pytest.param(TOTAL.replace("total(rows, rate)", "total(rows)"), True, id="global instead"),
+        pytest.param(OTHER, False, id="other code"),
+    ],
+)
+def test_near_bears_small_changes(code, near):
+    assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
+
+
+def test_functions_meet_methods_but_no_classes():
+    method = record(TOTAL_RENAMED, "b.py", kind="method")
+    assert [entry[0] for entry in groups_of(record(TOTAL), method)] == ["near"]
+    assert groups_of(record(TOTAL), method._replace(kind="class")) == []
+    assert groups_of(record(TOTAL), method, kinds=("function",)) == []
+
+
+def test_same_intent_in_different_code_is_the_third_section():
+    pair = [
+        record(TOTAL, intent=SUM),
+        record(OTHER, "b.py", intent="Adds the price of active rows"),
+    ]
+    far = record(ASSIGNED, "c.py", intent="Opens a socket and waits for a client.")
+    assert groups_of(*pair, far) == [("intent", None, ["a.py", "b.py"])]
+    assert groups_of(*pair, far, intent_similarity=0.95) == []
+
+
+def test_near_code_is_not_in_the_third_section():
+    assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
+        ("near", None, ["a.py", "b.py"])
+    ]
 
 
 FEW = cds.INTENT_FAMILY_SIZE + 20
@@ -6554,9 +7199,9 @@ def unlike(number, header="def f{}(c):"):
 def families(records):
     """Return copies, section, rule and whether it is a family, of the groups of similar intents."""
     return [
-        (group.copies, group.hidden_by, group.is_family)
+        (group.copies, hidden_by(group), group.is_family)
         for group in found_groups(records, DUPLICATES)
-        if group.evidence == "intent"
+        if group.evidence.name == "intent"
     ]
 
 
@@ -6622,97 +7267,6 @@ def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
         for n, made in enumerate(others[:2], 1)
     ]
     assert families([head, *inside, *others[2:]]) == [(FEW - 2, None, True), (2, "inside", True)]
-
-
-def third_section(*records):
-    groups = found_groups(records, DUPLICATES)
-    return [
-        (g.members[0].record.signature, g.are_siblings) for g in groups if g.evidence == "intent"
-    ]
-
-
-def different(number):
-    """Return code that is near no other number's."""
-    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
-    return f"def f{number}():\n{calls}"
-
-
-def intents_of_pairs(*pairs):
-    """Return records of different code, growing, two for each of (path, path, intent)."""
-    places = [(path, intent) for *paths, intent in pairs for path in paths]
-    return [
-        record(different(number), path, line=number * 100 + 1, intent=intent)
-        for number, (path, intent) in enumerate(places)
-    ]
-
-
-def test_intents_rank_by_similarity_and_size_and_across_files_first():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", short.format(1)),
-        ("a.py", "b.py", long.format(2)),
-        ("a.py", "b.py", long.format(3)),
-    )
-    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
-    local = [
-        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
-        for one in records[4:]
-    ]
-    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
-
-
-def test_siblings_come_last():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
-    )
-    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
-    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
-        ("def f2():", False)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("headers", "name", "siblings"),
-    [
-        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
-        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
-        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
-        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
-        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
-        pytest.param(("A", "B"), "load", False, id="unrelated"),
-        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
-        pytest.param(("A", "B"), "__len__", True, id="special method"),
-        pytest.param(("A", "B"), "load function", False, id="functions"),
-    ],
-)
-def test_overrides_of_one_method_are_siblings(headers, name, siblings):
-    name, _, kind = name.partition(" ")
-    records = []
-    for number, header in enumerate(headers):
-        path = f"{number}.py"
-        method = different(number).replace(f"def f{number}", f"def {name}")
-        code = f"class {header}:\n    x = 1"
-        records += [
-            record(code, path, end_line=40, kind="class"),
-            record(method, path, line=3, kind=kind or "method", intent=PRICES),
-        ]
-    # The last is the class between the two others, not one with the method.
-    if len(headers) == 3:
-        records.pop()
-    assert [found for _, found in third_section(*records)] == [siblings]
-
-
-def test_methods_of_one_name_in_one_file_are_siblings():
-    pair = [
-        record(code, line=line, kind="method", intent=intent)
-        for code, line, intent in (
-            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
-            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
-        )
-    ]
-    assert [siblings for _, siblings in third_section(*pair)] == [True]
 
 
 # Noise
@@ -6826,7 +7380,6 @@ def test_classes_with_similar_fields_are_near():
 
 
 # Deep code: deeper than the recursion limit lets `ast.unparse` go, or the parser of 3.11.
-
 DEEP_SUM = " + ".join(f"x{number}" for number in range(330))
 
 
@@ -6853,14 +7406,14 @@ def test_deep_code_is_compared_wherever_it_stands(tmp_path, code, rule):
     code = code.replace("{}", DEEP_SUM)
     records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
     groups = found_groups(records, DUPLICATES)
-    assert (groups[0].evidence, groups[0].hidden_by) == ("exact", rule)
+    assert (groups[0].evidence.name, hidden_by(groups[0])) == ("exact", rule)
 
 
 def test_deep_not_implemented_error_is_a_stub(tmp_path):
     code = f"def f(a):\n    raise NotImplementedError({DEEP_SUM})"
     records = built(tree(tmp_path, {"a.py": code, "b.py": code}))
     [group] = found_groups(records, DUPLICATES)
-    assert (group.evidence, group.hidden_by) == ("exact", "stub")
+    assert (group.evidence.name, hidden_by(group)) == ("exact", "stub")
 
 
 @pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="the parser heeds no recursion limit")
@@ -6869,37 +7422,11 @@ def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
     body = textwrap.indent(code, "    ")
     files = {f"{name}.py": f"def {name}(a):\n    b = a\n{body}" for name in "fg"}
     report = cds.build_report(built(tree(tmp_path, files)), DUPLICATES)
-    assert [group.evidence for group in report.groups] == ["near"]
+    assert [group.evidence.name for group in report.groups] == ["near"]
     assert report.unparsed_count == 0
 
 
 UNPARSABLE = "def f(a):\n    return (a b)"  # in the syntax of a later Python, say
-
-
-def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
-    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
-    pair = [one._replace(**unparsable) for one in twins(TOTAL)]
-    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
-    pair = [one._replace(md5sum="0" * 32) for one in pair]
-    report = cds.build_report([*pair, *near], DUPLICATES)
-    assert [(group.evidence, group.copies) for group in report.groups] == [
-        ("exact", 2),
-        ("near", 2),
-    ]
-    assert report.unparsed_count == 2
-    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
-
-
-def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
-    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
-    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
-    broken = [one._replace(**unparsable) if one.kind == "class" else one for one in records]
-    report = cds.build_report(broken, DUPLICATES)
-    assert [(group.evidence, group.copies) for group in report.groups] == [("exact", 2)]
-    assert report.unparsed_count == 2
-    methods = DUPLICATES._replace(kinds=("method",))
-    assert cds.build_report(broken, methods).unparsed_count == 0
 
 
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
@@ -6949,7 +7476,7 @@ SHORT = "def f(a):\n    b = a.get(1)\n    return b.c"
 def test_short_bodies_that_share_little_are_hidden(one, other, rule):
     pair = [record(one), record(other, "b.py")]
     groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.4))
-    assert [(group.evidence, group.hidden_by) for group in groups] == [("near", rule)]
+    assert [(group.evidence.name, hidden_by(group)) for group in groups] == [("near", rule)]
     assert all(group.similarity < 0.7 for group in groups) or rule is None
 
 
@@ -6986,7 +7513,7 @@ def test_a_record_inside_another_is_no_copy_of_it():
     # What is similar to both makes a pair with each of them, and no group of all three.
     groups = found_groups([outer, inner, other], DUPLICATES)
     assert [records_in(group) for group in groups] == [[inner, other], [outer, other]]
-    assert [group.hidden_by for group in groups] == [None, None]
+    assert [hidden_by(group) for group in groups] == [None, None]
     assert groups_of(outer, inner._replace(file_path="b.py"))[0][1] is None
 
 
@@ -7025,34 +7552,19 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
-def test_qualified_names_follow_the_definitions_around(tmp_path):
-    code = """\
-class Outer(Base):
-    @deco
-    async def method(self):
-        def inner(): pass
-    class \\
-      Inner: pass
-def alone(): pass
-"""
-    records = records_of(tmp_path, code)
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
-    assert list(names.values()) == [
-        "Outer",
-        "Outer.method",
-        "Outer.method.inner",
-        "Outer.Inner",
-        "alone",
+def test_code_of_opposite_intents_is_hidden():
+    pair = [
+        record(TOTAL, intent="Encodes a header value as quoted text."),
+        record(OTHER, "b.py", intent="Decodes a header value from quoted text."),
     ]
-    assert list(names) == [cds.sort_key(record) for record in records[1:]]
-
-
-def test_members_have_their_qualified_names():
-    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
-    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
-    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
-    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
+    assert groups_of(*pair) == [("intent", "opposite", ["a.py", "b.py"])]
+    third = record(SPLIT, "c.py", intent="Encodes header values in quoted text.")
+    assert groups_of(*pair, third) == [("intent", None, ["a.py", "c.py"])]
+    near = [
+        record(code, f"{n}.py", intent=one.intent)
+        for n, code, one in zip("ab", (TOTAL, TOTAL_RENAMED), pair)
+    ]
+    assert [entry[:2] for entry in groups_of(*near)] == [("near", None)]
 
 
 def test_groups_of_a_shown_class_group_are_hidden():
@@ -7097,6 +7609,601 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     ]
 
 
+def test_tied_pairs_are_linked_in_the_order_of_their_code():
+    """The one in the middle is as similar to either side, and the sides are not to each other."""
+    sides = [
+        TOTAL.replace("    return", f"    {code}\n    return")
+        for code in ("check(rate)", "audit[rate]")
+    ]
+    linked = set()
+    for paths in itertools.permutations("abc"):
+        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
+        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
+        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
+    ((first, second),) = linked
+    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
+
+
+# Groups that overlap
+
+
+def shares(name, numbers):
+    """Return a function of one statement for each number: what shares numbers shares code."""
+    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
+    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
+
+
+# Either side is similar to the middle, and the sides are not to each other.
+MIDDLE = shares("middle", range(10))
+
+SIDE = shares("side", [*range(8), 20, 21])
+
+OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
+
+SENTENCES = (
+    "Alpha bravo charlie delta echo foxtrot golf hotel.",
+    "Alpha bravo charlie delta echo rows.",
+    "Foxtrot golf hotel socket.",
+)
+
+
+def ring(size=30):
+    """Return records of which each is similar to the four or five before and after it."""
+    return [
+        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
+        for n in range(size)
+    ]
+
+
+def members_by_overlap(report, evidence):
+    """Return the paths in the groups that do not overlap, and in those that do."""
+    groups = [group for group in report.groups if group.evidence.name == evidence]
+    return [
+        [paths_in(group) for group in groups if group.overlaps is overlaps]
+        for overlaps in (False, True)
+    ]
+
+
+def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = [MIDDLE, SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
+    groups = found_groups(records, DUPLICATES)
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True]
+
+
+def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
+    records = [record(code, path, intent=intent) for code, path, intent in codes]
+    found = [["a", "b"], ["a", "new"]]
+    assert groups_of(*records) == [("intent", None, paths) for paths in found]
+
+
+def test_copies_of_what_linkage_leaves_over_are_in_its_group():
+    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, "abcd")]
+    assert groups_of(*records) == [
+        ("exact", None, ["c", "d"]),
+        ("near", None, ["a", "b"]),
+        ("near", None, ["a", "c", "d"]),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
+    rng = random.Random(seed)
+    every = list(itertools.combinations(range(25), 2))
+    likely = (seed + 1) / 7
+    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
+    inside, further = [], []
+    for indexes, similarity, overlaps in groups_of_pairs(pairs):
+        alike = {pair: pairs[pair] for pair in itertools.combinations(indexes, 2)}
+        (further if overlaps else inside).append(alike)
+        # All of a group is similar; `similarity` is that of its least similar pair, or of what
+        # only this group has.
+        assert similarity >= round(min(alike.values()), 3)
+    linked = {pair for alike in inside for pair in alike}
+    left_over = [{*alike} - linked for alike in further]
+    assert sorted(linked.union(*left_over)) == sorted(pairs)
+    assert sum(map(len, left_over)) + sum(map(len, inside)) == len(pairs)
+    assert all(left_over)
+
+
+def test_each_similar_pair_of_a_ring_is_in_a_group():
+    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
+    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
+    found = set()
+    for paths in linked + overlapping:
+        found.update(itertools.combinations(paths, 2))
+    # The one after it has all but one of its twelve statements, the fifth seven.
+    steps = itertools.product(range(30), range(1, 5))
+    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
+    assert found >= set(map(tuple, near))
+
+
+def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
+    records = ring()
+    groups = found_groups(records, DUPLICATES)
+    names = random.Random(4).sample(range(1000), len(records))
+    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
+    again = found_groups(renamed, DUPLICATES)
+    assert len({group.id for group in groups}) == len(groups) > 20
+    assert [(group.id, group.hidden_by) for group in groups] == [
+        (group.id, group.hidden_by) for group in again
+    ]
+
+
+def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
+    report = cds.build_report(ring(), DUPLICATES)
+    overlaps = [group.overlaps for group in report.groups]
+    assert overlaps == sorted(overlaps)
+    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
+    shown = collections.Counter(
+        path for group in report.groups if not group.hidden_by for path in paths_in(group)
+    )
+    assert hidden and all(group.overlaps for group in hidden)
+    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
+    fields = json.loads("".join(cds.report_json(report)))
+    assert fields["hidden"]["overlap"] == len(hidden)
+    table = [line.text for line in cds.report_as_lines(report, 99)]
+    assert any(f"{len(hidden)} overlap" in line for line in table)
+    assert any("some are in other groups too" in line for line in table)
+
+
+# ---- Report ---------------------------------------------------------------------------------
+
+
+def test_hidden_near_groups_are_described_without_labels_of_their_own():
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
+    shown, hidden = (
+        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
+        for rules in (cds.RULES, (rule,))
+    )
+    assert [member.differs for member in shown.members] == [(), ("x.y",)]
+    assert [member.differs for member in hidden.members] == [(), ()]
+
+
+# The definitions of this program are worth two workers, since four are very long.
+LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
+
+LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_the_same_whoever_parses(workers):
+    resource = pytest.importorskip("resource")
+    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    facts = cds.PythonAnalyzer(workers).facts(records)
+    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    assert (after > before) == (workers > 1)
+    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
+
+
+def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
+    records = built(tree(tmp_path, LONG_PROGRAM))
+    alone = cds.build_report(records, DUPLICATES)
+    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
+    assert any(member.differs for one in alone.groups for member in one.members)
+    for workers in 1, 2:
+        facts = cds.PythonAnalyzer(workers).facts(records)
+        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
+
+
+@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
+def test_the_command_line_finds_facts_in_workers(tmp_path):
+    records = built(tree(tmp_path / "long", LONG_PROGRAM))
+    store(tmp_path / "db", records)
+    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
+    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
+    # Where there is another thread, workers are not forked.
+    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
+    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
+    if sys.platform == "linux":
+        done = finish(python_command(COUNT_FORKS, (), *words))
+        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
+
+
+def test_what_a_group_says_of_itself():
+    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    exact, near = found_groups(twins, DUPLICATES)
+    sums = sorted({twin.md5sum for twin in twins})
+    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
+    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
+    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
+
+
+def test_group_id_ignores_places_and_counts():
+    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
+    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
+    assert one[0].id == many[0].id
+
+
+def pairs_of_intents(count):
+    """Return records of which each two have an intent of their own, ever less similar ones."""
+    texts = [
+        " ".join(f"w{number}x{n}" for n in range(60 - number)) + " common"
+        for number in range(count)
+    ]
+    shared = [text.rpartition(" ")[0] for text in texts]
+    cut = [" ".join(text.split()[: 8 + (60 - number) // 2]) for number, text in enumerate(shared)]
+    return [
+        record(unlike(2 * number + place), f"{number}{place}.py", intent=text)
+        for number, pair in enumerate(zip(shared, cut))
+        for place, text in enumerate(pair)
+    ]
+
+
+def by_rule(records, **options):
+    """Return the similarities of the groups by intent that each rule hides, in falling order."""
+    similarities = collections.defaultdict(list)
+    for group in found_groups(records, DUPLICATES._replace(**options)):
+        if group.evidence.name == "intent":
+            similarities[group.hidden_by and group.hidden_by.name].append(group.similarity)
+    return {rule: sorted(found, reverse=True) for rule, found in similarities.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "alone", "best"),
+    [
+        pytest.param(20, 0, 20, id="twenty"),
+        pytest.param(25, 0, 20, id="more than twenty"),
+        pytest.param(25, 160, 21, id="one for ten sentences"),
+        pytest.param(25, 300, 25, id="many sentences"),
+    ],
+)
+def test_the_best_groups_by_intent_are_shown(pairs, alone, best):
+    records = pairs_of_intents(pairs)
+    records += [
+        record(unlike(1000 + n), f"z{n}.py", intent=f"alone{n}y other{n}y") for n in range(alone)
+    ]
+    found = by_rule(records)
+    assert len(found[None]) == best
+    assert len(found.get("weaker", [])) == pairs - best
+    assert min(found[None]) >= max(found.get("weaker", [0]))
+    assert by_rule(records, best_intents=False) == {None: by_similarity(found)}
+
+
+def test_the_section_says_where_the_best_groups_end(tmp_path, capsys):
+    records = pairs_of_intents(22)
+    report = cds.build_report(records, DUPLICATES)
+    weaker = [g.similarity for g in report.groups if g.hidden_by and g.hidden_by.name == "weaker"]
+    note = f"the best groups; without 2 groups of similarity {max(weaker):.2f} or less:"
+    note += " --intent-similarity 0.28 shows them"
+    assert f"  {note}" in [line.text for line in cds.report_as_lines(report, 9)]
+    assert f"<p>{note}</p>" in "".join(cds.report_as_page(report))
+    functions = [documented(one.raw_code, one.intent, "").raw_code for one in records]
+    source = tree(tmp_path / "s", {f"{n}.py": code for n, code in enumerate(functions)})
+    command = ("duplicates", "--path", source, "--top", "99")
+    assert run(*command) == 0
+    assert note in capsys.readouterr().out
+    assert run(*command, "--intent-similarity", "0.28") == 0
+    shown = capsys.readouterr().out
+    assert "intent, different code (22 groups)" in shown and "best" not in shown
+
+
+def by_similarity(found):
+    return sorted(itertools.chain.from_iterable(found.values()), reverse=True)
+
+
+def test_siblings_and_hidden_groups_are_not_counted_among_the_best():
+    pairs = pairs_of_intents(25)
+    # The first five groups are siblings, or of a caller and what it calls.
+    siblings = [
+        one._replace(file_path="a.py", start_line=n, end_line=n) for n, one in enumerate(pairs[:6])
+    ]
+    calling = [
+        record(f"{one.raw_code}    f{2 * number}()\n", f"y{number}.py", intent=one.intent)
+        for number, one in enumerate(pairs[7:10:2], 3)
+    ]
+    others = [pairs[6], pairs[8], *pairs[10:]]
+    found = by_rule([*siblings, *calling, *others])
+    assert {rule: len(groups) for rule, groups in found.items()} == {None: 23, "calls": 2}
+
+
+def test_the_best_groups_are_the_same_whatever_the_order_of_the_files():
+    records = pairs_of_intents(30)
+    moved = [one._replace(file_path=f"{99 - n}.py") for n, one in enumerate(records)]
+    ids = [
+        {group.id for group in found_groups(made, DUPLICATES) if group.hidden_by is None}
+        for made in (records, moved, records[::-1])
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def third_section(*records):
+    groups = found_groups(records, DUPLICATES)
+    intents = [group for group in groups if group.evidence.name == "intent"]
+    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
+
+
+def different(number):
+    """Return code that is near no other number's."""
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
+    return f"def f{number}():\n{calls}"
+
+
+def intents_of_pairs(*pairs):
+    """Return records of different code, growing, two for each of (path, path, intent)."""
+    places = [(path, intent) for *paths, intent in pairs for path in paths]
+    return [
+        record(different(number), path, line=number * 100 + 1, intent=intent)
+        for number, (path, intent) in enumerate(places)
+    ]
+
+
+def test_intents_rank_by_similarity_and_size_and_across_files_first():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", short.format(1)),
+        ("a.py", "b.py", long.format(2)),
+        ("a.py", "b.py", long.format(3)),
+    )
+    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
+    local = [
+        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
+        for one in records[4:]
+    ]
+    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
+
+
+@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    records = []
+    for number, size in enumerate(sizes):
+        for name in "ab":
+            calls = "".join(f"    {name}{number}_{n}(x{n}.y_{name}{n})\n" for n in range(size))
+            code = f"def {name}{number}(c):\n{calls}"
+            intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
+            records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
+    groups = found_groups(records, DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 18),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+
+
+def test_overrides_across_files_rank_behind_less_similar_intents():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    alike = [record(different(n), f"{n}.py", intent="short of alpha beta") for n in (1, 2)]
+    overrides = []
+    for n in (7, 8):
+        method = different(n).replace(f"def f{n}", "def load")
+        overrides += [
+            record(f"class C{n}(Base):\n    x = {n}", f"{n}.py", end_line=99, kind="class"),
+            record(method, f"{n}.py", line=3, kind="method", intent=long),
+        ]
+    intents, siblings = found_groups([*alike, *overrides], DUPLICATES)
+    assert (intents.are_siblings, siblings.are_siblings) == (False, True)
+    assert paths_in(siblings) == ["7.py", "8.py"]
+    assert siblings.score > intents.score
+
+
+def test_siblings_come_last():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", "short of red green blue white"), ("a.py", "a.py", long)
+    )
+    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
+    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
+        ("def f2():", False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "siblings"),
+    [
+        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
+        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
+        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
+        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
+        pytest.param(("A", "B"), "load", False, id="unrelated"),
+        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
+        pytest.param(("A", "B"), "__len__", True, id="special method"),
+        pytest.param(("A", "B"), "load function", False, id="functions"),
+    ],
+)
+def test_overrides_of_one_method_are_siblings(headers, name, siblings):
+    name, _, kind = name.partition(" ")
+    records = []
+    for number, header in enumerate(headers):
+        path = f"{number}.py"
+        method = different(number).replace(f"def f{number}", f"def {name}")
+        code = f"class {header}:\n    x = 1"
+        records += [
+            record(code, path, end_line=40, kind="class"),
+            record(method, path, line=3, kind=kind or "method", intent=PRICES),
+        ]
+    # The last is the class between the two others, not one with the method.
+    if len(headers) == 3:
+        records.pop()
+    assert [found for _, found in third_section(*records)] == [siblings]
+
+
+ONE_STATEMENT = "def find(rows, test):\n    return next((row for row in rows if test(row)), None)"
+
+
+@pytest.mark.parametrize(
+    ("code", "intent", "found"),
+    [
+        pytest.param(ONE_STATEMENT, PRICES, True, id="says enough"),
+        pytest.param("def f(a):\n    return a[1:]", PRICES, True, id="a slice"),
+        pytest.param(ONE_STATEMENT, "Finds the first row.", False, id="says little"),
+        pytest.param("def f(self):\n    return self.a.b", PRICES, False, id="gets"),
+        pytest.param("def f(self, a):\n    self.a = a", PRICES, False, id="sets"),
+        pytest.param("def f():\n    return ('a', 1, [])", PRICES, False, id="a constant"),
+        pytest.param("def f():\n    raise NotImplementedError", PRICES, False, id="a stub"),
+    ],
+)
+def test_intents_of_one_statement_are_compared_if_they_say_enough(code, intent, found):
+    pair = record(code, "a.py", intent=intent), record(OTHER, "b.py", intent=intent)
+    assert groups_of(*pair) == ([("intent", None, ["a.py", "b.py"])] if found else [])
+    assert groups_of(*pair, intent_statements=2) == []
+
+
+def test_min_statements_given_counts_for_intents_too(tmp_path, capsys):
+    codes = [documented(code, PRICES, "").raw_code for code in (ONE_STATEMENT, OTHER)]
+    source = tree(tmp_path / "s", dict(zip(("a.py", "b.py"), codes)))
+    for chosen, found in (((), 1), (("--min-statements", "2"), 0), (("--min-statements", "1"), 1)):
+        assert run("duplicates", "--path", source, "--format", "json", *chosen) == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert len(groups) == found
+
+
+def siblings_of(tmp_path, files):
+    """Return whether each group by intent is of siblings, of files with docstrings."""
+    report = report_on(tmp_path, files)
+    return [group.are_siblings for group in report.groups if group.evidence.name == "intent"]
+
+
+def described(header, number):
+    """Return code with a docstring that is near no other number's."""
+    body = unlike(number).partition("\n")[2]
+    if header.startswith("class"):
+        body = textwrap.indent(f"def m{number}(self):\n{body}", "    ")
+    return f'{header}\n    """{PRICES}"""\n{body}'
+
+
+def in_class(owner, header, number):
+    return f"class {owner}:\n    x = {number}\n" + textwrap.indent(
+        described(header, number), "    "
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "siblings"),
+    [
+        pytest.param("def get():", "async def get():", True, id="async function"),
+        pytest.param("def get():", "async def aget():", True, id="a in front"),
+        pytest.param("def get():", "def get_async():", True, id="async behind"),
+        pytest.param("class Row(A):", "class AsyncRow(B):", True, id="async class"),
+        pytest.param("async def get():", "async def aget():", False, id="both async"),
+        pytest.param("def get():", "async def put():", False, id="another name"),
+        pytest.param("def get():", "def aget():", False, id="none async"),
+        pytest.param("class Row(A):", "class Line(Row):", True, id="derived class"),
+        pytest.param(
+            "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
+        ),
+        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+    ],
+)
+def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
+    decorator, _, header = other.rpartition("\n")
+    files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+def test_async_methods_of_twin_classes_are_siblings(tmp_path):
+    files = {
+        "a.py": in_class("Session", "def commit(self):", 1),
+        "b.py": in_class("AsyncSession", "async def commit(self):", 2),
+    }
+    assert siblings_of(tmp_path, files) == [True]
+    files["b.py"] = in_class("Engine", "async def commit(self):", 2)
+    assert siblings_of(tmp_path, files) == [False]
+
+
+@pytest.mark.parametrize(
+    ("places", "siblings"),
+    [
+        pytest.param(
+            ("a.py", "def load():", "tests/a.py", "def test_load():"), True, id="function"
+        ),
+        pytest.param(("a.py", "class Row:", "test_a.py", "class RowTests:"), True, id="class"),
+        pytest.param(("a.py", "def load():", "tests/a.py", "def read():"), False, id="a helper"),
+        pytest.param(("a.py", "def load():", "b.py", "def test_load():"), False, id="no test file"),
+    ],
+)
+def test_a_test_and_what_it_tests_are_siblings(tmp_path, places, siblings):
+    one, header, other, of_test = places
+    files = {one: described(header, 1), other: described(of_test, 2), "z.py": ""}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(["def setup(app):"] * 3, True, id="three files"),
+        pytest.param(["def setup(app):"] * 2, False, id="two files"),
+        pytest.param(["def setup(app):"] * 2 + ["def setup(page):"], False, id="other parameters"),
+        pytest.param([f"def setup{n}(app):" for n in range(3)], False, id="other names"),
+    ],
+)
+def test_functions_that_a_framework_finds_by_name_are_siblings(tmp_path, headers, siblings):
+    files = {f"{n}.py": described(header, n) for n, header in enumerate(headers)}
+    assert siblings_of(tmp_path, files) == [siblings]
+    methods = {f"{n}.py": in_class(f"C{n}", header, n) for n, header in enumerate(headers)}
+    assert siblings_of(tmp_path, methods) == [False]
+
+
+def test_methods_of_one_name_in_one_file_are_siblings():
+    pair = [
+        record(code, line=line, kind="method", intent=intent)
+        for code, line, intent in (
+            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
+            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
+        )
+    ]
+    assert [siblings for _, siblings in third_section(*pair)] == [True]
+
+
+def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
+    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
+    pair = [one._replace(**unparsable) for one in twins(TOTAL)]
+    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
+    pair = [one._replace(md5sum="0" * 32) for one in pair]
+    report = cds.build_report([*pair, *near], DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [
+        ("exact", 2),
+        ("near", 2),
+    ]
+    assert report.unparsed_count == 2
+    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
+
+
+def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
+    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
+    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
+    broken = [one._replace(**unparsable) if one.kind == "class" else one for one in records]
+    report = cds.build_report(broken, DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
+    assert report.unparsed_count == 2
+    methods = DUPLICATES._replace(kinds=("method",))
+    assert cds.build_report(broken, methods).unparsed_count == 0
+
+
+def test_qualified_names_follow_the_definitions_around(tmp_path):
+    code = """\
+class Outer(Base):
+    @deco
+    async def method(self):
+        def inner(): pass
+    class \\
+      Inner: pass
+def alone(): pass
+"""
+    files = {"a.py": code, "b.py": code}
+    groups = report_on(tmp_path, files, min_statements=1).groups
+    names = {member.qualified_name for group in groups for member in group.members}
+    assert names == {"Outer", "Outer.method", "Outer.method.inner", "Outer.Inner", "alone"}
+
+
+def test_members_have_their_qualified_names():
+    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
+    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
+    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
+    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -7105,21 +8212,59 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
         ("test_window.pyw", True),
         ("test_data", False),
         ("x/tests/a.py", True),
+        ("x/test/b/a.py", True),
+        ("testing/a.py", True),
+        ("unit_tests/a.py", True),
         ("x/conftest.py", True),
         ("tests.py", False),
-        ("x/test/a.py", False),
         ("latest_test.py/a.py", False),
         ("test_a/b.py", False),
+        ("contests/a.py", False),
+        ("_testing/a.py", False),
     ],
 )
-def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
-    assert cds.is_test(path) is expected
+def test_area_of_tests_goes_by_the_names_of_files_and_folders(path, expected):
+    assert area_of_copies(path) == ("tests" if expected else "code")
+
+
+def area_of_copies(path):
+    """Return the area of two copies in one file of this path."""
+    copies = [record(TOTAL, path), record(TOTAL, path, line=20)]
+    # An area that all of a tree is in would count as code.
+    (group,) = found_groups([*copies, record(OTHER, "code.py")], DUPLICATES)
+    return group.area
 
 
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
         pytest.param("# This file was automatically generated from a.g4 by ANTLR", True, id="from"),
+        pytest.param("# Generated from a/B.g4 by ANTLR 4.13.2", True, id="antlr"),
+        pytest.param("# This is a generated file! Please edit the .ksy file", True, id="kaitai"),
+        pytest.param(
+            "# Generated by the protocol buffer compiler.  DO NOT EDIT!", True, id="protobuf"
+        ),
+        pytest.param("#\n# Autogenerated by Thrift Compiler (0.20.0)", True, id="thrift"),
+        pytest.param(
+            "# NOTE: This class is auto generated by the swagger code generator program.",
+            True,
+            id="swagger",
+        ),
+        pytest.param(
+            "# This file was automatically generated by SWIG (swig.org).", True, id="swig"
+        ),
+        pytest.param("# a.py\n# This file is automatically generated.", True, id="ply"),
+        pytest.param(
+            "# Form implementation generated from reading ui file 'a.ui'", True, id="pyqt"
+        ),
+        pytest.param("## Form generated from reading UI file 'a.ui'", True, id="uic"),
+        pytest.param("# --- AUTO-GENERATED ---", True, id="shouted"),
+        pytest.param("# a tool\n" * 19 + "# @generated", True, id="line 20"),
+        pytest.param("# a tool\n" * 20 + "# @generated", False, id="line 21"),
+        pytest.param("# Reads what ANTLR, SWIG and protobuf generated.", False, id="bare names"),
+        pytest.param("# revision identifiers, used by Alembic.", False, id="alembic"),
+        pytest.param("# Please do not edit the table by hand", False, id="not shouted"),
+        pytest.param("# Wraps the auto-generated code of a form", False, id="what it wraps"),
         pytest.param("# *** GENERATED BY `setup.py antlr`, DO NOT EDIT BY HAND ***", True, id="by"),
         pytest.param(
             "# -*- coding: utf-8 -*-\n\n# Generated by protoc.\n# DO NOT EDIT!",
@@ -7136,42 +8281,71 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
         pytest.param("# a tool\rx = 1  # @generated", False, id="behind code, lone CR"),
     ],
 )
-def test_a_generated_file_says_so_in_its_first_comments(header, expected):
-    facts = cds.facts_of_file(f"{header}\nimport this\n")
-    assert cds.is_generated(facts.comments) is expected
+def test_a_generated_file_says_so_in_its_first_comments(tmp_path, header, expected):
+    report = report_on(tmp_path, {"a.py": f"{header}\n{TOTAL}{TOTAL}", "code.py": OTHER})
+    assert [group.area for group in report.groups] == ["generated" if expected else "code"]
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "area"),
     [
-        ("a/_vendor/b/c.py", True),
-        ("vendor/c.py", True),
-        ("externals/c.py", True),
-        ("a/vendor.py", False),
-        ("vendors/c.py", False),
+        ("a/_vendor/b/c.py", "generated"),
+        ("vendor/c.py", "generated"),
+        ("externals/tests/c.py", "generated"),
+        ("a/vendor.py", "code"),
+        ("vendors/c.py", "code"),
+        ("docs/tests/a.py", "tests"),
+        ("docs/conftest.py", "tests"),
+        ("doc/a.py", "examples"),
+        ("x/docs/a/b.py", "examples"),
+        ("demos/a.py", "examples"),
+        ("listings/a.py", "examples"),
+        ("benchmark/a.py", "examples"),
+        ("tutorials/a.py", "examples"),
+        ("docstrings/a.py", "code"),
+        ("listing/a.py", "code"),
+        ("docs.py", "code"),
     ],
 )
-def test_vendored_files_stand_in_directories_of_that_name(path, expected):
-    assert cds.is_vendored(path) is expected
+def test_area_of_a_file_goes_by_the_names_of_its_directories(path, area):
+    assert cds.area_of(path) == area
 
 
 def test_the_area_of_a_group_is_the_first_that_a_member_is_in(tmp_path):
-    places = {"code": "a/{}.py", "tests": "tests/{}.py", "generated": "vendor/tests/{}.py"}
+    places = {
+        "code": "a/{}.py",
+        "tests": "tests/{}.py",
+        "examples": "docs/{}.py",
+        "generated": "vendor/tests/{}.py",
+    }
     for one, other in itertools.combinations_with_replacement(places, 2):
         files = {places[one].format("a"): OTHER, places[other].format("b"): OTHER}
-        assert [group.area for group in report_on(tmp_path, files).groups] == [one]
+        files |= {"c.py": "", "tests/c.py": ""}
+        (group,) = report_on(tmp_path, files).groups
+        assert (group.area, group.is_mixed) == (one, one != other)
     files = dict.fromkeys(("a.py", "tests/b.py"), f"# @generated\n{OTHER}")
-    assert [group.area for group in report_on(tmp_path, files).groups] == ["generated"]
+    report = report_on(tmp_path, {**files, "c.py": ""})
+    assert [group.area for group in report.groups] == ["generated"]
+
+
+@pytest.mark.parametrize("path", ["tests/{}.py", "docs/{}/a.py", "x/vendor/{}.py", "test_{}.py"])
+def test_an_area_that_all_of_a_tree_is_in_is_its_code(path):
+    report = cds.build_report(twins(OTHER, path=path), DUPLICATES)
+    assert [group.area for group in report.groups] == ["code"]
+    assert report.area_lines["code"] == (12, 6)
+    both = [*twins(OTHER, path=path), record(TOTAL, "a.py")]
+    assert found_groups(both, DUPLICATES)[0].area != "code"
 
 
 def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
     files = {"a.py": f"x = 1\n{TOTAL}", "b.py": TOTAL, "c.py": TOTAL_RENAMED, "tests/d.py": TOTAL}
     files |= {f"{n}.py": f"x = {n}\n\n" for n in range(2)}
     report = report_on(tmp_path, files)
-    assert [group.evidence for group in report.groups] == ["exact", "near"]
+    assert [group.evidence.name for group in report.groups] == ["exact", "near"]
     assert report.area_lines == {
         "code": (8 + 7 + 7 + 2 + 2, 14),
         "tests": (7, 7),
+        "examples": (0, 0),
         "generated": (0, 0),
     }
 
@@ -7223,9 +8397,6 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
     assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
-# Order and gate
-
-
 def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
@@ -7233,29 +8404,41 @@ def test_groups_in_tests_come_last():
     ]
     groups = found_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
     assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
-    mixed = found_groups([record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES)
-    assert mixed[0].area == "code"
 
 
-def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
-    features = cds.Features(4, frequencies=[1, 1, 2, 3], ordinals=[1, 2, 0, 0])
-    bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
-    assert [cds.information({rank}, features) for rank in range(4)] == bits
-    assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
+def test_groups_across_areas_come_after_those_within_code():
+    mixed = [record(OTHER, f"{area}/a.py") for area in ("tests", "test", "docs", "code")]
+    tests = twins(TOTAL.replace("log", "lg").replace(".info", ".x"), path="tests/b/{}.py")
+    options = DUPLICATES._replace(code_similarity=1)
+    groups = found_groups([*mixed, *tests, *twins(TOTAL)], options)
+    assert [(g.area, g.is_mixed) for g in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+    assert groups[0].score < groups[1].score
 
 
-def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
-    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
-    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
-    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
-    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
-    assert list(features.frequencies) == sorted(features.frequencies)
-    for rank, frequency in enumerate(features.frequencies):
-        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
-    # A call, its name and its literal stand in a row four times, and what runs on from one call
-    # into the next three times.
-    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
-    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
+def test_shared_code_says_more_the_rarer_it_is():
+    pair = [record(TOTAL, "a.py"), record(TOTAL, "b.py")]
+    others = [record(different(number), f"{number}.py") for number in range(8)]
+    alike = [record(TOTAL.replace("price", f"y{n}"), f"{n}.py") for n in range(8)]
+    rare, frequent = (found_groups([*pair, *more], DUPLICATES)[0] for more in (others, alike))
+    assert rare.evidence.name == frequent.evidence.name == "exact"
+    assert rare.score > 2 * frequent.score > 0
+
+
+def test_repeated_code_says_less_each_time():
+    others = [record(different(number), f"{number}.py") for number in range(8)]
+    scores = []
+    for count in range(1, 6):
+        code = "def f(a):\n    x = a" + "\n    g(1)" * count
+        pair = [record(code, "a.py"), record(code, "b.py")]
+        scores.append(found_groups([*pair, *others], DUPLICATES)[0].score)
+    gains = [after - before for before, after in zip(scores, scores[1:])]
+    # Each feature has log2(9) bits, its first repetition a half of that, the next a third.
+    assert gains == pytest.approx([gains[0] * 2 / n for n in (2, 3, 4, 5)], abs=0.2)
+    assert gains[-1] > 1
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
@@ -7285,21 +8468,6 @@ def test_tied_groups_are_in_the_order_of_their_ids():
     assert ids == sorted(ids)
 
 
-def test_tied_pairs_are_linked_in_the_order_of_their_code():
-    """The one in the middle is as similar to either side, and the sides are not to each other."""
-    sides = [
-        TOTAL.replace("    return", f"    {code}\n    return")
-        for code in ("check(rate)", "audit[rate]")
-    ]
-    linked = set()
-    for paths in itertools.permutations("abc"):
-        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
-        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
-        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
-    ((first, second),) = linked
-    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
-
-
 def test_ties_are_broken_by_content():
     """Whatever the files are called, the report is the same but for the paths."""
     rng = random.Random(5)
@@ -7319,16 +8487,16 @@ def test_ties_are_broken_by_content():
     assert len(outcomes) == 1
 
 
-# Members
+# Members and their labels
 
 
 def members_of(*codes, **options):
     records = [record(code, f"{n}.py") for n, code in enumerate(codes)]
     groups = found_groups(records, DUPLICATES._replace(**options))
-    return next(group for group in groups if group.evidence == "near").members
+    return next(group for group in groups if group.evidence.name == "near").members
 
 
-def test_members_tell_what_they_share_and_what_only_they_have():
+def test_members_say_what_they_share_and_what_only_they_have():
     added = TOTAL.replace("    return", "    check(rate)\n    return")
     one, other = members_of(TOTAL, added)
     assert (one.shared, one.differs) == (1.0, ())
@@ -7358,17 +8526,15 @@ def test_what_two_of_three_members_have_is_no_difference():
 
 
 def test_a_difference_that_rounds_to_nothing_is_one():
-    assert (cds.rounded(1.0), cds.rounded(0.9999), cds.rounded(0.5714)) == (1.0, 0.999, 0.571)
     body = "\n".join(f"    a.b{n}(c{n})" for n in range(999))
-    one, other = members_of(f"def f(a):\n{body}", f"def f(a):\n{body}\n    x()")
-    assert one.shared == 1.0 and other.shared == 0.999
-    assert (cds.in_percent(one.shared), cds.in_percent(other.shared), cds.in_percent(0.57)) == (
-        100,
-        99,
-        57,
-    )
     records = [record(f"def f(a):\n{body}"), record(f"def f(a):\n{body}\n    x()", "b.py")]
-    assert found_groups(records, DUPLICATES)[0].similarity == 0.999
+    (group,) = found_groups(records, DUPLICATES)
+    assert group.similarity == 0.999
+    assert [member.shared for member in group.members] == [1.0, 0.999]
+    lines = lines_of(records)
+    assert f"{group.id}  2 copies, 999 statements, similarity 0.99, within one file" not in lines
+    assert f"{group.id}  2 copies, 999 statements, similarity 0.99" in lines
+    assert lines.index("    100 % shared") < lines.index("    99 % shared; differs in `x`")
 
 
 @pytest.mark.parametrize(
@@ -7403,14 +8569,14 @@ def test_a_difference_that_rounds_to_nothing_is_one():
 )
 def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
     code = record(f"def f(a):\n{textwrap.indent(body, '    ')}")
-    (fragment,), _ = fragments_of([code])
-    assert cds.source_labels(fragment.facts.labels) == ["def", *labels]
+    (facts,) = cds.PythonAnalyzer().facts([code])
+    assert cds.source_labels(facts.labels) == ["def", *labels]
 
 
 def test_labels_of_code_that_cannot_be_parsed_are_none():
     code = record(normalized_code="def f(:", raw_code="def f(:")
-    (fragment,), _ = fragments_of([code])
-    assert cds.source_labels(fragment.facts.labels) == []
+    (facts,) = cds.PythonAnalyzer().facts([code])
+    assert cds.source_labels(facts.labels) == []
 
 
 def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
@@ -7430,136 +8596,38 @@ def test_the_order_of_the_records_changes_nothing():
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
-# Groups that overlap
+# ---- Confirmation ---------------------------------------------------------------------------
 
 
-def shares(name, numbers):
-    """Return a function of one statement for each number: what shares numbers shares code."""
-    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
-    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
+def test_questions_of_known_answer_take_turns_and_share_nothing(tmp_path):
+    candidates(tmp_path / "db", 10)
+    _, records = cds.read_run(str(tmp_path / "db"))
+    groups = cds.build_report(records, cds.DuplicateOptions()).groups
+    questions = cds.known_questions(groups, records)
+    assert [word for word, _ in questions] == ["SAME", "DIFFERENT"] * 3
+    for word, (one, other) in questions:
+        are_alike = ("def load" in one) == ("def load" in other)
+        assert one != other and are_alike is (word == "SAME")
+    # A run without near copies has only the others, and one of a single definition none.
+    assert {word for word, _ in cds.known_questions((), records)} == {"DIFFERENT"}
+    assert cds.known_questions((), records[:1]) == []
 
 
-# Either side is similar to the middle, and the sides are not to each other.
-MIDDLE = shares("middle", range(10))
-SIDE = shares("side", [*range(8), 20, 21])
-OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
-FOUR_WORDS = "alpha bravo charlie delta"
-SENTENCES = (
-    f"Parses quoted dates header {FOUR_WORDS}.",
-    f"Quoted dates header {FOUR_WORDS} rows.",
-    "Parses quoted dates header alpha bravo lines socket.",
-)
+def test_pairs_to_ask_leave_out_what_is_hidden_and_siblings(tmp_path):
+    pairs = candidates(tmp_path / "db", 3)
+    _, records = cds.read_run(str(tmp_path / "db"))
+    groups = cds.build_report(records, cds.DuplicateOptions()).groups
+    assert {*cds.pairs_to_ask(groups, 100)} == {*pairs}
+    assert len(cds.pairs_to_ask(groups, 2)) == 2
+    hidden = [group._replace(hidden_by=cds.RULES[0]) for group in groups]
+    siblings = [group._replace(are_siblings=True) for group in groups]
+    assert cds.pairs_to_ask([*hidden, *siblings], 100) == {}
 
 
-def ring(size=30):
-    """Return records of which each is similar to the four or five before and after it."""
-    return [
-        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
-        for n in range(size)
-    ]
-
-
-def members_by_overlap(report, evidence):
-    """Return the paths in the groups that do not overlap, and in those that do."""
-    groups = [group for group in report.groups if group.evidence == evidence]
-    return [
-        [paths_in(group) for group in groups if group.overlaps is overlaps]
-        for overlaps in (False, True)
-    ]
-
-
-def paths_in(group):
-    return [one.file_path for one in records_in(group)]
-
-
-def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = [MIDDLE, SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
-    groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [group.hidden_by for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
-
-
-def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
-    records = [record(code, path, intent=intent) for code, path, intent in codes]
-    found = [["a", "b"], ["a", "new"]]
-    assert groups_of(*records) == [("intent", None, paths) for paths in found]
-
-
-def test_copies_of_what_linkage_leaves_over_are_in_its_group():
-    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, "abcd")]
-    assert groups_of(*records) == [
-        ("exact", None, ["c", "d"]),
-        ("near", None, ["a", "b"]),
-        ("near", None, ["a", "c", "d"]),
-    ]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
-    rng = random.Random(seed)
-    every = list(itertools.combinations(range(25), 2))
-    likely = (seed + 1) / 7
-    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
-    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
-    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
-    further = list(cds.LeftOver(pairs, groups).take_all())
-    taken = [pair for one in further for pair in one]
-    assert sorted(inside + taken) == sorted(pairs)
-    for one in further:
-        assert one.items() <= pairs.items()
-        indexes = sorted({index for pair in one for index in pair})
-        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
-
-
-def test_each_similar_pair_of_a_ring_is_in_a_group():
-    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
-    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
-    found = set()
-    for paths in linked + overlapping:
-        found.update(itertools.combinations(paths, 2))
-    # The one after it has all but one of its twelve statements, the fifth seven.
-    steps = itertools.product(range(30), range(1, 5))
-    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
-    assert found >= set(map(tuple, near))
-
-
-def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
-    records = ring()
-    groups = found_groups(records, DUPLICATES)
-    names = random.Random(4).sample(range(1000), len(records))
-    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
-    again = found_groups(renamed, DUPLICATES)
-    assert len({group.id for group in groups}) == len(groups) > 20
-    assert [(group.id, group.hidden_by) for group in groups] == [
-        (group.id, group.hidden_by) for group in again
-    ]
-
-
-def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
-    report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
-    hidden = [group for group in report.groups if group.hidden_by == "overlap"]
-    shown = collections.Counter(
-        path for group in report.groups if not group.hidden_by for path in paths_in(group)
-    )
-    assert hidden and all(group.overlaps for group in hidden)
-    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
-    fields = json.loads("".join(cds.report_json(report)))
-    assert fields["hidden"]["overlap"] == len(hidden)
-    table = [line.text for line in cds.report_as_lines(report, 99)]
-    assert any(f"{len(hidden)} overlap" in line for line in table)
-    assert any("some are in other groups too" in line for line in table)
-
-
-# Baseline
-
+# ---- Baseline -------------------------------------------------------------------------------
 
 EDITED = TOTAL.replace("    return", "    check(rate)\n    return")
+
 BEFORE = {
     "pkg/a.py": TOTAL,
     "pkg/b.py": f"class Till:\n{textwrap.indent(TOTAL, '    ')}",
@@ -7587,8 +8655,8 @@ def changed(**files):
 
 def outcome(report):
     """Return the evidence of each group that is new, the number known, and the number stale."""
-    new = [group.evidence for group in report.groups if group.hidden_by is None]
-    return new, cds.count_hidden(report.groups)["known"], report.stale
+    new = [group.evidence.name for group in report.groups if group.hidden_by is None]
+    return new, cds.count_hidden(report)["known"], report.stale
 
 
 @pytest.mark.parametrize(
@@ -7632,7 +8700,7 @@ def outcome(report):
 )
 def test_a_baseline_knows_what_was_accepted(tmp_path, files, expected):
     baseline = report_on(tmp_path, BEFORE)
-    assert [group.evidence for group in baseline.groups if not group.hidden_by] == [
+    assert [group.evidence.name for group in baseline.groups if not group.hidden_by] == [
         "exact",
         "exact",
         "near",
@@ -7652,7 +8720,7 @@ def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path
     new = [
         records_in(group)
         for group in report.groups
-        if not group.hidden_by and group.evidence == "exact"
+        if not group.hidden_by and group.evidence.name == "exact"
     ]
     assert [[member.file_path for member in group] for group in new] == [["c.py", "d.py"]]
 
@@ -7662,7 +8730,10 @@ def test_an_old_text_copied_elsewhere_is_new_where_its_place_was_edited(tmp_path
     [
         pytest.param({"file_path": "z.py"}, id="file"),
         pytest.param({"kind": "method"}, id="kind"),
-        pytest.param({"normalized_code": EDITED.replace("def total", "def sum")}, id="name"),
+        pytest.param(
+            dict.fromkeys(["raw_code", "normalized_code"], EDITED.replace("def total", "def sum")),
+            id="name",
+        ),
     ],
 )
 def test_edited_code_is_known_by_file_kind_and_name_alone(fields):
@@ -7710,7 +8781,7 @@ def test_known_groups_are_accepted_again(tmp_path):
 def test_intent_groups_of_a_baseline_know_no_copies():
     pair = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
     baseline = cds.build_report(pair, DUPLICATES)
-    assert [group.evidence for group in baseline.groups] == ["intent"]
+    assert [group.evidence.name for group in baseline.groups] == ["intent"]
     copies = [record(TOTAL), record(TOTAL_RENAMED.replace("total(", "load("), "b.py")]
     report = cds.compare_with_baseline(cds.build_report(copies, DUPLICATES), baseline)
     assert outcome(report) == (["near"], 0, 1)
@@ -7756,24 +8827,24 @@ def test_what_moves_over_another_piece_is_known_as_what_it_was(after, expected):
 
 
 def test_a_member_in_two_groups_of_a_baseline_serves_once():
-    """Code that was edited where it stood leaves nothing to know its copies elsewhere by."""
+    """Code that was edited in its place no longer accounts for copies of its old text elsewhere."""
     codes = [TOTAL, TOTAL_RENAMED, TOTAL.replace("3)", "4)")]
     near = [record(code, f"{path}.py") for code, path in zip(codes, "abc")]
     copy = near[0]._replace(file_path="d.py")
     baseline = cds.build_report([*near, copy], DUPLICATES)
-    assert [group.evidence for group in baseline.groups] == ["exact", "near"]
+    assert [group.evidence.name for group in baseline.groups] == ["exact", "near"]
     other = OTHER.replace("load(", "total(")
     edited = [record(other, f"{path}.py") for path in "ad"]
     copies = [near[0]._replace(file_path=f"{path}.py") for path in "xy"]
     for records, known in ((edited, 1), (copies, 1), (edited + copies, 1)):
         report = cds.build_report(records, DUPLICATES)
         compared = cds.compare_with_baseline(report, baseline)
-        hidden = [group.hidden_by for group in compared.groups]
+        hidden = [hidden_by(group) for group in compared.groups]
         assert hidden.count("known") == known
 
 
 def test_matching_of_many_moved_copies_takes_no_long_time(tmp_path):
-    many = [record(TOTAL, f"a/{n}.py") for n in range(3000)]
+    many = [record(TOTAL, f"a/{n}.py") for n in range(1000)]
     moved = [record._replace(file_path=f"b/{record.file_path}") for record in many]
     baseline = cds.build_report(many, DUPLICATES)
     for copies, expected in (
@@ -7818,7 +8889,8 @@ def compared(before, after, **options):
     baseline = cds.report_from_json(written)
     now = cds.build_report(after, DUPLICATES._replace(**options), run=RUN)
     report = cds.compare_with_baseline(now, baseline)
-    return [(group.evidence, paths_in(group)) for group in report.groups if not group.hidden_by]
+    shown = [group for group in report.groups if not group.hidden_by]
+    return [(group.evidence.name, paths_in(group)) for group in shown]
 
 
 STAR = [record(MIDDLE, "a"), record(SIDE, "b"), record(OTHER_SIDE, "new")]
@@ -7873,6 +8945,7 @@ def test_a_new_copy_is_new_among_however_many_known_groups(numbers):
 
 
 SPLIT = "def parse(self, text):\n    self.seen = text.split(',')\n    return len(self.seen)\n"
+
 TILL = "class {}:\n    rate = 3\n{}"
 
 
@@ -7884,13 +8957,13 @@ def test_a_pair_that_was_hidden_within_known_ones_is_known_by_place(tmp_path):
     """Where the classes come apart, their methods are no news, edited ones neither."""
     before = {f"{n}.py": till("Till", SPLIT, TOTAL) for n in "ab"}
     baseline = report_on(tmp_path, before)
-    assert cds.count_hidden(baseline.groups)["contained"] == 2
+    assert cds.count_hidden(baseline)["contained"] == 2
     apart = shares("apart", range(30))
     for method in (TOTAL, TOTAL.replace("log", "lag")):
         after = {"a.py": till("Till", SPLIT, method), "b.py": till("Till", SPLIT, method, apart)}
         report = cds.compare_with_baseline(report_on(tmp_path, after), baseline)
-        assert [group.evidence for group in report.groups if not group.hidden_by] == []
-        assert cds.count_hidden(report.groups)["known"] == 2
+        assert [group.evidence.name for group in report.groups if not group.hidden_by] == []
+        assert cds.count_hidden(report)["known"] == 2
 
 
 @pytest.mark.parametrize(
@@ -7915,7 +8988,7 @@ def test_what_is_known_hides_no_new_pair_inside_it(tmp_path, before, after):
     names = ["a.py", "b.py"]
     baseline = report_on(tmp_path, dict(zip(names, before)))
     report = report_on(tmp_path, dict(zip(names, after)))
-    assert cds.count_hidden(report.groups)["contained"]
+    assert cds.count_hidden(report)["contained"]
     again = cds.compare_with_baseline(report, baseline)
     new = [group for group in again.groups if not group.hidden_by]
     assert [group.members[0].qualified_name.split(".")[-1] for group in new] == ["parse"]
@@ -7929,13 +9002,6 @@ def test_what_is_new_still_hides_its_own_parts(tmp_path):
     report = cds.compare_with_baseline(report_on(tmp_path, copied), baseline)
     assert [group.members[0].record.kind for group in report.groups[:1]] == ["class"]
     assert outcome(report)[0] == ["exact"]
-
-
-def test_a_gate_is_hit_by_what_is_shown_of_its_evidence():
-    groups = found_groups([*twins(TOTAL), *twins("def f(): pass")], DUPLICATES)
-    shown, _ = sorted(groups, key=lambda group: group.hidden_by or "")
-    assert cds.shown_groups(groups, ("exact",)) == [shown]
-    assert cds.shown_groups(groups, ("near", "intent")) == []
 
 
 def test_a_report_survives_its_json(tmp_path):
@@ -7970,14 +9036,78 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     report = report_on(tmp_path, changed(x__f=BEFORE["pkg/f.py"]))
     paths = {path for path in report.file_lines if cds.path_matches(path, pattern)}
     touched = cds.hide_untouched(report, paths)
-    assert [group.evidence for group in touched.groups if not group.hidden_by] == shown
-    assert cds.count_hidden(touched.groups)["untouched"] == 3 - len(shown)
-    assert cds.count_hidden(touched.groups)["min-statements"] == 1
+    assert [group.evidence.name for group in touched.groups if not group.hidden_by] == shown
+    assert cds.count_hidden(touched)["untouched"] == 3 - len(shown)
+    assert cds.count_hidden(touched)["min-statements"] == 1
 
 
-# ---- Output ---------------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------
 
-# Tables
+
+def test_json_has_exactly_the_fields(tmp_path, capsys):
+    source = tree(tmp_path, SOURCE)
+    assert (
+        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
+        == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["records", "errors"]
+    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
+    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
+    assert places == [("broken.py", 2), ("undecodable.py", None)]
+    built = cds.ModelBuilder().build(analyzed(source).symbols)
+    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
+    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
+
+
+def test_json_of_nothing_is_two_empty_lists():
+    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
+
+
+RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
+
+
+def test_json_holds_every_group_and_a_count_for_each_rule():
+    records = [*twins(TOTAL), *twins("def f(): pass")]
+    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
+    assert report["schema_version"] == 2
+    assert report["run"] == RUN
+    assert (report["record_count"], report["error_count"]) == (4, 0)
+    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
+    rules = (
+        "stub",
+        "min-statements",
+        "dunder",
+        "short",
+        "inside",
+        "calls",
+        "opposite",
+        "contained",
+        "overlap",
+        "weaker",
+        "known",
+        "unjudged",
+        "untouched",
+        "area",
+    )
+    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
+    shown, hidden = report["groups"]
+    fields = [name for name in cds.CloneGroup._fields if not name.startswith("verdict")]
+    assert list(shown) == fields
+    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
+    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+    member = {name: getattr(records[0], name) for name in of_record}
+    assert shown["members"][0] == {
+        **member,
+        "qualified_name": "total",
+        "shared": 1.0,
+        "differs": [],
+        "intent_source": None,
+    }
+
+
+# ---- Tables ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -8128,73 +9258,9 @@ def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
     assert all(f"def {name}():" in shown for name in names)
 
 
-# JSON
-
-
-def test_json_has_exactly_the_fields(tmp_path, capsys):
-    source = tree(tmp_path, SOURCE)
-    assert (
-        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
-        == 0
-    )
-    shown = json.loads(capsys.readouterr().out)
-    assert list(shown) == ["records", "errors"]
-    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
-    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
-    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
-    assert places == [("broken.py", 2), ("undecodable.py", None)]
-    built = cds.ModelBuilder().build(analyzed(source).symbols)
-    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
-    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
-
-
-def test_json_of_nothing_is_two_empty_lists():
-    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
-
-
-# Duplicates
-
-RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
-
-
 def lines_of(records, *, top=20, run=RUN, width=None, colour=False):
     lines = cds.report_as_lines(cds.build_report(records, DUPLICATES, run=run), top)
     return list(cds.styled_lines(lines, width, colour))
-
-
-def test_json_holds_every_group_and_a_count_for_each_rule():
-    records = [*twins(TOTAL), *twins("def f(): pass")]
-    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
-    assert report["schema_version"] == 2
-    assert report["run"] == RUN
-    assert (report["record_count"], report["error_count"]) == (4, 0)
-    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
-    rules = (
-        "stub",
-        "min-statements",
-        "dunder",
-        "short",
-        "inside",
-        "calls",
-        "contained",
-        "overlap",
-        "known",
-        "unjudged",
-        "untouched",
-    )
-    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
-    shown, hidden = report["groups"]
-    assert list(shown) == list(cds.CloneGroup._fields)
-    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
-    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
-    member = {name: getattr(records[0], name) for name in of_record}
-    assert shown["members"][0] == {
-        **member,
-        "qualified_name": "total",
-        "shared": 1.0,
-        "differs": [],
-        "intent_source": None,
-    }
 
 
 def test_the_table_says_what_it_compared_found_and_hid():
@@ -8205,7 +9271,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.46, bodies from 2 statements",
+        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines  a.py  b.py",
@@ -8315,6 +9381,21 @@ def test_only_the_same_shape_differs_in_names_and_literals_only():
     assert not any("only names and literals" in line for line in lines)
 
 
+@pytest.mark.parametrize("name", ["e", "ﬁt"])  # the parser spells the second one `fit`
+def test_the_table_finds_parameters_behind_any_name(name):
+    codes = [code.replace("total", name) for code in (TOTAL, TOTAL_RENAMED)]
+    lines = lines_of([record(codes[0]), record(codes[1], "b.py")])
+    assert sum("(rows, rate)" in line or "(items, rate)" in line for line in lines) == 2
+
+
+def test_a_report_without_exact_groups_still_counts_exact_copies():
+    records = [record(TOTAL), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    near = [kind for kind in cds.EVIDENCE if kind.name == "near"]
+    report = cds.build_report(records, cds.DuplicateOptions(), evidence=near)
+    lines = [line.text for line in cds.report_as_lines(report, 20)]
+    assert "  2 of them are exact copies" in lines
+
+
 def test_the_table_shows_parameters_only_where_they_differ():
     same = [record(TOTAL), record(TOTAL_RENAMED.replace("items", "rows"), "b.py")]
     assert [line for line in lines_of(same) if "a.py:1-7" in line] == ["  a.py:1-7  total"]
@@ -8333,18 +9414,16 @@ def test_the_table_shows_intents_and_how_many_are_missing():
 
 
 def test_a_family_carries_its_mark_wherever_it_is_shown():
-    code = "def f(a):\n    b = a.get()\n    log.info(b)\n    c = call_{}(b)\n    return c"
-    records = [record(code.format(n), "a.py", 9 * n + 1) for n in range(502)]
+    records = [record(unlike(n), f"{n}.py", intent=LONG_INTENT) for n in range(FEW)]
     mark = "a family: each compared with one member alone"
     assert sum(line.endswith(mark) for line in lines_of(records)) == 1
     report = cds.build_report(records, DUPLICATES, run=RUN)
-    (group,) = json.loads("".join(cds.report_json(report)))["groups"]
-    assert (group["copies"], group["is_family"]) == (502, True)
-    assert mark in json.dumps(cds.report_as_sarif(report, "")) and mark in "".join(
-        cds.group_facts(report.groups[0])
-    )
-    few = json.loads("".join(cds.report_json(cds.build_report(records[:400], DUPLICATES, run=RUN))))
-    assert [(group["copies"], group["is_family"]) for group in few["groups"]] == [(400, False)]
+    shown = outputs_of(report)
+    (group,) = shown["json"]["groups"]
+    assert (group["copies"], group["is_family"]) == (FEW, True)
+    assert mark in shown["show"] and mark in shown["page"] and mark in json.dumps(shown["sarif"])
+    few = cds.build_report(records[:40], DUPLICATES, run=RUN)
+    assert [(group.copies, group.is_family) for group in few.groups] == [(40, False)]
 
 
 def test_the_table_labels_docstrings_and_folds_siblings():
@@ -8391,7 +9470,7 @@ def test_the_table_folds_what_must_not_be_cut():
     assert lines[start + 1] == "      rows."
     assert max(map(len, lines)) <= 40
     verdict = cds.Line("gate: 2 new groups: 0123456789, abcdef0123; 12 known; 0 stale", folds=True)
-    assert cds.fitted_lines(verdict, 40) == [
+    assert list(cds.styled_lines([verdict], 40, False)) == [
         "gate: 2 new groups: 0123456789,",
         "  abcdef0123; 12 known; 0 stale",
     ]
@@ -8458,7 +9537,7 @@ def test_a_group_of_the_same_text_says_so():
     assert list(cds.group_as_lines(group))[-1].text == "b.py:1-7 is the same text as a.py:1-7"
 
 
-# Page
+# ---- Page -----------------------------------------------------------------------------------
 
 STUB = "def stub(): pass"
 
@@ -8527,7 +9606,7 @@ def test_page_shows_hostile_text_and_obeys_none_of_it():
     assert html.unescape(page).count(shown) >= 8
 
 
-def test_page_cuts_what_is_too_long_and_tells_how_much():
+def test_page_cuts_what_is_too_long_and_says_how_much():
     long_line = f"x = '{'y' * (10 << 20)}'"
     pair = [copy._replace(raw_code=f"{long_line}\n" * 2, end_line=9) for copy in twins(TOTAL)]
     page = page_of([pair[0], pair[1]._replace(raw_code=long_line)])
@@ -8537,13 +9616,13 @@ def test_page_cuts_what_is_too_long_and_tells_how_much():
     assert f"... {5000 - cds.CODE_LINES} more lines" in page_of(tall)
 
 
-def test_page_of_a_group_of_thousands_lists_some_and_counts_the_others():
-    copies = [record(TOTAL, f"{number:04}.py") for number in range(5000)]
+def test_page_of_a_group_of_very_many_lists_some_and_counts_the_others():
+    copies = [record(TOTAL, f"{number:04}.py") for number in range(1000)]
     page = page_of(copies)
     assert len(page) < 60_000
     shown = page.count('class="place"')
     assert shown == 1 + cds.LISTED_MEMBERS
-    assert f"and {5000 - shown} more" in page
+    assert f"and {1000 - shown} more" in page
     assert page.count("the same text as 1") == cds.LISTED_MEMBERS
 
 
@@ -8569,7 +9648,7 @@ def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
 def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
     report = many_groups(40)
     groups = [
-        group._replace(hidden_by="stub" if group.id[-1] in "02468" else None)
+        group._replace(hidden_by=cds.KNOWN if group.id[-1] in "02468" else None)
         for group in report.groups
     ]
     report = report._replace(groups=tuple(groups))
@@ -8581,7 +9660,7 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
     assert len(parts) == 40
     has_code = ["log.info" in part for part in parts]
     shown = [has for has, part in zip(has_code, parts) if 'data-rule=""' in part]
-    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="stub"' in part]
+    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="known"' in part]
     assert shown == sorted(shown, reverse=True) and hidden == sorted(hidden, reverse=True)
     assert any(shown) and not all(hidden)
     assert all(shown) or not any(hidden)
@@ -8690,7 +9769,7 @@ def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
     )
 
 
-def test_page_tells_how_members_compare_and_who_said_what_they_are_for():
+def test_page_says_how_members_compare_and_who_said_what_they_are_for():
     report = cds.build_report([record(TOTAL), record(TOTAL_RENAMED, "b.py")], DUPLICATES)
     (group,) = report.groups
     first, other = group.members
@@ -8756,12 +9835,12 @@ def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
         assert code in re.sub("<.*?>", "", capsys.readouterr().out)
 
 
-# Page in a browser
-
+# In a browser
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
 HEADLESS = (
     "--headless",
     "--no-sandbox",
@@ -8769,7 +9848,9 @@ HEADLESS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
+
 NO_NETWORK = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+
 NO_NETWORK += ("--disable-quic", "--no-first-run")
 
 
@@ -8931,7 +10012,7 @@ def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, pape
     assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
 
 
-# SARIF
+# ---- SARIF ----------------------------------------------------------------------------------
 
 
 def sarif_of(records, baseline=None, directory="."):
@@ -9031,15 +10112,16 @@ def test_sarif_fingerprints_follow_from_the_code_alone():
 
 
 def starts_of(*groups):
-    """Return where the results of groups begin that consist of such members, a letter each."""
+    """Return the starts of the results of groups, whose members are named by a letter each."""
     copies = [record(TOTAL, f"{name}.py", line=5) for name in "abcdef"]
     report = cds.build_report(copies, DUPLICATES)
     (whole,) = report.groups
     by_name = {member.record.file_path[0]: member for member in whole.members}
+    kinds = {kind.name: kind for kind in report.evidence}
     made = []
     for evidence, names in groups:
         members = tuple(by_name[name] for name in names)
-        made.append(whole._replace(evidence=evidence, copies=len(names), members=members))
+        made.append(whole._replace(evidence=kinds[evidence], copies=len(names), members=members))
     log = cds.report_as_sarif(report._replace(groups=tuple(made)), ".")
     check_sarif(log)
     starts = []
@@ -9136,7 +10218,7 @@ def test_sarif_paths_are_relative_to_the_current_folder(
     assert uris_of(log["runs"][0]["results"][0]) == [uri, uri]
 
 
-def test_sarif_omissions_are_told_on_stderr(tmp_path, capsys):
+def test_sarif_omissions_are_reported_on_stderr(tmp_path, capsys):
     source = tree(tmp_path, {"a.py": f"{TOTAL}\n" * 1002})
     assert run("duplicates", "--path", source, "--format", "sarif") == 0
     printed = capsys.readouterr()
@@ -9197,7 +10279,7 @@ def test_sarif_names_every_file_whatever_it_is_called(
     assert {member["file_path"] for member in group["members"]} == stored
 
 
-# Files and streams
+# ---- Files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
@@ -9520,12 +10602,6 @@ def test_persist_refuses_a_database_with_other_columns(tmp_path, capsys, table, 
     )
 
 
-def test_persist_refuses_a_database_where_an_index_name_is_taken(tmp_path, capsys):
-    execute(tmp_path / "db", "CREATE TABLE records_run_id (x)")
-    words = ("--path", tree(tmp_path / "src", SOURCE), *LOCAL, "--db-path", tmp_path / "db")
-    assert "--db-path" in refused(capsys, tmp_path, "persist", *words)
-
-
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
 @pytest.mark.parametrize(
     ("output", "says"),
@@ -9546,23 +10622,6 @@ def test_output_is_found_wrong_before_any_work(tmp_path, capsys, command, output
     words = ("--path", tree(tmp_path / "src", SOURCE), *OPTIONS[command])
     err = refused(capsys, tmp_path, command, *words, "--output", output.format(tmp_path))
     assert err.startswith("cds: --output: ") and says.format(tmp_path) in err
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and sys.platform != "linux", reason="nothing holds root back here"
-)
-def test_database_in_wal_mode_without_a_writable_folder_is_told_as_such(tmp_path):
-    folder = tree(tmp_path, {"kept/x": ""}) / "kept"
-    store(folder / "db", [record()], root_path="/src")
-    execute(folder / "db", "PRAGMA journal_mode = WAL")
-    folder.chmod(0o500)
-    command = command_of("duplicates", "--db-path", folder / "db")[1:]
-    done = finish([sys.executable, "-c", UNPRIVILEGED, *command])
-    folder.chmod(0o700)
-    if done.returncode == 77:
-        pytest.skip("root may not drop its capabilities here")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"{folder}/db is in WAL mode" in done.stderr and "copy it" in done.stderr
 
 
 # Root may do everything, so it runs the command without the two capabilities that say so.
@@ -9694,13 +10753,13 @@ def test_enrich_intent_lists_as_many_rows_as_its_limit(tmp_path, capsys, limit, 
     assert last.startswith(f"{skipped} record") and "beyond the limit" in last
 
 
-def test_provider_that_cannot_be_checked_is_told_first_and_stops_nothing(tmp_path):
+def test_provider_that_cannot_be_checked_is_reported_first_and_stops_nothing(tmp_path):
     source = tree(tmp_path / "src", SOURCE)
     with serving(answer(), show=(404, b"404 page not found")) as (address, requests):
         done = shell("persist", "--path", source, *provider(address), "--db-path", tmp_path / "db")
     assert done.returncode == 0 and len(requests) == 3
-    told, search = done.stderr.splitlines()[:2]
-    assert told.startswith("the model could not be checked: no Ollama answers there")
+    check, search = done.stderr.splitlines()[:2]
+    assert check.startswith("the model could not be checked: no Ollama answers there")
     assert search.startswith("search ")
 
 
@@ -9728,13 +10787,11 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     source = tree(tmp_path, {name: ""}) / name
     words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
     err = refused(capsys, tmp_path, "persist", *words)
-    assert f"--path: {source} is no Python source" in err
+    assert f"--path: {source} is no source" in err
     assert source.exists()
 
 
-@pytest.mark.parametrize(
-    "ending", ["", "-journal", "-wal", "-shm", "-pending", f"-pending-{1:016x}.jsonl"]
-)
+@pytest.mark.parametrize("ending", ["", "-journal", "-wal", "-shm", f"-pending-{1:016x}.jsonl"])
 def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     db = tmp_path / "db"
     store(db, [record()], root_path="/src")
@@ -9743,14 +10800,15 @@ def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "other").symlink_to("db")
     (tmp_path / "to-be").symlink_to(f"db{ending}")
-    os.link(db, tmp_path / "hard-link")
     before = db.read_bytes()
-    for named in (db, tmp_path / "other", tmp_path / "hard-link"):
+    for named in (db, tmp_path / "other"):
         for output in (f"{db}{ending}", f"{tmp_path}/link/db{ending}", "to-be"):
             words = ("--db-path", named, "--output", tmp_path / output)
             err = refused(capsys, tmp_path, "duplicates", *words)
-            assert f"--output: {tmp_path / output} is a " in err
+            assert err.startswith(f"cds: --output: {tmp_path / output} is a file that this command")
             assert err.endswith(": name another one\n")
+    os.link(db, tmp_path / "hard-link")
+    refused(capsys, tmp_path, "duplicates", "--db-path", tmp_path / "hard-link", "--output", db)
     assert db.read_bytes() == before
 
 
@@ -9796,7 +10854,7 @@ def test_deleted_current_folder_matters_to_relative_paths_alone(tmp_path, good_s
         )
 
 
-def test_too_many_open_files_are_told_as_such(tmp_path, capsys):
+def test_too_many_open_files_are_reported_as_such(tmp_path, capsys):
     def refuse(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files", "some/file")
 
@@ -9952,11 +11010,11 @@ def test_persist_without_a_server_stores_every_record_and_the_reason(tmp_path, n
     source, db = tree(tmp_path / "src", SOURCE), tmp_path / "db"
     done = shell("persist", "--path", source, *no_server, "--db-path", db)
     assert done.returncode == 0 and done.stdout.endswith(" status=completed_with_errors\n")
-    told = done.stderr.splitlines()
-    assert told[0].startswith(
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(
         f"the model could not be checked: http://{no_server[1]} cannot be reached"
     )
-    assert told[-1].startswith("run again with --reuse-intents")
+    assert lines[-1].startswith("run again with --reuse-intents")
     found = rows(db, "SELECT intent_status, intent_error FROM records WHERE kind != 'file'")
     assert [status for status, _ in found] == ["failed"] * 3
     assert all(no_server[1] in reason for _, reason in found)
@@ -10049,6 +11107,34 @@ def test_nothing_leaves_the_machine_but_to_the_provider_and_the_named_files(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "s"]
 
 
+def test_stored_run_of_another_language_gives_the_report_of_its_tree(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="turn", count=36, more="left"),
+        "c.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "d.py": f"{TOTAL}\n# {OTHER}",
+        "e.py": TOTAL_RENAMED,
+    }
+    source, db = tree(tmp_path / "src", files), tmp_path / "db"
+
+    def main(*words):
+        argv = list(map(str, words))
+        analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+        assert cds.main(argv, make_client=lambda *_, **__: FakeClient(), analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    main("persist", "--path", source, *LOCAL, "--db-path", db, "--scope", "class")
+    of_tree, of_run = (
+        json.loads(main("duplicates", *words, "--format", "json"))["groups"]
+        for words in (("--path", source), ("--db-path", db))
+    )
+    assert of_run == of_tree
+    sections = {one["evidence"]: one["id"] for one in of_run}
+    assert set(sections) == {"near", "intent"}
+    shown = main("duplicates", "--db-path", db, "--show", sections["intent"])
+    assert "\n; Turns the pen around" in shown
+
+
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
 
 
@@ -10087,7 +11173,7 @@ def test_duplicates_of_a_source_tree_need_no_database(tmp_path, capsys):
     assert "0 records" in capsys.readouterr().out
 
 
-def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
+def test_a_gate_reports_its_verdict_last_and_on_stderr(tmp_path, capsys):
     source, base = (
         tree(tmp_path / "src", {"a.py": TWICE, "broken.py": "("}),
         tmp_path / "base.json",
@@ -10115,6 +11201,47 @@ def test_a_gate_tells_its_verdict_last_and_on_stderr(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("fail_on", "hits"),
+    [
+        (None, ["exact", "intent"]),
+        ("any", ["exact", "intent"]),
+        ("new", ["exact"]),
+        (("intent", "near"), ["intent"]),
+        (("near",), []),
+    ],
+)
+def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
+    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
+    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
+    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
+
+
+@pytest.mark.parametrize(
+    ("area", "shown", "code"),
+    [
+        pytest.param(None, ["code", "code", "tests", "examples"], 3, id="all"),
+        pytest.param("code", ["code", "code"], 3, id="code"),
+        pytest.param("tests", ["tests"], 3, id="tests"),
+        pytest.param("examples", ["examples"], 3, id="examples"),
+        pytest.param("generated", [], 0, id="an area without groups"),
+    ],
+)
+def test_area_narrows_what_is_shown_and_what_the_gate_judges(tmp_path, capsys, area, shown, code):
+    sources = {"{}.py": TOTAL, "tests/{}.py": OTHER, "docs/{}.py": ASSIGNED}
+    files = {path.format(name): code for path, code in sources.items() for name in "ab"}
+    source = tree(tmp_path / "s", {**files, "m.py": SPLIT, "tests/m.py": SPLIT})
+    chosen = ("--area", area) if area else ()
+    command = ("duplicates", "--path", source, *chosen, "--fail-on", "exact")
+    assert run(*command, "--format", "json") == code
+    report = json.loads(capsys.readouterr().out)
+    assert [group["area"] for group in report["groups"] if not group["hidden_by"]] == shown
+    assert report["hidden"]["area"] == 4 - len(shown)
+    assert report["area_lines"]["tests"]["copied"] > 0
+    assert run(*command) == code
+    assert (f"{4 - len(shown)} area (" in capsys.readouterr().out) is (len(shown) < 4)
+
+
+@pytest.mark.parametrize(
     ("fail_on", "code"),
     [
         ("any", 3),
@@ -10135,7 +11262,7 @@ def test_fail_on_takes_evidence(tmp_path, capsys, fail_on, code):
     assert run(*command, "--against", 1) == 0
 
 
-def test_new_intents_hit_the_gate_only_where_they_are_named(tmp_path):
+def test_new_intents_hit_the_gate_only_if_they_are_named(tmp_path):
     files = {"a.py": TOTAL, "b.py": OTHER}
     for sentence in (lambda code: code[:8], lambda code: SUM):
         assert (
@@ -10145,17 +11272,17 @@ def test_new_intents_hit_the_gate_only_where_they_are_named(tmp_path):
     assert [run(*command, what) for what in ("new", "exact,near", "any", "intent")] == [0, 0, 3, 3]
 
 
-def test_a_baseline_made_with_other_options_is_told_and_still_known(tmp_path, capsys):
+def test_a_baseline_made_with_other_options_is_reported_and_still_known(tmp_path, capsys):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
     assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     capsys.readouterr()
     against = ("--against", base, "--fail-on", "new", "--exclude", "none")
     assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
-    told = (
+    line = (
         "--against: the baseline was made with other options:"
         " code_similarity 0.55 (now 0.6), exclude "
     )
-    assert told in capsys.readouterr().err
+    assert line in capsys.readouterr().err
 
 
 def test_touching_hides_what_the_gate_must_not_see(tmp_path, capsys):
@@ -10309,8 +11436,8 @@ def test_what_the_baseline_could_not_read_is_no_news(tmp_path, capsys, unread):
     assert run(*gate) == 0
     err = capsys.readouterr().err
     assert "--against: the baseline could not read b.py\n" in err
-    told = "1 group unjudged, since the baseline could not hold it: write it anew\n"
-    assert told in err
+    line = "1 group unjudged, since the baseline could not hold it: write it anew\n"
+    assert line in err
     verdict = "no new groups; 0 known; 0 stale; 1 unjudged; not in the baseline: "
     assert err.endswith(f"gate: {verdict}code with 1 analyzer error there\n")
     # A copy in a file that was no trouble is news all the same.
@@ -10382,8 +11509,8 @@ def test_a_gate_that_touches_no_file_is_refused(tmp_path, monkeypatch, capsys, t
     assert run(*command, "--fail-on", "any", "--output", "out") == 2
     out, err = capsys.readouterr()
     assert (out, Path("out").exists()) == ("", False)
-    (told,) = [line for line in err.splitlines() if "--touching" in line]
-    assert told.startswith("cds: --touching: no file below ") and texts[0] in told
+    (line,) = [line for line in err.splitlines() if "--touching" in line]
+    assert line.startswith("cds: --touching: no file below ") and texts[0] in line
     # Without a gate it is a note, and so it is with a pattern that matches.
     assert run(*command) == 0
     assert f"--touching: no file matches {texts[0]}\n" in capsys.readouterr().err
@@ -10447,8 +11574,8 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, content, says):
     if content is not None:
         base.write_bytes(content)
     assert run("duplicates", "--path", source, "--against", base, "--output", out) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"cds: --against: {base} ") and says in told and told.count("\n") == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"cds: --against: {base} ") and says in text and text.count("\n") == 1
     assert not out.exists()
 
 
@@ -10580,7 +11707,7 @@ def test_signal_that_comes_twice_does_not_interrupt_the_end_of_a_command():
 
 
 class SignallingStream(io.StringIO):
-    """Sends this process a signal where a message with some words is written."""
+    """Sends this process a signal when a message with some words is written."""
 
     def __init__(self, words):
         super().__init__()
@@ -10604,6 +11731,26 @@ def test_interrupt_between_analysis_and_calls_stores_the_run(tmp_path, is_reusin
     expected = [(0, "interrupted", 1), (1, None, 2)] if is_reusing else []
     assert client.asked == []
     assert rows(tmp_path / "db", query) == (expected or [(0, "interrupted", 3)])
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_interrupt_during_the_calls_of_enrich_intent_prints_what_there_is(tmp_path, capsys, form):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    with contextlib.redirect_stderr(SignallingStream("progress completed=1 ")):
+        options = ("--progress-batch-size", "1", "--format", form)
+        assert run("enrich-intent", "--path", source, *LOCAL, *options) == 130
+    out = capsys.readouterr().out
+    assert out.count("Does something.") == 1 and out.count("interrupted") == 2
+
+
+@pytest.mark.parametrize("ending", [[], ["--output", "{}/out"]], ids=["stdout", "file"])
+def test_interrupt_while_intents_are_written_lets_that_end(tmp_path, capsys, ending):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    words = [word.format(tmp_path) for word in ending]
+    with contextlib.redirect_stderr(SignallingStream("progress completed=3 ")):
+        assert run("enrich-intent", "--path", source, *LOCAL, *words) == 130
+    out = capsys.readouterr().out or (tmp_path / "out").read_text()
+    assert out.count("Does something.") == 3
 
 
 @sends_interrupts
@@ -10631,6 +11778,48 @@ def test_interrupt_during_the_calls_persists_what_there_is(tmp_path, number):
 
 
 @sends_interrupts
+@pytest.mark.parametrize("number", [INT, TERM], ids=str)
+def test_interrupt_during_the_calls_prints_what_there_is(tmp_path, number):
+    source = tree(tmp_path / "s", {"a.py": many_functions(9)})
+    with serving(answer(), answer(), silence) as (address, requests):
+        words = ("enrich-intent", "--path", source, *provider(address), "--format", "json")
+        process = subprocess.Popen(
+            command_of(*words, "--jobs", "2"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: len(requests) == 4)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err.splitlines()[-1]) == (
+        130,
+        "no further calls are made: interrupted",
+    )
+    records = [cds.Record(**fields) for fields in json.loads(out)["records"]]
+    functions = [one for one in records if one.kind == "function"]
+    assert sorted(statuses(functions), key=str) == [
+        *[("Adds numbers.", "success", None)] * 2,
+        *[(None, "failed", "interrupted")] * 7,
+    ]
+
+
+def no_more_calls(code):
+    """Answer as a server that answers nobody."""
+    raise cds.ProviderError("gone")
+
+
+@pytest.mark.parametrize("words", ["enrich files=", "no further calls"])
+def test_interrupt_before_or_after_the_calls_prints_what_there_is(tmp_path, capsys, words):
+    source = tree(tmp_path / "s", {"a.py": many_functions(3)})
+    client = FakeClient(no_more_calls)
+    with contextlib.redirect_stderr(SignallingStream(words)):
+        assert run("enrich-intent", "--path", source, *LOCAL, client=client) == 130
+    out = capsys.readouterr().out
+    assert out.count("failed") == 3 and out.count("\n") == 5
+
+
+@sends_interrupts
 def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
     def slow(handler):
         time.sleep(0.02)
@@ -10650,26 +11839,13 @@ def test_interrupted_run_is_finished_with_reuse_intents(tmp_path):
     assert rows(tmp_path / "db", "SELECT status FROM runs WHERE id = 2") == [("completed",)]
 
 
-@sends_interrupts
-def test_interrupt_before_the_first_call_writes_nothing(tmp_path, good_server):
-    os.mkfifo(tmp_path / "pipe")
-    program = """if True:
-        import cds, sys
-        cds.decode_source = lambda data: open(sys.argv.pop()).read()
-        sys.exit(cds.main(sys.argv[1:-1]))"""
+def test_interrupt_before_the_first_call_writes_nothing(tmp_path, capsys):
     source = tree(tmp_path / "s", {"a.py": "x = 1"})
-    words = ("persist", "--path", source, *good_server, "--db-path", tmp_path / "db")
-    process = subprocess.Popen(
-        python_command(program, *words, tmp_path / "pipe"),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with open(tmp_path / "pipe", "w"):  # opens once the analysis waits for it
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "cds: interrupted")
-    assert "Traceback" not in err and not (tmp_path / "db").exists()
+    before = snapshot(tmp_path)
+    with contextlib.redirect_stderr(SignallingStream("search files=")) as stderr:
+        assert persist(source, tmp_path / "db") == 130
+    assert stderr.getvalue().splitlines()[-1] == "cds: interrupted"
+    assert capsys.readouterr().out == "" and snapshot(tmp_path) == before
 
 
 @sends_interrupts
@@ -10707,35 +11883,539 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
     assert out.startswith("persisted run_id=1") is is_stored
 
 
+# Confirming
+
+
+SUBJECTS = ["moon", "tide", "invoice", "parcel", "glacier", "violin", "orchard", "beacon"]
+SUBJECTS += ["lantern", "harbour"]
+
+
+def candidates(db, count=3):
+    """Store a run with so many pairs of functions of one intent and other code; return the pairs.
+
+    A pair is given by the md5sums of A and B, and in the order of the subjects.
+    """
+    records, pairs = [], []
+    for subject in SUBJECTS[:count]:
+        intent = f"{subject} {subject}ish {subject}hood: {subject}dom of {subject}like."
+        codes = [
+            TOTAL.replace("total", f"total_{subject}").replace("price", f"{subject}_price"),
+            OTHER.replace("load", f"load_{subject}").replace("strip", f"{subject}_strip"),
+        ]
+        codes[1] = codes[1].replace("json", f"json_{subject}").replace("open", f"open_{subject}")
+        pair = [
+            record(code, f"{side}_{subject}.py", intent=intent) for side, code in zip("ab", codes)
+        ]
+        records += pair
+        pairs.append(tuple(sorted(one.md5sum for one in pair)))
+    store(db, records)
+    return pairs
+
+
+def asked_subjects(requests):
+    """Return the subject of each pair that a server was asked about, without known answers."""
+    prompts = [body["messages"][0]["content"] for _, _, body in requests]
+    found = [sorted({one for one in SUBJECTS if one in prompt}) for prompt in prompts]
+    return [subjects[0] for subjects in found if len(subjects) == 1]
+
+
+def saying(words):
+    """Make an answer that depends on the subject of the pair; near copies are SAME."""
+
+    def say(handler):
+        prompt = handler.request_body["messages"][0]["content"]
+        subjects = [one for one in SUBJECTS if one in prompt]
+        known = "SAME: both" if "load" not in prompt or "total" not in prompt else "DIFFERENT: no"
+        text = words.get(subjects[0], "RELATED: ") if len(subjects) == 1 else known
+        respond(handler, *answer(text))
+
+    return say
+
+
+def confirm(db, address, *options):
+    """Run `confirm` as its user would, over HTTP; return the exit code."""
+    argv = ("confirm", "--db-path", db, *provider(address), *options)
+    return cds.main(list(map(str, argv)))
+
+
+def kept_verdicts(db):
+    """Return the verdicts in the file beside a database."""
+    return cds.read_verdicts(f"{db}-verdicts.jsonl")
+
+
+def test_confirm_asks_about_each_pair_once_and_keeps_the_verdicts(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db, 4)
+    words = {"moon": "SAME: Both weigh.", "tide": "related", "invoice": "These are not the same"}
+    with serving(saying({**words, "parcel": "Different: A is `x`"})) as (address, requests):
+        assert confirm(db, address) == 0
+        out, err = capsys.readouterr()
+        line = "confirmed run_id=1 asked=4 same=1 related=1 different=1 failed=1 skipped=0\n"
+        assert out == line
+        assert "1 call failed, the first: the answer begins with none of SAME, RELATED" in err
+        assert sorted(asked_subjects(requests)) == sorted(SUBJECTS[:4])
+        # What has a verdict of this model is not asked again; what failed is.
+        del requests[:]
+        assert confirm(db, address) == 1
+        assert asked_subjects(requests) == ["invoice"] and len(requests) == 1
+        assert "asked=1 same=0 related=0 different=0 failed=1 " in capsys.readouterr().out
+        del requests[:]
+        assert confirm(db, address, "--model", "other", "--top", "1") == 0
+        assert len(asked_subjects(requests)) == 1
+    newest = kept_verdicts(db).newest
+    assert [newest[pair].verdict for pair in (pairs[0], pairs[1], pairs[3])] == [*cds.VERDICTS]
+    assert newest[pairs[0]].sentence == "Both weigh." and newest[pairs[1]].sentence == ""
+    assert pairs[2] not in newest
+    fields = json.loads((tmp_path / "db-verdicts.jsonl").read_text().splitlines()[-1])
+    assert {*fields} == {*cds.Verdict._fields}
+
+
+def test_confirm_asks_nothing_where_all_is_known_or_nothing_is_alike(tmp_path, capsys):
+    db = tmp_path / "db"
+    store(db, [record(intent="Counts."), record("def g(): return 2", "b.py")])
+    nothing = "asked=0 same=0 related=0 different=0 failed=0 skipped=0\n"
+    with serving(saying({})) as (address, requests):
+        assert confirm(db, address) == 0
+        assert capsys.readouterr().out == f"confirmed run_id=1 {nothing}"
+        candidates(db)
+        assert confirm(db, address) == 0
+        del requests[:]
+        capsys.readouterr()
+        assert confirm(db, address) == 0
+        assert capsys.readouterr().out == f"confirmed run_id=2 {nothing}" and requests == []
+        assert confirm(db, address, "--run-id", "3") == 2
+        assert "has no run 3" in capsys.readouterr().err
+
+
+def test_confirm_asks_only_for_groups_that_its_options_form(tmp_path):
+    db = tmp_path / "db"
+    candidates(db)
+    for options, subjects in (
+        (["--kind", "class"], []),
+        (["--min-statements", "50"], []),
+        (["--intents", "docstring"], []),
+        (["--touching", "a_tide.py"], ["tide"]),
+        (["--area", "tests"], []),
+        (["--num-ctx", "100"], []),
+    ):
+        with serving(saying({})) as (address, requests):
+            assert confirm(db, address, *options) == 0
+            assert asked_subjects(requests) == subjects, options
+
+
+def test_confirm_skips_pairs_that_do_not_fit_the_context(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db)
+    with serving(saying({})) as (address, requests):
+        assert confirm(db, address, "--num-ctx", "100") == 0
+    out, err = capsys.readouterr()
+    assert " asked=0 " in out and out.endswith(" failed=0 skipped=3\n") and requests == []
+    assert "skipped 3 pairs: too long, raise --num-ctx" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "is_bad"), [("SAME: all of it", True), ("DIFFERENT: all", True), (None, False)]
+)
+def test_confirm_finds_out_a_model_that_cannot_do_it(tmp_path, capsys, text, is_bad):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    reply = saying({}) if text is None else answer(text)
+    with serving(reply) as (address, requests):
+        assert confirm(db, address) == 0
+    first = [body["messages"][0]["content"] for _, _, body in requests[:6]]
+    assert len(requests) == 16 and len({*first}) == 6
+    assert not [
+        one
+        for one in first
+        if one.count("def total") == one.count("def load") == 1
+        and len([subject for subject in SUBJECTS if subject in one]) == 1
+    ]
+    assert ("m missed 3 of 6 questions of known answer" in capsys.readouterr().err) is is_bad
+    known = kept_verdicts(db).known["m"]
+    assert (known.asked, known.missed) == (6, 3 if is_bad else 0)
+    # No verdict is kept of them.
+    assert len(kept_verdicts(db).asked["m"]) == 10
+
+
+def test_confirm_ends_as_persist_does_when_a_server_refuses(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    with serving(error(400, "no such field")) as (address, requests):
+        assert confirm(db, address) == 1
+    assert len(requests) == 8
+    out, err = capsys.readouterr()
+    assert "the first 8 calls were refused alike" in err and "run again" in err
+    assert out == ("confirmed run_id=1 asked=2 same=0 related=0 different=0 failed=2 skipped=8\n")
+    with serving(answer("SAME"), show=error(404, "model 'm' not found")) as (address, requests):
+        assert confirm(db, address) == 2 and requests == []
+    with serving(answer("SAME"), show=error(401, "wrong key")) as (address, requests):
+        assert confirm(db, address) == 2 and requests == []
+    assert not (tmp_path / "db-verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 8, 10, 12, 15])
+def test_confirm_that_was_killed_asks_again_only_what_was_in_flight(tmp_path, count):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    script = [saying({})] * (count - 1) + [silence]
+    with serving(*script) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda: len(requests) == count)
+            process.kill()
+    path = tmp_path / "db-verdicts.jsonl"
+    if count > 1:
+        # It may have died in the midst of a line too.
+        with path.open("a") as file:
+            file.write('{"md5sum_a": "')
+    with serving(saying({})) as (address, again):
+        assert confirm(db, address) == 0
+    assert len(requests) - 1 + len(again) == 16
+    assert len(kept_verdicts(db).newest) == 10
+
+
+def test_two_that_confirm_at_once_lose_nothing(tmp_path):
+    db = tmp_path / "db"
+    pairs = candidates(db, 10)
+    with serving(saying({})) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address), "--jobs", "4")
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+        assert [process.wait(60) for process in processes] == [0, 0]
+    assert {*kept_verdicts(db).newest} == {*pairs} and len(requests) <= 32
+
+
+@sends_interrupts
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_confirm_that_is_interrupted_says_what_it_has(tmp_path, number):
+    db = tmp_path / "db"
+    candidates(db, 10)
+    with serving(*[saying({})] * 9, silence) as (address, requests):
+        command = command_of("confirm", "--db-path", db, *provider(address))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as process:
+            wait_for(lambda: len(requests) == 10)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert out == "confirmed run_id=1 asked=3 same=0 related=3 different=0 failed=0 skipped=7\n"
+
+
+@pytest.mark.parametrize("path", ["db-verdicts.jsonl"])
+def test_verdicts_are_no_file_to_write_a_report_to(tmp_path, capsys, path):
+    db = tmp_path / "db"
+    candidates(db)
+    assert run("duplicates", "--db-path", db, "--output", tmp_path / path) == 2
+    assert "is a file that this command reads" in capsys.readouterr().err
+
+
+# Verdicts in the report
+
+
+def say(db, pair, verdict, sentence="Both weigh.", **fields):
+    """Keep a verdict on a pair beside a database."""
+    made = verdict_entry(verdict=verdict, md5sum_a=pair[0], md5sum_b=pair[1], sentence=sentence)
+    cds.append_entry(f"{db}-verdicts.jsonl", made._replace(**fields))
+
+
+def report_of(db, *options):
+    """Return the JSON of the report on a run."""
+    output = db.with_name("report.json")
+    words = ("--db-path", db, "--format", "json", "--output", output, *options)
+    assert run("duplicates", *words) == 0
+    return json.loads(output.read_text())
+
+
+def intent_groups(report):
+    """Return the groups of the same intent in JSON: the subject, the rule, and the verdict."""
+    return [
+        (
+            re.sub(r"[ab]_|\.py", "", group["members"][0]["file_path"]),
+            group["hidden_by"],
+            group.get("verdict"),
+        )
+        for group in report["groups"]
+        if group["evidence"] == "intent"
+    ]
+
+
+def test_verdicts_rank_mark_and_hide_what_was_asked(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = dict(zip(SUBJECTS, candidates(db, 4)))
+    before = report_of(db)
+    # With siblings of one file a SAME would be folded away, and small bodies rank lower.
+    order = [subject for subject, _, _ in intent_groups(before)]
+    first, second, third, last = order
+    say(db, pairs[last], "SAME", "A also weighs <b>.")
+    say(db, pairs[first], "RELATED", "A is a part of B.")
+    say(db, pairs[second], "DIFFERENT", "Other jobs.")
+    after = report_of(db)
+    assert intent_groups(after) == [
+        (last, None, "SAME"),
+        (third, None, None),
+        (first, None, "RELATED"),
+        (second, "refuted", "DIFFERENT"),
+    ]
+    assert after["hidden"]["refuted"] == 1 and "refuted" not in before["hidden"]
+    same = next(group for group in after["groups"] if group.get("verdict") == "SAME")
+    assert (same["verdict_text"], same["verdict_model"]) == ("A also weighs <b>.", "m")
+    by_letter = {member["letter"]: member["md5sum"] for member in same["members"]}
+    assert (by_letter["A"], by_letter["B"]) == pairs[last]
+    assert report_of(db) == after and report_of(db, "--verdicts", "none") == before
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", db) == 0
+    table = capsys.readouterr().out
+    assert "  SAME: A also weighs <b>. (confirmed by m)\n" in table
+    assert "  RELATED: A is a part of B. (in the words of m)\n" in table
+    section = table[table.index("3. Same intent") :]
+    shown = [subject for subject in order if f"{subject}like" in section]
+    assert shown == [first, third]
+    letter = same["members"][0]["letter"]
+    assert f"\n  {letter} {same['members'][0]['file_path']}:" in table
+    assert run("duplicates", "--db-path", db, "--show", same["id"]) == 0
+    assert "SAME: A also weighs <b>. (confirmed by m)\n" in capsys.readouterr().out
+    assert run("duplicates", "--db-path", db, "--format", "html") == 0
+    page = capsys.readouterr().out
+    assert "SAME: A also weighs &lt;b&gt;. (confirmed by m)" in page and "<b>." not in page
+    assert run("duplicates", "--db-path", db, "--format", "sarif") == 0
+    results = json.loads(capsys.readouterr().out)["runs"][0]["results"]
+    texts = [result["message"]["text"] for result in results]
+    assert [text for text in texts if "SAME: A also weighs <b>. (confirmed by m)." in text]
+
+
+def test_report_without_a_file_of_verdicts_has_no_trace_of_them(tmp_path):
+    db = tmp_path / "db"
+    candidates(db)
+    text = json.dumps(report_of(db))
+    assert "verdict" not in text and "letter" not in text and "refuted" not in text
+
+
+WAIT = "def wait(a):\n    while a.b():\n        sleep(3)\n    return a.c"
+TELL = "def tell(q):\n    q.put(4)\n    return [q.x for y in q]"
+
+
+def sums_and_verdicts(db, sums):
+    """Return the rule and the verdict of each group of one intent, by the numbers of its codes."""
+    found = {}
+    for group in report_of(db)["groups"]:
+        if group["evidence"] == "intent":
+            codes = sorted({sums.index(member["md5sum"]) for member in group["members"]})
+            found["".join(map(str, codes))] = (group["hidden_by"], group.get("verdict"))
+    return found
+
+
+def test_code_that_is_same_is_a_group_though_no_sentence_finds_it(tmp_path):
+    db = tmp_path / "db"
+    sentences = ["Opens a door.", "Sings some song.", "Counts the rain.", "Bakes bread."]
+    codes = (TOTAL, OTHER, WAIT, TELL)
+    records = [record(code, f"{name}.py", intent=name) for code, name in zip(codes, sentences)]
+    store(db, records)
+    sums = sorted(one.md5sum for one in records)
+    assert sums_and_verdicts(db, sums) == {}
+    say(db, (sums[0], sums[1]), "SAME")
+    say(db, (sums[1], sums[3]), "SAME")
+    # Two that are SAME with a third are SAME.
+    say(db, (sums[0], sums[3]), "DIFFERENT")
+    assert sums_and_verdicts(db, sums) == {"013": (None, "SAME")}
+    [group] = [one for one in report_of(db)["groups"] if one["evidence"] == "intent"]
+    words = [(one["md5sum_a"], one["md5sum_b"], one["verdict"]) for one in group["verdicts"]]
+    assert words == [
+        (sums[0], sums[1], "SAME"),
+        (sums[0], sums[3], "DIFFERENT"),
+        (sums[1], sums[3], "SAME"),
+    ]
+
+
+def test_verdicts_split_a_group_of_several(tmp_path):
+    db = tmp_path / "db"
+    intent = "moon moonish moonhood: moondom."
+    records = [
+        record(code, f"{number}.py", intent=intent)
+        for number, code in enumerate((TOTAL, OTHER, WAIT, TELL))
+    ]
+    store(db, [*records, record(OTHER, "copy.py", intent=intent)])
+    sums = sorted(one.md5sum for one in records)
+    first, *others = sums
+    assert sums_and_verdicts(db, sums) == {"0123": (None, None)}
+    with serving(answer("RELATED: parts")) as (address, requests):
+        assert confirm(db, address) == 0
+    # Exact copies are one code, and each is asked against the one of the lowest md5sum.
+    assert {*kept_verdicts(db).newest} == {(first, other) for other in others}
+    assert len(requests) == 3
+    for other, word in zip(others, ["SAME", "DIFFERENT", "RELATED"]):
+        say(db, (first, other), word, time=cds.timestamp())
+    # What is not asked is linked after SAME, among what is left; what is left over is seen too.
+    found = sums_and_verdicts(db, sums)
+    assert found.pop("01") == (None, "SAME") and found.pop("23") == (None, None)
+    shown = [codes for codes, (rule, _) in found.items() if rule is None]
+    assert shown and not [codes for codes in shown if codes == "02"]
+
+
+def test_model_that_misses_known_answers_hides_nothing(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    for pair in pairs[:2]:
+        say(db, pair, "DIFFERENT")
+    say(db, pairs[2], "RELATED")
+    assert [rule for _, rule, _ in intent_groups(report_of(db))].count("refuted") == 2
+    cds.append_entry(f"{db}-verdicts.jsonl", cds.KnownAnswers("m", 6, 2, cds.timestamp()))
+    words = [(rule, word) for _, rule, word in intent_groups(report_of(db))]
+    assert words == [(None, "RELATED"), (None, "DIFFERENT"), (None, "DIFFERENT")]
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", db) == 0
+    warning = "Warning: m missed 2 of 6 questions of known answer: what it calls DIFFERENT ranks"
+    assert warning in capsys.readouterr().out.partition("\n\n")[0]
+
+
+def test_gate_on_what_is_confirmed(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    gate = ("duplicates", "--db-path", db, "--fail-on")
+    assert run(*gate, "confirmed") == 2
+    assert (
+        "--fail-on confirmed: there are no verdicts: run 'cds confirm'" in capsys.readouterr().err
+    )
+    say(db, pairs[0], "RELATED")
+    assert run(*gate, "exact,confirmed") == 0 and run(*gate, "intent") == 3
+    assert "gate: no groups; 2 pairs not asked about;" in capsys.readouterr().err
+    say(db, pairs[1], "SAME")
+    assert run(*gate, "exact,confirmed") == 3
+    assert "gate: 1 group: " in capsys.readouterr().err
+    assert run(*gate, "confirmed", "--verdicts", "none") == 2
+    assert run(*gate, "confirmed", "--verdicts", tmp_path / "missing") == 2
+
+
+def test_pair_that_a_baseline_showed_is_known_whatever_was_said_of_it(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db)
+    report_of(db)
+    before = (tmp_path / "report.json").rename(tmp_path / "before.json")
+    say(db, pairs[0], "SAME")
+    gate = ("duplicates", "--db-path", db, "--fail-on", "confirmed", "--against")
+    assert run(*gate, before) == 0
+    # A pair that no sentence finds is new where the baseline had verdicts.
+    report_of(db)
+    later = (tmp_path / "report.json").rename(tmp_path / "later.json")
+    pair = tuple(sorted((pairs[1][0], pairs[2][1])))
+    other = tuple(sorted((pairs[1][1], pairs[2][1])))
+    for one in (pair, other):
+        say(db, one, "SAME")
+    assert run(*gate, later) == 3
+    assert run(*gate[:-2], "new", "--against", later) == 3
+    assert run(*gate[:-2], "new", "--against", before) == 0
+
+
+def test_tree_is_reported_on_without_verdicts_unless_they_are_named(tmp_path, capsys):
+    db = tmp_path / "db"
+    pairs = candidates(db, 1)
+    say(db, pairs[0], "DIFFERENT")
+    source = tree(tmp_path / "s", {"a.py": "def f():\n    return 1\n"})
+    (tmp_path / "s-verdicts.jsonl").write_text("not read\n")
+    assert run("duplicates", "--path", source, "--format", "json") == 0
+    assert "has_verdicts" not in capsys.readouterr().out
+    named = ("--verdicts", f"{db}-verdicts.jsonl")
+    assert run("duplicates", "--path", source, *named, "--format", "json") == 0
+    assert '"has_verdicts": true' in capsys.readouterr().out
+    assert run("duplicates", "--path", source, *named, "--output", f"{db}-verdicts.jsonl") == 2
+
+
+def test_file_of_verdicts_that_is_none_is_one_clear_line(tmp_path, capsys):
+    db = tmp_path / "db"
+    candidates(db)
+    (tmp_path / "db-verdicts.jsonl").mkdir()
+    assert run("duplicates", "--db-path", db) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("cds: --db-path: ") and "is not a regular file" in line
+    assert run("duplicates", "--db-path", db, "--verdicts", "none") == 0
+
+
 # ---- Command line ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", *OPTIONS])
-def test_help_has_an_example_that_the_command_line_takes(command):
-    done = shell(*command.split(), "--help", env={**os.environ, "COLUMNS": "500"})
-    assert (done.returncode, done.stderr) == (0, "")
-    example = done.stdout.splitlines()[-1].split(" (")[0].split()
-    assert example[:2] == ["example:", "cds"]
-    assert cds.command_line().parse_args(example[2:]).command == (command or "model-build")
-    assert command or all(f"\n    {name}" in done.stdout for name in OPTIONS)
+@pytest.mark.parametrize("command", ["", *OPTIONS, "duplicates"])
+def test_help_ends_with_an_example_that_works(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.chdir(tree(tmp_path, {"src/a.py": TWICE}))
+    assert run(*command.split(), "--help") == 0
+    shown, err = capsys.readouterr()
+    example = shown.splitlines()[-1].split()
+    assert (example[:2], err) == (["example:", "cds"], "")
+    assert run(*example[2:]) == 0
+    assert command or all(f"\n    {name}" in shown for name in (*OPTIONS, "duplicates"))
 
 
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_a_command_lists_every_option(capsys, command):
+def helps_of(command, capsys):
+    """Return the titles in the help of a command, and the lines of help that each option has."""
     assert run(command, "--help") == 0
-    shown = capsys.readouterr().out
-    options = {"--path", "--format", "--output"} - (
-        {"--format", "--output"} if command == "persist" else set()
+    titles, helps = {}, {}
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80
+        if re.fullmatch(r"\w[\w ]*:", line):
+            options = titles.setdefault(line[:-1], [])
+        elif option := re.match(r"  (?:-h, )?(--[\w-]+)", line):
+            helps[option[1]] = lines = []
+            options.append(option[1])
+        text = line[24:] if line[22:24] == "  " else ""
+        if titles and text:
+            lines.append(text)
+    return titles, helps
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    titles, _ = helps_of(command, capsys)
+    common, *groups = titles.values()
+    assert common == ["--help"]
+    model = ["--provider-url", "--model", "--num-ctx"]
+    calls = ["--scope", "--limit", "--jobs", "--timeout", "--progress-batch-size"]
+    assert (
+        groups
+        == {
+            "model-build": [["--path", "--exclude"], ["--format", "--output"]],
+            "enrich-intent": [["--path", "--exclude"], model, calls, ["--format", "--output"]],
+            "persist": [["--path", "--exclude"], model, calls, ["--db-path", "--reuse-intents"]],
+            "duplicates": [
+                ["--path", "--db-path", "--run-id", "--exclude", "--verdicts"],
+                [
+                    "--kind",
+                    "--min-statements",
+                    "--code-similarity",
+                    "--intent-similarity",
+                    "--intents",
+                ],
+                ["--touching", "--area", "--top", "--show"],
+                ["--format", "--output"],
+                ["--against", "--fail-on"],
+            ],
+        }[command]
     )
-    options |= {word for word in OPTIONS[command] if word.startswith("--")}
-    options |= set() if command == "model-build" else {"--scope", "--progress-batch-size"}
-    listed = {line.split()[0] for line in shown.splitlines() if line.startswith("  --")}
-    options = (
-        options
-        | {"--exclude"}
-        | (set() if command == "model-build" else {"--jobs", "--timeout", "--num-ctx", "--limit"})
-    )
-    assert listed == options | ({"--reuse-intents"} if command == "persist" else set())
+
+
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_help_of_an_option_is_a_line_or_two(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    for lines in helps_of(command, capsys)[1].values():
+        assert 1 <= len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [
+        ("model-build", "--format", "table"),
+        ("enrich-intent", "--scope", "class,function,method"),
+        ("enrich-intent", "--timeout", "300"),
+        ("persist", "--jobs", "1"),
+        ("persist", "--progress-batch-size", "10"),
+        ("duplicates", "--kind", "function,method,class"),
+        ("duplicates", "--code-similarity", "0.55"),
+        ("duplicates", "--intents", "both"),
+        ("duplicates", "--run-id", "the newest"),
+    ],
+)
+def test_help_of_an_option_ends_with_its_default(capsys, monkeypatch, command, option, default):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = helps_of(command, capsys)[1][option]
+    assert " ".join(lines).endswith(f" (default: {default})")
 
 
 def test_version_is_that_of_the_module():
@@ -10796,25 +12476,24 @@ def without(module, *argv):
     return finish([sys.executable, "-c", WITHOUT, module, CDS, *map(str, argv)])
 
 
-@pytest.mark.parametrize("module", ["_sqlite3", "sqlite3", "_ssl", "ssl"])
-def test_what_stores_nothing_works_in_a_python_that_lacks_a_module(
-    tmp_path, good_server, no_server, module
-):
+@pytest.mark.parametrize("module", ["_sqlite3", "_ssl"])
+def test_what_stores_nothing_works_in_a_python_that_lacks_a_module(tmp_path, good_server, module):
     source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
-    for name, words in (
-        ("model-build", ()),
-        ("duplicates", ()),
-        ("enrich-intent", good_server),
-        ("enrich-intent", no_server),
-    ):
+    for name, words in (("model-build", ()), ("duplicates", ()), ("enrich-intent", good_server)):
         argv = (name, "--path", source, *words)
         done, expected = without(module, *argv), shell(*argv)
         assert (done.returncode, done.stdout) == (0, expected.stdout)
         assert done.stderr == expected.stderr
 
 
-@pytest.mark.parametrize("module", ["_sqlite3", "sqlite3"])
-def test_what_needs_sqlite_is_refused_at_once_in_a_python_without(tmp_path, module):
+def test_missing_server_is_reported_in_a_python_without_tls(tmp_path, no_server):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    done = without("_ssl", "enrich-intent", "--path", source, *no_server)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "cannot be reached" in done.stderr and "  failed  " in done.stdout
+
+
+def test_what_needs_sqlite_is_refused_at_once_in_a_python_without(tmp_path):
     source = tree(tmp_path / "s", {"a.py": TOTAL})
     store(tmp_path / "db", [record(TOTAL)])
     before = snapshot(tmp_path)
@@ -10826,7 +12505,7 @@ def test_what_needs_sqlite_is_refused_at_once_in_a_python_without(tmp_path, modu
             ("duplicates", "--db-path", tmp_path / "db"),
             ("duplicates", "--db-path", tmp_path / "db", "--against", "1"),
         ):
-            done = without(module, *argv)
+            done = without("_sqlite3", *argv)
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.startswith("cds: --db-path: this Python has no SQLite (")
             assert done.stderr.endswith("): use another Python\n")
@@ -10834,16 +12513,16 @@ def test_what_needs_sqlite_is_refused_at_once_in_a_python_without(tmp_path, modu
     assert (requests, snapshot(tmp_path)) == ([], before)
 
 
-@pytest.mark.parametrize("module", ["_ssl", "ssl"])
-def test_https_is_refused_at_once_in_a_python_without_tls(tmp_path, module):
+def test_https_is_refused_at_once_in_a_python_without_tls(tmp_path):
     source = tree(tmp_path, {"a.py": TOTAL})
     words = ("--path", source, "--provider-url", "https://localhost", "--model", "m")
-    done = without(module, "enrich-intent", *words)
+    done = without("_ssl", "enrich-intent", *words)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("cds: this Python has no TLS (")
 
 
 def test_classes_say_that_this_python_lacks_sqlite(tmp_path):
+    store(tmp_path / "db")
     program = """if True:
         import sys
         sys.modules["_sqlite3"] = None
@@ -10879,6 +12558,7 @@ def imported_names():
     return {name.partition(".")[0] for name in names}
 
 
+@functools.cache
 def library_names():
     """Return the names of all modules that cds.py, or what it imports, may look for."""
     library = Path(os.__file__).parent
@@ -10900,13 +12580,13 @@ def hostile_tree(tmp_path, names, form="{}.py"):
         )
         content = compiled.read_bytes()
     files = {form.format(name): content for name in names}
-    # Large enough for a worker even where there is one processor.
+    # Large enough for a worker even if there is one processor.
     files["large.py"] = "#" * cds.HARMLESS_BYTES + "\n"
     files.update({f"filler/m{number:03}.py": TOTAL for number in range(130)})
     return tree(tmp_path / "tree", files)
 
 
-# Python runs it before the program, which then starts its workers in one way or another. It tells
+# Python runs it before the program, which then starts its workers in one way or another. It records
 # how many Pythons were started, and forgets the way, so that workers start as they would without.
 SITE_CUSTOMIZE = """import os
 with open(os.environ["STARTED"], "a") as file:
@@ -10930,7 +12610,7 @@ def zip_of(folder, main=None, name="cds.py"):
 
 
 def start_in(root, elsewhere, way):
-    """Prepare one way to start CDS where the current directory is the tree; return its words."""
+    """Prepare one way to start CDS with the tree as current directory; return its words."""
     program = Path(CDS).read_bytes()
     tree(elsewhere, {"cds.py": program})
     if way == "script in the tree":
@@ -10990,19 +12670,28 @@ def copies(done):
 
 
 WAYS = [
-    "script in the tree",
-    "link in the tree",
-    "script elsewhere",
-    "standard input",
-    "zip file in the tree",
-    "zip file of the program alone",
-    "installed command",
+    pytest.param("link in the tree"),
+    pytest.param("standard input"),
+    pytest.param("script in the tree"),
+    pytest.param("script elsewhere"),
+    pytest.param("zip file in the tree"),
+    pytest.param("zip file of the program alone"),
+    pytest.param("installed command"),
     pytest.param("module, safely", marks=since(3, 11)),
 ]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("way", WAYS)
+# Without a fork, each process is slow to start: a link is found as the file is, and a program from
+# standard input is as little to be loaded as one that is packed alone.
+@pytest.mark.parametrize(
+    ("way", "method"),
+    [
+        *[pytest.param(*way.values, "fork", marks=way.marks) for way in WAYS],
+        *[pytest.param(*way.values, "spawn", marks=way.marks) for way in WAYS[2:]],
+        ("script in the tree", "forkserver"),
+        ("installed command", "forkserver"),
+    ],
+)
 def test_no_module_of_the_analyzed_tree_is_run(tmp_path, way, method):
     root = hostile_tree(tmp_path, library_names())
     elsewhere = tmp_path / "elsewhere"
@@ -11015,23 +12704,33 @@ def test_no_module_of_the_analyzed_tree_is_run(tmp_path, way, method):
 
 
 @pytest.mark.parametrize("form", ["{}.py", "{}/__init__.py", "{}.pyc"])
-def test_no_command_runs_a_module_of_the_analyzed_tree(tmp_path, form):
+def test_persist_runs_no_module_of_the_analyzed_tree(tmp_path, form):
     root = hostile_tree(tmp_path, library_names(), form)
     words = start_in(root, tmp_path / "elsewhere", "script in the tree")
-    db = tmp_path / "db"
     with serving(answer()) as (address, requests):
-        asking = ("--path", ".", *provider(address), "--limit", "2")
-        storing = ("persist", *asking, "--db-path", db)
-        run_there(tmp_path, words, *storing, method="spawn")
-    # Nobody listens any more, and what kind of error that is takes modules too.
-    run_there(tmp_path, words, "enrich-intent", *asking)
-    assert len(requests) == 2
-    for name in ("html", "sarif"):
-        stored = ("duplicates", "--db-path", db, "--format", name)
-        run_there(tmp_path, words, *stored)
-    done, _ = run_there(tmp_path, words, *DUPLICATES_THERE)
+        storing = ("persist", "--path", ".", *provider(address), "--limit", "2")
+        run_there(tmp_path, words, *storing, "--db-path", tmp_path / "db", method="spawn")
+    assert (len(requests), ran(tmp_path)) == (2, [])
+
+
+def test_missing_server_runs_no_module_of_the_analyzed_tree(tmp_path, no_server):
+    # What kind of error that is takes modules too.
+    root = hostile_tree(tmp_path, library_names())
+    words = start_in(root, tmp_path / "elsewhere", "script in the tree")
+    run_there(tmp_path, words, "enrich-intent", "--path", "large.py", *no_server, "--scope", "all")
+    assert ran(tmp_path) == []
+
+
+def test_duplicates_runs_no_module_of_the_analyzed_tree(tmp_path):
+    root = hostile_tree(tmp_path, library_names())
+    words = start_in(root, tmp_path / "elsewhere", "script in the tree")
+    db = tmp_path / "db"
+    assert persist(tree(tmp_path / "other", {"a.py": TOTAL, "b.py": TOTAL}), db) == 0
+    command = ("duplicates", "--db-path", db)
+    done, _ = run_there(tmp_path, words, *command, "--format", "json")
     group = json.loads(done.stdout)["groups"][0]["id"]
-    run_there(tmp_path, words, "duplicates", "--db-path", db, "--show", group)
+    for options in (("--format", "html"), ("--format", "sarif"), ("--show", group)):
+        run_there(tmp_path, words, *command, *options)
     assert ran(tmp_path) == []
 
 
@@ -11039,8 +12738,7 @@ OFTEN_SHADOWED = ("argparse", "html", "tokenize", "random", "queue", "multiproce
 
 
 # `runpy`, which is behind the option -m, has by then imported what it needs: none of those above.
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("place", ["tree", "elsewhere"])
+@pytest.mark.parametrize(("place", "method"), [("tree", "spawn"), ("elsewhere", "fork")])
 def test_module_run_by_its_name_imports_nothing_more_from_the_tree(tmp_path, place, method):
     root = hostile_tree(tmp_path, OFTEN_SHADOWED)
     elsewhere = tmp_path / "elsewhere"
@@ -11158,6 +12856,23 @@ def test_file_runs_by_its_first_line():
 # Documentation
 
 
+def rooms_of(path):
+    """Return the rooms of a file by its banners, in its order."""
+    return re.findall(r"^# ---- ([\w ]+?) -+$", Path(path).read_text("utf-8"), re.MULTILINE)
+
+
+def test_rooms_are_those_that_the_docstring_lists():
+    listed = re.search(r"Rooms, in the order .*?: (.*?)\. A call", cds.__doc__, re.DOTALL)[1]
+    assert rooms_of(CDS) == " ".join(listed.split()).split(", ")
+
+
+def test_tests_are_in_the_rooms_of_what_they_test():
+    # What these hold is tested by way of the others.
+    tested_elsewhere = ("Errors", "Records", "Building")
+    rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
+    assert rooms_of(__file__) == ["Helpers", *rooms]
+
+
 def test_docstring_from_code_runs_as_it_stands(tmp_path):
     example = cds.__doc__.partition("From code:\n")[2].partition("\nCaveats")[0]
     tree(tmp_path, {"src/a.py": TOTAL, "src/b.py": TOTAL})
@@ -11194,6 +12909,15 @@ def readme_commands(language):
 
 
 @needs_readme
+@pytest.mark.parametrize("command", [*OPTIONS, "duplicates"])
+def test_readme_names_every_option(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = README.read_text(encoding="utf-8")
+    options = set(helps_of(command, capsys)[1]) - {"--help"}
+    assert {name for name in options if not re.search(rf"`{name}[ `]", text)} == set()
+
+
+@needs_readme
 def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tree(tmp_path, {"a.py": TWICE}))
     assert run(*readme_commands("sh")[0]) == 0
@@ -11221,25 +12945,24 @@ def test_readme_workflow_fails_on_what_a_pull_request_adds(
 
 
 @needs_readme
-def test_readme_queries_answer_what_they_say(tmp_path):
-    failures = [
-        record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
-        for n in (31, 42)
-    ]
-    copies = [record(TOTAL), record(TOTAL, "b.py", intent="Adds a date.")]
+def test_readme_says_of_each_rule_what_it_hides():
+    rows_of_rules = re.findall(
+        r"^\| `([\w-]+)` \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE
+    )
+    rules = list(cds.RULES)
+    rules.insert([rule.stage for rule in rules].index("groups"), cds.REFUTED)
+    expected = {rule.name: rule.sentence for rule in rules}
+    found = {name: text.replace("`", "") for name, text in rows_of_rules if name in expected}
+    assert list(found.items()) == list(expected.items())
+
+
+@needs_readme
+def test_readme_query_finds_exact_duplicates_of_the_newest_run(tmp_path):
     stubs = [record("def f():\n    pass"), record("def f():\n    pass", "b.py")]
-    store(tmp_path / "db", [*copies, *stubs, *failures], root_path="/src")
-    exact, failed, dates, longest, new = readme_queries().values()
-    assert {row[2] for row in rows(tmp_path / "db", exact)} == {"a.py:1 b.py:1", "a.py:31 a.py:42"}
-    [(example, count)] = rows(tmp_path / "db", failed)
-    assert example.startswith("the prompt has ") and count == 2
-    assert [row[0] for row in rows(tmp_path / "db", dates)] == ["b.py"]
-    assert rows(tmp_path / "db", longest)[0][2] == 7
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [record(ASSIGNED)], root_path="/other")
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [*copies, record(ASSIGNED, "new.py")], root_path="/src")
-    assert [row[0] for row in rows(tmp_path / "db", new)] == ["new.py"]
+    store(tmp_path / "db", [record(OTHER), record(OTHER, "b.py")])
+    store(tmp_path / "db", [record(TOTAL), record(TOTAL, "b.py"), *stubs, record(OTHER)])
+    (query,) = readme_queries().values()
+    assert [row[1:] for row in rows(tmp_path / "db", query)] == [(2, "a.py:1 b.py:1")]
 
 
 # ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
@@ -11471,7 +13194,9 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
         home = {copy.file_path: originals[int(copy.file_path[5:9])][0] for copy in copies}
         groups = found_groups([*records, *copies], options)
         shown = [
-            g for g in groups if g.hidden_by is None and (change > 1 or g.evidence == cds.EXACT)
+            group
+            for group in groups
+            if group.hidden_by is None and (change > 1 or group.evidence.is_same_code)
         ]
         found, unrelated = set(), 0
         for group in shown:
@@ -11643,6 +13368,92 @@ def _found_intents(known, others, threshold):
     return f"{sum(pairs)} found, {joined} groups join two tasks", sum(not of for of in tasks_of)
 
 
+def bench_purposes(purposes_path, applications_path, judged_path, background_path):
+    """Print how sentences of one purpose are found: first pairs, and groups among unrelated ones.
+
+    The first two files hold a described function as a JSON object a line: of libraries, where
+    `purpose` says which have one in common, and of applications. The third holds the verdict S, R
+    or N on two of these by number, the last a name and a sentence a line.
+    """
+    libraries = read_jsonl(purposes_path)
+    known = same_purpose(libraries)
+    for field in ("earlier", "sentence"):
+        first = most_similar(libraries, field)[: len(known)]
+        hits = len(known.intersection(first))
+        print(f"libraries, {field}: {hits} of the first {len(known)} pairs are true")
+    lines = Path(judged_path).read_text(encoding="utf-8").splitlines()
+    verdicts = {(int(a), int(b)): v for a, b, v in map(str.split, lines)}
+    applications = read_jsonl(applications_path)
+    for field, count in itertools.product(("earlier", "sentence"), (20, 50)):
+        first = most_similar(applications, field)[:count]
+        counts = collections.Counter(verdicts.get(pair, "unjudged") for pair in first)
+        print(f"applications, {field}: of the first {count} pairs {dict(counts)}")
+        for pair in first:
+            if pair not in verdicts:
+                print("  unjudged:", *(applications[n][field] for n in pair), sep="\n    ")
+    lines = Path(background_path).read_text(encoding="utf-8").splitlines()
+    print_found_among([row["sentence"] for row in libraries], known, lines)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def same_purpose(rows):
+    """Return the pairs of rows of different sources that serve one purpose."""
+    pairs = itertools.combinations(range(len(rows)), 2)
+    return {
+        (one, other)
+        for one, other in pairs
+        if rows[one]["purpose"] is not None
+        and rows[one]["purpose"] == rows[other]["purpose"]
+        and rows[one]["source"] != rows[other]["source"]
+    }
+
+
+def most_similar(rows, field):
+    """Return the pairs of rows of different sources, the most similar ones first."""
+    pairs = similar_sentences([row[field] for row in rows], 0.01, len(rows)).pairs
+    across = [pair for pair in pairs if len({rows[n]["source"] for n in pair}) == 2]
+    return sorted(across, key=lambda pair: (-pairs[pair], pair))
+
+
+def print_found_among(sentences, known, lines):
+    """Print what a report of the defaults shows of the known pairs, among others in `lines`."""
+    others = [line.partition("\t")[2] for line in lines]
+    records = [record_for(number, text) for number, text in enumerate([*sentences, *others], 1)]
+    report = cds.build_report(records, cds.DuplicateOptions())
+    found, unrelated = set(), 0
+    shown = [group for group in report.groups if group.hidden_by is None]
+    for group in shown:
+        numbers = sorted(member.record.start_line - 1 for member in group.members)
+        inside = known.intersection(itertools.combinations(numbers, 2))
+        found |= inside
+        unrelated += not inside
+    print(
+        f"among {len(others):,} others: {len(found)} of {len(known)} true pairs found,"
+        f" {unrelated} other groups"
+    )
+
+
+def record_for(number, sentence):
+    """Return the record of a function that is like no other one, with a sentence."""
+    calls = "\n".join(f"    step_{number}_{step}()" for step in range(9))
+    code = f"def function_{number}():\n{calls}\n"
+    return cds.Record(
+        kind="function",
+        file_path=f"{number}.py",
+        signature=f"def function_{number}():",
+        start_line=number,
+        end_line=number,
+        raw_code=code,
+        normalized_code=code,
+        md5sum=cds.fingerprint(code),
+        intent=sentence,
+        intent_status=cds.SUCCESS,
+    )
+
+
 def bench(folder):
     """Run every benchmark over a folder of Python source."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
@@ -11660,6 +13471,7 @@ def bench(folder):
 USAGE = """\
 usage: python test_cds.py bench [PATH]
        python test_cds.py bench-intents PAIRS BACKGROUND
+       python test_cds.py bench-purposes LIBRARIES APPLICATIONS VERDICTS BACKGROUND
 (the tests: python -m pytest test_cds.py)"""
 
 if __name__ == "__main__":
@@ -11667,5 +13479,7 @@ if __name__ == "__main__":
         bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
     elif sys.argv[1:2] == ["bench-intents"] and len(sys.argv) == 4:
         bench_intents(*sys.argv[2:])
+    elif sys.argv[1:2] == ["bench-purposes"] and len(sys.argv) == 6:
+        bench_purposes(*sys.argv[2:])
     else:
         sys.exit(USAGE)
