@@ -805,13 +805,49 @@ PROJECT_FILES = ("pyproject.toml", "setup.py")
 BUILD_DIRECTORIES = ("build", "dist")
 FOREIGN_DIRECTORIES = ("__pycache__", "node_modules", "site-packages")
 VENV_CHARACTERS = 1 << 16  # `venv` writes some hundred
+O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
+SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
+# What a search meets; the last two are the reasons why they are skipped, too.
+REGULAR, DIRECTORY, LINK, OTHER = "file", "directory", "symbolic link", "not a regular file"
 
 
 class Source(NamedTuple):
-    """A file to analyze: where it is, and its path below the root as it is stored."""
+    """A file to analyze: where it is, and its path below the root as it is stored.
+
+    `content` holds its bytes, if they are not to be read from there.
+    """
 
     path: str
     file_path: str
+    content: Optional[bytes] = None
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
+    # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
+    flags = os.O_RDONLY
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    flags |= O_BINARY
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
+        data = file.read(SOURCE_BYTES + 1)
+    refuse_large(data)
+    return data
+
+
+def refuse_large(data: bytes) -> None:
+    """Raise OSError for more than 16 MiB of source."""
+    if len(data) > SOURCE_BYTES:
+        raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
+
+
+def source_bytes(source: Source) -> bytes:
+    """Return the bytes of a source; raise OSError as `read_bytes` does."""
+    if source.content is None:
+        return read_bytes(source.path)
+    refuse_large(source.content)
+    return source.content
 
 
 class Search(NamedTuple):
@@ -850,6 +886,14 @@ def find_sources(
     return Search([alone], collections.Counter(), [], [], list(exclude))
 
 
+class Listed(NamedTuple):
+    """What stands in a directory: its name, its kind, and where it is, or would be, on the disk."""
+
+    name: str
+    kind: str
+    path: str
+
+
 class Entry(NamedTuple):
     """A file or directory below the root: its path there, with `/`.
 
@@ -884,8 +928,7 @@ class Finder:
     def find(self) -> Search:
         """Search the directory and those below it."""
         found = self.found
-        ignored = ignored_around(self.git, self.root)
-        directories = collections.deque([Entry("", True, ignored)])
+        directories = collections.deque([Entry("", True, self._ignored_around())])
         while directories:
             for entry in self._list(directories.popleft()):
                 if entry.is_directory:
@@ -901,29 +944,36 @@ class Finder:
                 found.unmatched.append(pattern)
         return found
 
+    def _ignored_around(self) -> Collection[str]:
+        """Return what git ignores in the work tree that the root is, or is in."""
+        return ignored_around(self.git, self.root)
+
     def _source(self, entry: Entry) -> Source:
         path = os.path.join(self.root, entry.path)
         return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
         """Return what a directory holds, without what is skipped."""
-        path = os.path.join(self.root, directory.path)
         try:
-            with os.scandir(path) as listing:
-                return self._without_skipped(directory, list(listing))
+            return self._without_skipped(directory, self._items(directory.path))
         except OSError as error:
             shown = stored_path(directory.path) or "."
             reason = describe_error(error)
             self.found.errors.append(AnalyzerError(shown, None, reason))
             return []
 
-    def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
+    def _items(self, directory: str) -> list[Listed]:
+        """Return what stands in a directory below the root."""
+        with os.scandir(os.path.join(self.root, directory)) as listing:
+            return [Listed(found.name, item_kind(found), found.path) for found in listing]
+
+    def _without_skipped(self, directory: Entry, items: list[Listed]) -> list[Entry]:
         names = {item.name for item in items}
         is_project = not names.isdisjoint(PROJECT_FILES)
         ignored = self._ignored(directory, names)
         entries = []
         for item in items:
-            is_directory = item.is_dir(follow_symlinks=False)
+            is_directory = item.kind == DIRECTORY
             unread = "" if is_directory else self._unread_suffix(item.name)
             if unread is None:
                 continue
@@ -964,14 +1014,21 @@ class Finder:
         return is_excluded
 
 
-def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
+def item_kind(found: os.DirEntry[str]) -> str:
+    """Return the kind of what a directory holds."""
+    if found.is_symlink():
+        return LINK
+    if found.is_dir(follow_symlinks=False):
+        return DIRECTORY
+    return REGULAR if found.is_file(follow_symlinks=False) else OTHER
+
+
+def skip_reason(item: Listed, is_project: bool) -> str:
     """Return why a file or directory is skipped for what it is, or the empty text."""
-    if item.is_symlink():
-        return "symbolic link"
-    if item.is_file(follow_symlinks=False):
+    if item.kind in (LINK, OTHER):
+        return item.kind
+    if item.kind == REGULAR:
         return ""
-    if not item.is_dir(follow_symlinks=False):
-        return "not a regular file"
     if item.name in FOREIGN_DIRECTORIES:
         return item.name
     if item.name.startswith("."):
@@ -997,8 +1054,8 @@ def is_virtual_environment(directory: str) -> bool:
     return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
 
 
-# What git ignores. Only `git ls-files` and `git check-ignore` are run, and only where they can
-# neither run nor write anything that the analyzed tree names.
+# Questions to git. Only commands that read are run, and only where they can neither run nor write
+# anything that the analyzed tree names.
 
 
 class GitRefusalError(Exception):
@@ -1016,16 +1073,21 @@ class Git:
 
     def ask(self, work_tree: str, *words: str, paths: Iterable[str] = ()) -> list[str]:
         """Return the answers, each ended by NUL, of a git command; raise GitRefusalError."""
-        import subprocess
-
         # `./` keeps git from taking a name that begins with a colon for more than a name.
         lines = "".join(f"./{path}\0" for path in paths)
+        output = self.output(work_tree, *words, given=os.fsencode(lines))
+        return list(map(os.fsdecode, output.split(b"\0")[:-1]))
+
+    def output(self, work_tree: str, *words: str, given: bytes = b"") -> bytes:
+        """Return what a git command prints that is given some input; raise GitRefusalError."""
+        import subprocess
+
         try:
             done = subprocess.run(
                 self._command(words),
                 cwd=work_tree,
                 env=self._environment(work_tree),
-                input=os.fsencode(lines),
+                input=given,
                 capture_output=True,
                 timeout=max(self.deadline - time.monotonic(), 0),
             )
@@ -1033,12 +1095,12 @@ class Git:
             raise GitRefusalError(f"it took longer than {self.seconds:g} seconds") from error
         except OSError as error:
             raise GitRefusalError(describe_error(error)) from error
-        if done.returncode not in (0, 1):  # 1: none of the paths is ignored
+        # 1: no path is ignored, no such commit, no merge base; nothing is printed then.
+        if done.returncode not in (0, 1):
             message = one_line(done.stderr.decode("utf-8", "replace"))
             message = message or f"exit code {done.returncode}"
             raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS])
-        answers = done.stdout.split(b"\0")[:-1]
-        return list(map(os.fsdecode, answers))
+        return done.stdout
 
     def _command(self, words: Sequence[str]) -> list[str]:
         if self.program is None:
@@ -1065,6 +1127,9 @@ class Git:
         others = len(self.refusals) - 1
         places = f"{work_tree} and {others} more" if others else work_tree
         return [f"files that git ignores in {places} are not skipped: git: {reason}"]
+
+
+# What git ignores
 
 
 def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> Collection[str]:
@@ -1098,19 +1163,24 @@ def refuse_bare_layout(directory: str) -> None:
         raise GitRefusalError("it looks like a bare repository")
 
 
-def ignored_around(git: Git, root: str) -> Collection[str]:
-    """Return what git ignores below a directory that is a work tree, or is in one."""
-    top = real_root = os.path.realpath(root)
+def place_in_work_tree(directory: str) -> Optional[tuple[str, str]]:
+    """Return the top of the work tree around a directory, and its path there, empty or with `/`."""
+    top = real_path = os.path.realpath(directory)
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
-            return ()
+            return None
         top = parent
-    inside = ""
-    if top != real_root:
-        path = os.path.relpath(real_root, top)
-        inside = path.replace(os.sep, "/") + "/"
-    return ignored_paths(git, top, inside=inside)
+    if top == real_path:
+        return top, ""
+    path = os.path.relpath(real_path, top)
+    return top, path.replace(os.sep, "/") + "/"
+
+
+def ignored_around(git: Git, root: str) -> Collection[str]:
+    """Return what git ignores below a directory that is a work tree, or is in one."""
+    place = place_in_work_tree(root)
+    return ignored_paths(git, place[0], inside=place[1]) if place else ()
 
 
 def find_program(name: str) -> Optional[str]:
@@ -1127,6 +1197,190 @@ def find_program(name: str) -> Optional[str]:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
+
+
+# A tree at a commit, read from git's objects. It is never checked out, so no filter of the tree
+# runs; and what is missing is never fetched.
+
+GIT_LINK = "120000"  # the mode of a symbolic link
+SHA1_DIGITS = 40
+WHOLE_HISTORY = "fetch the whole history (in CI: fetch-depth: 0)"
+
+
+class Blob(NamedTuple):
+    """A file as git holds it: its mode, the id of its content, and the work tree that has it."""
+
+    mode: str
+    id: str
+    work_tree: str
+
+
+class PastTree:
+    """What a commit holds of a directory; the `blobs` are by their paths below it."""
+
+    def __init__(self, git: Git, root: str, blobs: Mapping[str, Blob]) -> None:
+        self.git = git
+        self.root = root
+        self.blobs = blobs
+        self.items: dict[str, dict[str, Listed]] = collections.defaultdict(dict)
+        for path, blob in blobs.items():
+            kind = LINK if blob.mode == GIT_LINK else REGULAR
+            while path:
+                directory, _, name = path.rpartition("/")
+                self.items[directory][name] = Listed(name, kind, os.path.join(root, path))
+                path, kind = directory, DIRECTORY
+
+    def holds(self, source: Source) -> bool:
+        """Return whether a file has the bytes that it had."""
+        blob = self.blobs.get(restored_path(source.file_path))
+        if blob is None:
+            return False
+        try:
+            content = read_bytes(source.path)
+        except OSError:  # the analysis meets it again, and tells
+            return False
+        # git may have been told to write the ends of lines as Windows has them.
+        as_stored = content.replace(b"\r\n", b"\n")
+        return blob.id in (blob_id(content, blob.id), blob_id(as_stored, blob.id))
+
+    def read(self, sources: Iterable[Source]) -> list[Source]:
+        """Return sources with their content; raise UsageError if git does not have it."""
+        by_work_tree: dict[str, list[Source]] = collections.defaultdict(list)
+        for source in sources:
+            blob = self.blobs[restored_path(source.file_path)]
+            by_work_tree[blob.work_tree].append(source)
+        found = []
+        for work_tree, own in by_work_tree.items():
+            ids = [self.blobs[restored_path(source.file_path)].id for source in own]
+            contents = read_blobs(self.git, work_tree, ids)
+            found += [source._replace(content=one) for source, one in zip(own, contents)]
+        return found
+
+
+class PastFinder(Finder):
+    """One search of a directory as a commit holds it."""
+
+    def __init__(
+        self, tree: PastTree, suffixes: Union[str, tuple[str, ...]], exclude: Sequence[str]
+    ) -> None:
+        super().__init__(tree.root, suffixes, exclude, ())
+        self.tree = tree
+
+    def _ignored_around(self) -> Collection[str]:
+        return ()  # what is committed is not ignored
+
+    def _items(self, directory: str) -> list[Listed]:
+        return list(self.tree.items[directory].values())
+
+
+def tree_since(root: str, revision: str) -> PastTree:
+    """Return what the merge base of a revision and HEAD holds of a directory, or of one file.
+
+    Raises UsageError if there is no such commit, or git does not have all of it.
+    """
+    git = Git()
+    directory, name = (root, "") if os.path.isdir(root) else os.path.split(root)
+    place = place_in_work_tree(directory)
+    if place is None:
+        raise UsageError(f"{root} is in no work tree of git: name a source tree that is")
+    top, inside = place
+    try:
+        commit = merge_base(git, top, revision)
+    except GitRefusalError as error:
+        raise UsageError(f"git: {error}") from error
+    with whole_history():
+        blobs = dict(past_blobs(git, top, commit, inside))
+    if name:
+        blobs = {name: blobs[name]} if name in blobs else {}
+    return PastTree(git, directory, blobs)
+
+
+def past_sources(
+    tree: PastTree, root: str, suffixes: Union[str, tuple[str, ...]], exclude: Sequence[str]
+) -> list[Source]:
+    """Return the sources below `root` that a commit holds, by the rules of `find_sources`."""
+    if os.path.isdir(root):
+        return PastFinder(tree, suffixes, exclude).find().sources
+    return [Source(root, stored_path(name)) for name in tree.blobs]
+
+
+def merge_base(git: Git, work_tree: str, revision: str) -> str:
+    """Return the id of the commit where the history of HEAD leaves that of a revision."""
+    refuse_bare_layout(work_tree)
+    head = commit_id(git, work_tree, "HEAD")
+    if not head:
+        raise UsageError("HEAD has no commit yet: commit something first")
+    # git would take it for an option.
+    other = "" if revision.startswith("-") else commit_id(git, work_tree, revision)
+    if not other:
+        raise UsageError(f"{revision!r} is no commit here: name one, or {WHOLE_HISTORY}")
+    common = git.output(work_tree, "merge-base", other, head).decode().strip()
+    if not common:
+        raise UsageError(f"{revision} and HEAD have no commit in common: {WHOLE_HISTORY}")
+    return common
+
+
+def commit_id(git: Git, work_tree: str, revision: str) -> str:
+    """Return the id of the commit that a revision names, or the empty text."""
+    name = f"{revision}^{{commit}}"
+    ids = git.output(work_tree, "rev-parse", "--verify", "--quiet", name).decode().split()
+    return ids[0] if len(ids) == 1 else ""  # of a range there are two
+
+
+def past_blobs(
+    git: Git, work_tree: str, commit: str, inside: str = ""
+) -> Iterator[tuple[str, Blob]]:
+    """Yield the files of a commit and its submodules, by their paths below `inside`."""
+    words = ("ls-tree", "-r", "-z", "--full-tree", commit)
+    for line in git.ask(work_tree, *words):
+        # The mode, the type and the id, then the path.
+        fields, _, path = line.partition("\t")
+        mode, kind, object_id = fields.split(" ")
+        if not path.startswith(inside):
+            continue
+        below = path[len(inside) :]
+        submodule = os.path.join(work_tree, path)
+        if kind == "blob":
+            yield below, Blob(mode, object_id, work_tree)
+        elif os.path.lexists(os.path.join(submodule, ".git")):
+            refuse_bare_layout(submodule)
+            for rest, blob in past_blobs(git, submodule, object_id):
+                yield f"{below}/{rest}", blob
+
+
+@contextlib.contextmanager
+def whole_history() -> Iterator[None]:
+    """Raise what git cannot read as UsageError, with what may be missing."""
+    try:
+        yield
+    except GitRefusalError as error:
+        raise UsageError(f"git: {error}: {WHOLE_HISTORY}") from error
+
+
+def read_blobs(git: Git, work_tree: str, ids: Sequence[str]) -> list[bytes]:
+    """Return the contents of files by their ids; raise UsageError if one is missing."""
+    given = "".join(f"{one}\n" for one in ids).encode()
+    with whole_history():
+        output = io.BytesIO(git.output(work_tree, "cat-file", "--batch", given=given))
+    contents = []
+    for one in ids:
+        # A line with the id, the type and the size, or `missing`; the content; the end of a line.
+        size = output.readline().split()[-1]
+        if not size.isdigit():
+            raise UsageError(f"{work_tree} lacks the object {one}: {WHOLE_HISTORY}")
+        contents.append(output.read(int(size)))
+        output.readline()
+    return contents
+
+
+def blob_id(content: bytes, example: str) -> str:
+    """Return the id that git gives to the content of a file, by the same hash as an example."""
+    import hashlib
+
+    algorithm = "sha1" if len(example) == SHA1_DIGITS else "sha256"
+    hashed = hashlib.new(algorithm, b"blob %d\0" % len(content), usedforsecurity=False)
+    hashed.update(content)
+    return hashed.hexdigest()
 
 
 # ---- Analysis -------------------------------------------------------------------------------
@@ -1264,8 +1518,6 @@ def parsing_quietly() -> Iterator[None]:
 
 # Reading.
 
-O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
-SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
 # All of ASCII that can be seen, and what some codecs would resolve.
@@ -1275,7 +1527,7 @@ ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
 def analyze_file(source: Source, with_facts: bool = False) -> Analysis:
     """Return the symbols of a file, its own first, and the reasons why some are missing."""
     try:
-        text = decode_source(read_bytes(source.path))
+        text = decode_source(source_bytes(source))
         return python_symbols(text, source.file_path, with_facts)
     except Exception as error:  # foreign code finds every weakness of the parser and the unparser
         line = getattr(error, "lineno", None) or None
@@ -1285,21 +1537,6 @@ def analyze_file(source: Source, with_facts: bool = False) -> Analysis:
 def failed_file(source: Source, message: str, line: Optional[int] = None) -> Analysis:
     """Return the analysis of a file that gives no symbols."""
     return Analysis([], [AnalyzerError(source.file_path, line, message)])
-
-
-def read_bytes(path: str) -> bytes:
-    """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
-    # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
-    flags = os.O_RDONLY
-    flags |= getattr(os, "O_NONBLOCK", 0)
-    flags |= O_BINARY
-    with open(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("not a regular file")
-        data = file.read(SOURCE_BYTES + 1)
-    if len(data) > SOURCE_BYTES:
-        raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
-    return data
 
 
 def decode_source(data: bytes) -> str:
@@ -2373,14 +2610,19 @@ def may_crash_parser(source: Source) -> bool:
     """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
         # No level takes less than a byte, so a small file need not be read twice.
-        if os.path.getsize(source.path) <= HARMLESS_DEPTH:
+        if source_size(source) <= HARMLESS_DEPTH:
             return False
         # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
-        text = decode_source(read_bytes(source.path))
+        text = decode_source(source_bytes(source))
     except Exception:  # the analysis meets it again, and tells
         return False
     data = text.encode("utf-8", "surrogatepass")
     return len(data) > HARMLESS_BYTES or nesting_bound(data) > HARMLESS_DEPTH
+
+
+def source_size(source: Source) -> int:
+    """Return how many bytes a source has; raise OSError if that cannot be known."""
+    return os.path.getsize(source.path) if source.content is None else len(source.content)
 
 
 def nesting_bound(data: bytes) -> int:
@@ -5305,7 +5547,8 @@ class Member(NamedTuple):
     members have; `differs` holds the labels that no other member has. `intent` says what the code
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
-    those of its code by rank; none of these is in the JSON.
+    those of its code by rank; none of these is in the JSON. One that `is_new` is what a baseline
+    did not have; without a baseline none is.
     """
 
     record: Record
@@ -5317,6 +5560,7 @@ class Member(NamedTuple):
     statements: int = 0
     closest: float = 1.0
     features: tuple[int, ...] = ()
+    is_new: bool = False
 
 
 class CloneGroup(NamedTuple):
@@ -5367,6 +5611,7 @@ class Report(NamedTuple):
     paths of the files, and directories, without any record because of an error, as far as they are
     known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
     which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap.
+    `areas` gives the area of each file, `since` the revision that the tree was compared with.
     """
 
     run: Optional[Mapping[str, object]]
@@ -5375,8 +5620,6 @@ class Report(NamedTuple):
     record_count: int
     without_intent: Mapping[str, int]
     file_lines: Mapping[str, int]
-    area_lines: Mapping[str, tuple[int, int]]
-    file_pairs: tuple[FilePair, ...]
     error_count: int
     evidence: tuple[Evidence, ...]
     rules: tuple[Rule, ...]
@@ -5385,6 +5628,10 @@ class Report(NamedTuple):
     unparsed_count: int = 0
     unread: tuple[str, ...] = ()
     holds_overlaps: bool = True
+    areas: Mapping[str, str] = types.MappingProxyType({})
+    area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    file_pairs: tuple[FilePair, ...] = ()
+    since: Optional[str] = None
 
 
 def area_rank(area: str) -> int:
@@ -7121,22 +7368,30 @@ def build_report(
     # Lines and areas are those of whole files, of whatever kind the records are that are compared.
     areas, file_lines = file_areas(records, facts), count_file_lines(records)
     whole = compare_records(records, by_place, sentences, areas, options, rules)
-    groups = find_groups(whole, evidence)
-    return Report(
+    report = Report(
         run=run,
         options=options,
-        groups=tuple(groups),
+        groups=(),
         record_count=len(compared),
         without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
-        area_lines=count_area_lines(groups, file_lines, areas),
-        file_pairs=rank_file_pairs(groups, areas),
         error_count=error_count,
         evidence=tuple(evidence),
         rules=tuple(rules),
         from_docstrings=sum(one.source == DOCSTRING for one in sentences.values()),
         unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
+        areas=areas,
+    )
+    return with_groups(report, find_groups(whole, evidence))
+
+
+def with_groups(report: Report, groups: Sequence[CloneGroup]) -> Report:
+    """Return the report with these groups, and what it begins with made of those that it shows."""
+    return report._replace(
+        groups=tuple(groups),
+        area_lines=count_area_lines(groups, report.file_lines, report.areas),
+        file_pairs=rank_file_pairs(groups, report.areas),
     )
 
 
@@ -7162,19 +7417,38 @@ Identity = tuple[str, str, str]
 Value = TypeVar("Value")
 
 
-def compare_with_baseline(report: Report, baseline: Report) -> Report:
+class Past(NamedTuple):
+    """What stood in a tree before: `files` by their paths, `definitions` by identity and md5sum.
+
+    A baseline alone knows of neither: it has what its groups hold.
+    """
+
+    files: Collection[str] = frozenset()
+    definitions: Collection[tuple[Identity, str]] = frozenset()
+
+    def holds(self, member: Member) -> bool:
+        """Return whether a member stood where it stands, with the same code."""
+        record = member.record
+        if record.file_path in self.files:
+            return True
+        return (identity(member), record.md5sum) in self.definitions
+
+
+def compare_with_baseline(report: Report, baseline: Report, past: Optional[Past] = None) -> Report:
     """Return the report with the groups that hold nothing new hidden, and `stale` counted.
 
     A group is KNOWN if each two of its members stood together in a group of the baseline, and
     UNJUDGED if all others are members that the baseline could not hold. What members stood there
-    is said by Counterparts.
+    is said by Counterparts. In the groups that are left, members are marked that are new.
     """
-    counterparts = Counterparts(report, baseline)
+    counterparts = Counterparts(report, baseline, past or Past())
     groups = []
     for group in report.groups:
         # What is known must not go on hiding what is new.
         if group.hidden_by is None or group.hidden_by.stage == OF_GROUPS:
             rule = first_rule(report.rules, OF_BASELINES, group, counterparts)
+            if rule is None:
+                group = group._replace(members=tuple(counterparts.marked(group)))
             if rule is None or group.hidden_by is None:
                 group = group._replace(hidden_by=rule)
         groups.append(group)
@@ -7190,6 +7464,35 @@ def is_accepted(group: CloneGroup) -> bool:
 def is_vouched_for(group: CloneGroup) -> bool:
     """Return whether a group was accepted, be it with others that make it superfluous."""
     return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
+
+
+def is_changed(group: CloneGroup, unchanged: Collection[str]) -> bool:
+    """Return whether a member of a group stands in a file that is not one of the unchanged."""
+    return any(member.record.file_path not in unchanged for member in group.members)
+
+
+def places_to_compare(report: Report, unchanged: Collection[str]) -> set[Place]:
+    """Return where members stand of the groups that `compare_since` must judge."""
+    changed = (group for group in report.groups if is_changed(group, unchanged))
+    return set(itertools.chain.from_iterable(map(places_of, changed)))
+
+
+def compare_since(report: Report, baseline: Report, past: Past) -> Report:
+    """Return the report with the groups hidden that hold nothing new since a revision.
+
+    `baseline` is the report on the tree as it was. It may lack the groups without a member at
+    `places_to_compare`: those in unchanged files alone are KNOWN without it. What the report begins
+    with is of the groups that are left.
+    """
+    changed, known = [], []
+    for group in report.groups:
+        if is_changed(group, past.files):
+            changed.append(group)
+        else:
+            known.append(group._replace(hidden_by=group.hidden_by or KNOWN))
+    compared = compare_with_baseline(report._replace(groups=tuple(changed)), baseline, past)
+    groups = sorted([*known, *compared.groups], key=rank_key)
+    return with_groups(report, groups)
 
 
 def identity(member: Member) -> Identity:
@@ -7222,8 +7525,8 @@ class Counterparts:
     member. A group that a rule hid in the baseline knows its members by their code alone.
     """
 
-    def __init__(self, report: Report, baseline: Report) -> None:
-        self.options, self.baseline = report.options, baseline
+    def __init__(self, report: Report, baseline: Report, past: Past) -> None:
+        self.options, self.baseline, self.past = report.options, baseline, past
         now = members_by_place(report.groups)
         before = members_by_place(baseline.groups)
         known = list(before.values())
@@ -7254,6 +7557,26 @@ class Counterparts:
             is_evident = by_sentence or not known.evidence.compares_sentences
             if is_evident and (is_unchanged or is_vouched_for(known)):
                 yield number
+
+    def marked(self, group: CloneGroup) -> Iterator[Member]:
+        """Yield the members of a group with a new pair, those marked that are new.
+
+        A member is not if it stands unedited, or stood together with another one. If every one did,
+        an edit has brought them together: then the edited ones are.
+        """
+        standings = [self.standing(member, group.evidence) for member in group.members]
+        common = repeated(standings)
+        edited = [not self.is_unedited(member) for member in group.members]
+        alone = [standing.isdisjoint(common) for standing in standings]
+        new = [*map(operator.and_, edited, alone)]
+        for member, is_new in zip(group.members, new if any(new) else edited):
+            yield member._replace(is_new=is_new)
+
+    def is_unedited(self, member: Member) -> bool:
+        """Return whether a member stood in the tree before, with the same code."""
+        before = self.before.get(sort_key(member.record))
+        is_same = before is not None and before.record.md5sum == member.record.md5sum
+        return is_same or self.past.holds(member)
 
     def is_known(self, group: CloneGroup) -> bool:
         """Return whether each two members of a group stood together in the baseline."""
@@ -7504,8 +7827,6 @@ def report_from_json(
             record_count=fields["record_count"],
             without_intent={},
             file_lines={},
-            area_lines={},
-            file_pairs=(),
             error_count=typed_field(fields, "error_count", int),
             evidence=tuple(kind for kind in evidence if kind.name in names),
             rules=tuple(rules),
@@ -7651,6 +7972,7 @@ def report_json(report: Report) -> Iterator[str]:
         "unread": report.unread,
         "evidence": [evidence.name for evidence in report.evidence],
         "stale": report.stale,
+        "since": report.since,
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
             for area, (lines, beyond) in report.area_lines.items()
@@ -7686,6 +8008,7 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "differs": member.differs,
         "intent": member.intent,
         "intent_source": member.intent_source,
+        "is_new": member.is_new,
     }
 
 
@@ -7722,6 +8045,7 @@ MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
+NEW_MARK = "+"
 # A group is to be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
@@ -7940,7 +8264,9 @@ def verdict_line(
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
     hidden = count_hidden(report)
     if baseline is not None:
-        parts += [f"{hidden[KNOWN.name]} {KNOWN.name}", f"{report.stale} stale"]
+        parts.append(f"{hidden[KNOWN.name]} {KNOWN.name}")
+    if report.stale is not None:
+        parts.append(f"{report.stale} stale")
     if hidden[UNJUDGED.name]:
         parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
     # What was not read was not compared: without this, a broken file would pass as a clean one.
@@ -7971,6 +8297,8 @@ def _scope_lines(report: Report) -> Iterator[str]:
     similar = f"Similar code from {options.code_similarity}"
     similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
+    if report.since:
+        yield f"Only what is new since {report.since}: {NEW_MARK} in front of its members"
     if report.unparsed_count:
         yield f"Not compared for near copies: {unparsed_records(report)}"
 
@@ -8083,7 +8411,8 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if are_alike else _parameters(member)
-        yield Line(f"  {location(member.record)}  {member.qualified_name}{parameters}")
+        mark = NEW_MARK if member.is_new else " "
+        yield Line(f"{mark} {location(member.record)}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
         # A model's sentence is news in every section; a docstring can be read in the code, and
@@ -9791,26 +10120,58 @@ def file_identity(path: str) -> object:
 # Source to records
 
 
+class SourceTree(NamedTuple):
+    """An analyzed source tree: its files, and what they hold, in the order of the source.
+
+    `facts` are those of the records, in their order.
+    """
+
+    sources: Sequence[Source]
+    records: Records
+    facts: Sequence[Facts]
+    errors: Errors
+
+
+def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
+    """Return what an analyzer found in sources as a tree."""
+    symbols = sorted(analysis.symbols, key=source_order)
+    facts = [symbol.facts or Facts() for symbol in symbols]
+    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors)
+
+
 def build_records(
     args: argparse.Namespace, option: str, written: Optional[str]
 ) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; see `analyze_source`."""
-    symbols, errors = analyze_source(args, option, written)
+    """Search, analyze and build what `--path` names; see `search_source`."""
+    analyzer = make_analyzer(args)
+    search = search_source(args, analyzer, option, written)
+    symbols, errors = analyze_found(args, analyzer, search)
     return ModelBuilder().build(symbols), errors
 
 
-def analyze_source(
-    args: argparse.Namespace, option: str, written: Optional[str], *, with_facts: bool = False
-) -> Analysis:
-    """Search and analyze what `--path` names; log what was found, and each error.
+def read_tree(args: argparse.Namespace) -> SourceTree:
+    """Search and analyze what `--path` names, and return all of it, with its facts."""
+    analyzer = make_analyzer(args, with_facts=True)
+    search = search_source(args, analyzer, "--output", args.output)
+    return source_tree(search.sources, analyze_found(args, analyzer, search))
+
+
+def search_source(
+    args: argparse.Namespace, analyzer: Analyzer, option: str, written: Optional[str]
+) -> Search:
+    """Search what `--path` names; log what was found.
 
     Raises UsageError if the file that the command is to write, named by an option, is a source.
     """
-    analyzer = make_analyzer(args, with_facts)
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
     # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
+    return search
+
+
+def analyze_found(args: argparse.Namespace, analyzer: Analyzer, search: Search) -> Analysis:
+    """Analyze what a search found; log each error."""
     analysis = analyzer.analyze(search.sources)
     # By file alone: those of one file stay in the order in which they were found.
     errors = [*search.errors, *analysis.errors]
@@ -10047,18 +10408,18 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     check_output(args.output)
     check_gate(args)
     refuse_overwriting("--output", args.output, report_inputs(args))
-    report, baseline = read_reports(args)
+    report, baseline, past = read_reports(args)
     # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale.
     touched = touched_files(args, report)
     if baseline is not None:
-        report = compare_with_baseline(report, baseline)
-        log_limits(baseline, report)
+        report = compare_reports(report, baseline, past)
+        log_limits(baseline, report, "--since" if args.since else "--against")
     if touched is not None:
         report = hide_untouched(report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on)
-    has_gate = args.against or args.fail_on
+    has_gate = args.against or args.since or args.fail_on
     verdict = verdict_line(report, hits, baseline) if has_gate else ""
     write_report(args, report, verdict)
     # On stderr too, because the report itself may go to a file that no log of CI shows.
@@ -10088,10 +10449,22 @@ def check_gate(args: argparse.Namespace) -> None:
         raise UsageError(
             "--against: a run id needs --db-path: name a report written by --format json"
         )
+    if args.since is not None:
+        check_since(args)
     if args.show is not None and args.format != "table":
         raise UsageError("--show: prints one group as text: leave out --format")
-    if args.fail_on == NEW and args.against is None:
-        raise UsageError(f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT")
+    if args.fail_on == NEW and args.against is None and args.since is None:
+        raise UsageError(
+            f"--fail-on {NEW}: name what to compare with, --since REV or --against RUN_ID or REPORT"
+        )
+
+
+def check_since(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together with `--since`."""
+    if args.path is None:
+        raise UsageError("--since: needs --path: git does not hold a stored run")
+    if args.against is not None:
+        raise UsageError("--since: --against names another baseline: leave one of them out")
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
@@ -10104,15 +10477,29 @@ def report_inputs(args: argparse.Namespace) -> list[str]:
     return inputs
 
 
-def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
-    """Return the report that the command line asks for, and the one to compare it with, if any."""
+def read_reports(
+    args: argparse.Namespace,
+) -> tuple[Report, Optional[Report], Optional[Past]]:
+    """Return the report that the command line asks for, and what to compare it with, if anything.
+
+    That is a baseline, and with `--since` what stood in the tree before.
+    """
     # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
+    if args.since is not None:
+        return reports_since(args)
     is_source = args.path is not None
     report = report_on_source(args) if is_source else report_on_run(args, args.run_id)
     if isinstance(args.against, int):
         baseline = report_on_run(args, args.against)
-    return report, baseline
+    return report, baseline, None
+
+
+def compare_reports(report: Report, baseline: Report, past: Optional[Past]) -> Report:
+    """Return the report with what is not new hidden."""
+    if past is None:
+        return compare_with_baseline(report, baseline)
+    return compare_since(report, baseline, past)
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
@@ -10130,15 +10517,17 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
-    symbols.sort(key=source_order)
-    facts = [symbol.facts or Facts() for symbol in symbols]
+    return report_on_tree(args, read_tree(args))
+
+
+def report_on_tree(args: argparse.Namespace, tree: SourceTree) -> Report:
+    """Return the report on a source tree."""
     return build_report(
-        ModelBuilder().build(symbols),
+        tree.records,
         duplicate_options(args),
-        error_count=len(errors),
-        error_paths=[error.file_path for error in errors],
-        facts=facts,
+        error_count=len(tree.errors),
+        error_paths=[error.file_path for error in tree.errors],
+        facts=tree.facts,
     )
 
 
@@ -10155,6 +10544,65 @@ def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
         error_count=error_count,
         facts=analyzer.facts(records),
     )
+
+
+# A source tree since a revision
+
+
+def reports_since(args: argparse.Namespace) -> tuple[Report, Report, Past]:
+    """Return the report on a source tree, that on what it was, and what stood there."""
+    check_path(args)
+    # First, since what is wrong with the revision must be told of before any work.
+    with named_errors("--since"):
+        earlier = tree_since(args.path, args.since)
+    tree = read_tree(args)
+    report = report_on_tree(args, tree)
+    files = {source.file_path for source in tree.sources if earlier.holds(source)}
+    changed = read_changed(args, earlier, files)
+    both = tree_before(changed, tree, files, places_to_compare(report, files))
+    past = Past(files, standing_definitions(changed))
+    return report._replace(since=args.since), report_on_tree(args, both), past
+
+
+def read_changed(
+    args: argparse.Namespace, earlier: PastTree, unchanged: Collection[str]
+) -> SourceTree:
+    """Return what a tree held at a revision, but for the unchanged files."""
+    analyzer = make_analyzer(args, with_facts=True)
+    sources = past_sources(earlier, args.path, analyzer.suffixes, args.exclude)
+    with named_errors("--since"):
+        changed = earlier.read(one for one in sources if one.file_path not in unchanged)
+    return source_tree(changed, analyzer.analyze(changed))
+
+
+def tree_before(
+    changed: SourceTree,
+    tree: SourceTree,
+    unchanged: Collection[str],
+    compared: Collection[Place],
+) -> SourceTree:
+    """Return a tree as it was: what was changed, and what the unchanged files of today hold.
+
+    Of these, only the definitions at `compared` keep what near copies are found by.
+    """
+    records, facts = [*changed.records], [*changed.facts]
+    for record, known in zip(tree.records, tree.facts):
+        if record.file_path in unchanged:
+            records.append(record)
+            # The others stay for their sentences: how much a word weighs depends on all.
+            is_compared = sort_key(record) in compared
+            facts.append(known if is_compared else known._replace(labels=()))
+    return SourceTree([], records, facts, changed.errors)
+
+
+def standing_definitions(tree: SourceTree) -> set[tuple[Identity, str]]:
+    """Return the identity and the md5sum of each definition of a tree."""
+    definitions = [record for record in tree.records if record.kind != "file"]
+    facts = facts_by_place(tree.records, tree.facts)
+    names = qualified_names(facts, enclosing_places(definitions))
+    return {
+        ((one.file_path, one.kind, names.get(sort_key(one), "")), one.md5sum) for one in definitions
+    }
 
 
 def read_baseline(path: str) -> Report:
@@ -10178,18 +10626,19 @@ def read_baseline(path: str) -> Report:
         raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def log_limits(baseline: Report, report: Report) -> None:
+def log_limits(baseline: Report, report: Report, option: str) -> None:
     """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
-        log(f"--against: the baseline was made with other options: {', '.join(others)}")
+        log(f"{option}: the baseline was made with other options: {', '.join(others)}")
     if baseline.unread:
-        log(f"--against: the baseline could not read {some_of(baseline.unread)}")
+        log(f"{option}: the baseline could not read {some_of(baseline.unread)}")
     unjudged = count_hidden(report)[UNJUDGED.name]
     if unjudged:
         groups = f"{counted(unjudged, 'group')} {UNJUDGED.name}"
         them = "it" if unjudged == 1 else "them"
-        log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
+        remedy = "" if report.since else ": write it anew"
+        log(f"{option}: {groups}, since the baseline could not hold {them}{remedy}")
 
 
 def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
@@ -10684,6 +11133,12 @@ LISTING_OPTIONS = OptionGroup(
 GATE_OPTIONS = OptionGroup(
     "gate",
     [
+        Option(
+            "--since",
+            "show only what is new since HEAD left the history of this revision of git, such as"
+            " origin/main; what is not committed counts as new",
+            {"metavar": "REV"},
+        ),
         Option(
             "--against",
             "hide what this run of the same file, or this report in JSON, holds already",

@@ -11093,6 +11093,313 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
     assert out.startswith("persisted run_id=1") is is_stored
 
 
+# A source tree since a revision
+
+
+def commit(folder, files=(), message="change"):
+    """Write files below a folder, and commit all that is there."""
+    tree(folder, dict(files))
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Return a repository on the branch `work`, which leaves `main` where a copy was accepted."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    git(root, "init", "--quiet", "--initial-branch=main")
+    commit(root, {"src/a.py": TOTAL, "src/b.py": TOTAL_RENAMED, "src/c.py": OTHER})
+    git(root, "checkout", "--quiet", "-b", "work")
+    return root
+
+
+def gate(root, *options, since="main"):
+    """Run the gate on what is new in a repository; return its exit code."""
+    return run("duplicates", "--path", root / "src", "--since", since, "--fail-on", "new", *options)
+
+
+def rename(root):
+    git(root, "mv", "src/a.py", "src/renamed.py")
+    commit(root)
+
+
+def move_to_a_package(root):
+    tree(root, {"src/package/__init__.py": ""})
+    git(root, "mv", "src/a.py", "src/package/a.py")
+    commit(root)
+
+
+def squash(root):
+    commit(root, {"src/d.py": OTHER})
+    commit(root, {"src/d.py": f"{OTHER}\n# more\n"})
+    git(root, "checkout", "--quiet", "main")
+    git(root, "merge", "--quiet", "--squash", "work")
+    commit(root)
+    git(root, "branch", "--force", "work", "HEAD")
+    git(root, "reset", "--quiet", "--soft", "HEAD~1")
+
+
+def edit_a_copy(root):
+    commit(root, {"src/b.py": TOTAL_RENAMED.replace("3)", "4)")})
+
+
+def delete_a_copy(root):
+    (root / "src/b.py").unlink()
+    commit(root)
+
+
+def revert(root):
+    commit(root, {"src/d.py": OTHER})
+    git(root, "revert", "--no-edit", "HEAD")
+
+
+def merge(root):
+    git(root, "checkout", "--quiet", "main")
+    commit(root, {"src/d.py": OTHER})
+    git(root, "checkout", "--quiet", "work")
+    commit(root, {"src/e.py": "x = 1\n"})
+    git(root, "merge", "--quiet", "--no-edit", "main")
+
+
+def add_a_copy(root):
+    commit(root, {"src/d.py": OTHER})
+
+
+def add_a_copy_without_commit(root):
+    tree(root, {"src/d.py": OTHER.replace("text", "content")})
+
+
+def add_a_submodule(root):
+    """Add a copy in a submodule, which was there before it; then touch something else."""
+    other = root.parent / "other"
+    other.mkdir()
+    git(other, "init", "--quiet")
+    commit(other, {"d.py": OTHER})
+    git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", other, "src/sub")
+    commit(root)
+    git(root, "branch", "--force", "main")
+    tree(root, {"src/e.py": "x = 1\n"})
+
+
+def add_a_copy_of_a_submodule(root):
+    add_a_submodule(root)
+    tree(root, {"src/f.py": OTHER})
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("change", "verdict", "code"),
+    [
+        (rename, "no new groups; 1 known", 0),
+        (move_to_a_package, "no new groups; 1 known", 0),
+        (squash, "1 new group: ID; 1 known", 3),
+        (edit_a_copy, "no new groups; 1 known", 0),
+        (delete_a_copy, "no new groups; 0 known", 0),
+        (revert, "no new groups; 1 known", 0),
+        (merge, "no new groups; 2 known", 0),
+        (add_a_copy, "1 new group: ID; 1 known", 3),
+        (add_a_copy_without_commit, "1 new group: ID; 1 known", 3),
+        (add_a_submodule, "no new groups; 2 known", 0),
+        (add_a_copy_of_a_submodule, "1 new group: ID; 1 known", 3),
+    ],
+)
+def test_since_tells_what_is_new(repository, capsys, change, verdict, code):
+    change(repository)
+    assert gate(repository) == code
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.sub("[0-9a-f]{10}", "ID", told) == f"gate: {verdict}"
+
+
+@needs_git
+def test_since_reads_the_objects_of_a_second_work_tree(repository, capsys):
+    other = repository.parent / "other"
+    git(repository, "worktree", "add", "--quiet", "-b", "second", other)
+    assert gate(other) == 0
+    add_a_copy(other)
+    assert gate(other) == 3
+
+
+@needs_git
+def test_since_needs_the_history(repository, capsys):
+    add_a_copy(repository)
+    clone = repository.parent / "clone"
+    address = repository.as_uri()
+    git(repository, "clone", "--quiet", "--depth", "1", "--no-single-branch", address, clone)
+    assert gate(clone, since="origin/main") == 2
+    told = capsys.readouterr().err
+    assert "origin/main and HEAD have no commit in common" in told
+    assert "fetch-depth: 0" in told
+    git(repository, "clone", "--quiet", "--depth", "1", address, clone.with_name("single"))
+    assert gate(clone.with_name("single"), since="origin/main") == 2
+    assert "fetch-depth: 0" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.parametrize("number", range(len(FETCHES)), ids=FETCHES)
+def test_since_fetches_nothing(repository, capsys, number):
+    mark = repository.parent / "ran"
+    program = repository.parent / "program"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    program.chmod(0o755)
+    tree(repository, {".gitattributes": "*.py filter=bad diff=bad\n"})
+    for name in ("filter.bad.smudge", "filter.bad.clean", "diff.bad.textconv", "core.fsmonitor"):
+        git(repository, "config", name, program)
+    lose_object(repository, "src/a.py")
+    for name, value in fetches(program)[number].items():
+        git(repository, "config", name, value)
+    tree(repository, {"src/a.py": f"{TOTAL}\nx = 1\n"})
+    assert gate(repository) == 2
+    assert "fetch-depth: 0" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+@needs_git
+def test_since_marks_what_is_new(repository, capsys):
+    commit(repository, {"src/c.py": f"# A comment.\n{OTHER}", "src/d.py": f"x = 1\n\n\n{OTHER}"})
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if " load" in line] == ["  c.py:2-7  load", "+ d.py:4-9  load"]
+    assert "Only what is new since main: + in front of its members" in shown
+    assert gate(repository, "--format", "json") == 3
+    (group,) = [one for one in report_groups(capsys.readouterr().out) if not one["hidden_by"]]
+    assert [member["is_new"] for member in group["members"]] == [False, True]
+
+
+def report_groups(text):
+    """Return the groups of a report in JSON."""
+    return json.loads(text)["groups"]
+
+
+@needs_git
+def test_since_marks_the_edit_that_makes_a_pair(repository, capsys):
+    tree(repository, {"src/c.py": TOTAL.replace("round", "floor")})
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out.splitlines()
+    marks = [line[0] for line in shown if ".py:" in line and "total" in line]
+    assert marks == [" ", " ", "+"]
+
+
+@needs_git
+def test_since_tells_the_head_of_what_is_shown(repository, capsys):
+    assert gate(repository) == 0
+    assert "In copies beyond the first: 0.0 %" in capsys.readouterr().out
+    add_a_copy(repository)
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out
+    assert "6 lines  c.py  d.py" in shown
+    assert "a.py  b.py" not in shown
+
+
+@needs_git
+def test_since_reads_one_file(repository, capsys):
+    path = repository / "src/c.py"
+    command = ("duplicates", "--path", path, "--since", "main", "--fail-on", "new")
+    assert run(*command) == 0
+    path.write_text(f"{OTHER}\n{OTHER}".replace("def load", "def read", 1))
+    assert run(*command) == 3
+
+
+@needs_git
+def test_since_leaves_out_what_is_excluded_then_and_now(repository, capsys):
+    tree(repository, {"src/.hidden/d.py": OTHER, "src/tests/e.py": OTHER, "build.py": OTHER})
+    commit(repository)
+    git(repository, "branch", "--force", "main")
+    commit(repository, {"src/tests/e.py": f"{OTHER}\nx = 1\n", "src/f.py": "x = 2\n"})
+    assert gate(repository, "--exclude", "tests") == 0
+    assert "no new groups; 1 known" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("since", "told"),
+    [
+        ("", "--since: '' is no commit here"),
+        ("none", "--since: 'none' is no commit here: name one, or fetch the whole history"),
+        ("--help", "--since: '--help' is no commit here"),
+        ("HEAD:src", "--since: 'HEAD:src' is no commit here"),
+        ("main..work", "--since: 'main..work' is no commit here"),
+        ("orphan", "--since: orphan and HEAD have no commit in common"),
+    ],
+)
+def test_since_refuses_what_is_no_commit(repository, capsys, since, told):
+    git(repository, "checkout", "--quiet", "--orphan", "orphan")
+    git(repository, "commit", "--quiet", "--message", "first")
+    git(repository, "checkout", "--quiet", "work")
+    assert run("duplicates", "--path", repository, f"--since={since}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+@needs_git
+def test_since_needs_a_work_tree_with_a_commit(tmp_path, capsys):
+    source = tree(tmp_path / "plain", {"a.py": TOTAL})
+    assert run("duplicates", "--path", source, "--since", "main") == 2
+    assert f"--since: {source} is in no work tree of git" in capsys.readouterr().err
+    git(source, "init", "--quiet")
+    assert run("duplicates", "--path", source, "--since", "HEAD") == 2
+    assert "--since: HEAD has no commit yet" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_since_refuses_a_repository_of_another_user(repository, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(repository))  # where nothing is trusted
+    for name in (".", ".git"):
+        os.chown(repository / name, 65534, 65534)
+    assert gate(repository) == 2
+    assert "dubious ownership" in capsys.readouterr().err
+
+
+def test_since_goes_with_a_source_tree_alone(tmp_path, capsys):
+    db = tmp_path / "db"
+    assert run("duplicates", "--db-path", db, "--since", "main") == 2
+    assert "--since: needs --path" in capsys.readouterr().err
+    command = ("duplicates", "--path", tmp_path, "--since", "main")
+    assert run(*command, "--against", "report.json") == 2
+    assert "--since: --against names another baseline" in capsys.readouterr().err
+
+
+@needs_git
+def test_since_tells_of_a_file_that_could_not_be_read_then(repository, capsys):
+    commit(repository, {"src/d.py": "def (:\n"})
+    git(repository, "branch", "--force", "main")
+    commit(repository, {"src/d.py": OTHER})
+    assert gate(repository) == 0
+    told = capsys.readouterr().err
+    assert "--since: the baseline could not read d.py" in told
+    assert "--since: 1 group unjudged, since the baseline could not hold it\n" in told
+
+
+@needs_git
+def test_since_weighs_the_words_of_all_sentences(repository, capsys):
+    # Words that most sentences have weigh little; in the few that are compared they are rare.
+    common = ("alpha beta gamma delta", "omega sigma theta kappa")
+    rare = "Frobnicates quux widgets of gizmo sprockets"
+    fillers = [described(f"f{number}", " ".join(common)) for number in range(400)]
+    files = {
+        "src/fillers.py": "\n".join(fillers),
+        "src/one.py": described("one", f"{rare} {common[0]}", "x.run()\n    x.end(1)"),
+        "src/two.py": described("two", f"{rare} {common[1]}", "for y in x: yield y, 3"),
+    }
+    commit(repository, files)
+    git(repository, "branch", "--force", "main")
+    tree(repository, {"src/one.py": f"# changed\n{files['src/one.py']}"})
+    command = ("duplicates", "--path", repository / "src", "--since", "main")
+    assert run(*command, "--format", "json") == 0
+    (rule,) = [
+        group["hidden_by"]
+        for group in report_groups(capsys.readouterr().out)
+        if [member["qualified_name"] for member in group["members"]] == ["one", "two"]
+    ]
+    assert rule == "known"
+
+
+def described(name, sentence, body="return x"):
+    """Return a function with a docstring."""
+    return f'def {name}(x):\n    """{sentence}."""\n    x += 1\n    {body}\n'
+
+
 # ---- Command line ---------------------------------------------------------------------------
 
 
