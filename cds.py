@@ -16,6 +16,7 @@ From the shell:
     python cds.py persist       --path src --provider-url localhost:11434 --model M --db-path FILE
     python cds.py duplicates    --db-path FILE
     python cds.py duplicates    --path src
+    python cds.py find          "split a list into chunks" --path src
 
 From code:
 
@@ -45,7 +46,7 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
-Fragments, Similarity, Intents, Groups, Report, Baseline, JSON, Tables, Page, SARIF, Files,
+Fragments, Similarity, Intents, Groups, Report, Baseline, Find, JSON, Tables, Page, SARIF, Files,
 Commands, Command line. A call goes to a room above or within its own.
 """
 
@@ -1869,6 +1870,33 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
         parts += [*given.defaults, *given.kw_defaults, node.returns]
     ends = [(part.end_lineno, part.end_col_offset) for part in parts if part is not None]
     return max(ends, default=(node.lineno, node.col_offset))
+
+
+# Statements without a definition around them
+
+
+def functions_around(statements: str) -> list[str]:
+    """Return source of functions with these statements as their body.
+
+    One takes as parameters what the statements read and do not bind, one has no parameters: what
+    those names are is not known. Raises SyntaxError where there is no statement.
+    """
+    import builtins
+    import textwrap
+
+    tree = ast.parse(statements)
+    if not tree.body:
+        raise SyntaxError("there is no code")
+    read, bound = set(), set(dir(builtins))
+    for node in ast.walk(tree):
+        name = bound_name(node) if type(node) in NAMED_NODES or type(node) is Name else None
+        if name:
+            bound.add(name)
+        elif isinstance(node, ast.Name):
+            read.add(node.id)
+    body = textwrap.indent(statements, "    ")
+    headers = [", ".join(sorted(read - bound)), ""]
+    return [f"def code({parameters}):\n{body}" for parameters in dict.fromkeys(headers)]
 
 
 # Docstrings: the first sentence. That of stored code is found without parsing it again, in all but
@@ -5669,7 +5697,14 @@ class Fragment(NamedTuple):
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
 Shape = Sequence[Fragment]
 Trigram = tuple[Label, Label, Label]
+FeatureCounts = collections.Counter[Trigram]
 TYPECODE = "I"  # of arrays of counts
+
+
+def trigrams_of(labels: Sequence[Label]) -> Iterator[Trigram]:
+    """Return the trigrams of labels, in their order."""
+    # A trigram that ends in a mark runs on into the next statement.
+    return itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
 
 
 class FeatureNumbers:
@@ -5692,9 +5727,7 @@ class FeatureNumbers:
 
     def of(self, labels: Sequence[Label]) -> tuple[int, ...]:
         """Return the numbers of the features of labels, each once."""
-        # A trigram that ends in a mark runs on into the next statement.
-        trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
-        counts = collections.Counter(map(self.trigrams.__getitem__, trigrams))
+        counts = collections.Counter(map(self.trigrams.__getitem__, trigrams_of(labels)))
         numbers = list(counts)
         for trigram, count in counts.items():
             if count > 1:
@@ -7947,6 +7980,246 @@ def hide_untouched(report: Report, touched: Collection[str]) -> Report:
     return report._replace(groups=tuple(groups))
 
 
+# ---- Find -----------------------------------------------------------------------------------
+#
+# What exists already that does this? Words are looked for in what code is for and in its names, by
+# the measure of the intents. Who asks may know other words than the author, so a word is looked for
+# by its meaning too; that the word itself is there counts on top. Code is looked for by what makes
+# fragments near, however small it is.
+
+BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE = "words", "exact", "near"
+FOUND_BY = (BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE)  # in the order of the hits
+# The fewer words a sentence has, the more each of them counts. Those of a question are fewer still
+# than those of two sentences that are compared, so more ghost words are needed.
+QUESTION_GHOST_WORDS = 10
+NAME_WEIGHT = 0.5  # of a word of a name or parameter, beside 1 of one in the sentence
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+MEANING = "="  # in front of a meaning, which is no word
+
+
+class Candidate(NamedTuple):
+    """A definition that may be found. `sentence` says what it is for, if that is known."""
+
+    record: Record
+    facts: Facts
+    qualified_name: str
+    sentence: Optional[Sentence]
+
+
+class Hit(NamedTuple):
+    """A definition that was found, by one of FOUND_BY.
+
+    `score`, 0 to 1, says how much it has of what was looked for; `words` are those of the question
+    that it has, or others of the same meaning.
+    """
+
+    candidate: Candidate
+    found_by: str
+    score: float
+    words: tuple[str, ...] = ()
+
+
+class Snippet(NamedTuple):
+    """Code to look for.
+
+    `labels` are those of each way to read it. A snippet of statements has no md5sum, and is looked
+    for in the bodies of functions.
+    """
+
+    is_class: bool
+    md5sum: Optional[str]
+    labels: Sequence[Sequence[Label]]
+
+
+def candidates_among(
+    records: Sequence[Record], facts: Sequence[Facts], kinds: Collection[str]
+) -> list[Candidate]:
+    """Return the definitions of these kinds, in the order of the records; the facts are theirs."""
+    of_definitions = facts_by_place(records, facts)
+    around = enclosing_places(record for record in records if record.kind != "file")
+    names = qualified_names(of_definitions, around)
+    candidates = []
+    for record, known in zip(records, facts):
+        if record.kind in kinds:
+            name = names.get(sort_key(record), "")
+            sentence = record_sentence(record, known.docstring, BOTH)
+            candidates.append(Candidate(record, known, name, sentence))
+    return candidates
+
+
+class FindIndex:
+    """What definitions are found by, made once for any number of questions."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+
+    @functools.cached_property
+    def words(self) -> list[dict[str, float]]:
+        """The words of each definition, with the weight that where they stand gives them."""
+        return [described_words(candidate) for candidate in self.candidates]
+
+    @functools.cached_property
+    def squares(self) -> dict[str, float]:
+        """What each word adds to the squared length of a sentence."""
+        return squared_weights([frozenset(words) for words in self.words])
+
+    @functools.cached_property
+    def lengths(self) -> list[float]:
+        """The length of each definition by the weights of its words."""
+        return [
+            math.sqrt(QUESTION_GHOST_WORDS + self._length(weights.items()))
+            for weights in self.words
+        ]
+
+    @functools.cached_property
+    def features(self) -> list[FeatureCounts]:
+        """The features of each definition."""
+        return [feature_counts(candidate.facts.labels) for candidate in self.candidates]
+
+    @functools.cached_property
+    def body_features(self) -> list[FeatureCounts]:
+        """The features of the body of each definition."""
+        return [feature_counts(body_labels(one.facts.labels)) for one in self.candidates]
+
+    def _length(self, weights: Iterable[tuple[str, float]]) -> float:
+        return math.fsum(self.squares.get(word, 1.0) * weight**2 for word, weight in weights)
+
+    def by_words(self, question: str) -> list[Hit]:
+        """Return what has a word of the question, or one that means the same, the best first."""
+        asked = question_words(question)
+        length = math.sqrt(self._length((word, 1.0) for word in asked))
+        hits = []
+        for candidate, words, own_length in zip(self.candidates, self.words, self.lengths):
+            shared = [word for word in asked if word in words]
+            if shared:
+                said = math.fsum(self.squares[word] * words[word] for word in shared)
+                met = dict.fromkeys(asked[word] for word in shared)
+                score = rounded(said / (length * own_length))
+                hits.append(Hit(candidate, BY_WORDS, score, tuple(met)))
+        return sorted(hits, key=hit_order)
+
+    def by_code(self, snippets: Sequence[Snippet], least: float) -> list[Hit]:
+        """Return what is the code of a snippet, or shares `least` of it, the best first."""
+        best: dict[int, Hit] = {}
+        for snippet in snippets:
+            for number, hit in self._like(snippet, least):
+                best[number] = min(hit, best.get(number, hit), key=hit_order)
+        return sorted(best.values(), key=hit_order)
+
+    def _like(self, snippet: Snippet, least: float) -> Iterator[tuple[int, Hit]]:
+        """Yield what is like a snippet, by its number."""
+        readings = [feature_counts(labels) for labels in snippet.labels]
+        features = self.features if snippet.md5sum else self.body_features
+        for number, (candidate, own) in enumerate(zip(self.candidates, features)):
+            record = candidate.record
+            if record.md5sum == snippet.md5sum:
+                yield number, Hit(candidate, BY_SAME_CODE, 1.0)
+            elif (record.kind == "class") is snippet.is_class:
+                score = max(shared_features(own, other) for other in readings)
+                if score >= least:
+                    yield number, Hit(candidate, BY_SIMILAR_CODE, rounded(score))
+
+
+def hit_order(hit: Hit) -> tuple[int, float, Place]:
+    """Return what hits are sorted by: how they were found, and how much they have."""
+    return FOUND_BY.index(hit.found_by), -hit.score, sort_key(hit.candidate.record)
+
+
+# Code as it is given
+
+
+def snippets_in(analyzer: Analyzer, code: str) -> list[Snippet]:
+    """Return the outermost definitions of some code, or else its statements, to look for.
+
+    Raises SyntaxError for what cannot be analyzed.
+    """
+    import textwrap
+
+    code = textwrap.dedent(code)
+    symbols = outermost_symbols(analyzer, code)
+    if symbols:
+        return list(map(snippet_of, symbols))
+    bodies = []
+    for source in functions_around(code):
+        for function in outermost_symbols(analyzer, source):
+            bodies.append(body_labels(*snippet_of(function).labels))
+    return [Snippet(is_class=False, md5sum=None, labels=bodies)]
+
+
+def snippet_of(symbol: Symbol) -> Snippet:
+    """Return a definition to look for."""
+    labels = symbol.facts.labels if symbol.facts else ()
+    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [labels])
+
+
+def outermost_symbols(analyzer: Analyzer, code: str) -> list[Symbol]:
+    """Return the definitions of some code that no other one holds; raise SyntaxError."""
+    content = code.encode("utf-8", "surrogatepass")
+    symbols, errors = analyzer.analyze([Source("", "", content)])
+    if errors:
+        line = f"line {errors[0].line}: " if errors[0].line else ""
+        raise SyntaxError(f"{line}{errors[0].message}")
+    found: list[Symbol] = []
+    for symbol in symbols:
+        if symbol.kind != "file" and not (found and symbol.start_line <= found[-1].end_line):
+            found.append(symbol)
+    return found
+
+
+# Words
+
+
+def question_words(question: str) -> dict[str, str]:
+    """Return what to look for, each with the word of the question that it comes from."""
+    asked: dict[str, str] = {}
+    for word in WORD.findall(CAMEL_CASE.sub(" ", question)):
+        for key in word_keys(word.lower()):
+            asked.setdefault(key, word)
+    return asked
+
+
+def word_keys(word: str) -> Iterator[str]:
+    """Yield by what a word is found: its stem, and its meaning if it shares that with others."""
+    if word not in STOP_WORDS:
+        stem = word_stem(word)
+        yield stem
+        if stem in SAME_MEANING:
+            yield MEANING + SAME_MEANING[stem]
+
+
+def described_words(candidate: Candidate) -> dict[str, float]:
+    """Return what a definition is found by, and the weight of each."""
+    names = " ".join([candidate.qualified_name, *candidate.facts.parameters])
+    weights = dict.fromkeys(question_words(names), NAME_WEIGHT)
+    if candidate.sentence:
+        weights.update(dict.fromkeys(question_words(candidate.sentence.text), 1.0))
+    return weights
+
+
+# Code
+
+
+def feature_counts(labels: Sequence[Label]) -> FeatureCounts:
+    """Return how often code has each trigram."""
+    return collections.Counter(trigrams_of(labels))
+
+
+def shared_features(one: FeatureCounts, other: FeatureCounts) -> float:
+    """Return the Jaccard index of the features of two codes, where repetitions count."""
+    sizes = sum(one.values()), sum(other.values())
+    if not all(sizes):
+        return 0.0
+    both = sum((one & other).values())
+    return both / (sum(sizes) - both)
+
+
+def body_labels(labels: Sequence[Label]) -> Sequence[Label]:
+    """Return the labels of what stands in a definition, without its header."""
+    statements = [at for at, label in enumerate(labels) if label is MARK]
+    start = len(MARKS)
+    return labels[statements[start] :] if len(statements) > start else ()
+
+
 # ---- JSON -----------------------------------------------------------------------------------
 
 MEMBER_FIELDS = (
@@ -7983,10 +8256,7 @@ def report_json(report: Report) -> Iterator[str]:
     # each lets version control show which ones a baseline gained or lost.
     opened = json.dumps(head)[:-1]
     yield f'{opened}, "groups": ['
-    separator = "\n"
-    for group in report.groups:
-        yield separator + json.dumps(_group_as_json(group))
-        separator = ",\n"
+    yield from json_lines(map(_group_as_json, report.groups))
     yield "]}\n"
 
 
@@ -8012,22 +8282,46 @@ def _member_as_json(member: Member) -> dict[str, object]:
     }
 
 
-def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
-    """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
-    yield '{"records": ['
-    yield from json_lines(records)
-    yield '], "errors": ['
-    yield from json_lines(errors)
+def hits_json(index: FindIndex, hits: Iterable[Hit]) -> Iterator[str]:
+    """Yield the JSON object of what was found in pieces, one hit a line, all of it ASCII."""
+    yield f'{{"record_count": {len(index.candidates)}, "hits": ['
+    yield from json_lines(map(_hit_as_json, hits))
     yield "]}\n"
 
 
-def json_lines(
-    entries: Union[Iterable[Record], Iterable[AnalyzerError]],
-) -> Iterator[str]:
+def _hit_as_json(hit: Hit) -> dict[str, object]:
+    candidate = hit.candidate
+    record, sentence = candidate.record, candidate.sentence
+    return {
+        "found_by": hit.found_by,
+        "score": hit.score,
+        "words": hit.words,
+        "kind": record.kind,
+        "file_path": record.file_path,
+        "start_line": record.start_line,
+        "end_line": record.end_line,
+        "qualified_name": candidate.qualified_name,
+        "signature": record.signature,
+        "sentence": sentence and sentence.text,
+        "sentence_source": sentence and sentence.source,
+        "md5sum": record.md5sum,
+    }
+
+
+def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
+    """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
+    yield '{"records": ['
+    yield from json_lines(record._asdict() for record in records)
+    yield '], "errors": ['
+    yield from json_lines(error._asdict() for error in errors)
+    yield "]}\n"
+
+
+def json_lines(entries: Iterable[Mapping[str, object]]) -> Iterator[str]:
     """Yield the members of a JSON array, each on a line of its own."""
     separator = "\n"
     for entry in entries:
-        yield separator + json.dumps(entry._asdict())
+        yield separator + json.dumps(entry)
         separator = ",\n"
 
 
@@ -8530,6 +8824,48 @@ def _shown_code(member: Member) -> list[str]:
 
     code = textwrap.dedent(member.record.raw_code.expandtabs())
     return re.split(r"\r\n|[\r\n]", code)
+
+
+# What `find` found
+
+
+def hits_as_lines(
+    index: FindIndex, hits: Sequence[Hit], top: int, directory: str
+) -> Iterator[Line]:
+    """Yield the best hits as text; `directory` is that of the paths, as seen from the reader."""
+    for hit in hits[:top]:
+        yield from _hit_lines(hit, directory)
+        yield Line("")
+    records = counted(len(index.candidates), "record")
+    shown = min(top, len(hits))
+    told = f"{shown} of {counted(len(hits), 'hit')}" if shown < len(hits) else counted(shown, "hit")
+    yield Line(f"{told} in {records}", folds=True)
+
+
+def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
+    record, sentence = hit.candidate.record, hit.candidate.sentence
+    place = place_from(directory, record)
+    yield Line(f"{place}  {hit.candidate.qualified_name}", CYAN, folds=True)
+    yield Line(f"  {header_line(record)}", folds=True)
+    if sentence:
+        label = "docstring: " if sentence.source == DOCSTRING else ""
+        yield Line(f"  {label}{sentence.text}", DIM, folds=True)
+    yield Line(f"  {reason_of(hit)}", DIM, folds=True)
+
+
+def reason_of(hit: Hit) -> str:
+    """Return in words why a definition was found."""
+    if hit.found_by == BY_SAME_CODE:
+        return "exact: the same code"
+    if hit.found_by == BY_SIMILAR_CODE:
+        return f"near: similarity {in_percent(hit.score) / 100:.2f}"
+    return f"has {', '.join(hit.words)}"
+
+
+def place_from(directory: str, record: Record) -> str:
+    """Return where a record stands, as seen from where its paths start in `directory`."""
+    path = os.path.join(directory, record.file_path)
+    return location(record._replace(file_path=os.path.normpath(path).replace(os.sep, "/")))
 
 
 # ---- Page -----------------------------------------------------------------------------------
@@ -10469,12 +10805,17 @@ def check_since(args: argparse.Namespace) -> None:
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
     """Return the files that `duplicates` reads, except those of a source tree."""
-    inputs = []
+    inputs = database_of(args)
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
-    if args.db_path is not None:
-        inputs += database_files(absolute_path("--db-path", args.db_path))
     return inputs
+
+
+def database_of(args: argparse.Namespace) -> list[str]:
+    """Return the files of the database that `--db-path` names, if it names one."""
+    if args.db_path is None:
+        return []
+    return database_files(absolute_path("--db-path", args.db_path))
 
 
 def read_reports(
@@ -10758,12 +11099,16 @@ def write_sarif(args: argparse.Namespace, report: Report) -> None:
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
-    directory = root_directory(report, args)
+    return relative_path(root_directory(report, args))
+
+
+def relative_path(path: str) -> str:
+    """Return a path as relative to the current directory, where that can be said."""
     try:
-        return os.path.relpath(directory)
+        return os.path.relpath(path or os.curdir)
     except (OSError, ValueError):
         # The current one is gone, or on another drive of Windows.
-        return directory
+        return path
 
 
 def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
@@ -10776,9 +11121,14 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
     # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
-    is_listed = args.output is None and args.show is None
-    width = terminal_width(sys.stdout) if is_listed else None
-    is_coloured = args.output is None and wants_colour(sys.stdout)
+    write_lines(args, lines, is_fitted=args.show is None)
+
+
+def write_lines(args: argparse.Namespace, lines: Iterable[Line], is_fitted: bool) -> None:
+    """Write lines to stdout, as its terminal shows them best, or to `--output`."""
+    is_on_stdout = args.output is None
+    width = terminal_width(sys.stdout) if is_on_stdout and is_fitted else None
+    is_coloured = is_on_stdout and wants_colour(sys.stdout)
     styled = styled_lines(lines, width, is_coloured)
     write_pieces(args, (line + "\n" for line in styled))
 
@@ -10818,6 +11168,82 @@ def named_group(report: Report, prefix: str) -> CloneGroup:
         raise UsageError(f"--show: no group has {start}")
     ids = ", ".join(group.id for group in found[:5])
     raise UsageError(f"--show: {len(found)} groups have {start}, such as {ids}")
+
+
+# What exists already
+
+
+def run_find(args: argparse.Namespace, *_: object) -> int:
+    """Print what does what the command line asks for."""
+    check_output(args.output)
+    check_question(args)
+    read = [] if args.code in (None, "-") else [args.code]
+    refuse_overwriting("--output", args.output, [*read, *database_of(args)])
+    snippets = read_snippets(args) if args.code is not None else []
+    index, directory = find_index(args)
+    if snippets:
+        hits = index.by_code(snippets, args.code_similarity)
+    else:
+        hits = index.by_words(args.question)
+    write_hits(args, index, hits, directory)
+    return EXIT_DONE
+
+
+def check_question(args: argparse.Namespace) -> None:
+    """Raise UsageError unless the command line asks one question; set it as `args.question`."""
+    args.question = " ".join(args.words)
+    if bool(args.words) == (args.code is not None):
+        raise UsageError("find: say in words what the code does, or name some with --code FILE")
+    if args.words and not question_words(args.question):
+        raise UsageError(f"find: {args.question!r} holds no word to look for: say what it does")
+    if args.db_path is not None and args.path is not None:
+        raise UsageError("--db-path: --path names a source tree already: leave one of them out")
+    if args.db_path is None and args.run_id is not None:
+        raise UsageError("--run-id: needs --db-path: a source tree has no runs")
+    if args.db_path is not None and args.exclude:
+        raise UsageError("--exclude: a stored run leaves nothing out any more: use it with --path")
+
+
+def read_snippets(args: argparse.Namespace) -> list[Snippet]:
+    """Return the code that `--code` names, definition by definition."""
+    name = "stdin" if args.code == "-" else args.code
+    analyzer = make_analyzer(args, with_facts=True)
+    try:
+        content = sys.stdin.buffer.read() if args.code == "-" else read_bytes(args.code)
+    except OSError as error:
+        raise UsageError(f"--code: {name} cannot be read: {describe_error(error)}") from error
+    with parsing_quietly():
+        try:
+            return snippets_in(analyzer, decode_source(content))
+        except (SyntaxError, ValueError) as error:
+            remedy = "give whole definitions or statements"
+            raise UsageError(f"--code: {name}: {describe_error(error)}: {remedy}") from error
+
+
+def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
+    """Return what the command line says to search, and the directory in which its paths start."""
+    if args.db_path is None:
+        args.path = args.path or os.curdir
+        check_path(args)
+        tree = read_tree(args)
+        records, facts = tree.records, tree.facts
+        root = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
+    else:
+        with named_errors("--db-path", RUN_REMEDY):
+            run, records = read_run(args.db_path, args.run_id)
+        facts = make_analyzer(args).facts(records)
+        root = restored_path(str(run["root_path"]))
+    return FindIndex(candidates_among(records, facts, args.kind)), relative_path(root)
+
+
+def write_hits(
+    args: argparse.Namespace, index: FindIndex, hits: Sequence[Hit], directory: str
+) -> None:
+    """Write what was found in the form that the command line asks for."""
+    if args.format == "json":
+        write_pieces(args, hits_json(index, hits[: args.top]))
+        return
+    write_lines(args, hits_as_lines(index, hits, args.top, directory), is_fitted=True)
 
 
 # ---- Command line ---------------------------------------------------------------------------
@@ -11079,22 +11505,24 @@ REPORT_OPTIONS = OptionGroup(
         Option("--db-path", "SQLite file that persist wrote", FILE),
     ],
 )
+KIND = Option(
+    "--kind",
+    "comma-separated kinds of code to compare",
+    {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
+    REPORT_DEFAULTS.kinds,
+)
+CODE_SIMILARITY = Option(
+    "--code-similarity",
+    "how much near copies share, above 0 to 1",
+    SIMILARITY,
+    REPORT_DEFAULTS.code_similarity,
+)
 COMPARISON_OPTIONS = OptionGroup(
     "comparison",
     [
-        Option(
-            "--kind",
-            "comma-separated kinds of code to compare",
-            {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
-            REPORT_DEFAULTS.kinds,
-        ),
+        KIND,
         Option("--min-statements", "hide smaller bodies", COUNT, REPORT_DEFAULTS.min_statements),
-        Option(
-            "--code-similarity",
-            "how much near copies share, above 0 to 1",
-            SIMILARITY,
-            REPORT_DEFAULTS.code_similarity,
-        ),
+        CODE_SIMILARITY,
         Option(
             "--intent-similarity",
             "how much intents of the same purpose share, above 0 to 1",
@@ -11135,8 +11563,7 @@ GATE_OPTIONS = OptionGroup(
     [
         Option(
             "--since",
-            "show only what is new since HEAD left the history of this revision of git, such as"
-            " origin/main; what is not committed counts as new",
+            "show only what is new since this revision of git, such as origin/main, was left",
             {"metavar": "REV"},
         ),
         Option(
@@ -11150,6 +11577,29 @@ GATE_OPTIONS = OptionGroup(
             + ", ".join(kind.name for kind in EVIDENCE),
             {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
         ),
+    ],
+)
+
+
+QUESTION_OPTIONS = OptionGroup(
+    "question",
+    [
+        Option("words", "what the code does, in words", {"metavar": "WORDS", "nargs": "*"}),
+        Option(
+            "--code", "look for code instead: whole definitions, or statements; - is stdin", FILE
+        ),
+        KIND,
+        CODE_SIMILARITY,
+        Option("--top", "print at most N hits", COUNT, 10),
+    ],
+)
+PLACE_OPTIONS = OptionGroup(
+    "source",
+    [
+        Option("--path", "source file or directory to search, or else the current one", SOURCE),
+        Option("--db-path", "search a run that persist wrote to this SQLite file", FILE),
+        Option("--run-id", "run to search (default: the newest)", COUNT),
+        EXCLUDE,
     ],
 )
 
@@ -11207,6 +11657,12 @@ COMMANDS = {
         description="Report what a source tree or a stored run holds twice: the same code, similar"
         " code, same purpose.",
         example="cds duplicates --path src --top 5",
+    ),
+    "find": CommandSpec(
+        run=run_find,
+        groups=(QUESTION_OPTIONS, PLACE_OPTIONS, output_options("table", "json")),
+        description="Find what does something already, said in words or by its code.",
+        example="cds find 'split a list into chunks' --path src",
     ),
 }
 
