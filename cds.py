@@ -11335,6 +11335,131 @@ def storable_text(text: str) -> str:
     return text
 
 
+# Settings that stay: the table `tool.cds` of a `pyproject.toml`. What stands there comes with the
+# analyzed tree, so nothing in it can name an output, a provider or a program.
+
+SETTINGS_FILE = "pyproject.toml"
+SETTINGS_COMMANDS = ("duplicates", "find")
+# How the table begins, or a key that makes one; found in a file that cannot be read as TOML, too.
+SETTINGS_TABLE = re.compile(rb"^[ \t]*\[?[ \t]*tool[ \t]*\.[ \t]*[\"']?cds\b", re.MULTILINE)
+
+
+def text_list(value: object) -> list[str]:
+    """Return a list of texts; raise ArgumentTypeError for anything else."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    raise argparse.ArgumentTypeError(f"{value!r} is not a list of texts")
+
+
+def kind_list(value: object) -> tuple[str, ...]:
+    """Return a list of kinds; raise ArgumentTypeError for anything else."""
+    return parse_kinds(",".join(text_list(value)))
+
+
+def whole_number(value: object) -> int:
+    """Return a whole number above 0; raise ArgumentTypeError for anything else."""
+    # Not of any other type that looks like it: `true` is an int to Python.
+    return positive_int(str(value) if type(value) is int else repr(value))
+
+
+def similarity_number(value: object) -> float:
+    """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
+    return similarity_bound(str(value) if type(value) in (int, float) else repr(value))
+
+
+def intent_choice(value: object) -> str:
+    """Return one of INTENT_CHOICES; raise ArgumentTypeError for anything else."""
+    if value in INTENT_CHOICES:
+        return str(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(INTENT_CHOICES)}")
+
+
+# Called like the options, which say what they mean.
+SETTINGS: Mapping[str, Callable[[object], object]] = {
+    "exclude": text_list,
+    "kind": kind_list,
+    "min-statements": whole_number,
+    "code-similarity": similarity_number,
+    "intent-similarity": similarity_number,
+    "intents": intent_choice,
+    "top": whole_number,
+}
+
+
+def settings_for(args: argparse.Namespace) -> dict[str, object]:
+    """Return the options that the settings of a command's source tree give, by their names.
+
+    Raises UsageError, which names the file and the key, for what is no setting.
+    """
+    if args.command not in SETTINGS_COMMANDS or args.db_path is not None:
+        return {}
+    path = settings_path(args.path or os.curdir)
+    table = read_settings(path, args) if path else {}
+    options = {}
+    for name, value in table.items():
+        if name not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise UsageError(f"{path}: tool.cds.{name} is no setting: known are {known}")
+        try:
+            options[name.replace("-", "_")] = SETTINGS[name](value)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{path}: tool.cds.{name}: {error}") from error
+    if table:
+        log(f"settings: {path}: {', '.join(table)}")
+    if args.exclude:
+        # What is given twice on the command line adds up; the two places do not.
+        options.pop("exclude", None)
+    return options
+
+
+def settings_path(source: str) -> Optional[str]:
+    """Return the path of the nearest `pyproject.toml`, from a source tree or file upwards."""
+    directory = os.path.realpath(source)
+    while True:
+        path = os.path.join(directory, SETTINGS_FILE)
+        if os.path.isfile(path):
+            return path
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return None
+        directory = parent
+
+
+def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
+    """Return the table `tool.cds` of a file, empty if it has none."""
+    import importlib
+
+    try:
+        content = read_bytes(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {describe_error(error)}") from error
+    has_table = SETTINGS_TABLE.search(content) is not None
+    try:
+        # By name: as a statement it would say that the whole file needs Python 3.11.
+        tomllib = importlib.import_module("tomllib")
+        tools = tomllib.loads(content.decode()).get("tool", {})
+    except ImportError:
+        if has_table:
+            refuse_unread_settings(path, args)
+        return {}
+    except ValueError as error:
+        if not has_table:  # then its faults are the business of others
+            return {}
+        raise UsageError(f"{path}: tool.cds cannot be read: {one_line(str(error))}") from error
+    table = tools.get("cds", {}) if isinstance(tools, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: tool.cds is no table")
+    return table
+
+
+def refuse_unread_settings(path: str, args: argparse.Namespace) -> None:
+    """Log that this Python reads no settings; raise UsageError where a gate depends on them."""
+    told = f"{path}: tool.cds is not read: that takes Python 3.11"
+    if getattr(args, "fail_on", None):
+        raise UsageError(f"{told}: a gate must not depend on the Python")
+    log(f"warning: {told}")
+
+
 # Parsers
 
 
@@ -11667,8 +11792,8 @@ COMMANDS = {
 }
 
 
-def command_line() -> Parser:
-    """Return the parser of one command line."""
+def command_line(defaults: Mapping[str, object] = types.MappingProxyType({})) -> Parser:
+    """Return the parser of one command line; `defaults` go before those of the options."""
     # Nothing may be abbreviated: a script that says `--in` would break as soon as a second option
     # begins with that.
     parser = Parser(
@@ -11694,7 +11819,7 @@ def command_line() -> Parser:
         )
         for group in command.groups:
             add_options(added, group)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, **defaults)
     return parser
 
 
@@ -11753,12 +11878,22 @@ def run_command_line(
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or print help or version and return None."""
+    """Return the options of a command line, or None where help or the version was asked for."""
+    args = parse_with(argv, {})
+    settings = settings_for(args) if args else {}
+    # Where they are is known only once the command line is read; what it gives wins.
+    return parse_with(argv, settings) if settings else args
+
+
+def parse_with(
+    argv: Optional[Sequence[str]], defaults: Mapping[str, object]
+) -> Optional[argparse.Namespace]:
+    """Return the options of a command line, or None where what it asked for is printed now."""
     # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            return command_line().parse_args(argv)
+            return command_line(defaults).parse_args(argv)
     except SystemExit:
         print_pieces([printed.getvalue()])
         return None

@@ -12204,6 +12204,127 @@ def test_readme_queries_answer_what_they_say(tmp_path):
     assert [row[0] for row in rows(tmp_path / "db", new)] == ["new.py"]
 
 
+# Settings
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a source tree with tests, in a project without settings."""
+    return tree(tmp_path / "project", {"src/a.py": TOTAL, "src/tests/b.py": TOTAL_RENAMED}) / "src"
+
+
+def write_settings(source, text, name="tool.cds"):
+    (source.parent / "pyproject.toml").write_text(f"[{name}]\n{text}\n")
+
+
+needs_tomllib = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with 3.11")
+
+
+def options_of(capsys, *options):
+    """Return the options of the report that `duplicates` prints as JSON."""
+    assert run("duplicates", *options, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)["options"]
+
+
+@needs_tomllib
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ('exclude = ["tests", "x"]', "exclude", ["tests", "x"]),
+        ('kind = ["class", "method"]', "kinds", ["class", "method"]),
+        ("min-statements = 7", "min_statements", 7),
+        ("code-similarity = 1", "code_similarity", 1),
+        ("intent-similarity = 0.9", "intent_similarity", 0.9),
+        ('intents = "model"', "intents", "model"),
+    ],
+)
+def test_settings_are_those_above_the_source(project, capsys, text, name, value):
+    write_settings(project, text)
+    assert options_of(capsys, "--path", project)[name] == value
+    assert options_of(capsys, "--path", project / "a.py")[name] == value
+
+
+@needs_tomllib
+def test_settings_are_told_and_the_command_line_wins(project, capsys):
+    write_settings(project, 'exclude = ["tests"]\nmin-statements = 7')
+    command = ("--path", project, "--exclude", "x", "--min-statements", "2")
+    assert options_of(capsys, *command)["exclude"] == ["x"]
+    assert options_of(capsys, *command)["min_statements"] == 2
+    run("duplicates", "--path", project)
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == f"settings: {project.parent}/pyproject.toml: exclude, min-statements"
+
+
+@needs_tomllib
+def test_settings_hold_for_find(project, capsys):
+    write_settings(project, 'exclude = ["tests"]\ntop = 1')
+    assert run("find", "total", "--path", project) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 hit in 1 record"
+
+
+@needs_tomllib
+def test_settings_of_the_nearest_file_alone_are_read(project, capsys):
+    write_settings(project, "min-statements = 7")
+    tree(project, {"pyproject.toml": "[project]\nname = 'x'\n"})
+    assert options_of(capsys, "--path", project)["min_statements"] == 2
+
+
+@needs_tomllib
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("output = 'x'", "tool.cds.output is no setting: known are exclude, kind"),
+        ("db-path = 'x'", "tool.cds.db-path is no setting"),
+        ("fail-on = 'any'", "tool.cds.fail-on is no setting"),
+        ("exclude = 'tests'", "tool.cds.exclude: 'tests' is not a list of texts"),
+        ("exclude = [1]", "tool.cds.exclude: [1] is not a list of texts"),
+        ("kind = ['file']", "tool.cds.kind: 'file' is not one of class, function, method"),
+        ("min-statements = true", "tool.cds.min-statements: 'True' is not a whole number"),
+        ("min-statements = 0", "tool.cds.min-statements: '0' is not a whole number"),
+        ("top = 1.5", "tool.cds.top: '1.5' is not a whole number"),
+        ("code-similarity = nan", "tool.cds.code-similarity: 'nan' is not a number above 0"),
+        ("intents = []", "tool.cds.intents: [] is not one of model, docstring, both"),
+        ("top = ", "tool.cds cannot be read: Invalid value (at line 2"),
+    ],
+)
+def test_settings_that_are_wrong_end_the_command(project, capsys, text, told):
+    write_settings(project, text)
+    assert run("duplicates", "--path", project) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cds: {project.parent}/pyproject.toml: {told}")
+
+
+@needs_tomllib
+def test_settings_may_stand_in_another_table(project, capsys):
+    path = project.parent / "pyproject.toml"
+    path.write_text("[tool]\ncds = {min-statements = 7}\n")
+    assert options_of(capsys, "--path", project)["min_statements"] == 7
+    path.write_text("[tool]\ncds = 7\n")
+    assert run("duplicates", "--path", project) == 2
+    assert capsys.readouterr().err == f"cds: {path}: tool.cds is no table\n"
+
+
+@pytest.mark.parametrize("text", ["name = {{ cookiecutter }}", "# tool.cds"])
+def test_file_without_settings_need_not_be_valid(project, capsys, text):
+    write_settings(project, text, name="project")
+    assert run("duplicates", "--path", project) == 0
+    assert "settings" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads them")
+def test_old_python_says_that_it_reads_no_settings(project, capsys):
+    write_settings(project, "min-statements = 7")
+    assert options_of(capsys, "--path", project)["min_statements"] == 2
+    assert run("duplicates", "--path", project, "--fail-on", "any") == 2
+    assert "a gate must not depend on the Python" in capsys.readouterr().err
+
+
+def test_settings_are_not_for_commands_that_store(project, capsys, tmp_path):
+    write_settings(project, 'exclude = ["tests"]')
+    assert persist(project, tmp_path / "db") == 0
+    assert "record_count=4" in capsys.readouterr().out
+
+
 # ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
 
 PARSE = """
