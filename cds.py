@@ -291,7 +291,7 @@ class Facts(NamedTuple):
     body. It `is_stub` if it only declares, and `is_plain` if it is a constructor that does nothing
     of its own. `calls` are the last names of what it calls, extends or is decorated with, `bases`
     those of its base classes. `docstring` is the first sentence of that. `comments` are those at
-    the beginning of a file.
+    the beginning of a file. It `is_accepted` if a comment on its header says that copies of it are.
     """
 
     name: str = ""
@@ -305,6 +305,7 @@ class Facts(NamedTuple):
     bases: tuple[str, ...] = ()
     docstring: Optional[str] = None
     comments: tuple[str, ...] = ()
+    is_accepted: bool = False
 
 
 class Symbol(NamedTuple):
@@ -528,6 +529,15 @@ def counted(count: int, noun: str) -> str:
     if count == 1:
         return f"{count} {noun}"
     return f"{count} {noun}s"
+
+
+def some_of(texts: Sequence[str], most: int = 3) -> str:
+    """Return the first few of some texts, and how many more there are."""
+    told = list(texts[:most])
+    left_out = len(texts) - most
+    if left_out > 0:
+        told.append(f"and {left_out} more")
+    return ", ".join(told)
 
 
 def stored_path(path: str) -> str:
@@ -1610,7 +1620,11 @@ def python_symbols(source: str, file_path: str, with_facts: bool = False) -> Ana
     for number, definition in enumerate(module.definitions):
         if number in module.texts:
             symbol = make_symbol(definition, file_path, lines, module.texts[number])
-            analysis.symbols.append(symbol._replace(facts=module.facts.get(number)))
+            facts = module.facts.get(number)
+            if facts and symbol.signature:
+                accepts = accepts_copies(symbol.raw_code, symbol.signature)
+                facts = facts._replace(is_accepted=accepts)
+            analysis.symbols.append(symbol._replace(facts=facts))
         elif number in module.failures:
             first, _ = line_span(definition.node, lines)
             line = None if definition.kind == "file" else first
@@ -1941,10 +1955,15 @@ def first_sentence(text: Optional[str]) -> Optional[str]:
 
 
 def code_head(raw_code: str, signature: Optional[str]) -> str:
-    """Return the code of a definition to its docstring's end, or nothing if it has none."""
-    start = docstring_start(raw_code, signature) if signature else None
-    if start is None:
+    """Return the code of a definition to its docstring's end.
+
+    If it has none, that is the header with a comment that accepts copies, or nothing.
+    """
+    if not signature:
         return ""
+    start = docstring_start(raw_code, signature)
+    if start is None:
+        return header_lines(raw_code, signature) if ACCEPTED_COPY.search(raw_code) else ""
     end = docstring_end(raw_code, start)
     return raw_code[: end.end()] if end else raw_code
 
@@ -2021,6 +2040,39 @@ def parsed_raw_code(raw_code: str) -> Optional[DefinitionNode]:
     if around:
         definition.lineno -= 1
     return definition if is_definition([definition]) else None
+
+
+# Comments on a header that accept copies
+
+# With a reason behind a colon, or not; another comment may follow.
+ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#\r\n]|\Z)")
+
+
+def accepts_copies(raw_code: str, signature: str) -> bool:
+    """Return whether a comment `# cds: ignore` stands on a line of a definition's header."""
+    import tokenize
+
+    # Most code is not looked at closer.
+    if not ACCEPTED_COPY.search(raw_code):
+        return False
+    head = io.StringIO(header_lines(raw_code, signature))
+    try:
+        for token in tokenize.generate_tokens(head.readline):
+            if token.type == tokenize.COMMENT and ACCEPTED_COPY.search(token.string):
+                return True
+    except (tokenize.TokenError, SyntaxError):  # the header alone need not be a whole
+        pass
+    return False
+
+
+def header_lines(raw_code: str, signature: str) -> str:
+    """Return the lines of a definition from its first decorator to its header's colon."""
+    start = header_start(raw_code, signature)
+    if start is None:
+        return ""
+    end = start + len(signature)
+    rest = raw_code[end:]
+    return raw_code[:end] + re.split(r"[\r\n]", rest, maxsplit=1)[0]
 
 
 # Facts: what a report compares of a definition, made while its tree is at hand. A tree is laid out
@@ -2472,8 +2524,10 @@ def facts_of_records(records: Sequence[Record]) -> list[Facts]:
     for nest in nests(definitions):
         for record, outline, number in outlined(nest):
             facts = facts_in(outline, number, record.kind) if outline else unparsed_facts(record)
-            sentence = docstring_sentence(record.raw_code, record.signature)
-            found[sort_key(record)] = facts._replace(docstring=sentence)
+            found[sort_key(record)] = facts._replace(
+                docstring=docstring_sentence(record.raw_code, record.signature),
+                is_accepted=accepts_copies(record.raw_code, record.signature or ""),
+            )
     return [
         facts_of_file(record.raw_code) if record.kind == "file" else found[sort_key(record)]
         for record in records
@@ -5524,6 +5578,7 @@ OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
 OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
 OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
 OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
+OF_COMMENTS = "comments"  # (CloneGroup, None): what comments in the code may accept
 OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
 
 
@@ -5576,7 +5631,8 @@ class Member(NamedTuple):
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
     those of its code by rank; none of these is in the JSON. One that `is_new` is what a baseline
-    did not have; without a baseline none is.
+    did not have; without a baseline none is. One that `is_accepted` says in a comment that copies
+    of it are.
     """
 
     record: Record
@@ -5589,6 +5645,7 @@ class Member(NamedTuple):
     closest: float = 1.0
     features: tuple[int, ...] = ()
     is_new: bool = False
+    is_accepted: bool = False
 
 
 class CloneGroup(NamedTuple):
@@ -5640,6 +5697,8 @@ class Report(NamedTuple):
     known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
     which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap.
     `areas` gives the area of each file, `since` the revision that the tree was compared with.
+    `vain_comments` are the places of the definitions whose comment accepts copies and hides no
+    group.
     """
 
     run: Optional[Mapping[str, object]]
@@ -5660,6 +5719,7 @@ class Report(NamedTuple):
     area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
     file_pairs: tuple[FilePair, ...] = ()
     since: Optional[str] = None
+    vain_comments: tuple[Place, ...] = ()
 
 
 def area_rank(area: str) -> int:
@@ -6368,7 +6428,8 @@ class Comparison(NamedTuple):
 
     `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
     intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
-    holds those of the classes of each name, `areas` the area of each file.
+    holds those of the classes of each name, `areas` the area of each file. `accepted` are the
+    places of definitions with a comment that accepts copies.
     """
 
     fragments: Sequence[Fragment]
@@ -6380,6 +6441,7 @@ class Comparison(NamedTuple):
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
+    accepted: Collection[Place] = frozenset()
 
     def large_fragments(self) -> list[Fragment]:
         """Return the fragments that are not too small to be compared."""
@@ -6835,6 +6897,16 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
+def has_accepted_copies(group: CloneGroup, _: object) -> bool:
+    """Return whether the members of a group, all but one, accept it by a comment.
+
+    They do not if one is new: who pastes code pastes its comments.
+    """
+    if any(member.is_new for member in group.members):
+        return False
+    return sum(member.is_accepted for member in group.members) >= group.copies - 1
+
+
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
     """Return whether no member of a group stands in one of these files."""
     return not any(member.record.file_path in touched for member in group.members)
@@ -6953,6 +7025,13 @@ RULES = (
     KNOWN,
     UNJUDGED,
     Rule(
+        name="ignored",
+        sentence="Groups whose members, all but one, have a comment '# cds: ignore'.",
+        stage=OF_COMMENTS,
+        hides=has_accepted_copies,
+        accepts=True,
+    ),
+    Rule(
         name="untouched",
         sentence="Groups without a member in a file that --touching names.",
         stage=OF_FILES,
@@ -6984,7 +7063,7 @@ def information(shared: Iterable[int], features: Features) -> float:
 def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
     """Return a cluster as a reader wants it."""
     shared = common_trigrams(cluster.fragments)
-    members = describe_members(cluster, shared, run.names)
+    members = describe_members(cluster, shared, run)
     # A copy of code within a test concerns the code: so the group is in the foremost area.
     areas = {run.areas[member.record.file_path] for member in members}
     worth = math.sqrt(len(members) - 1) * information(shared, run.features)
@@ -7013,7 +7092,7 @@ def group_id(cluster: Cluster) -> str:
 def describe_members(
     cluster: Cluster,
     shared: Collection[int],
-    names: Mapping[Place, str],
+    run: Comparison,
 ) -> list[Member]:
     """Return the records of a cluster by place, and how each compares with the others."""
     # Equal code differs in nothing, code of the same intent in everything.
@@ -7032,8 +7111,10 @@ def describe_members(
             features=fragment.trigrams,
         )
         for record in fragment.records:
-            name = names.get(sort_key(record), "")
-            members.append(alone._replace(record=record, qualified_name=name))
+            place = sort_key(record)
+            name = run.names.get(place, "")
+            one = alone._replace(record=record, qualified_name=name)
+            members.append(one._replace(is_accepted=place in run.accepted))
     return sorted(members, key=lambda member: sort_key(member.record))
 
 
@@ -7317,6 +7398,34 @@ def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
     ]
 
 
+# Copies that a comment accepts
+
+
+def hide_accepted(report: Report) -> Report:
+    """Return the report with the groups hidden that comments in the code accept."""
+    groups = []
+    for group in report.groups:
+        if group.hidden_by is None:
+            rule = first_rule(report.rules, OF_COMMENTS, group, None)
+            group = group._replace(hidden_by=rule)
+        groups.append(group)
+    return with_groups(report, groups)
+
+
+def find_vain_comments(groups: Iterable[CloneGroup], run: Comparison) -> tuple[Place, ...]:
+    """Return where comments stand that accept copies and hide none of the groups, sorted.
+
+    Only what all kinds are compared for is known to be in vain.
+    """
+    if set(run.options.kinds) != set(KINDS):
+        return ()
+    vain = set(run.accepted)
+    for group in groups:
+        if group.hidden_by is None and has_accepted_copies(group, None):
+            vain.difference_update(places_of(group))
+    return tuple(sorted(vain))
+
+
 def shown_groups(report: Report, evidence: Evidence) -> list[CloneGroup]:
     """Return the groups with this kind of evidence that no rule hides."""
     return [
@@ -7355,6 +7464,7 @@ def compare_records(
         areas=areas,
         options=options,
         rules=rules,
+        accepted={place for place, known in facts.items() if known.is_accepted},
     )
 
 
@@ -7412,11 +7522,19 @@ def build_report(
         evidence=tuple(evidence),
         rules=tuple(rules),
         from_docstrings=sum(one.source == DOCSTRING for one in sentences.values()),
-        unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
-        areas=areas,
     )
-    return with_groups(report, find_groups(whole, evidence))
+    return with_findings(report, whole, find_groups(whole, evidence))
+
+
+def with_findings(report: Report, run: Comparison, groups: Sequence[CloneGroup]) -> Report:
+    """Return the report with the groups of a run, and what else its comparison has found."""
+    report = report._replace(
+        areas=run.areas,
+        unparsed_count=sum(len(one.records) for one in run.fragments if not one.facts.labels),
+        vain_comments=find_vain_comments(groups, run),
+    )
+    return with_groups(report, groups)
 
 
 def with_groups(report: Report, groups: Sequence[CloneGroup]) -> Report:
@@ -8246,6 +8364,7 @@ def report_json(report: Report) -> Iterator[str]:
         "evidence": [evidence.name for evidence in report.evidence],
         "stale": report.stale,
         "since": report.since,
+        "vain_comments": [f"{path}:{start}" for path, start, _ in report.vain_comments],
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
             for area, (lines, beyond) in report.area_lines.items()
@@ -8279,6 +8398,7 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "intent": member.intent,
         "intent_source": member.intent_source,
         "is_new": member.is_new,
+        "is_accepted": member.is_accepted,
     }
 
 
@@ -8340,6 +8460,7 @@ TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
 NEW_MARK = "+"
+SHOWN_COMMENTS = 5  # of those that hide nothing
 # A group is to be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
@@ -8616,6 +8737,9 @@ def _foot_lines(report: Report) -> Iterator[str]:
     told = [f"{count} {rule}" for rule, count in hidden.items() if count]
     if told:
         yield f"Hidden: {', '.join(told)} (--format json holds them)"
+    if report.vain_comments:
+        places = [f"{path}:{start}" for path, start, _ in report.vain_comments]
+        yield f"Comments 'cds: ignore' that hide nothing: {some_of(places, SHOWN_COMMENTS)}"
     for evidence in report.evidence:
         listed = [group.area for group in shown_groups(report, evidence)]
         counts = []
@@ -9610,15 +9734,6 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
 def without_repeats(texts: Iterable[str]) -> list[str]:
     """Return each text once, in the order of its first occurrence."""
     return list(dict.fromkeys(texts))
-
-
-def some_of(texts: Sequence[str], most: int = 3) -> str:
-    """Return the first few of some texts, and how many more there are."""
-    told = list(texts[:most])
-    left_out = len(texts) - most
-    if left_out > 0:
-        told.append(f"and {left_out} more")
-    return ", ".join(told)
 
 
 def group_facts(group: CloneGroup) -> Iterator[str]:
@@ -10746,11 +10861,13 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     refuse_overwriting("--output", args.output, report_inputs(args))
     report, baseline, past = read_reports(args)
     # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
-    # elsewhere would seem stale.
+    # elsewhere would seem stale. And it says what is new, which no comment accepts.
     touched = touched_files(args, report)
+    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # elsewhere would seem stale. And it says what is new, which no comment accepts.
     if baseline is not None:
-        report = compare_reports(report, baseline, past)
-        log_limits(baseline, report, "--since" if args.since else "--against")
+        report = compare_reports(args, report, baseline, past)
+    report = hide_accepted(report)
     if touched is not None:
         report = hide_untouched(report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
@@ -10836,11 +10953,16 @@ def read_reports(
     return report, baseline, None
 
 
-def compare_reports(report: Report, baseline: Report, past: Optional[Past]) -> Report:
-    """Return the report with what is not new hidden."""
+def compare_reports(
+    args: argparse.Namespace, report: Report, baseline: Report, past: Optional[Past]
+) -> Report:
+    """Return the report with what is not new hidden; log what the baseline could not hold."""
     if past is None:
-        return compare_with_baseline(report, baseline)
-    return compare_since(report, baseline, past)
+        compared = compare_with_baseline(report, baseline)
+    else:
+        compared = compare_since(report, baseline, past)
+    log_limits(baseline, compared, "--since" if args.since else "--against")
+    return compared
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:

@@ -8513,6 +8513,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "overlap",
         "known",
         "unjudged",
+        "ignored",
         "untouched",
     )
     assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
@@ -8528,6 +8529,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "differs": [],
         "intent_source": None,
         "is_new": False,
+        "is_accepted": False,
     }
 
 
@@ -11399,6 +11401,123 @@ def test_since_weighs_the_words_of_all_sentences(repository, capsys):
 def described(name, sentence, body="return x"):
     """Return a function with a docstring."""
     return f'def {name}(x):\n    """{sentence}."""\n    x += 1\n    {body}\n'
+
+
+# Copies that a comment accepts
+
+
+def with_comment(code, comment="# cds: ignore"):
+    """Return a definition with a comment on its first line."""
+    first, _, rest = code.partition("\n")
+    return f"{first}  {comment}\n{rest}"
+
+
+def hidden_rules(capsys, root, *options):
+    """Return the rule of each exact or near group that `duplicates` reports."""
+    assert run("duplicates", "--path", root, *options, "--format", "json") == 0
+    return [group["hidden_by"] for group in report_groups(capsys.readouterr().out)]
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# cds: ignore",
+        "#cds:ignore",
+        "# cds: ignore: an adapter of its own",
+        "# noqa  # cds: ignore",
+        "# cds: ignore  # noqa",
+    ],
+)
+def test_comment_accepts_a_copy(tmp_path, capsys, comment):
+    root = tree(tmp_path, {"a.py": OTHER, "b.py": with_comment(OTHER, comment)})
+    assert hidden_rules(capsys, root) == ["ignored"]
+    assert run("duplicates", "--path", root, "--fail-on", "any") == 0
+    assert "Hidden: 1 ignored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        OTHER.replace("    with", "    # cds: ignore\n    with"),
+        f"# cds: ignore\n{OTHER}",
+        with_comment(OTHER, "# cds: ignored"),
+        with_comment(OTHER, "# do not cds: ignore this"),
+        OTHER.replace("path)", "path='# cds: ignore')", 1),
+    ],
+    ids=["in-the-body", "above", "another-word", "in-a-sentence", "in-a-string"],
+)
+def test_comment_elsewhere_accepts_nothing(tmp_path, capsys, code):
+    root = tree(tmp_path, {"a.py": OTHER.replace("load", "read"), "b.py": code})
+    assert hidden_rules(capsys, root) == [None]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"@cache  # cds: ignore\n@other\n{OTHER}",
+        f"@cache\n# cds: ignore\n{OTHER}",
+        OTHER.replace("(path)", "(\n    path,  # cds: ignore\n)", 1),
+        OTHER.replace("(path):", "(\n    path\n):  # cds: ignore", 1),
+        f"class A:\n{textwrap.indent(with_comment(OTHER), '    ')}",
+    ],
+    ids=["decorator", "between", "parameter", "colon", "method"],
+)
+def test_comment_may_stand_anywhere_on_the_header(tmp_path, capsys, code):
+    root = tree(tmp_path, {"a.py": OTHER, "b.py": code})
+    assert hidden_rules(capsys, root) == ["ignored"]
+    assert persist(root, tmp_path / "db") == 0
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", tmp_path / "db", "--intents", "docstring") == 0
+    assert "Hidden: 1 ignored" in capsys.readouterr().out
+
+
+def test_comment_accepts_a_group_of_which_one_has_none(tmp_path, capsys):
+    files = {"a.py": OTHER, "b.py": with_comment(OTHER), "c.py": OTHER}
+    assert hidden_rules(capsys, tree(tmp_path, files)) == [None]
+    assert hidden_rules(capsys, tree(tmp_path, {"c.py": with_comment(OTHER)})) == ["ignored"]
+
+
+def test_comment_on_a_class_accepts_what_is_in_it(tmp_path, capsys):
+    code = f"class A:\n{textwrap.indent(OTHER, '    ')}\n{textwrap.indent(TOTAL, '    ')}"
+    root = tree(tmp_path, {"a.py": code, "b.py": with_comment(code)})
+    assert sorted(hidden_rules(capsys, root)) == ["contained", "contained", "ignored"]
+
+
+def test_comment_that_hides_nothing_is_told(tmp_path, capsys):
+    root = tree(tmp_path, {"a.py": with_comment(OTHER), "b.py": TOTAL, "c.py": with_comment(TOTAL)})
+    assert run("duplicates", "--path", root) == 0
+    assert "Comments 'cds: ignore' that hide nothing: a.py:1\n" in capsys.readouterr().out
+    assert run("duplicates", "--path", root, "--kind", "class") == 0
+    assert "hide nothing" not in capsys.readouterr().out
+    assert run("duplicates", "--path", root, "--touching", "b.py", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["vain_comments"] == ["a.py:1"]
+
+
+@needs_git
+def test_comment_accepts_nothing_that_is_new(repository, capsys):
+    commit(repository, {"src/c.py": with_comment(OTHER)})
+    git(repository, "branch", "--force", "main")
+    tree(repository, {"src/d.py": with_comment(OTHER)})
+    assert gate(repository) == 3
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "accept")
+    git(repository, "branch", "--force", "main")
+    assert gate(repository) == 0
+    capsys.readouterr()
+    assert hidden_rules(capsys, repository / "src") == ["ignored", None]
+
+
+def test_accepted_group_of_a_baseline_is_known(tmp_path, capsys):
+    root = tree(tmp_path / "src", {"a.py": OTHER, "b.py": with_comment(OTHER)})
+    report = tmp_path / "report.json"
+    assert run("duplicates", "--path", root, "--format", "json", "--output", report) == 0
+    command = ("duplicates", "--path", root, "--against", report, "--fail-on", "any")
+    assert run(*command) == 0
+    assert "gate: no new groups; 1 known; 0 stale" in capsys.readouterr().out
+    tree(root, {"b.py": OTHER})
+    assert run(*command) == 0
+    tree(root, {"c.py": with_comment(OTHER)})
+    assert run(*command) == 3
 
 
 # What exists already
