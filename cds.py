@@ -46,8 +46,8 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
-Fragments, Similarity, Intents, Groups, Report, Baseline, Find, JSON, Tables, Page, SARIF, Files,
-Commands, Command line. A call goes to a room above or within its own.
+Fragments, Similarity, Intents, Groups, Report, Baseline, Find, JSON, Tables, Page, Markdown, SARIF,
+Files, Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -560,6 +560,15 @@ def restored_path(stored: str) -> str:
     if not ESCAPED_BYTE.search(stored):
         return stored
     return STORED_ESCAPE.sub(lambda escape: escape[1] or chr(int(escape[2], 16)), stored)
+
+
+def relative_path(path: str) -> str:
+    """Return a path as relative to the current directory, where that can be said."""
+    try:
+        return os.path.relpath(path or os.curdir)
+    except (OSError, ValueError):
+        # The current one is gone, or on another drive of Windows.
+        return path
 
 
 def location(record: Record) -> str:
@@ -5632,7 +5641,7 @@ class Member(NamedTuple):
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
     those of its code by rank; none of these is in the JSON. One that `is_new` is what a baseline
     did not have; without a baseline none is. One that `is_accepted` says in a comment that copies
-    of it are.
+    of it are. `link` leads to its code.
     """
 
     record: Record
@@ -5646,6 +5655,7 @@ class Member(NamedTuple):
     features: tuple[int, ...] = ()
     is_new: bool = False
     is_accepted: bool = False
+    link: Optional[str] = None
 
 
 class CloneGroup(NamedTuple):
@@ -5696,7 +5706,8 @@ class Report(NamedTuple):
     paths of the files, and directories, without any record because of an error, as far as they are
     known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
     which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap.
-    `areas` gives the area of each file, `since` the revision that the tree was compared with.
+    `areas` gives the area of each file, `since` the revision that the tree was compared with,
+    `root` where its paths start in their work tree.
     `vain_comments` are the places of the definitions whose comment accepts copies and hides no
     group.
     """
@@ -5719,6 +5730,7 @@ class Report(NamedTuple):
     area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
     file_pairs: tuple[FilePair, ...] = ()
     since: Optional[str] = None
+    root: Optional[str] = None
     vain_comments: tuple[Place, ...] = ()
 
 
@@ -7318,6 +7330,7 @@ def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, float, float, st
 
 # What the report begins with: how much stands in copies, and in which files
 
+COPIED_FILE = 0.9  # of its lines; imports and constants are in no group
 PAIRED_FILES = 100  # at most; what stands in more files says nothing about two of them
 Lines = tuple[int, int]  # the first and the last one
 
@@ -7431,6 +7444,16 @@ def shown_groups(report: Report, evidence: Evidence) -> list[CloneGroup]:
     return [
         group for group in report.groups if group.evidence == evidence and group.hidden_by is None
     ]
+
+
+def file_parts(report: Report, pair: FilePair) -> list[tuple[str, float]]:
+    """Return the two files of a pair, each with the part of its lines that stands in the other."""
+    return [(path, pair.lines / report.file_lines[path]) for path in (pair.one, pair.other)]
+
+
+def is_copied_file(report: Report, pair: FilePair) -> bool:
+    """Return whether nearly all of each file stands in the other."""
+    return all(part >= COPIED_FILE for _, part in file_parts(report, pair))
 
 
 def count_hidden(report: Report) -> dict[str, int]:
@@ -8355,6 +8378,8 @@ def report_json(report: Report) -> Iterator[str]:
     """Yield the JSON object of a report in pieces, one group a line, all of it ASCII."""
     head = {
         "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "root": report.root,
         "run": None if report.run is None else dict(report.run),
         "options": report.options._asdict(),
         "record_count": report.record_count,
@@ -8594,6 +8619,42 @@ def wrapped_table_lines(
             yield f"{indent}{line}\n"
 
 
+# Places as the reader sees them
+
+
+def seen_from_here(directory: str, file_path: str) -> str:
+    """Return a path below `directory` as seen from the current one, so that an editor opens it."""
+    return relative_path(os.path.join(directory, file_path)).replace(os.sep, "/")
+
+
+def report_seen_from_here(directory: str, report: Report) -> Report:
+    """Return the report, whose paths start in `directory`, with those from the current one."""
+    pairs = []
+    for one, other, shared in report.file_pairs:
+        pairs.append(
+            FilePair(seen_from_here(directory, one), seen_from_here(directory, other), shared)
+        )
+    comments = []
+    for path, first, last in report.vain_comments:
+        comments.append((seen_from_here(directory, path), first, last))
+    lines = {seen_from_here(directory, path): count for path, count in report.file_lines.items()}
+    return report._replace(
+        groups=tuple(group_seen_from_here(directory, group) for group in report.groups),
+        file_lines=lines,
+        file_pairs=tuple(pairs),
+        vain_comments=tuple(comments),
+    )
+
+
+def group_seen_from_here(directory: str, group: CloneGroup) -> CloneGroup:
+    """Return a group with the paths of its members as `report_seen_from_here` gives them."""
+    members = []
+    for member in group.members:
+        path = seen_from_here(directory, member.record.file_path)
+        members.append(member._replace(record=member.record._replace(file_path=path)))
+    return group._replace(members=tuple(members))
+
+
 # The report for a terminal
 
 
@@ -8666,9 +8727,15 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line(text, folds=True)
 
 
-def verdict_line(
+def copied_percent(report: Report) -> float:
+    """Return how many of a hundred lines of code are in copies beyond the first."""
+    lines, beyond = report.area_lines[CODE]
+    return 100 * beyond / lines if lines else 0.0
+
+
+def group_verdict(
     report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
-) -> str:
+) -> list[str]:
     """Return what a gate has to say: the groups that hit it, and what else bears on it."""
     noun = "group" if baseline is None else "new group"
     parts = [f"no {noun}s"]
@@ -8693,7 +8760,7 @@ def verdict_line(
     if baseline is not None and baseline.error_count:
         errors = counted(baseline.error_count, "analyzer error")
         parts.append(f"not in the baseline: code with {errors} there")
-    return "gate: " + "; ".join(parts)
+    return parts
 
 
 def unparsed_records(report: Report) -> str:
@@ -8727,7 +8794,9 @@ def _head_lines(report: Report) -> Iterator[str]:
     if report.file_pairs:
         yield "Files that share most:"
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
-        yield f"  {counted(pair.lines, 'line')}  {pair.one}  {pair.other}"
+        places = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
+        note = "  a copied file" if is_copied_file(report, pair) else ""
+        yield f"  {counted(pair.lines, 'line')}  {'  '.join(places)}{note}"
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
@@ -8910,18 +8979,19 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     if group.hidden_by:
         sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
         yield Line(sentence, folds=True)
-    # All code comes before the first diff, so that the members can be read one after the other.
+    first = group.members[0]
     for number, member in enumerate(group.members, 1):
         title = f"{number}. {location(member.record)}  {member.qualified_name}"
         yield from (Line(""), Line(title, BOLD))
         if member.intent:
             label = "docstring: " if member.intent_source == DOCSTRING else ""
             yield Line(f"   {label}{member.intent}", DIM)
-        yield from map(Line, ["", *_shown_code(member)])
-    first, *others = group.members
-    for member in others:
         yield Line("")
-        yield from _diff_lines(first, member)
+        # Code of the same purpose differs in everything.
+        if member is first or group.evidence.compares_sentences:
+            yield from map(Line, _shown_code(member))
+        else:
+            yield from _diff_lines(first, member)
 
 
 def _diff_lines(one: Member, other: Member) -> Iterator[Line]:
@@ -8956,7 +9026,7 @@ def _shown_code(member: Member) -> list[str]:
 def hits_as_lines(
     index: FindIndex, hits: Sequence[Hit], top: int, directory: str
 ) -> Iterator[Line]:
-    """Yield the best hits as text; `directory` is that of the paths, as seen from the reader."""
+    """Yield the best hits as text; their paths start in `directory`."""
     for hit in hits[:top]:
         yield from _hit_lines(hit, directory)
         yield Line("")
@@ -8968,7 +9038,8 @@ def hits_as_lines(
 
 def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
     record, sentence = hit.candidate.record, hit.candidate.sentence
-    place = place_from(directory, record)
+    path = seen_from_here(directory, record.file_path)
+    place = location(record._replace(file_path=path))
     yield Line(f"{place}  {hit.candidate.qualified_name}", CYAN, folds=True)
     yield Line(f"  {header_line(record)}", folds=True)
     if sentence:
@@ -8984,12 +9055,6 @@ def reason_of(hit: Hit) -> str:
     if hit.found_by == BY_SIMILAR_CODE:
         return f"near: similarity {in_percent(hit.score) / 100:.2f}"
     return f"has {', '.join(hit.words)}"
-
-
-def place_from(directory: str, record: Record) -> str:
-    """Return where a record stands, as seen from where its paths start in `directory`."""
-    path = os.path.join(directory, record.file_path)
-    return location(record._replace(file_path=os.path.normpath(path).replace(os.sep, "/")))
 
 
 # ---- Page -----------------------------------------------------------------------------------
@@ -9550,18 +9615,19 @@ def page_figures(report: Report) -> Iterator[str]:
     for name, figure in figures:
         yield f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n"
     yield "</dl>\n"
-    yield from page_file_pairs(report.file_pairs)
+    yield from page_file_pairs(report)
     yield from page_rules(report)
 
 
-def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
+def page_file_pairs(report: Report) -> Iterator[str]:
     """Yield the table of the files that share most, where there are any."""
-    if not pairs:
+    if not report.file_pairs:
         return
     yield "<details open><summary>Files that share most</summary>\n"
     yield '<table class="pairs">\n<tr><th>Lines<th>File<th>Other file\n'
-    for pair in pairs[:TOP_FILE_PAIRS]:
-        yield f"<tr><td>{pair.lines}<td>{escaped(pair.one)}<td>{escaped(pair.other)}\n"
+    for pair in report.file_pairs[:TOP_FILE_PAIRS]:
+        cells = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
+        yield f"<tr><td>{pair.lines}<td>{'<td>'.join(map(escaped, cells))}\n"
     yield "</table>\n</details>\n"
 
 
@@ -9803,7 +9869,7 @@ def compared_members(evidence: Evidence, first: Member, number: int, other: Memb
 
 def side_head(number: int, member: Member) -> str:
     """Return what stands above a member's code: place, name, how it compares, and intent."""
-    where = marked_place(member.record)
+    where = marked_place(member)
     name = escaped(member.qualified_name)
     parts = [f'<div class="side"><b>{number}</b> {where} {name}']
     if member.shared < 1:
@@ -9815,9 +9881,12 @@ def side_head(number: int, member: Member) -> str:
     return "".join(parts)
 
 
-def marked_place(record: Record) -> str:
-    """Return where a record stands, so that a click selects what an editor takes."""
+def marked_place(member: Member) -> str:
+    """Return where a member stands, so that a click leads there or selects what an editor takes."""
+    record = member.record
     start = escaped(f"{record.file_path}:{record.start_line}")
+    if member.link:
+        start = f'<a href="{escaped(member.link)}">{start}</a>'
     return f'<code class="place">{start}</code><small>-{record.end_line}</small>'
 
 
@@ -9839,7 +9908,7 @@ def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...],
         # To compare texts takes time, and is in vain where no code is shown.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
-        where = marked_place(member.record)
+        where = marked_place(member)
         name = escaped(member.qualified_name)
         parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
     left_out = len(members) - LISTED_MEMBERS
@@ -10041,6 +10110,63 @@ def row_table(rows: Iterable[Row]) -> str:
         parts.append(start + first + other)
     parts.append("</table>\n")
     return "\n".join(parts)
+
+
+# ---- Markdown -------------------------------------------------------------------------------
+#
+# For a comment on a pull request. What comes from the code stands in code spans, where no sign
+# means anything.
+
+MARKDOWN_BYTES = 60_000  # a comment on GitHub holds 65,536 characters
+BACKTICKS = re.compile("`+")
+
+
+def report_as_markdown(
+    report: Report, verdict: str, max_bytes: int = MARKDOWN_BYTES
+) -> Iterator[str]:
+    """Yield a report as Markdown of at most `max_bytes` in UTF-8: the verdict, then the groups."""
+    titles = dict(section_titles(report))
+    shown = [group for kind in titles for group in shown_groups(report, kind)]
+    head = f"**{verdict}**\n" if verdict else f"**{counted(len(shown), 'group')} of copies**\n"
+    yield head
+    rest = f"\n{len(shown)} more groups: `--format json` has them\n"
+    room = max_bytes - byte_count(head) - byte_count(rest)
+    for number, group in enumerate(shown):
+        is_first = number == 0 or group.evidence != shown[number - 1].evidence
+        text = f"\n### {titles[group.evidence]}\n" if is_first else ""
+        text += markdown_group(group)
+        room -= byte_count(text)
+        if room < 0:
+            yield f"\n{counted(len(shown) - number, 'more group')}: `--format json` has them\n"
+            return
+        yield text
+
+
+def markdown_group(group: CloneGroup) -> str:
+    """Return a group as a list of its members."""
+    lines = [f"\n`{group.id}` {_group_headline(group)}\n"]
+    for member in group.members[:SHOWN_MEMBERS]:
+        place = code_span(location(member.record))
+        if member.link:
+            place = f"[{place}](<{member.link}>)"
+        mark = " **new**" if member.is_new else ""
+        lines.append(f"- {place} {code_span(member.qualified_name)}{mark}")
+        if group.evidence.compares_sentences and member.intent:
+            lines.append(f"  {code_span(member.intent)}")
+    left_out = group.copies - SHOWN_MEMBERS
+    if left_out > 0:
+        lines.append(f"- and {left_out} more")
+    return "\n".join(lines) + "\n"
+
+
+def code_span(text: str) -> str:
+    """Return text as a code span, which begins with more backticks than it holds in a row."""
+    text = printable(one_line(text))
+    longest = max(map(len, BACKTICKS.findall(text)), default=0)
+    fence = "`" * (longest + 1)
+    # Blanks keep a backtick apart from the fence; Markdown takes them away.
+    gap = " " if "`" in text else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
 
 
 # ---- SARIF ----------------------------------------------------------------------------------
@@ -10391,6 +10517,7 @@ DATABASE_ENDINGS = ("", "-journal", "-wal", "-shm")
 ANY, NEW = "any", "new"
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
+LINK_FIELD = re.compile(r"\{(abspath|path|line|end)\}")
 RUN_REMEDY = "name a file that 'cds persist' wrote"
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -10872,13 +10999,33 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
         report = hide_untouched(report, touched)
     # 3. So the gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on)
-    has_gate = args.against or args.since or args.fail_on
-    verdict = verdict_line(report, hits, baseline) if has_gate else ""
-    write_report(args, report, verdict)
+    verdict = "; ".join(verdict_parts(args, report, hits, baseline))
+    write_report(args, report, verdict and f"gate: {verdict}")
     # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
-        log(verdict)
-    return EXIT_GATE if hits and args.fail_on else EXIT_DONE
+        log(f"gate: {verdict}")
+    is_hit = (hits and args.fail_on) or has_too_many_copies(args, report)
+    return EXIT_GATE if is_hit else EXIT_DONE
+
+
+def verdict_parts(
+    args: argparse.Namespace,
+    report: Report,
+    hits: Sequence[CloneGroup],
+    baseline: Optional[Report],
+) -> Iterator[str]:
+    """Yield what the gates have to say, if there are any."""
+    if args.max_percent is not None:
+        than = "more" if has_too_many_copies(args, report) else "not more"
+        percent = f"{copied_percent(report):.1f} % of the lines of code are copies"
+        yield f"{percent}, {than} than {args.max_percent:g} %"
+    if args.against or args.since or args.fail_on:
+        yield from group_verdict(report, hits, baseline)
+
+
+def has_too_many_copies(args: argparse.Namespace, report: Report) -> bool:
+    """Return whether more of the code's lines are copies than `--max-percent` allows."""
+    return args.max_percent is not None and copied_percent(report) > args.max_percent
 
 
 def gate_hits(report: Report, fail_on: Union[str, Sequence[str], None]) -> list[CloneGroup]:
@@ -10904,6 +11051,8 @@ def check_gate(args: argparse.Namespace) -> None:
         )
     if args.since is not None:
         check_since(args)
+    if args.link is not None and args.format not in ("html", "markdown"):
+        raise UsageError("--link: links stand in --format html and markdown")
     if args.show is not None and args.format != "table":
         raise UsageError("--show: prints one group as text: leave out --format")
     if args.fail_on == NEW and args.against is None and args.since is None:
@@ -11200,15 +11349,57 @@ def root_directory(report: Report, args: argparse.Namespace) -> str:
 def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None:
     """Write a report in the form that the command line asks for, to stdout or `--output`."""
     if args.format == "json":
-        write_pieces(args, report_json(report))
+        root = root_name(root_directory(report, args))
+        write_pieces(args, report_json(report._replace(root=root)))
     elif args.format == "html":
         # The page shows code; JSON and SARIF do not.
         whole = report._replace(groups=with_codes(args, report.run, report.groups))
-        write_pieces(args, report_as_page(whole))
+        write_pieces(args, report_as_page(with_links(args, whole)))
+    elif args.format == "markdown":
+        linked = with_links(args, report)
+        seen = report_seen_from_here(root_directory(report, args), linked)
+        write_pieces(args, report_as_markdown(seen, verdict))
     elif args.format == "sarif":
         write_sarif(args, report)
     else:
         write_report_table(args, report, verdict)
+
+
+def with_links(args: argparse.Namespace, report: Report) -> Report:
+    """Return the report with the links that `--link` asks for."""
+    if args.link is None:
+        return report
+    root = os.path.realpath(root_directory(report, args))
+    place = place_in_work_tree(root)
+    inside = place[1] if place else ""
+
+    def linked(member: Member) -> Member:
+        return member._replace(link=link_to(args.link, member.record, root, inside))
+
+    groups = [group._replace(members=tuple(map(linked, group.members))) for group in report.groups]
+    return report._replace(groups=tuple(groups))
+
+
+def link_to(template: str, record: Record, root: str, inside: str) -> str:
+    """Return the link to a record whose path starts in `root`, which is at `inside` in its tree."""
+    from urllib.parse import quote
+
+    path = restored_path(record.file_path)
+    values = {
+        "abspath": quote(os.fsencode(os.path.join(root, path).replace(os.sep, "/"))),
+        "path": quote(os.fsencode(inside + path)),
+        "line": str(record.start_line),
+        "end": str(record.end_line),
+    }
+    return LINK_FIELD.sub(lambda field: values[field[1]], template)
+
+
+def root_name(directory: str) -> str:
+    """Return where a directory is in its work tree, or its name alone where there is none."""
+    place = place_in_work_tree(directory)
+    if place is None:
+        return stored_path(os.path.basename(os.path.realpath(directory)))
+    return stored_path(place[1].rstrip("/") or os.curdir)
 
 
 def write_sarif(args: argparse.Namespace, report: Report) -> None:
@@ -11224,22 +11415,14 @@ def source_directory(report: Report, args: argparse.Namespace) -> str:
     return relative_path(root_directory(report, args))
 
 
-def relative_path(path: str) -> str:
-    """Return a path as relative to the current directory, where that can be said."""
-    try:
-        return os.path.relpath(path or os.curdir)
-    except (OSError, ValueError):
-        # The current one is gone, or on another drive of Windows.
-        return path
-
-
 def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
     """Write the groups of a report, or the one that `--show` names, as text; the verdict last."""
+    directory = root_directory(report, args)
     if args.show is None:
-        lines = list(report_as_lines(report, args.top))
+        lines = list(report_as_lines(report_seen_from_here(directory, report), args.top))
     else:
         (group,) = with_codes(args, report.run, [named_group(report, args.show)])
-        lines = list(group_as_lines(group))
+        lines = list(group_as_lines(group_seen_from_here(directory, group)))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
     # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
@@ -11355,7 +11538,7 @@ def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
             run, records = read_run(args.db_path, args.run_id)
         facts = make_analyzer(args).facts(records)
         root = restored_path(str(run["root_path"]))
-    return FindIndex(candidates_among(records, facts, args.kind)), relative_path(root)
+    return FindIndex(candidates_among(records, facts, args.kind)), root
 
 
 def write_hits(
@@ -11374,6 +11557,14 @@ DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store it all in SQLite."
 )
+FORMAT_ENDINGS = {
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".sarif": "sarif",
+    ".sarif.json": "sarif",
+    ".md": "markdown",
+}
 
 
 # Values
@@ -11415,6 +11606,20 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
     return tokens
 
 
+def link_template(text: str) -> str:
+    """Return a template of links; raise ArgumentTypeError where it cannot be one."""
+    if not re.match("(?:https?|vscode)://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} begins with none of https://, http://, vscode://"
+        )
+    if re.search(r"[{}]", LINK_FIELD.sub("", text)):
+        known = "{abspath}, {path}, {line} and {end}"
+        raise argparse.ArgumentTypeError(f"{text!r} has other fields than {known}")
+    if re.search(r"[\s<>\"'\x00-\x1f]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds what no address does")
+    return text
+
+
 def run_id_or_file(text: str) -> Union[int, str]:
     """Return the id of a run, or the path of a report."""
     # A report whose name is a number can still be named, as `./7`.
@@ -11438,6 +11643,11 @@ def positive_seconds(text: str) -> float:
 def similarity_bound(text: str) -> float:
     """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
     return number_up_to(1, text, "above 0 and up to 1")
+
+
+def percent_bound(text: str) -> float:
+    """Return a number from 0 to 100; raise ArgumentTypeError for anything else."""
+    return 0.0 if text == "0" else number_up_to(100, text, "from 0 to 100")
 
 
 def number_up_to(most: float, text: str, what: str) -> float:
@@ -11631,24 +11841,16 @@ class Option(NamedTuple):
 
 
 class OptionGroup(NamedTuple):
-    """Options that stand together in the help of a command, below a title and a description.
-
-    Exactly one of the `alternatives` must be given, if there are any.
-    """
+    """Options that stand together in the help of a command, below a title and a description."""
 
     title: str
     options: Sequence[Option]
-    alternatives: Sequence[Option] = ()
     description: Optional[str] = None
 
 
 def add_options(parser: Parser, group: OptionGroup) -> None:
     """Add the options of a group to the parser of a command."""
     added = parser.add_argument_group(group.title, group.description)
-    if group.alternatives:
-        one_of = added.add_mutually_exclusive_group(required=True)
-        for option in group.alternatives:
-            one_of.add_argument(option.name, help=option.help, **option.settings)
     for option in group.options:
         settings, text = dict(option.settings), option.help
         if option.default is not None:
@@ -11677,6 +11879,7 @@ SOURCE = {
     "action": StoreOnce,
     "remedy": "name the directory above both, since a run has one root",
 }
+SOURCE_WORD = {"metavar": "SRC", "nargs": "?"}
 # The library has the same, so that both give the same report.
 REPORT_DEFAULTS = DuplicateOptions()
 
@@ -11687,7 +11890,11 @@ EXCLUDE = Option(
 )
 SOURCE_OPTIONS = OptionGroup(
     "source",
-    [Option("--path", "source file, or directory to search", {**SOURCE, **REQUIRED}), EXCLUDE],
+    [
+        Option("source", "source file, or directory to search", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
+        EXCLUDE,
+    ],
 )
 MODEL_OPTIONS = OptionGroup(
     "model",
@@ -11745,11 +11952,12 @@ STORE_OPTIONS = OptionGroup(
 )
 REPORT_OPTIONS = OptionGroup(
     "source",
-    [Option("--run-id", "run to report on (default: the newest)", COUNT), EXCLUDE],
-    # A run knows which tree it is of; a second source could only contradict it.
-    alternatives=[
-        Option("--path", "source file or directory to read; nothing is stored", SOURCE),
+    [
+        Option("source", "source file or directory to read; nothing is stored", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
         Option("--db-path", "SQLite file that persist wrote", FILE),
+        Option("--run-id", "run to report on (default: the newest)", COUNT),
+        EXCLUDE,
     ],
 )
 KIND = Option(
@@ -11800,8 +12008,13 @@ LISTING_OPTIONS = OptionGroup(
         ),
         Option(
             "--show",
-            "print the group with this ID, or start of one, with all code and differences",
+            "print the group with this ID, or start of one: the first member, and differences",
             {"metavar": "ID"},
+        ),
+        Option(
+            "--link",
+            "where places in html and markdown lead, with {path}, {abspath}, {line}, {end}",
+            {"metavar": "TEMPLATE", "type": link_template},
         ),
     ],
 )
@@ -11823,6 +12036,11 @@ GATE_OPTIONS = OptionGroup(
             "exit 3 if groups are shown: any; new (exact or near); or a list of "
             + ", ".join(kind.name for kind in EVIDENCE),
             {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
+        ),
+        Option(
+            "--max-percent",
+            "exit 3 if more of the lines of code are in copies beyond the first",
+            {"metavar": "P", "type": percent_bound},
         ),
     ],
 )
@@ -11853,7 +12071,8 @@ PLACE_OPTIONS = OptionGroup(
 
 def output_options(*formats: str) -> OptionGroup:
     """Return the options of a command that prints its result in one of these formats."""
-    chosen = Option("--format", "form of the output", {"choices": formats}, "table")
+    meaning = "form of the output, or else what the ending of FILE says (default: table)"
+    chosen = Option("--format", meaning, {"choices": formats})
     written = Option("--output", "write to FILE instead of stdout", FILE)
     return OptionGroup("output", [chosen, written])
 
@@ -11898,7 +12117,7 @@ COMMANDS = {
             REPORT_OPTIONS,
             COMPARISON_OPTIONS,
             LISTING_OPTIONS,
-            output_options("table", "json", "html", "sarif"),
+            output_options("table", "json", "html", "sarif", "markdown"),
             GATE_OPTIONS,
         ),
         description="Report what a source tree or a stored run holds twice: the same code, similar"
@@ -12004,7 +12223,20 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespac
     args = parse_with(argv, {})
     settings = settings_for(args) if args else {}
     # Where they are is known only once the command line is read; what it gives wins.
-    return parse_with(argv, settings) if settings else args
+    args = parse_with(argv, settings) if settings else args
+    if args and "format" in args and args.format is None:
+        args.format = format_of(args.output or "", args.command)
+    return args
+
+
+def format_of(path: str, command: str) -> str:
+    """Return the form that a file name's ending says, if a command has it, or a table."""
+    # The longest first, since one ends in another.
+    for ending in sorted(FORMAT_ENDINGS, key=len, reverse=True):
+        if path.lower().endswith(ending):
+            name = FORMAT_ENDINGS[ending]
+            return name if name == "json" or command == "duplicates" else "table"
+    return "table"
 
 
 def parse_with(
@@ -12015,10 +12247,29 @@ def parse_with(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            return command_line(defaults).parse_args(argv)
+            args = command_line(defaults).parse_args(argv)
     except SystemExit:
         print_pieces([printed.getvalue()])
         return None
+    if "source" in args:
+        settle_source(args)
+    return args
+
+
+def settle_source(args: argparse.Namespace) -> None:
+    """Set `path` to the source that is named as a word; raise UsageError unless one is named."""
+    named = {"SRC": args.source, "--path": args.path}
+    if args.command == "duplicates":
+        # A run knows which tree it is of; a second source could only contradict it.
+        named["--db-path"] = args.db_path
+    given = [name for name, value in named.items() if value is not None]
+    hint = f"(see 'cds {args.command} --help')"
+    if not given:
+        raise UsageError(f"name one of {', '.join(named)} {hint}")
+    if len(given) > 1:
+        raise UsageError(f"argument {given[1]}: not allowed with argument {given[0]} {hint}")
+    if args.source is not None:
+        args.path = args.source
 
 
 if __name__ == "__main__":

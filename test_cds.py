@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import platform
 import py_compile
@@ -8515,6 +8516,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "unjudged",
         "ignored",
         "untouched",
+        "ignored",
     )
     assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
     shown, hidden = report["groups"]
@@ -8544,7 +8546,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
         "Similar code from 0.55, intents from 0.46, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
-        "  7 lines  a.py  b.py",
+        "  7 lines  a.py (50 %)  b.py (50 %)",
         "",
         "1. Exact: the same code (1 group)",
         "",
@@ -8571,7 +8573,7 @@ def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
     assert lines_of(broken)[3] == f"N{line}"
     assert json.loads("".join(cds.report_json(report)))["unparsed_count"] == 2
     assert f"<p>N{line}</p>" in "".join(cds.report_as_page(report))
-    assert cds.verdict_line(report, []) == f"gate: no groups; n{line}"
+    assert cds.group_verdict(report, []) == ["no groups", f"n{line}"]
 
 
 def test_the_table_of_a_source_tree_says_what_intents_would_need():
@@ -9050,7 +9052,7 @@ def test_page_head_has_figures_and_the_files_that_share_most():
     lines = 7 + 7 + 6
     assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
     assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
-    assert "<tr><td>7<td>a.py<td>b.py" in head
+    assert "<tr><td>7<td>a.py (100 %)<td>b.py (100 %)" in head
 
 
 def test_page_lays_out_three_sections_with_tests_and_hidden_groups_last():
@@ -10070,7 +10072,7 @@ def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
 def test_report_may_stand_beside_its_database(tmp_path, name):
     store(tmp_path / "db", [record()], root_path="/src")
     (tmp_path / "other").touch()
-    words = ("--db-path", tmp_path / "db", "--output", tmp_path / name)
+    words = ("--db-path", tmp_path / "db", "--format", "table", "--output", tmp_path / name)
     assert run("duplicates", *words) == 0
     assert (tmp_path / name).read_text().startswith("Run 1 of /src")
 
@@ -10392,7 +10394,8 @@ def test_stored_run_of_another_language_gives_the_report_of_its_tree(tmp_path, c
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
 
 
-def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
+def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     source, db, out = (
         tree(tmp_path / "s", {"a.py": TWICE}),
         tmp_path / "db",
@@ -10403,7 +10406,7 @@ def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
     report = ("duplicates", "--db-path", db)
     assert run(*report, "--run-id", 1) == 0
     text = capsys.readouterr().out
-    assert "2. Near: similar code (1 group)" in text and "  a.py:1-7  total" in text
+    assert "2. Near: similar code (1 group)" in text and "  s/a.py:1-7  total" in text
     assert run(*report, "--run-id", 1, "--format", "json", "--output", out) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["run"]["id"] == 1
     assert run(*report, "--fail-on", "any") == 0
@@ -10740,7 +10743,8 @@ def test_a_file_with_errors_counts_as_touched(tmp_path, capsys):
     assert "not compared: code with 1 analyzer error" in err
 
 
-def test_show_takes_the_start_of_an_id(tmp_path, capsys):
+def test_show_takes_the_start_of_an_id(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     source = tree(
         tmp_path / "src", {"a.py": TWICE, "b.py": OTHER, "c.py": OTHER, "d.py": "def f(): pass"}
     )
@@ -10750,7 +10754,9 @@ def test_show_takes_the_start_of_an_id(tmp_path, capsys):
     assert run(*command, first) == run(*command, first[:4]) == 0
     out = capsys.readouterr().out
     assert out.count(f"{first}  exact, 2 copies, 5 statements\n") == 2
-    assert out.count("1. b.py:1-6  load\n\ndef load(path):\n") == 2
+    assert out.count("1. src/b.py:1-6  load\n\ndef load(path):\n") == 2
+    same = "src/c.py:1-6 is the same text as src/b.py:1-6"
+    assert out.count(f"2. src/c.py:1-6  load\n\n{same}\n") == 2
     assert run(*command, "x", "--output", tmp_path / "out") == 2
     assert capsys.readouterr().err.endswith("cds: --show: no group has an id that starts with x\n")
     assert run(*command, "") == 2
@@ -10830,7 +10836,7 @@ def test_a_huge_baseline_is_refused_unread(tmp_path, capsys):
     ("words", "says"),
     [
         (["--path", "src", "--db-path", "db"], "not allowed with argument --path"),
-        ([], "one of the arguments --path --db-path is required"),
+        ([], "name one of SRC, --path, --db-path"),
         (["--path", "src", "--run-id", "1"], "--run-id: needs --db-path"),
         (["--path", "src", "--against", "1"], "--against: a run id needs --db-path"),
         (["--path", "none"], "--path: none does not exist"),
@@ -11258,7 +11264,8 @@ def test_since_fetches_nothing(repository, capsys, number):
 
 
 @needs_git
-def test_since_marks_what_is_new(repository, capsys):
+def test_since_marks_what_is_new(repository, capsys, monkeypatch):
+    monkeypatch.chdir(repository / "src")
     commit(repository, {"src/c.py": f"# A comment.\n{OTHER}", "src/d.py": f"x = 1\n\n\n{OTHER}"})
     assert gate(repository) == 3
     shown = capsys.readouterr().out.splitlines()
@@ -11284,14 +11291,15 @@ def test_since_marks_the_edit_that_makes_a_pair(repository, capsys):
 
 
 @needs_git
-def test_since_tells_the_head_of_what_is_shown(repository, capsys):
+def test_since_tells_the_head_of_what_is_shown(repository, capsys, monkeypatch):
+    monkeypatch.chdir(repository / "src")
     assert gate(repository) == 0
     assert "In copies beyond the first: 0.0 %" in capsys.readouterr().out
     add_a_copy(repository)
     assert gate(repository) == 3
     shown = capsys.readouterr().out
-    assert "6 lines  c.py  d.py" in shown
-    assert "a.py  b.py" not in shown
+    assert "6 lines  c.py (100 %)  d.py (100 %)  a copied file" in shown
+    assert "a.py (" not in shown
 
 
 @needs_git
@@ -11520,6 +11528,187 @@ def test_accepted_group_of_a_baseline_is_known(tmp_path, capsys):
     assert run(*command) == 3
 
 
+# Everyday options
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("model-build",), ("enrich-intent", *LOCAL), ("persist", *LOCAL), ("duplicates",)],
+    ids=operator.itemgetter(0),
+)
+def test_source_may_be_named_without_its_option(tmp_path, capsys, command):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    ending = ("--db-path", tmp_path / "db") if command[0] == "persist" else ()
+    assert run(*command, source, *ending) == 0
+    assert run(*command, source, "--path", source, *ending) == 2
+    assert "argument --path: not allowed with argument SRC" in capsys.readouterr().err
+    assert run(*command, source, source, *ending) == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+    assert run(*command, *(ending if command[0] == "persist" else ())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("out.json", "{"),
+        ("OUT.JSON", "{"),
+        ("out.html", "<!doctype html>"),
+        ("out.sarif", "{"),
+        ("out.sarif.json", "{"),
+        ("out.md", "**2 groups of copies**"),
+        ("out.txt", "3 records"),
+        ("json", "3 records"),
+    ],
+)
+def test_format_follows_from_the_ending(tmp_path, name, start):
+    source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL, "c.py": TOTAL_RENAMED})
+    output = tmp_path / name
+    assert run("duplicates", source, "--output", output) == 0
+    text = output.read_text()
+    assert text.lower().startswith(start.lower())
+    assert ("sarif" in name) == ("$schema" in text)
+    assert run("duplicates", source, "--output", output, "--format", "table") == 0
+    assert output.read_text().startswith("3 records")
+
+
+def test_ending_says_no_format_that_a_command_lacks(tmp_path):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    assert run("model-build", source, "--output", tmp_path / "out.html") == 0
+    assert (tmp_path / "out.html").read_text().startswith("KIND")
+
+
+def test_table_tells_places_as_seen_from_the_current_directory(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path / "src", {"x/a.py": TWICE, "b.py": TWICE, "c.py": with_comment(OTHER)})
+    monkeypatch.chdir(tmp_path)
+    assert run("duplicates", "src") == 0
+    shown = capsys.readouterr().out
+    assert "\n  src/x/a.py:1-7  total" in shown
+    assert " src/b.py (" in shown and "hide nothing: src/c.py:1" in shown
+    monkeypatch.chdir(source / "x")
+    assert run("duplicates", "..") == 0
+    assert "\n  a.py:1-7  total" in capsys.readouterr().out
+    assert run("duplicates", source / "b.py") == 0
+    assert "\n  ../b.py:1-7  total" in capsys.readouterr().out
+
+
+@needs_git
+def test_json_tells_version_and_root_in_the_work_tree(repository, capsys):
+    for source, root in ((repository, "."), (repository / "src", "src")):
+        assert run("duplicates", source, "--format", "json") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["version"], report["root"]) == (cds.__version__, root)
+    shutil.rmtree(repository / ".git")
+    assert run("duplicates", repository / "src", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["root"] == "src"
+
+
+@pytest.mark.parametrize(
+    ("percent", "code", "than"),
+    [("30", 3, "more"), ("0", 3, "more"), ("36", 0, "not more"), ("100", 0, "not more")],
+)
+def test_max_percent_is_a_gate(tmp_path, capsys, percent, code, than):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL, "c.py": OTHER, "tests/d.py": OTHER})
+    assert run("duplicates", source, "--max-percent", percent) == code
+    told = f"gate: 35.0 % of the lines of code are copies, {than} than {percent} %"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert run("duplicates", source, "--max-percent", percent, "--fail-on", "any") == 3
+    assert f"{told}; 2 groups: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("percent", ["-1", "101", "nan", "x"])
+def test_max_percent_is_a_percentage(tmp_path, capsys, percent):
+    assert run("duplicates", tmp_path, f"--max-percent={percent}") == 2
+    assert "is not a number from 0 to 100" in capsys.readouterr().err
+
+
+# Markdown and links
+
+
+def markdown_of(capsys, *options):
+    assert run("duplicates", *options, "--format", "markdown") in (0, 3)
+    return capsys.readouterr().out
+
+
+def test_markdown_has_the_verdict_first_and_then_the_groups(tmp_path, capsys, monkeypatch):
+    tree(tmp_path, {"src/a.py": OTHER, "src/b.py": OTHER})
+    monkeypatch.chdir(tmp_path)
+    text = markdown_of(capsys, "src", "--fail-on", "any")
+    lines = text.splitlines()
+    group = lines[0].split(": ")[-1].rstrip("*")
+    assert lines == [
+        f"**gate: 1 group: {group}**",
+        "",
+        "### 1. Exact: the same code",
+        "",
+        f"`{group}` 2 copies, 5 statements",
+        "",
+        "- `src/a.py:1-6` `load`",
+        "- `src/b.py:1-6` `load`",
+    ]
+
+
+def test_markdown_stays_small(tmp_path, capsys):
+    for number in range(300):
+        tree(
+            tmp_path,
+            {
+                f"{'d' * 60}/{number}/a.py": OTHER.replace("load", f"g{number}"),
+                f"{'d' * 60}/{number}/b.py": OTHER.replace("load", f"g{number}"),
+            },
+        )
+    text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
+    assert 50_000 < len(text.encode()) <= 60_000
+    assert re.search(r"\n\d+ more groups: `--format json` has them\n\Z", text)
+
+
+@pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
+def test_markdown_shows_names_as_they_are(name):
+    shown = cds.code_span(name)
+    fence = re.match("`+", shown)[0]
+    inner = shown.removeprefix(fence).removesuffix(fence)
+    assert fence not in inner
+    assert inner.strip(" ") == cds.one_line(name)
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("template", "start"),
+    [
+        ("https://e.org/blob/main/{path}#L{line}-L{end}", "https://e.org/blob/main/src/a.py#L1-L6"),
+        ("vscode://file{abspath}:{line}", "vscode://file{root}/src/a.py:1"),
+    ],
+)
+def test_link_leads_to_the_code(repository, capsys, template, start):
+    tree(repository, {"src/a.py": OTHER, "src/b.py": "", "src/c x.py": OTHER})
+    address = start.replace("{root}", urllib.parse.quote(str(repository)))
+    text = markdown_of(capsys, repository / "src", "--link", template)
+    assert f"](<{address}>)" in text
+    assert "c%20x.py" in text
+    assert run("duplicates", repository / "src", "--link", template, "--format", "html") == 0
+    assert f'<a href="{html.escape(address)}">' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "javascript:alert(1)",
+        "file:///{path}",
+        "https://e.org/{x}",
+        "http://e.org/{path",
+        " https://",
+    ],
+)
+def test_link_that_is_none_is_refused(tmp_path, capsys, template):
+    command = ("duplicates", tmp_path, "--format", "markdown", "--link", template)
+    assert run(*command) == 2
+    assert "--link" in capsys.readouterr().err
+
+
+def test_link_needs_a_form_that_has_links(tmp_path, capsys):
+    assert run("duplicates", tmp_path, "--link", "https://e.org/{path}") == 2
+    assert "--link: links stand in --format html and markdown" in capsys.readouterr().err
+
+
 # What exists already
 
 CHUNKS = '''\
@@ -11745,9 +11934,9 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
                     "--intent-similarity",
                     "--intents",
                 ],
-                ["--touching", "--top", "--show"],
+                ["--touching", "--top", "--show", "--link"],
                 ["--format", "--output"],
-                ["--since", "--against", "--fail-on"],
+                ["--since", "--against", "--fail-on", "--max-percent"],
             ],
         }[command]
     )
@@ -12249,7 +12438,9 @@ def readme_commands(language):
     """Return the words of each command in the README's blocks of a language."""
     blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     lines = [
-        line.strip().removeprefix("- run: ") for block in blocks for line in block.splitlines()
+        re.sub("^(- run|entry): ", "", line.strip())
+        for block in blocks
+        for line in block.splitlines()
     ]
     commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
     return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
@@ -12273,6 +12464,7 @@ def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, 
 
 @needs_git
 @needs_readme
+@pytest.mark.parametrize("number", [0, 1], ids=["workflow", "pre-commit"])
 @pytest.mark.parametrize(
     ("after", "code"),
     [
@@ -12280,14 +12472,14 @@ def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, 
         pytest.param({"a.py": TWICE, "c.py": TOTAL}, 3, id="copy added"),
     ],
 )
-def test_readme_gate_fails_on_what_a_change_adds(tmp_path, monkeypatch, after, code):
+def test_readme_gates_fail_on_what_a_change_adds(tmp_path, monkeypatch, after, code, number):
     monkeypatch.chdir(tmp_path)
     git(tmp_path, "init", "--quiet")
     commit(tmp_path, {"src/a.py": TWICE})
     git(tmp_path, "branch", "origin/main")
     (tmp_path / "src/a.py").unlink()
     tree(tmp_path / "src", after)
-    words = [word.replace("$GITHUB_BASE_REF", "main") for word in readme_commands("yaml")[0]]
+    words = [word.replace("$GITHUB_BASE_REF", "main") for word in readme_commands("yaml")[number]]
     assert run(*words) == code
 
 
