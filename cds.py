@@ -47,7 +47,7 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Evidence,
 Fragments, Similarity, Intents, Groups, Report, Baseline, Find, JSON, Tables, Page, Markdown, SARIF,
-Files, Commands, Command line. A call goes to a room above or within its own.
+Files, Session, Commands, Command line. A call goes to a room above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -1238,8 +1238,9 @@ class Blob(NamedTuple):
 class PastTree:
     """What a commit holds of a directory; the `blobs` are by their paths below it."""
 
-    def __init__(self, git: Git, root: str, blobs: Mapping[str, Blob]) -> None:
+    def __init__(self, git: Git, commit: str, root: str, blobs: Mapping[str, Blob]) -> None:
         self.git = git
+        self.commit = commit
         self.root = root
         self.blobs = blobs
         self.items: dict[str, dict[str, Listed]] = collections.defaultdict(dict)
@@ -1312,7 +1313,7 @@ def tree_since(root: str, revision: str) -> PastTree:
         blobs = dict(past_blobs(git, top, commit, inside))
     if name:
         blobs = {name: blobs[name]} if name in blobs else {}
-    return PastTree(git, directory, blobs)
+    return PastTree(git, commit, directory, blobs)
 
 
 def past_sources(
@@ -10509,6 +10510,155 @@ def is_closed_pipe(error: OSError) -> bool:
     return os.name == "nt" and error.errno == errno.EINVAL
 
 
+# ---- Session --------------------------------------------------------------------------------
+#
+# The Model Context Protocol (https://modelcontextprotocol.io/specification/2025-06-18): requests of
+# JSON-RPC 2.0 come in, a line each, and replies go out. Nothing is kept from one to the next.
+
+PROTOCOL_VERSIONS = ("2025-06-18", "2025-03-26", "2024-11-05")  # the newest first
+MESSAGE_BYTES = 1 << 22
+NO_JSON, NO_REQUEST, NO_METHOD, WRONG_PARAMETERS = -32700, -32600, -32601, -32602
+Json = Mapping[str, Any]
+
+
+class Tool(NamedTuple):
+    """What a client may call: `answer` gets the arguments, and returns text or raises CdsError.
+
+    `parameters` are those that there are, in JSON Schema.
+    """
+
+    description: str
+    parameters: Mapping[str, Json]
+    answer: Callable[[Json], str]
+
+
+class ProtocolError(Exception):
+    """A request cannot be answered; the text is for the client."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def serve(
+    read_line: Callable[[int], bytes], write: Callable[[str], object], tools: Mapping[str, Tool]
+) -> None:
+    """Answer what comes, until there is no more; `read_line(size)` gives so many bytes at most."""
+    is_whole = True
+    while line := read_line(MESSAGE_BYTES):
+        # The rest of a line that is too long has been answered with its beginning.
+        if is_whole and line.strip():
+            reply = reply_to(line, tools)
+            if reply is not None:
+                write(json.dumps(reply) + "\n")
+        is_whole = line.endswith(b"\n")
+
+
+def reply_to(line: bytes, tools: Mapping[str, Tool]) -> object:
+    """Return the reply to a line, or None where there is none."""
+    try:
+        message = json.loads(line.decode(), parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return failure(None, ProtocolError(NO_JSON, "this line is no JSON in UTF-8"))
+    if not isinstance(message, list) or not message:
+        return reply_to_message(message, tools)
+    # The revision of 2025-03-26 has batches.
+    replies = [reply_to_message(one, tools) for one in message]
+    return [reply for reply in replies if reply is not None] or None
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and infinities, which no other JSON parser takes."""
+    raise ValueError(name)
+
+
+def reply_to_message(message: object, tools: Mapping[str, Tool]) -> Optional[Json]:
+    """Return the reply to a request; None for a notification, or a reply to no request."""
+    try:
+        number, method = request_in(message)
+    except ProtocolError as error:
+        return failure(None, error)
+    if number is None:
+        return None
+    assert isinstance(message, dict)  # or it would be no request
+    try:
+        result = result_of(method, message.get("params", {}), tools)
+    except ProtocolError as error:
+        return failure(number, error)
+    return {"jsonrpc": "2.0", "id": number, "result": result}
+
+
+def request_in(message: object) -> tuple[Union[str, float, None], str]:
+    """Return the id and the method of a request; the id is None where no reply is expected."""
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        raise ProtocolError(NO_REQUEST, "this is no message of JSON-RPC 2.0")
+    number, method = message.get("id"), message.get("method")
+    if method is None and ("result" in message or "error" in message):
+        return None, ""
+    if not isinstance(method, str):
+        raise ProtocolError(NO_REQUEST, "a request names a method")
+    if "id" not in message:
+        return None, method
+    if isinstance(number, bool) or not isinstance(number, (str, int, float)):
+        raise ProtocolError(NO_REQUEST, "the id of a request is a text or a number")
+    return number, method
+
+
+def failure(number: Union[str, float, None], error: ProtocolError) -> Json:
+    """Return the reply that says what is wrong."""
+    told = {"code": error.code, "message": str(error)}
+    return {"jsonrpc": "2.0", "id": number, "error": told}
+
+
+def result_of(method: str, parameters: object, tools: Mapping[str, Tool]) -> Json:
+    """Return the result of a request; raise ProtocolError."""
+    if not isinstance(parameters, dict):
+        raise ProtocolError(WRONG_PARAMETERS, "params must be an object")
+    if method == "initialize":
+        return greeting(parameters)
+    if method == "ping":
+        return {}
+    if method == "tools/list":
+        return {"tools": [listed_tool(name, tool) for name, tool in tools.items()]}
+    if method == "tools/call":
+        return call_result(parameters, tools)
+    raise ProtocolError(NO_METHOD, f"there is no method {method}")
+
+
+def greeting(parameters: Json) -> Json:
+    """Return what the client is told first: the revision that it asked for, or the newest."""
+    wanted = parameters.get("protocolVersion")
+    return {
+        "protocolVersion": wanted if wanted in PROTOCOL_VERSIONS else PROTOCOL_VERSIONS[0],
+        "capabilities": {"tools": {}},
+        "serverInfo": {"name": "cds", "version": __version__},
+    }
+
+
+def listed_tool(name: str, tool: Tool) -> Json:
+    """Return what a client is told of a tool."""
+    schema = {"type": "object", "properties": tool.parameters, "additionalProperties": False}
+    return {"name": name, "description": tool.description, "inputSchema": schema}
+
+
+def call_result(parameters: Json, tools: Mapping[str, Tool]) -> Json:
+    """Return what a tool answers; that it was called wrongly is an answer too, to learn from."""
+    name, arguments = parameters.get("name"), parameters.get("arguments", {})
+    if not isinstance(name, str) or name not in tools:
+        raise ProtocolError(WRONG_PARAMETERS, f"there is no tool {name!r}")
+    if not isinstance(arguments, dict):
+        raise ProtocolError(WRONG_PARAMETERS, "arguments must be an object")
+    try:
+        for unknown in arguments.keys() - tools[name].parameters.keys():
+            raise UsageError(f"{unknown!r} is none of {', '.join(tools[name].parameters)}")
+        text, is_error = tools[name].answer(arguments), False
+    except CdsError as error:
+        text, is_error = str(error), True
+    except (OSError, ValueError) as error:  # such as a NUL where a path is expected
+        text, is_error = describe_error(error), True
+    return {"content": [{"type": "text", "text": text}], "isError": is_error}
+
+
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
@@ -10701,20 +10851,22 @@ def file_identity(path: str) -> object:
 class SourceTree(NamedTuple):
     """An analyzed source tree: its files, and what they hold, in the order of the source.
 
-    `facts` are those of the records, in their order.
+    `facts` are those of the records, in their order. `kept` is for what was made of it, by what
+    it was made for, so that a second question need not wait for it.
     """
 
     sources: Sequence[Source]
     records: Records
     facts: Sequence[Facts]
     errors: Errors
+    kept: dict[Hashable, Any]
 
 
 def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
     """Return what an analyzer found in sources as a tree."""
     symbols = sorted(analysis.symbols, key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
-    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors)
+    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors, {})
 
 
 def build_records(
@@ -10986,41 +11138,49 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     check_output(args.output)
     check_gate(args)
     refuse_overwriting("--output", args.output, report_inputs(args))
+    report, baseline = judged_report(args)
+    # 2. The gate judges exactly the groups that the report shows.
+    hits = gate_hits(report, args.fail_on)
+    verdict = verdict_line(args, report, hits, baseline)
+    write_report(args, report, verdict)
+    # On stderr too, because the report itself may go to a file that no log of CI shows.
+    if verdict:
+        log(verdict)
+    is_hit = (hits and args.fail_on) or has_too_many_copies(args, report)
+    return EXIT_GATE if is_hit else EXIT_DONE
+
+
+def judged_report(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
+    """Return the report with all hidden that is not asked for, and what it was compared with."""
     report, baseline, past = read_reports(args)
     # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
     # elsewhere would seem stale. And it says what is new, which no comment accepts.
     touched = touched_files(args, report)
-    # 2. The baseline goes before the hiding of what is not touched: otherwise each accepted group
+    # The baseline goes before the hiding of what is not touched: otherwise each accepted group
     # elsewhere would seem stale. And it says what is new, which no comment accepts.
     if baseline is not None:
         report = compare_reports(args, report, baseline, past)
     report = hide_accepted(report)
     if touched is not None:
         report = hide_untouched(report, touched)
-    # 3. So the gate judges exactly the groups that the report shows.
-    hits = gate_hits(report, args.fail_on)
-    verdict = "; ".join(verdict_parts(args, report, hits, baseline))
-    write_report(args, report, verdict and f"gate: {verdict}")
-    # On stderr too, because the report itself may go to a file that no log of CI shows.
-    if verdict:
-        log(f"gate: {verdict}")
-    is_hit = (hits and args.fail_on) or has_too_many_copies(args, report)
-    return EXIT_GATE if is_hit else EXIT_DONE
+    return report, baseline
 
 
-def verdict_parts(
+def verdict_line(
     args: argparse.Namespace,
     report: Report,
     hits: Sequence[CloneGroup],
     baseline: Optional[Report],
-) -> Iterator[str]:
-    """Yield what the gates have to say, if there are any."""
+) -> str:
+    """Return what the gates have to say, or nothing if there are none."""
+    parts = []
     if args.max_percent is not None:
         than = "more" if has_too_many_copies(args, report) else "not more"
         percent = f"{copied_percent(report):.1f} % of the lines of code are copies"
-        yield f"{percent}, {than} than {args.max_percent:g} %"
+        parts.append(f"{percent}, {than} than {args.max_percent:g} %")
     if args.against or args.since or args.fail_on:
-        yield from group_verdict(report, hits, baseline)
+        parts += group_verdict(report, hits, baseline)
+    return f"gate: {'; '.join(parts)}" if parts else ""
 
 
 def has_too_many_copies(args: argparse.Namespace, report: Report) -> bool:
@@ -11129,18 +11289,22 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    return report_on_tree(args, read_tree(args))
+    return report_on_tree(args, args.read_tree(args))
 
 
 def report_on_tree(args: argparse.Namespace, tree: SourceTree) -> Report:
     """Return the report on a source tree."""
-    return build_report(
-        tree.records,
-        duplicate_options(args),
-        error_count=len(tree.errors),
-        error_paths=[error.file_path for error in tree.errors],
-        facts=tree.facts,
-    )
+    options = duplicate_options(args)
+    if options not in tree.kept:
+        tree.kept[options] = build_report(
+            tree.records,
+            options,
+            error_count=len(tree.errors),
+            error_paths=[error.file_path for error in tree.errors],
+            facts=tree.facts,
+        )
+    report: Report = tree.kept[options]
+    return report
 
 
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
@@ -11167,13 +11331,23 @@ def reports_since(args: argparse.Namespace) -> tuple[Report, Report, Past]:
     # First, since what is wrong with the revision must be told of before any work.
     with named_errors("--since"):
         earlier = tree_since(args.path, args.since)
-    tree = read_tree(args)
+    tree = args.read_tree(args)
     report = report_on_tree(args, tree)
+    key = (earlier.commit, duplicate_options(args))
+    if key not in tree.kept:
+        tree.kept[key] = report_before(args, earlier, tree, report)
+    baseline, past = tree.kept[key]
+    return report._replace(since=args.since), baseline, past
+
+
+def report_before(
+    args: argparse.Namespace, earlier: PastTree, tree: SourceTree, report: Report
+) -> tuple[Report, Past]:
+    """Return the report on what a tree was, as far as `compare_since` needs it, and what stood."""
     files = {source.file_path for source in tree.sources if earlier.holds(source)}
     changed = read_changed(args, earlier, files)
-    both = tree_before(changed, tree, files, places_to_compare(report, files))
-    past = Past(files, standing_definitions(changed))
-    return report._replace(since=args.since), report_on_tree(args, both), past
+    before = tree_before(changed, tree, files, places_to_compare(report, files))
+    return report_on_tree(args, before), Past(files, standing_definitions(changed))
 
 
 def read_changed(
@@ -11204,7 +11378,7 @@ def tree_before(
             # The others stay for their sentences: how much a word weighs depends on all.
             is_compared = sort_key(record) in compared
             facts.append(known if is_compared else known._replace(labels=()))
-    return SourceTree([], records, facts, changed.errors)
+    return SourceTree([], records, facts, changed.errors, {})
 
 
 def standing_definitions(tree: SourceTree) -> set[tuple[Identity, str]]:
@@ -11486,12 +11660,15 @@ def run_find(args: argparse.Namespace, *_: object) -> int:
     refuse_overwriting("--output", args.output, [*read, *database_of(args)])
     snippets = read_snippets(args) if args.code is not None else []
     index, directory = find_index(args)
-    if snippets:
-        hits = index.by_code(snippets, args.code_similarity)
-    else:
-        hits = index.by_words(args.question)
-    write_hits(args, index, hits, directory)
+    write_hits(args, index, hits_in(args, index, snippets), directory)
     return EXIT_DONE
+
+
+def hits_in(args: argparse.Namespace, index: FindIndex, snippets: Sequence[Snippet]) -> list[Hit]:
+    """Return what is like the snippets, or has the words, that the command line asks for."""
+    if snippets:
+        return index.by_code(snippets, args.code_similarity)
+    return index.by_words(args.question)
 
 
 def check_question(args: argparse.Namespace) -> None:
@@ -11512,17 +11689,23 @@ def check_question(args: argparse.Namespace) -> None:
 def read_snippets(args: argparse.Namespace) -> list[Snippet]:
     """Return the code that `--code` names, definition by definition."""
     name = "stdin" if args.code == "-" else args.code
-    analyzer = make_analyzer(args, with_facts=True)
     try:
         content = sys.stdin.buffer.read() if args.code == "-" else read_bytes(args.code)
     except OSError as error:
         raise UsageError(f"--code: {name} cannot be read: {describe_error(error)}") from error
+    with named_errors("--code"):
+        return parsed_snippets(args, content, name)
+
+
+def parsed_snippets(args: argparse.Namespace, content: bytes, name: str) -> list[Snippet]:
+    """Return the code in the bytes of a source, definition by definition; raise UsageError."""
+    analyzer = make_analyzer(args, with_facts=True)
     with parsing_quietly():
         try:
             return snippets_in(analyzer, decode_source(content))
         except (SyntaxError, ValueError) as error:
             remedy = "give whole definitions or statements"
-            raise UsageError(f"--code: {name}: {describe_error(error)}: {remedy}") from error
+            raise UsageError(f"{name}: {describe_error(error)}: {remedy}") from error
 
 
 def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
@@ -11530,15 +11713,23 @@ def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
     if args.db_path is None:
         args.path = args.path or os.curdir
         check_path(args)
-        tree = read_tree(args)
-        records, facts = tree.records, tree.facts
+        tree = args.read_tree(args)
         root = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
-    else:
-        with named_errors("--db-path", RUN_REMEDY):
-            run, records = read_run(args.db_path, args.run_id)
-        facts = make_analyzer(args).facts(records)
-        root = restored_path(str(run["root_path"]))
-    return FindIndex(candidates_among(records, facts, args.kind)), root
+        return index_of(args, tree), root
+    with named_errors("--db-path", RUN_REMEDY):
+        run, records = read_run(args.db_path, args.run_id)
+    facts = make_analyzer(args).facts(records)
+    candidates = candidates_among(records, facts, args.kind)
+    return FindIndex(candidates), restored_path(str(run["root_path"]))
+
+
+def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
+    """Return what the definitions of a source tree are found by."""
+    if args.kind not in tree.kept:
+        candidates = candidates_among(tree.records, tree.facts, args.kind)
+        tree.kept[args.kind] = FindIndex(candidates)
+    index: FindIndex = tree.kept[args.kind]
+    return index
 
 
 def write_hits(
@@ -11549,6 +11740,179 @@ def write_hits(
         write_pieces(args, hits_json(index, hits[: args.top]))
         return
     write_lines(args, hits_as_lines(index, hits, args.top, directory), is_fitted=True)
+
+
+# The same for agents
+
+
+class KeptTree:
+    """A source tree that is read again and again: only what has changed is analyzed again.
+
+    A file has changed if its size or its time of change has. `intents` are those of stored code, by
+    its md5sum.
+    """
+
+    def __init__(self, intents: Mapping[str, str]) -> None:
+        self.intents = intents
+        self.stamps: dict[str, object] = {}
+        self.analyses: dict[str, Analysis] = {}
+        self.tree = source_tree([], Analysis([], []))
+
+    def read(self, args: argparse.Namespace) -> SourceTree:
+        """Return the tree as it is now; it is the same object if nothing has changed."""
+        analyzer = make_analyzer(args, with_facts=True)
+        search = search_source(args, analyzer, "--output", None)
+        stamps = {source.file_path: file_stamp(source.path) for source in search.sources}
+        if stamps == self.stamps:
+            return self.tree
+        changed = [
+            source
+            for source in search.sources
+            if stamps[source.file_path] != self.stamps.get(source.file_path)
+        ]
+        # Without any source this refuses to go on.
+        analysis = analyze_found(args, analyzer, search._replace(sources=changed or search.sources))
+        found = by_file(changed or search.sources, analysis)
+        kept = {path: one for path, one in self.analyses.items() if path in stamps}
+        self.analyses, self.stamps = {**kept, **found}, stamps
+        self.tree = self._tree(search.sources)
+        return self.tree
+
+    def _tree(self, sources: Sequence[Source]) -> SourceTree:
+        analysis = Analysis([], [])
+        for source in sources:
+            symbols, errors = self.analyses[source.file_path]
+            analysis.symbols.extend(symbols)
+            analysis.errors.extend(errors)
+        tree = source_tree(sources, analysis)
+        return tree._replace(records=[self._with_intent(record) for record in tree.records])
+
+    def _with_intent(self, record: Record) -> Record:
+        intent = self.intents.get(record.md5sum)
+        return record._replace(intent=intent, intent_status=SUCCESS) if intent else record
+
+
+def file_stamp(path: str) -> object:
+    """Return what is the same as long as nobody writes to a file."""
+    try:
+        found = os.stat(path)
+    except OSError:  # the analysis meets it again, and tells
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis]:
+    """Return what was found in each of the sources, by its path."""
+    found = {source.file_path: Analysis([], []) for source in sources}
+    for symbol in analysis.symbols:
+        found[symbol.file_path].symbols.append(symbol)
+    for error in analysis.errors:
+        if error.file_path in found:  # or it is a directory that cannot be read
+            found[error.file_path].errors.append(error)
+    return found
+
+
+def run_mcp(args: argparse.Namespace, *_: object) -> int:
+    """Answer an agent on stdin and stdout until stdin ends."""
+    check_path(args)
+    intents: dict[str, str] = {}
+    if args.db_path is not None:
+        with named_errors("--db-path", RUN_REMEDY):
+            records = read_run(args.db_path, None)[1]
+        intents = {one.md5sum: one.intent for one in records if one.intent}
+    tools = tools_for(args, KeptTree(intents))
+
+    def write(reply: str) -> None:
+        print_pieces([reply])
+        flush(sys.stdout)
+
+    serve(sys.stdin.buffer.readline, write, tools)
+    return EXIT_DONE
+
+
+def tools_for(args: argparse.Namespace, kept: KeptTree) -> dict[str, Tool]:
+    """Return the tools that answer for a source tree."""
+
+    def options(*words: str) -> argparse.Namespace:
+        # As on the command line, so that an agent gets what a person does, and settings hold.
+        parsed: argparse.Namespace = args.parse([*words, f"--path={args.path}"])
+        parsed.workers, parsed.analyzers = args.workers, args.analyzers
+        parsed.read_tree = kept.read
+        return parsed
+
+    return {
+        "find": Tool(
+            "Find what does something already, before you write it: say in words what it does, or"
+            " give code.",
+            {
+                "words": {"type": "string", "description": "what it does, in a few words"},
+                "code": {"type": "string", "description": "definitions or statements instead"},
+                "top": {"type": "integer", "description": "how many hits, 10 if not given"},
+            },
+            lambda given: find_answer(options("find", *option_words(given, "top")), given),
+        ),
+        "duplicates": Tool(
+            "List code that is there several times. Say since which revision it must be new, such"
+            " as origin/main, or which files it must touch.",
+            {
+                "since": {"type": "string", "description": "revision of git"},
+                "touching": {"type": "array", "items": {"type": "string"}},
+                "top": {"type": "integer", "description": "how many groups of each section"},
+            },
+            lambda given: duplicates_answer(options("duplicates", *option_words(given, *given))),
+        ),
+        "show": Tool(
+            "Show a group of duplicates: the first member, and how the others differ from it.",
+            {"id": {"type": "string", "description": "stands in front of the group"}},
+            lambda given: show_answer(options("duplicates"), str(given.get("id", ""))),
+        ),
+    }
+
+
+def option_words(given: Json, *names: str) -> list[str]:
+    """Return arguments as words of a command line."""
+    words = []
+    for name in names:
+        value = given.get(name, [])
+        for one in value if isinstance(value, list) else [value]:
+            words.append(f"--{name}={one}")
+    return words
+
+
+def find_answer(args: argparse.Namespace, given: Json) -> str:
+    """Return what does what the arguments of a tool ask for, as text."""
+    args.words = str(given.get("words", "")).split()
+    args.code = given.get("code")
+    check_question(args)
+    content = str(args.code or "").encode("utf-8", "surrogatepass")
+    snippets = parsed_snippets(args, content, "code") if args.code is not None else []
+    index, directory = find_index(args)
+    hits = hits_in(args, index, snippets)
+    return plain_text(hits_as_lines(index, hits, args.top, directory))
+
+
+def duplicates_answer(args: argparse.Namespace) -> str:
+    """Return a report as text, with its verdict where it was compared."""
+    check_gate(args)
+    report, baseline = judged_report(args)
+    lines = list(
+        report_as_lines(report_seen_from_here(root_directory(report, args), report), args.top)
+    )
+    hits = gate_hits(report, None)
+    verdict = verdict_line(args, report, hits, baseline)
+    return plain_text([*lines, Line(verdict)] if verdict else lines)
+
+
+def show_answer(args: argparse.Namespace, start: str) -> str:
+    """Return the group whose id begins so as text."""
+    report, _ = judged_report(args)
+    group = named_group(report, start)
+    return plain_text(group_as_lines(group_seen_from_here(root_directory(report, args), group)))
+
+
+def plain_text(lines: Iterable[Line]) -> str:
+    """Return lines as a text."""
+    return "\n".join(styled_lines(lines, None, False))
 
 
 # ---- Command line ---------------------------------------------------------------------------
@@ -12046,6 +12410,14 @@ GATE_OPTIONS = OptionGroup(
 )
 
 
+SESSION_OPTIONS = OptionGroup(
+    "source",
+    [
+        Option("source", "source file or directory to answer for", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
+        Option("--db-path", "take intents from the newest run of this SQLite file", FILE),
+    ],
+)
 QUESTION_OPTIONS = OptionGroup(
     "question",
     [
@@ -12130,6 +12502,13 @@ COMMANDS = {
         description="Find what does something already, said in words or by its code.",
         example="cds find 'split a list into chunks' --path src",
     ),
+    "mcp": CommandSpec(
+        run=run_mcp,
+        groups=(SESSION_OPTIONS,),
+        description="Answer find and duplicates for an agent, over the Model Context Protocol on"
+        " stdin and stdout.",
+        example="cds mcp --path src",
+    ),
 }
 
 
@@ -12213,6 +12592,8 @@ def run_command_line(
         # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
+        args.read_tree = read_tree
+        args.parse = parse_arguments
         code: int = args.run(args, make_client, interrupts)
     # The work was saved, but it is not the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code

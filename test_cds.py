@@ -11879,6 +11879,265 @@ def test_find_fits_the_terminal(library):
     assert max(map(len, shown.splitlines())) <= 40 + len("\x1b[1;36m\x1b[m")
 
 
+# The same for agents
+
+
+def request(method, number=1, **params):
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
+
+
+def replies(*lines, tools=None):
+    """Return what a session with these lines replies, as text and read."""
+    echo = cds.Tool("Says the same.", {"text": {"type": "string"}}, echo_answer)
+    written = []
+    stream = io.BytesIO(b"\n".join(lines) + b"\n")
+    cds.serve(stream.readline, written.append, tools or {"echo": echo})
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in written)
+    return [json.loads(line) for line in written]
+
+
+def echo_answer(given):
+    if "text" not in given:
+        raise cds.UsageError("text: is missing")
+    return given["text"] * 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("2025-06-18", "2025-06-18"),
+        ("2025-03-26", "2025-03-26"),
+        ("2024-11-05", "2024-11-05"),
+        ("2099-01-01", "2025-06-18"),
+        (None, "2025-06-18"),
+        ([], "2025-06-18"),
+    ],
+)
+def test_session_agrees_on_a_revision(wanted, given):
+    (reply,) = replies(request("initialize", protocolVersion=wanted))
+    assert reply["result"]["protocolVersion"] == given
+    assert reply["result"]["serverInfo"] == {"name": "cds", "version": cds.__version__}
+
+
+def test_session_answers_in_order_and_notifications_not_at_all():
+    note = b'{"jsonrpc": "2.0", "method": "notifications/initialized"}'
+    answered = replies(request("ping", "a"), note, b"", request("ping", 2.5), note)
+    assert answered == [
+        {"jsonrpc": "2.0", "id": "a", "result": {}},
+        {"jsonrpc": "2.0", "id": 2.5, "result": {}},
+    ]
+
+
+def test_session_lists_and_calls_tools():
+    listed, called, wrong = replies(
+        request("tools/list"),
+        request("tools/call", name="echo", arguments={"text": "hü"}),
+        request("tools/call", name="echo"),
+    )
+    (tool,) = listed["result"]["tools"]
+    assert (tool["name"], tool["description"]) == ("echo", "Says the same.")
+    assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
+    content = [{"type": "text", "text": "hühü"}]
+    assert called["result"] == {"content": content, "isError": False}
+    assert wrong["result"]["isError"]
+    assert wrong["result"]["content"][0]["text"] == "text: is missing"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{", -32700),
+        (b"\xff\xfe", -32700),
+        (b"[" * 100_000, -32700),
+        (b'{"jsonrpc": "2.0", "id": NaN, "method": "ping"}', -32700),
+        (b"1" * 10_000, -32700 if sys.version_info >= (3, 11) else -32600),
+        (b"[]", -32600),
+        (b"null", -32600),
+        (b'{"id": 1, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
+        (request("none"), -32601),
+        (request("server/discover"), -32601),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []}', -32602),
+        (request("tools/call"), -32602),
+        (request("tools/call", name=["echo"]), -32602),
+        (request("tools/call", name="none"), -32602),
+        (request("tools/call", name="echo", arguments=[]), -32602),
+        (b'{"jsonrpc": "2.0", "id": 1, "x": "' + b"x" * cds.MESSAGE_BYTES + b'"}', -32700),
+    ],
+)
+def test_session_survives_hostile_messages(line, code):
+    wrong, answered = replies(line, request("ping"))
+    assert wrong["error"]["code"] == code
+    assert answered == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+@pytest.mark.parametrize("line", [b'{"jsonrpc": "2.0", "id": 1, "result": {}}', b"  ", b""])
+def test_session_answers_no_answer(line):
+    assert replies(line) == []
+
+
+def test_session_answers_batches_of_an_older_revision():
+    note = b'{"jsonrpc": "2.0", "method": "x"}'
+    (batch,) = replies(b"[" + b",".join([request("ping", 1), note, b"1"]) + b"]")
+    assert [reply.get("id") for reply in batch] == [1, None]
+    assert replies(b"[" + note + b"]") == []
+
+
+def test_tool_refuses_arguments_that_it_does_not_have():
+    (reply,) = replies(request("tools/call", name="echo", arguments={"output": "x"}))
+    assert reply["result"]["isError"]
+    assert reply["result"]["content"][0]["text"] == "'output' is none of text"
+
+
+def asked(root, *calls, options=()):
+    """Run `cds mcp` on a source tree; return what each call of a tool answers, and its stderr."""
+    lines = [
+        request("tools/call", number, name=name, arguments=given)
+        for number, (name, given) in enumerate(calls)
+    ]
+    command = command_of("mcp", root, *options)
+    done = finish(command, input=b"\n".join(lines), text=False, cwd=root)
+    assert done.returncode == 0
+    results = [json.loads(line)["result"] for line in done.stdout.splitlines()]
+    return [(one["content"][0]["text"], one["isError"]) for one in results], done.stderr.decode()
+
+
+def test_agent_gets_what_the_commands_print(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    monkeypatch.chdir(source)
+    assert run("duplicates", ".") == 0
+    report = capsys.readouterr().out
+    group_id = re.search("^[0-9a-f]{10}", report, re.MULTILINE)[0]
+    expected = [report]
+    for words in (("find", "split"), ("duplicates", ".", "--show", group_id)):
+        assert run(*words) == 0
+        expected.append(capsys.readouterr().out)
+    answers, _ = asked(
+        source, ("duplicates", {}), ("find", {"words": "split"}), ("show", {"id": group_id})
+    )
+    assert answers == [(text.rstrip("\n"), False) for text in expected]
+
+
+def test_agent_finds_code_and_what_it_touched(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    (found, touched, untouched), _ = asked(
+        source,
+        ("find", {"code": CHUNKS, "top": 1}),
+        ("duplicates", {"touching": ["a.py", "none"]}),
+        ("duplicates", {"touching": ["chunks.py"], "top": 3}),
+    )
+    assert "chunks.py:1-5  chunked" in found[0] and "exact: the same code" in found[0]
+    assert "2. Near: similar code (1 group)" in touched[0]
+    assert "Hidden: 1 untouched" in untouched[0]
+
+
+@needs_git
+def test_agent_learns_what_is_new(repository):
+    add_a_copy(repository)
+    (new, wrong), _ = asked(
+        repository, ("duplicates", {"since": "main"}), ("duplicates", {"since": "-x"})
+    )
+    assert "\n+ src/d.py:1-6  load" in new[0] and "gate: 1 new group" in new[0]
+    assert wrong == ("--since: '-x' is no commit here: name one, or " + cds.WHOLE_HISTORY, True)
+
+
+def test_agent_gets_one_line_for_what_is_wrong(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    answers, _ = asked(
+        source,
+        ("find", {}),
+        ("find", {"words": "x", "code": "y"}),
+        ("find", {"code": "def ("}),
+        ("find", {"words": "x", "top": 0}),
+        ("duplicates", {"since": "a\0b"}),
+        ("show", {"id": "none"}),
+        ("show", {}),
+        ("find", {"words": "total"}),
+    )
+    *wrong, right = answers
+    assert all(is_error and "\n" not in text for text, is_error in wrong)
+    assert right[1] is False
+
+
+def test_agent_gets_intents_of_a_stored_run(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    client = FakeClient(lambda code: "Adds invoices: sums what is active.")
+    assert persist(source, tmp_path / "db", client=client) == 0
+    ((answer, _),), _ = asked(
+        source, ("find", {"words": "invoices"}), options=("--db-path", tmp_path / "db")
+    )
+    assert "Adds invoices: sums what is active." in answer
+
+
+def test_kept_tree_analyzes_only_what_has_changed(tmp_path):
+    root = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": OTHER, "c.py": "x = 1\n"})
+    analyzed_files = []
+
+    class Watched(cds.PythonAnalyzer):
+        def analyze(self, sources):
+            analyzed_files.append([source.file_path for source in sources])
+            return super().analyze(sources)
+
+    args = cds.parse_arguments(["duplicates", str(root)])
+    args.workers, args.analyzers = 0, (Watched,)
+    kept = cds.KeptTree({})
+    first = kept.read(args)
+    assert kept.read(args) is first
+    tree(root, {"b.py": f"{OTHER}\n# longer\n", "d.py": TOTAL})
+    (root / "a.py").unlink()
+    second = kept.read(args)
+    assert analyzed_files == [["a.py", "b.py", "c.py"], ["b.py", "d.py"]]
+    again = cds.read_tree(args)
+    assert (second.records, second.facts) == (again.records, again.facts)
+    os.utime(root / "c.py", ns=(1, 1))
+    kept.read(args)
+    assert analyzed_files[-1] == ["c.py"]
+
+
+def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "broken.py": "def ("})
+    done = finish(command_of("mcp", source), input="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("mcp", tmp_path / "none") == 2
+
+
+OFFICIAL_CLIENT = """\
+import json, sys
+import anyio
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+async def main(command, *words):
+    async with stdio_client(StdioServerParameters(command=command, args=words)) as streams:
+        async with ClientSession(*streams) as session:
+            told = [await session.initialize(), await session.list_tools()]
+            for name, arguments in json.load(sys.stdin):
+                told.append(await session.call_tool(name, arguments))
+            print(json.dumps([one.model_dump(by_alias=True, mode="json") for one in told]))
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(
+    "MCP_PYTHON" not in os.environ, reason="no Python with the package mcp is named"
+)
+def test_official_client_gets_answers(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    calls = [("find", {"words": "total"}), ("duplicates", {}), ("find", {}), ("show", {"id": "x"})]
+    command = [os.environ["MCP_PYTHON"], "-c", OFFICIAL_CLIENT, *command_of("mcp", source)]
+    done = finish(command, input=json.dumps(calls))
+    greeting, listed, found, report, *wrong = json.loads(done.stdout)
+    assert greeting["protocolVersion"] == "2025-06-18"
+    assert [tool["name"] for tool in listed["tools"]] == ["find", "duplicates", "show"]
+    assert "2 hits in 2 records" in found["content"][0]["text"]
+    assert "2. Near: similar code (1 group)" in report["content"][0]["text"]
+    assert [found["isError"], *(one["isError"] for one in wrong)] == [False, True, True]
+
+
 # ---- Command line ---------------------------------------------------------------------------
 
 
