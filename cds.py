@@ -657,6 +657,41 @@ def has_live_line(stream: Optional[TextIO]) -> bool:
     return terminal_width(stream) is not None and os.environ.get("TERM") != "dumb"
 
 
+class LiveLine:
+    """Says on stderr what a command is doing, on a line of a terminal that is drawn anew."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.is_live = has_live_line(sys.stderr)
+        self.phase = ""
+        self.done = self.total = 0
+        self.drawn_at = 0.0
+
+    def begin(self, phase: str, total: int = 0) -> None:
+        """Begin a phase of so many steps, or of an unknown number."""
+        self.phase, self.done, self.total = phase, 0, total
+        self._draw()
+
+    def step(self) -> None:
+        """Count a step of the phase."""
+        self.done += 1
+        if self.clock() - self.drawn_at >= REDRAW_SECONDS:
+            self._draw()
+
+    def end(self) -> None:
+        """Clear the line, if one is there."""
+        if self.is_live and self.phase:
+            tell(CLEAR_LINE)
+        self.phase = ""
+
+    def _draw(self) -> None:
+        width = terminal_width(sys.stderr) if self.is_live else None
+        if width:
+            self.drawn_at = self.clock()
+            count = f" {self.done}/{self.total}" if self.total else ""
+            tell(CLEAR_LINE + f"{self.phase}{count} ..."[: width - 1])
+
+
 class Progress:
     """Reports on stderr how many calls have ended: a live line on a terminal, or a line a batch."""
 
@@ -1423,10 +1458,20 @@ class Analyzer(ABC):
     suffixes: tuple[str, ...]
     unread_suffixes: tuple[str, ...] = ()
 
-    def __init__(self, workers: int = 0, *, with_facts: bool = False) -> None:
-        """Take how many processes may be started, and whether symbols are to have their facts."""
+    def __init__(
+        self,
+        workers: int = 0,
+        *,
+        with_facts: bool = False,
+        on_file: Optional[Callable[[], object]] = None,
+    ) -> None:
+        """Take how many processes may be started, and whether symbols are to have their facts.
+
+        `on_file` is called after each file.
+        """
         self.workers = workers
         self.with_facts = with_facts
+        self.on_file = on_file or (lambda: None)
 
     @abstractmethod
     def analyze(self, sources: Sequence[Source]) -> Analysis:
@@ -1474,6 +1519,7 @@ class PythonAnalyzer(Analyzer):
             for symbols, errors in analyze_files(sources, self.workers, analyze):
                 analysis.symbols.extend(symbols)
                 analysis.errors.extend(errors)
+                self.on_file()
         return analysis
 
 
@@ -10794,7 +10840,10 @@ def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
     """Return an analyzer that reads all languages."""
-    return AnalyzerBySuffix([make(args.workers, with_facts=with_facts) for make in args.analyzers])
+    on_file = args.live.step
+    return AnalyzerBySuffix(
+        [make(args.workers, with_facts=with_facts, on_file=on_file) for make in args.analyzers]
+    )
 
 
 def check_output(path: Optional[str]) -> None:
@@ -10893,6 +10942,7 @@ def search_source(
 
     Raises UsageError if the file that the command is to write, named by an option, is a source.
     """
+    args.live.begin("searching")
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
     # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
@@ -10902,7 +10952,9 @@ def search_source(
 
 def analyze_found(args: argparse.Namespace, analyzer: Analyzer, search: Search) -> Analysis:
     """Analyze what a search found; log each error."""
+    args.live.begin("analyzing", len(search.sources))
     analysis = analyzer.analyze(search.sources)
+    args.live.end()
     # By file alone: those of one file stay in the order in which they were found.
     errors = [*search.errors, *analysis.errors]
     errors.sort(key=lambda error: error.file_path)
@@ -10942,6 +10994,7 @@ def record_pieces(
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
     """Write text to the file that `--output` names, or to stdout without that option."""
     if args.output is None:
+        args.live.end()  # the terminal may be the same
         print_pieces(pieces)
         return
     try:
@@ -11142,7 +11195,9 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     # 2. The gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on)
     verdict = verdict_line(args, report, hits, baseline)
+    args.live.begin("laying out the report")
     write_report(args, report, verdict)
+    args.live.end()
     # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
@@ -11266,6 +11321,7 @@ def compare_reports(
     args: argparse.Namespace, report: Report, baseline: Report, past: Optional[Past]
 ) -> Report:
     """Return the report with what is not new hidden; log what the baseline could not hold."""
+    args.live.begin("looking for what is new")
     if past is None:
         compared = compare_with_baseline(report, baseline)
     else:
@@ -11296,6 +11352,7 @@ def report_on_tree(args: argparse.Namespace, tree: SourceTree) -> Report:
     """Return the report on a source tree."""
     options = duplicate_options(args)
     if options not in tree.kept:
+        args.live.begin(f"comparing {counted(len(tree.records), 'record')}")
         tree.kept[options] = build_report(
             tree.records,
             options,
@@ -11303,6 +11360,7 @@ def report_on_tree(args: argparse.Namespace, tree: SourceTree) -> Report:
             error_paths=[error.file_path for error in tree.errors],
             facts=tree.facts,
         )
+        args.live.end()
     report: Report = tree.kept[options]
     return report
 
@@ -11310,16 +11368,20 @@ def report_on_tree(args: argparse.Namespace, tree: SourceTree) -> Report:
 def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
     analyzer = make_analyzer(args)
+    args.live.begin("reading the run")
     with named_errors("--db-path", RUN_REMEDY):
         row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
-    error_count = int(str(row["analyzer_error_count"]))
-    return build_report(
+    facts = analyzer.facts(records)
+    args.live.begin(f"comparing {counted(len(records), 'record')}")
+    report = build_report(
         records,
         duplicate_options(args),
         run=row,
-        error_count=error_count,
-        facts=analyzer.facts(records),
+        error_count=int(str(row["analyzer_error_count"])),
+        facts=facts,
     )
+    args.live.end()
+    return report
 
 
 # A source tree since a revision
@@ -11329,6 +11391,7 @@ def reports_since(args: argparse.Namespace) -> tuple[Report, Report, Past]:
     """Return the report on a source tree, that on what it was, and what stood there."""
     check_path(args)
     # First, since what is wrong with the revision must be told of before any work.
+    args.live.begin(f"asking git what stood since {args.since}")
     with named_errors("--since"):
         earlier = tree_since(args.path, args.since)
     tree = args.read_tree(args)
@@ -11837,7 +11900,7 @@ def tools_for(args: argparse.Namespace, kept: KeptTree) -> dict[str, Tool]:
         # As on the command line, so that an agent gets what a person does, and settings hold.
         parsed: argparse.Namespace = args.parse([*words, f"--path={args.path}"])
         parsed.workers, parsed.analyzers = args.workers, args.analyzers
-        parsed.read_tree = kept.read
+        parsed.read_tree, parsed.live = kept.read, args.live
         return parsed
 
     return {
@@ -12592,6 +12655,7 @@ def run_command_line(
         # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
+        args.live = LiveLine()
         args.read_tree = read_tree
         args.parse = parse_arguments
         code: int = args.run(args, make_client, interrupts)

@@ -11621,6 +11621,46 @@ def test_max_percent_is_a_percentage(tmp_path, capsys, percent):
     assert "is not a number from 0 to 100" in capsys.readouterr().err
 
 
+@needs_terminal
+@needs_git
+def test_live_line_says_each_phase_and_is_gone_at_the_end(repository):
+    add_a_copy(repository)
+    words = ("duplicates", repository / "src", "--since", "main")
+    shown = shown_on_terminal(*words, columns=80, stream="stderr")
+    pieces = [piece.strip() for piece in shown.split("\r\x1b[K")]
+    phases = [piece for piece in pieces if piece.endswith(" ...")]
+    assert phases == [
+        "asking git what stood since main ...",
+        "searching ...",
+        "analyzing 0/4 ...",
+        "comparing 8 records ...",
+        "comparing 6 records ...",
+        "looking for what is new ...",
+        "laying out the report ...",
+    ]
+    assert pieces[-1].startswith("gate: 1 new group")
+    narrow = shown_on_terminal(*words, columns=10, stream="stderr")
+    assert "\x1b[Ksearching\r" in narrow
+
+
+@needs_terminal
+def test_live_line_counts_steps_and_is_drawn_now_and_then(monkeypatch):
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    now = [0.0]
+    with open(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        line = cds.LiveLine(clock=lambda: now[0])
+        line.begin("analyzing", 4)
+        for now[0] in (0.01, 0.02, 0.5, 0.51):
+            line.step()
+        line.end()
+        shown = os.read(reader, 1000).decode()
+    os.close(reader)
+    start = "\r\x1b[K"
+    assert shown == f"{start}analyzing 0/4 ...{start}analyzing 3/4 ...{start}"
+
+
 # Markdown and links
 
 
@@ -12082,7 +12122,7 @@ def test_kept_tree_analyzes_only_what_has_changed(tmp_path):
             return super().analyze(sources)
 
     args = cds.parse_arguments(["duplicates", str(root)])
-    args.workers, args.analyzers = 0, (Watched,)
+    args.workers, args.analyzers, args.live = 0, (Watched,), cds.LiveLine()
     kept = cds.KeptTree({})
     first = kept.read(args)
     assert kept.read(args) is first
