@@ -1981,7 +1981,8 @@ ESCAPE_OR_QUOTES = {
 }
 STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
-PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
+# A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
+PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
 # As in "size (int): how many", which is no sentence.
 PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
@@ -4349,6 +4350,7 @@ class ChatClient(LLMClient):
     need be by other methods.
     """
 
+    addresses: "re.Pattern[str]"  # those that speak this API, by their end
     key_name: str  # the environment variable that holds the key
     key_header = BEARER
     path: str  # of the requests
@@ -4634,6 +4636,7 @@ OLLAMA_REFUSALS = (
 class OllamaClient(ChatClient):
     """Asks an Ollama server (`POST /api/chat`), a request a try, up to three tries a call."""
 
+    addresses = re.compile("")
     key_name = "OLLAMA_API_KEY"
     path = "/api/chat"
     absent = "start it with 'ollama serve', or check the provider URL"
@@ -4755,6 +4758,7 @@ class OpenAIClient(ChatClient):
     """
 
     key_name = "OPENAI_API_KEY"
+    addresses = V1
     path = "/v1/chat/completions"
     absent = "start it, or check the provider URL"
     # Thinking is switched off in both ways that servers know. Of `max_tokens` only the name counts.
@@ -5585,12 +5589,17 @@ def sync_directory(path: str) -> None:
 # ---- Evidence -------------------------------------------------------------------------------
 #
 # Records of equal code become fragments; fragments that are similar, in code or in intent, become
-# clusters; rules hide the clusters that nobody would merge; and a cluster as a reader wants it is a
-# clone group. A baseline hides the groups that were accepted before.
+# clusters; rules hide the clusters that nobody would merge; and a cluster that is described for a
+# reader is a clone group. A baseline hides the groups that were accepted before.
 
 # What the report calls each area, in its order.
-CODE, TESTS, GENERATED = "code", "tests", "generated"
-AREAS = {CODE: "code", TESTS: "tests", GENERATED: "generated or vendored code"}
+CODE, TESTS, EXAMPLES, GENERATED = "code", "tests", "examples", "generated"
+AREAS = {
+    CODE: "code",
+    TESTS: "tests",
+    EXAMPLES: "documentation and examples",
+    GENERATED: "generated or vendored code",
+}
 MODEL, DOCSTRING, BOTH = "model", "docstring", "both"
 INTENT_CHOICES = (MODEL, DOCSTRING, BOTH)
 # Two indexes of one sequence, the lower one first.
@@ -5629,13 +5638,15 @@ class Evidence(NamedTuple):
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
 
 
-# When a rule is asked whether it hides something, with what its function takes.
-OF_PAIRS = "pairs"  # (SimilarPair, Comparison): before they are linked
-OF_CLUSTERS = "clusters"  # (Cluster, Comparison): once they are
-OF_GROUPS = "groups"  # (CloneGroup, Shown): after those that rank higher
-OF_BASELINES = "baselines"  # (CloneGroup, Counterparts): where there is a baseline
-OF_COMMENTS = "comments"  # (CloneGroup, None): what comments in the code may accept
-OF_FILES = "files"  # (CloneGroup, paths): where only groups in these files are asked for
+# The stages at which rules are applied, and the arguments of a rule's function there.
+OF_PAIRS = "pairs"  # (SimilarPair, Comparison), before the pairs are linked
+OF_CLUSTERS = "clusters"  # (Cluster, Comparison)
+OF_GROUPS = "groups"  # (CloneGroup, Shown), after the groups that rank higher
+OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup), with the last of the best of a section
+OF_BASELINES = "baselines"  # (CloneGroup, Counterparts), if there is a baseline
+OF_COMMENTS = "comments"  # (CloneGroup, None)
+OF_FILES = "files"  # (CloneGroup, paths), if --touching names files
+OF_AREAS = "areas"  # (CloneGroup, area), if --area names one
 
 
 class Rule(NamedTuple):
@@ -5667,16 +5678,18 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
-    `exclude` holds the patterns that the search for source was given; `intents` is one of
-    INTENT_CHOICES.
+    If `best_intents`, only the best groups by intent are shown, as many as the number of sentences
+    lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
+    of INTENT_CHOICES.
     """
 
     kinds: tuple[str, ...] = ("function", "method", "class")
     min_statements: int = 2
     code_similarity: float = 0.55
-    intent_similarity: float = 0.46
+    intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
+    best_intents: bool = True
 
 
 class Member(NamedTuple):
@@ -5714,7 +5727,7 @@ class CloneGroup(NamedTuple):
     alike within one file. A group that `is_family` has too many members to compare every pair: each
     is similar to one and the same, and `similarity` is the lowest with that. One that `overlaps`
     holds pairs that had no place in the other groups of its section, so some of its members are in
-    several.
+    several. One that `is_mixed` has members in several areas: `area` is the first of them.
     """
 
     id: str
@@ -5729,6 +5742,7 @@ class CloneGroup(NamedTuple):
     are_siblings: bool = False
     is_family: bool = False
     overlaps: bool = False
+    is_mixed: bool = False
 
 
 class FilePair(NamedTuple):
@@ -5740,9 +5754,9 @@ class FilePair(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `duplicates` found; everything that a renderer lays out.
+    """What `duplicates` found: all that its outputs show.
 
-    `run` is the row of the `runs` table, or None where the source was read directly. `groups` holds
+    `run` is the row of the `runs` table, or None if the source was read directly. `groups` holds
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
     lines of each file; `area_lines` those of the files of each area, and how many of them are in
@@ -5851,7 +5865,7 @@ class FeatureNumbers:
         for trigram, count in counts.items():
             if count > 1:
                 # A set holds a feature once: as features of their own ten calls in a row are
-                # told from a single one.
+                # distinguished from a single one.
                 numbers += self.repetitions_of(trigram, count - 1)
         return tuple(numbers)
 
@@ -5867,7 +5881,7 @@ class Features(NamedTuple):
     """The features of a run by rank, the rarest first.
 
     `frequencies` says how many fragments have each, of `fragment_count` in all, `ordinals` which
-    repetition of a trigram it is, or 0 where it is none.
+    repetition of a trigram it is, or 0 if it is the first.
     """
 
     fragment_count: int
@@ -5882,8 +5896,8 @@ def collect_fragments(
 ) -> tuple[list[Fragment], Features]:
     """Return those definitions of these kinds as fragments, sorted by `md5sum`, and their features.
 
-    `facts` are those of each place. Where two are as good as each other the first is taken, so the
-    order must not depend on places: a renamed file changes nothing but paths.
+    `facts` are those of each place. Of two that are as good as each other the first is taken, so
+    the order must not depend on places: a renamed file changes only paths.
     """
     copies: dict[str, list[Record]] = collections.defaultdict(list)
     for record in definitions:
@@ -5981,7 +5995,7 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
 def similar_pairs(
     sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE
 ) -> Similar:
-    """Return what sets of features have a Jaccard index of `threshold` or more.
+    """Return the pairs and families of sets with a Jaccard index of `threshold` or more.
 
     Each set is in ascending order. The fewer sets have a feature, the lower it should be: only sets
     that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
@@ -6018,7 +6032,7 @@ class Join(ABC):
         """Return by what those to come find a number."""
 
     def join(self, indexes: Sequence[int]) -> Similar:
-        """Return what is similar, once all was compared: each number is one of the indexes."""
+        """Compare everything, and return what is similar: each number is one of the indexes."""
         for number in range(len(indexes)):
             self.add(number)
         pairs = {}
@@ -6141,7 +6155,7 @@ class SimilarityJoin(Join):
         return features[: max(0, len(features) - least + PREFIX_MATCHES)]
 
     def keys(self, number: int) -> Iterable[int]:
-        """Return the features of a set by which smaller ones find it, where several have them."""
+        """Return the features of a set by which smaller ones find it, if several have them."""
         # Two thirds of the features stand in one prefix alone: an index of them would be large.
         return [feature for feature in self.found_by(number) if self.frequencies[feature] > 1]
 
@@ -6160,7 +6174,6 @@ def feature_count(sets: Iterable[Sequence[int]]) -> int:
 
 WORD = re.compile(r"[^\W_]+")
 ENDING = re.compile(r"(?<=\w{3})(ing|ion|ed|es|er|ly|s|e)$")
-DOCSTRING_SIMILARITY = 0.5  # from where on docstrings are similar to anything
 GHOST_WORDS = 3  # the words more that each sentence counts as having
 # Many formulas ("Return the name.") of many functions each make a family each, so it begins earlier
 # than one of code. In libraries a sentence has up to forty similar ones.
@@ -6175,6 +6188,7 @@ STOP_WORDS = frozenset(
     whose will with
     """.split()  # noqa: SIM905
 )
+ARTICLES = frozenset(("a", "an", "the"))
 # Words that mean the same, or nearly, in descriptions of code; each line has one meaning.
 SYNONYMS = """
     return compute calculate evaluate get fetch find obtain retrieve
@@ -6260,6 +6274,84 @@ def first_of_each_line(table: str) -> dict[str, str]:
 
 
 SAME_MEANING = first_of_each_line(SYNONYMS)
+# What is done and undone, or stands at two ends; those that mean the same have their opposites too.
+OPPOSITES = """
+    accept reject
+    acquire release
+    add delete
+    after before
+    allow deny
+    archive unarchive
+    attach detach
+    backward forward
+    bind unbind
+    bottom top
+    child parent
+    close open
+    collapse expand
+    commit rollback
+    compress decompress
+    connect disconnect
+    create delete
+    decode encode
+    decrease increase
+    decrement increment
+    decrypt encrypt
+    delete insert
+    delete set
+    deserialize serialize
+    disable enable
+    download upload
+    end begin
+    enter exit
+    enter leave
+    escape unescape
+    exclude include
+    export import
+    first last
+    format parse
+    freeze unfreeze
+    from to
+    get set
+    grant revoke
+    hide show
+    input output
+    install uninstall
+    left right
+    load save
+    lock unlock
+    login logout
+    lower upper
+    max min
+    merge split
+    mount unmount
+    next previous
+    pack unpack
+    pause resume
+    pop push
+    prefix suffix
+    receive send
+    register unregister
+    register deregister
+    resume suspend
+    set unset
+    start stop
+    subscribe unsubscribe
+    subtract add
+    unwrap wrap
+"""
+DIFFERING_WORDS = 2  # in which sentences begin to differ
+
+
+def meaning(word: str) -> str:
+    """Return the stem of a word, or that of the first of those that mean the same."""
+    stem = word_stem(word)
+    return SAME_MEANING.get(stem, stem)
+
+
+OPPOSITE_MEANINGS = {
+    frozenset(map(meaning, line.split())) for line in OPPOSITES.strip().splitlines()
+}
 
 
 class Sentence(NamedTuple):
@@ -6294,70 +6386,70 @@ def find_sentences(
     return sentences
 
 
-def shared_sentence(
-    records: Iterable[Record], sentences: Mapping[Place, Sentence]
-) -> Optional[Sentence]:
-    """Return the sentence of equal code; of several the first in the order of the text.
+def shared_text(records: Iterable[Record], sentences: Mapping[Place, Sentence]) -> str:
+    """Return the sentence of equal code, or nothing; of several the first in the order of the text.
 
     The order of the files would not do: a renamed file must change nothing.
     """
-    found = filter(None, map(sentences.get, map(sort_key, records)))
-    return min(
-        found,
-        key=lambda sentence: (sentence.source != MODEL, sentence.text),
-        default=None,
-    )
+    found = list(filter(None, map(sentences.get, map(sort_key, records))))
+    found.sort(key=lambda sentence: (sentence.source != MODEL, sentence.text))
+    return found[0].text if found else ""
 
 
-def intent_pairs(
-    fragments: Sequence[Fragment],
-    sentences: Mapping[Place, Sentence],
-    threshold: float,
-) -> Similar:
-    """Return which fragments, by index, have similar sentences: a class and a function never."""
-    # A model was asked what this code does. Docstrings are formulas more often ("Return the
-    # name."), and many describe the whole interface: so they must be more similar to mean the same.
-    of_docstring = max(threshold, DOCSTRING_SIMILARITY)
-    texts, thresholds = [], []
-    for fragment in fragments:
-        sentence = shared_sentence(fragment.records, sentences)
-        texts.append(sentence.text if sentence else "")
-        is_docstring = sentence is not None and sentence.source == DOCSTRING
-        thresholds.append(of_docstring if is_docstring else threshold)
-    return similar_intents(texts, thresholds, [*map(is_class, fragments)])
+def compared_words(sentence: str) -> frozenset[str]:
+    """Return the meaningful words of a sentence, and with a `:` once more those before its colon.
+
+    There a model names the purpose, as in "Filters a list: keeps the items that pass a test."
+    """
+    words = meaningful_words(sentence)
+    named, colon, _ = sentence.partition(": ")
+    if not colon:
+        return words
+    return words.union(f"{word}:" for word in meaningful_words(named))
 
 
 def meaningful_words(sentence: str) -> frozenset[str]:
     """Return the words of a sentence that carry meaning: stems, one for all of the same meaning."""
-    meaningful = set()
-    for word in WORD.findall(sentence.lower()):
-        if word not in STOP_WORDS:
-            stem = word_stem(word)
-            meaningful.add(SAME_MEANING.get(stem, stem))
-    return frozenset(meaningful)
+    words = WORD.findall(sentence.lower())
+    return frozenset(meaning(word) for word in words if word not in STOP_WORDS)
+
+
+def are_opposite(one: str, other: str) -> bool:
+    """Return whether two sentences begin to differ in words of opposite meaning.
+
+    What stands behind a colon tells more of the purpose, in words that come as they like.
+    """
+    named = [
+        [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
+        for sentence in (one, other)
+    ]
+    own = [
+        [word for word in words if word not in others and word not in ARTICLES][:DIFFERING_WORDS]
+        for words, others in (named, reversed(named))
+    ]
+    return any(frozenset(pair) in OPPOSITE_MEANINGS for pair in itertools.product(*own))
 
 
 def similar_intents(
     sentences: Sequence[str],
-    thresholds: Sequence[float],
     kinds: Sequence[object],
+    threshold: float,
     family_size: int = INTENT_FAMILY_SIZE,
 ) -> Similar:
-    """Return which sentences of a kind are as similar as the higher of their thresholds asks.
+    """Return which sentences of one kind have a similarity of `threshold` or more.
 
     The similarity is the cosine of the sentences' words by weight, from 0 to 1. A sentence without
     words is similar to none. One that is similar to `family_size` shorter ones heads a family, as
     in `similar_pairs`.
     """
-    words = [meaningful_words(sentence) for sentence in sentences]
+    words = [compared_words(sentence) for sentence in sentences]
     squares = squared_weights(words)
     lengths = [squared_length(own, squares) for own in words]
     by_length = sorted(range(len(words)), key=lengths.__getitem__)
     intents = [
-        Intent(words[index], GHOST_WORDS + lengths[index], thresholds[index], kinds[index])
-        for index in by_length
+        Intent(words[index], GHOST_WORDS + lengths[index], kinds[index]) for index in by_length
     ]
-    return IntentJoin(intents, squares, family_size).join(by_length)
+    return IntentJoin(intents, squares, threshold, family_size).join(by_length)
 
 
 def squared_weights(sentences: Sequence[frozenset[str]]) -> dict[str, float]:
@@ -6390,14 +6482,13 @@ def word_order(squares: Mapping[str, float]) -> dict[str, int]:
 
 
 class Intent(NamedTuple):
-    """What is compared of a sentence: its words, from which similarity on, and with which others.
+    """What is compared of a sentence: its words, and with which others.
 
     `length` is the squared length of the words by weight, those of the ghost words included.
     """
 
     words: frozenset[str]
     length: float
-    threshold: float
     kind: object
 
 
@@ -6413,22 +6504,23 @@ class IntentJoin(Join):
     # all sentences. The first word that two share stands, in both, before the weight left falls
     # below what they share. So the pair is found where each sentence looks itself up under its
     # words up to the first bound, and is indexed, for those no shorter, under its words up to the
-    # second. The t of two is the higher one of theirs, so with its own each looks far enough.
+    # second.
 
     def __init__(
         self,
         intents: Sequence[Intent],
         squares: Mapping[str, float],
+        threshold: float,
         family_size: int,
     ) -> None:
         super().__init__(family_size)
-        self.intents, self.squares = intents, squares
+        self.intents, self.squares, self.threshold = intents, squares, threshold
         self.order = word_order(squares)
 
     def compare(self, new: int) -> dict[int, float]:
         """Return the shorter sentences that are similar to `new`, and how much."""
-        words, length, threshold, _ = self.intents[new]
-        half = threshold**2 * length / 2
+        words, length, _ = self.intents[new]
+        half = self.threshold**2 * length / 2
         least = half + math.sqrt(half**2 + 2 * half * GHOST_WORDS)
         candidates: set[int] = set()
         for key in self.prefix(new, least):
@@ -6438,21 +6530,20 @@ class IntentJoin(Join):
             other = self.intents[old]
             shared = squared_length(words & other.words, self.squares)
             similarity = shared / math.sqrt(length * other.length)
-            if similarity >= max(threshold, other.threshold):
+            if similarity >= self.threshold:
                 similar[old] = similarity
         return similar
 
     def keys(self, number: int) -> Iterable[object]:
         """Return the words of a sentence by which those no shorter find it."""
-        intent = self.intents[number]
-        return self.prefix(number, intent.threshold * intent.length)
+        return self.prefix(number, self.threshold * self.intents[number].length)
 
     def prefix(self, number: int, least: float) -> list[tuple[object, str]]:
         """Return the words of a sentence among which a similar one has the first that they share.
 
         It shares at least a weight of `least`.
         """
-        words, length, _, kind = self.intents[number]
+        words, length, kind = self.intents[number]
         left = length - GHOST_WORDS
         prefix = []
         for word in sorted(words, key=self.order.__getitem__):
@@ -6501,6 +6592,10 @@ class Comparison(NamedTuple):
     options: DuplicateOptions
     rules: Sequence[Rule]
     accepted: Collection[Place] = frozenset()
+
+    def text_of(self, fragment: Fragment) -> str:
+        """Return the intent of a fragment, or nothing."""
+        return shared_text(fragment.records, self.sentences)
 
     def large_fragments(self) -> list[Fragment]:
         """Return the fragments that are not too small to be compared."""
@@ -6586,6 +6681,13 @@ def is_caller(pair: SimilarPair, _: Comparison) -> bool:
     return pair.evidence.compares_sentences and is_call
 
 
+def is_opposite(pair: SimilarPair, run: Comparison) -> bool:
+    """Return whether the intent of one piece is the opposite of the other's."""
+    if not pair.evidence.compares_sentences:
+        return False
+    return are_opposite(run.text_of(pair.one), run.text_of(pair.other))
+
+
 def is_all_stubs(cluster: Cluster, _: Comparison) -> bool:
     """Return whether nothing in a cluster does anything."""
     return all(fragment.facts.is_stub for fragment in cluster.fragments)
@@ -6648,10 +6750,10 @@ def similar_members(members: Sequence[Member], least: float) -> Similar:
 def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
     """Return fragments with the same trigrams as one shape, sorted by the last of each.
 
-    One shape is compared in place of all its fragments, and this changes no group. Its fragments
-    are never inside one another, since the outer one had more nodes: so the linkage, most similar
-    first, would have made them one group before any other pair. Of the pairs between two groups the
-    last in order counts, and that is the one between the last fragments.
+    A shape is compared in place of all its fragments, which changes no group. None of them is
+    inside another, since the outer one would have more nodes: so linkage, which takes the most
+    similar pairs first, would join them before any other pair. Two groups are joined by the last
+    pair between them, and that is the pair of their last fragments.
     """
     shapes: dict[object, list[Fragment]] = {}
     for number, fragment in enumerate(fragments):
@@ -6666,7 +6768,8 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
     options, large = run.options, run.large_fragments()
-    similar = intent_pairs(large, run.sentences, options.intent_similarity)
+    texts = [*map(run.text_of, large)]
+    similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
     def is_near(one: int, other: int) -> bool:
         return jaccard(large[one].trigrams, large[other].trigrams) >= options.code_similarity
@@ -6722,7 +6825,7 @@ def complete_linkage(pairs: Mapping[Pair, float]) -> list[tuple[list[int], float
 
 
 class LeftOver:
-    """The pairs that are inside none of the groups of a linkage, until they are taken.
+    """The pairs that are in none of the groups of a linkage, until they are taken.
 
     They are taken in sets, each pair in one. A set has every pair between its indexes, but for
     those that are inside a group: so all of it is similar. It starts with the most similar pair
@@ -6871,7 +6974,7 @@ class Linkage:
             # 2. A similar pair must be seen, whatever groups its two are in.
             for taken in LeftOver(left, groups).take_all():
                 clusters.append(self.cluster(taken, None)._replace(overlaps=True))
-            # 3. What is like no other shape is still a group where it has several fragments.
+            # 3. A shape that is similar to no other is a group if it has several fragments.
             for index, shape in enumerate(self.shapes):
                 if len(shape) > 1 and index not in done:
                     clusters.append(self.cluster({(index, index): 1.0}, None))
@@ -6881,7 +6984,7 @@ class Linkage:
 
 # What other groups make superfluous
 
-# Beyond so many groups of one section, those that overlap say little more of a member.
+# A member that is in so many groups of a section gains little from more that overlap.
 GROUPS_A_MEMBER = 3
 
 
@@ -6910,7 +7013,7 @@ def hide_superfluous(groups: Sequence[CloneGroup], rules: Sequence[Rule]) -> lis
 
 
 def places_of(group: CloneGroup) -> list[Place]:
-    """Return where the members of a group stand."""
+    """Return the places of the members of a group."""
     return [sort_key(member.record) for member in group.members]
 
 
@@ -6966,6 +7069,43 @@ def has_accepted_copies(group: CloneGroup, _: object) -> bool:
     return sum(member.is_accepted for member in group.members) >= group.copies - 1
 
 
+# Which groups by intent are the best ones
+
+# Pairs that are similar by chance grow with the square of the sentences, so that no one bound on
+# their similarity is right for a large run and a small one.
+SENTENCES_A_GROUP, LEAST_BEST = 10, 20
+
+
+def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGroup]:
+    """Return groups with those by intent hidden that are less similar than the best ones."""
+    rivals = [
+        group
+        for group in groups
+        if group.evidence.compares_sentences and not (group.hidden_by or group.are_siblings)
+    ]
+    sentence_count = sum(bool(run.text_of(fragment)) for fragment in run.large_fragments())
+    most = max(LEAST_BEST, sentence_count // SENTENCES_A_GROUP)
+    if not run.options.best_intents or len(rivals) <= most:
+        return list(groups)
+    last = sorted(rivals, key=best_first)[most - 1]
+    marked = []
+    for group in groups:
+        if group.hidden_by is None:
+            group = group._replace(hidden_by=first_rule(run.rules, OF_SECTIONS, group, last))
+        marked.append(group)
+    return marked
+
+
+def best_first(group: CloneGroup) -> tuple[float, str]:
+    """Return what groups are sorted by, the most similar ones first."""
+    return -group.similarity, group.id
+
+
+def is_weaker(group: CloneGroup, last: CloneGroup) -> bool:
+    """Return whether a group by intent comes after the last one of the best."""
+    return group.evidence.compares_sentences and best_first(group) > best_first(last)
+
+
 def is_untouched(group: CloneGroup, touched: Collection[str]) -> bool:
     """Return whether no member of a group stands in one of these files."""
     return not any(member.record.file_path in touched for member in group.members)
@@ -7006,6 +7146,12 @@ EVIDENCE = (  # strongest first, the order of the report
         size_option="min_statements",
         similarity_option="intent_similarity",
     ),
+)
+WEAKER = Rule(
+    name="weaker",
+    sentence="Groups by intent after the best ones: one for ten sentences, and at least twenty.",
+    stage=OF_SECTIONS,
+    hides=is_weaker,
 )
 KNOWN = Rule(
     name="known",
@@ -7066,6 +7212,12 @@ RULES = (
         hides=is_caller,
     ),
     Rule(
+        name="opposite",
+        sentence="Code whose intents differ in words of opposite meaning, as encode and decode.",
+        stage=OF_PAIRS,
+        hides=is_opposite,
+    ),
+    Rule(
         name="contained",
         sentence="Parts of the members of one group that is shown.",
         stage=OF_GROUPS,
@@ -7081,6 +7233,7 @@ RULES = (
         hides=is_overlap,
         vouches=True,
     ),
+    WEAKER,
     KNOWN,
     UNJUDGED,
     Rule(
@@ -7096,103 +7249,115 @@ RULES = (
         stage=OF_FILES,
         hides=is_untouched,
     ),
+    Rule(
+        name="area",
+        sentence="Groups of other areas than that of --area.",
+        stage=OF_AREAS,
+        hides=lambda group, area: group.area != area,
+    ),
 )
 
 
 # ---- Report ---------------------------------------------------------------------------------
 #
-# A group is worth merging as far as its members share code that says much: so it is ranked by the
-# information in the trigrams that all of them share, in bits. Measured on groups labelled by hand,
-# this beat the number of statements, which lets many small bodies win.
+# A group is the more worth merging the more its members share. So it is ranked by the information,
+# in bits, in the trigrams that all of them share. Measured on groups labelled by hand, this beat
+# the number of statements, which ranks many small bodies first.
 
 
 def information(shared: Iterable[int], features: Features) -> float:
-    """Return what features say together, in bits.
+    """Return the information in features, in bits.
 
-    Each says log2 of the fragments to those that have it, and its nth repetition 1 / (1 + n) of
-    that.
+    A feature has log2(n / m) bits if m of n fragments have it, and its kth repetition 1 / (1 + k)
+    of that.
     """
-    # Repetitions say less and less: a table of fifty alike entries is one idea, not fifty.
+    # Repetitions count less and less: a table of fifty similar entries is one idea, not fifty.
     count, frequencies, ordinals = features
-    said = (math.log2(count / frequencies[rank]) / (1 + ordinals[rank]) for rank in shared)
+    bits = (math.log2(count / frequencies[rank]) / (1 + ordinals[rank]) for rank in shared)
     # The sum must not depend on the order of a set, or ties would.
-    return math.fsum(said)
+    return math.fsum(bits)
 
 
 def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
-    """Return a cluster as a reader wants it."""
+    """Return a cluster as a clone group."""
+    evidence = cluster.evidence
     shared = common_trigrams(cluster.fragments)
     members = describe_members(cluster, shared, run)
-    # A copy of code within a test concerns the code: so the group is in the foremost area.
+    # A copy of code in a test concerns the code: so a group is in the first area of its members.
     areas = {run.areas[member.record.file_path] for member in members}
-    worth = math.sqrt(len(members) - 1) * information(shared, run.features)
     return CloneGroup(
         id=group_id(cluster),
-        evidence=cluster.evidence,
+        evidence=evidence,
         similarity=rounded(cluster.similarity),
         copies=len(members),
         statements=min(fragment.facts.statements for fragment in cluster.fragments),
         area=min(areas, key=area_rank),
         hidden_by=cluster.hidden_by,
-        score=round(worth, 1),
+        score=group_score(cluster, len(members), information(shared, run.features)),
         members=tuple(members),
+        are_siblings=evidence.compares_sentences and are_siblings(members, run.bases),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
+        is_mixed=len(areas) > 1,
     )
 
 
+def group_score(cluster: Cluster, copies: int, bits: float) -> float:
+    """Return the number that ranks a group; `bits` is the information that all members share."""
+    if not cluster.evidence.compares_sentences:
+        return round(math.sqrt(copies - 1) * bits, 1)
+    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
+    statements = min(fragment.facts.statements for fragment in cluster.fragments)
+    return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
+
+
 def group_id(cluster: Cluster) -> str:
-    """Return an id that follows from the code of a cluster, wherever it stands."""
+    """Return the id of a cluster, which depends on its code alone."""
     # Sorted, since a name of a file must not be in it, not even by the order of the members.
     sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
     return fingerprint("\n".join(sums))[:10]
 
 
-def describe_members(
-    cluster: Cluster,
-    shared: Collection[int],
-    run: Comparison,
-) -> list[Member]:
-    """Return the records of a cluster by place, and how each compares with the others."""
-    # Equal code differs in nothing, code of the same intent in everything.
+def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison) -> list[Member]:
+    """Return the members of a cluster, by place, with how each compares with the others."""
     own: Mapping[str, tuple[str, ...]] = {}
     if cluster.evidence.names_differences and cluster.hidden_by is None:
         own = own_labels(cluster.fragments)
     members = []
     for fragment, similarity in zip(cluster.fragments, cluster.closest):
-        alone = Member(
-            record=fragment.records[0],
-            qualified_name="",
-            shared=rounded(shared_part(fragment, shared)),
-            differs=own.get(fragment.records[0].md5sum, ()),
-            statements=fragment.facts.statements,
-            closest=similarity,
-            features=fragment.trigrams,
-        )
         for record in fragment.records:
             place = sort_key(record)
-            name = run.names.get(place, "")
-            one = alone._replace(record=record, qualified_name=name)
-            members.append(one._replace(is_accepted=place in run.accepted))
+            sentence = run.sentences.get(place)
+            member = Member(
+                record=record,
+                qualified_name=run.names.get(place, ""),
+                shared=rounded(shared_part(fragment, shared)),
+                differs=own.get(record.md5sum, ()),
+                intent=sentence.text if sentence else None,
+                intent_source=sentence.source if sentence else None,
+                statements=fragment.facts.statements,
+                closest=similarity,
+                features=fragment.trigrams,
+                is_accepted=place in run.accepted,
+            )
+            members.append(member)
     return sorted(members, key=lambda member: sort_key(member.record))
 
 
 def shared_part(fragment: Fragment, shared: Collection[int]) -> float:
-    """Return the part of a fragment that is shared; where nothing is known of it, all is."""
+    """Return the part of a fragment that is shared: all of it, if its code cannot be parsed."""
     if not fragment.trigrams:
         return 1.0
     return len(shared) / len(fragment.trigrams)
 
 
 def rounded(part: float) -> float:
-    """Return a part of 1 to three digits; nothing but the whole is 1."""
-    if part == 1:
-        return 1.0
-    return min(round(part, 3), 0.999)
+    """Return a part of a whole to three digits; only the whole is rounded to 1."""
+    return 1.0 if part == 1 else min(round(part, 3), 0.999)
 
 
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
-    """Return, by its md5sum, what a fragment uses and no other one of these."""
+    """Return, by md5sum, the labels that each of these fragments has alone."""
     labels = {
         fragment.records[0].md5sum: source_labels(fragment.facts.labels) for fragment in fragments
     }
@@ -7204,12 +7369,12 @@ def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
 
 
 def source_labels(labels: Iterable[Label]) -> list[str]:
-    """Return what the labels of a definition are in the source, in its order, each once.
+    """Return the labels of a definition as they are written in the source, each once, in its order.
 
-    Literals and the names of locals are left out. An attribute is `.name`, or dotted where it
-    starts from a name that is not local, as in `np.sum`.
+    Literals and the names of locals are left out. An attribute is `.name`, or dotted if it starts
+    from a name that is not local, as in `np.sum`.
     """
-    told: list[str] = []
+    found: list[str] = []
     attributes: list[str] = []  # `.c` and `.b` of `a.b.c`: what they are of comes next
     for label in labels:
         word = SOURCE_WORDS.get(label, label)
@@ -7222,11 +7387,11 @@ def source_labels(labels: Iterable[Label]) -> list[str]:
             if word and word == label and word.isidentifier():
                 word = "".join((word, *reversed(attributes)))
             else:
-                told += attributes
+                found += attributes
             attributes = []
         if word:
-            told.append(word)
-    return list(dict.fromkeys(told))
+            found.append(word)
+    return list(dict.fromkeys(found))
 
 
 # Names, intents and areas of members
@@ -7236,9 +7401,25 @@ SIBLING_WORDS = 2
 # What classes share by these is no method to override.
 METHODLESS_BASES = frozenset(("ABC", "Generic", "Protocol", "object"))
 VENDOR_DIRECTORIES = frozenset(("vendor", "_vendor", "externals"))
+TEST_DIRECTORIES = frozenset(("test", "tests", "testing"))  # and `*_tests`
+EXAMPLE_DIRECTORIES = frozenset(
+    """
+    doc docs example examples demo demos sample samples benchmark benchmarks tutorial tutorials
+    listings
+    """.split()  # noqa: SIM905
+)
+HEADER_LINES = 20  # of comments, in which a program says that it wrote a file
+# The name of a generator alone would not do: it stands in code that was written by hand too.
 GENERATED_HEADER = re.compile(
-    r"automatically generated from|generated by\b.*\bdo not edit|(?<!\S)@generated\b",
-    re.IGNORECASE | re.DOTALL,
+    r"""
+    (?<!\S)@generated\b | (?-i:\bDO\ NOT\ EDIT\b) | \bgenerated\ by\b[\s\S]*\bdo\ not\ edit
+    | ^\W*auto-?generated\b | \bautomatically\ generated\ from\b
+    | \bthis\ is\ an?\ (?:auto-?|automatically\ )?generated\ file\b
+    | \bthis\ (?:file|module|class)\ (?:is|was|has\ been)\ (?:auto[-\ ]?|automatically\ )?generated
+    | \bgenerated\ from\ \S+\ by\ ANTLR\b
+    | \bform\ (?:implementation\ )?generated\ from\ reading\ ui\ file\b
+    """,
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 
 
@@ -7254,24 +7435,9 @@ def qualified_names(
     return qualified
 
 
-def with_intents(group: CloneGroup, run: Comparison) -> CloneGroup:
-    """Return the group with the sentence of each member, and with what follows for its rank."""
-    members = [with_intent(member, run.sentences) for member in group.members]
-    group = group._replace(members=tuple(members))
-    if not group.evidence.compares_sentences:
-        return group
-    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
-    score = group.similarity * group.statements**0.25
-    are_siblings = are_overrides(members, run.bases) or begin_alike(members)
-    return group._replace(score=round(score, 3), are_siblings=are_siblings)
-
-
-def with_intent(member: Member, sentences: Mapping[Place, Sentence]) -> Member:
-    """Return the member with its sentence, if there is one."""
-    sentence = sentences.get(sort_key(member.record))
-    if sentence is None:
-        return member
-    return member._replace(intent=sentence.text, intent_source=sentence.source)
+def are_siblings(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
+    """Return whether members have similar intents by design; see CloneGroup."""
+    return are_overrides(members, bases) or begin_alike(members)
 
 
 def are_overrides(members: Sequence[Member], bases: Mapping[str, Collection[str]]) -> bool:
@@ -7326,28 +7492,13 @@ def within_one_file(members: Sequence[Member]) -> bool:
     return len({member.record.file_path for member in members}) == 1
 
 
-def is_test(file_path: str) -> bool:
-    """Return whether a file belongs to a test suite, by usual names of files and directories."""
-    *directories, name = file_path.split("/")
-    if name == "conftest.py" or "tests" in directories:
-        return True
-    stem, suffix = os.path.splitext(name)
-    is_named_test = stem.startswith("test_") or stem.endswith("_test")
-    return is_named_test and suffix != ""
-
-
-def is_vendored(file_path: str) -> bool:
-    """Return whether a file is a copy of a foreign library, by the usual names of directories."""
-    return not VENDOR_DIRECTORIES.isdisjoint(file_path.split("/")[:-1])
-
-
-def is_generated(comments: Iterable[str]) -> bool:
+def is_generated(comments: Sequence[str]) -> bool:
     """Return whether the comments that a file starts with say that a program wrote it."""
-    return GENERATED_HEADER.search("\n".join(comments)) is not None
+    return GENERATED_HEADER.search("\n".join(comments[:HEADER_LINES])) is not None
 
 
 def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, str]:
-    """Return the area of each file that a record is of."""
+    """Return the area of each file that a record is of; one that all files are in is the code."""
     areas: dict[str, str] = {}
     for record, known in zip(records, facts):
         path = record.file_path
@@ -7355,30 +7506,45 @@ def file_areas(records: Iterable[Record], facts: Iterable[Facts]) -> dict[str, s
             areas[path] = GENERATED
         elif path not in areas:
             areas[path] = area_of(path)
-    return areas
+    # Whoever scans a folder of tests alone is interested in tests.
+    return dict.fromkeys(areas, CODE) if len(set(areas.values())) == 1 else areas
 
 
 def area_of(file_path: str) -> str:
-    """Return the area of a file as far as its path tells it."""
-    if is_vendored(file_path):
+    """Return the area of a file by the usual names of files and directories."""
+    directories = file_path.split("/")[:-1]
+    if not VENDOR_DIRECTORIES.isdisjoint(directories):
         return GENERATED
-    return TESTS if is_test(file_path) else CODE
+    if is_test(file_path):
+        return TESTS
+    return CODE if EXAMPLE_DIRECTORIES.isdisjoint(directories) else EXAMPLES
 
 
-def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, float, float, str]:
-    """Return what the groups of a section are sorted by: area, and then what a reader gains."""
+def is_test(file_path: str) -> bool:
+    """Return whether a file belongs to a test suite, by usual names of files and directories."""
+    *directories, name = file_path.split("/")
+    if name == "conftest.py" or not TEST_DIRECTORIES.isdisjoint(directories):
+        return True
+    stem, suffix = os.path.splitext(name)
+    is_named_test = suffix != "" and (stem.startswith("test_") or stem.endswith("_test"))
+    return is_named_test or any(directory.endswith("_tests") for directory in directories)
+
+
+def rank_key(group: CloneGroup) -> tuple[int, bool, bool, bool, bool, float, float, str]:
+    """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
     # The id comes from the code, so no tie is broken by a path.
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
-    return (area_rank(group.area), group.overlaps, group.are_siblings, is_local, *by_worth)
+    behind = group.is_mixed, group.overlaps, group.are_siblings, is_local
+    return (area_rank(group.area), *behind, *by_worth)
 
 
-# What the report begins with: how much stands in copies, and in which files
+# The head of the report: how many lines are copies, and which files share most
 
 COPIED_FILE = 0.9  # of its lines; imports and constants are in no group
-PAIRED_FILES = 100  # at most; what stands in more files says nothing about two of them
+PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
 Lines = tuple[int, int]  # the first and the last one
 
 
@@ -7404,10 +7570,10 @@ def count_area_lines(
 def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> tuple[FilePair, ...]:
     """Return the pairs of files that share lines: code first, then the most lines first.
 
-    What stands in more than PAIRED_FILES files is left out.
+    Groups in more than PAIRED_FILES files are left out.
     """
     lines = [lines_by_file(group.members) for group in shown_copies(groups)]
-    # The groups that two files have members of.
+    # The numbers of the groups that two files have members of.
     shared: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
     for number, of_group in enumerate(lines):
         if len(of_group) <= PAIRED_FILES:
@@ -7420,7 +7586,7 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
         return count_lines(line for number in numbers for line in lines[number][path])
 
     def rank(pair: FilePair) -> tuple[int, int, FilePair]:
-        # What code shares with tests ranks with what tests share.
+        # Lines that code shares with tests rank like lines that tests share.
         area = max(area_rank(areas[path]) for path in (pair.one, pair.other))
         return area, -pair.lines, pair
 
@@ -7432,7 +7598,7 @@ def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> t
 
 
 def lines_by_file(members: Iterable[Member]) -> dict[str, list[Lines]]:
-    """Return the lines of each file that members stand on."""
+    """Return the lines of each file that are in members."""
     lines: dict[str, list[Lines]] = collections.defaultdict(list)
     for member in members:
         record = member.record
@@ -7441,7 +7607,7 @@ def lines_by_file(members: Iterable[Member]) -> dict[str, list[Lines]]:
 
 
 def count_lines(stretches: Iterable[Lines]) -> int:
-    """Return on how many lines the stretches stand: what several of them hold counts once."""
+    """Return how many lines the stretches have; a line in several of them counts once."""
     count = last = 0
     for start, end in sorted(stretches):
         count += max(0, end - max(start - 1, last))
@@ -7520,7 +7686,7 @@ def compare_records(
     options: DuplicateOptions,
     rules: Sequence[Rule],
 ) -> Comparison:
-    """Return what is to be known of records to find their groups; `facts` are those by place."""
+    """Return what the search for groups needs of records; `facts` are those of each place."""
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, facts, options.kinds)
@@ -7542,12 +7708,9 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     """Return every clone group of a run, the hidden ones too, by section and then by rank."""
     groups: list[CloneGroup] = []
     for kind in evidence:
-        found = []
-        for cluster in kind.find(kind, run):
-            group = describe_group(cluster, run)
-            found.append(with_intents(group, run))
+        found = [describe_group(cluster, run) for cluster in kind.find(kind, run)]
         groups += sorted(found, key=rank_key)
-    return hide_superfluous(groups, run.rules)
+    return hide_weaker(hide_superfluous(groups, run.rules), run)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:
@@ -7626,7 +7789,7 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
 
 # ---- Baseline -------------------------------------------------------------------------------
 #
-# A gate must tell code that was copied from code that was edited, moved or renamed. So a group is
+# A gate must not take code that was edited, moved or renamed for a new copy. So a group is
 # not looked up by its id: each definition is matched with one of the baseline, and a pair is known
 # if its two stood together there, in whatever group.
 
@@ -7717,7 +7880,7 @@ def compare_since(report: Report, baseline: Report, past: Past) -> Report:
 
 
 def identity(member: Member) -> Identity:
-    """Return what stays the same while the code of a definition is edited."""
+    """Return a member's identity, which stays the same while its code is edited."""
     return member.record.file_path, member.record.kind, member.qualified_name
 
 
@@ -7880,7 +8043,7 @@ def bound_of(options: DuplicateOptions, evidence: Evidence) -> float:
 
 
 def repeated(sets: Sequence[Collection[int]]) -> set[int]:
-    """Return what is in two of the sets, or more."""
+    """Return the items that are in two or more of the sets."""
     # The largest is not gone through: one member in very many groups has a large one in each.
     *others, largest = sorted(sets, key=len)
     seen: set[int] = set()
@@ -7907,7 +8070,7 @@ def are_together(standings: Sequence[frozenset[int]], is_family: bool) -> bool:
 
 
 def match_keys(member: Member) -> tuple[Hashable, ...]:
-    """Return what a member is matched by, the strongest first.
+    """Return the keys that a member is matched by, the strongest first.
 
     It stands where it stood; it was moved from where it stands no more (see standing_identities);
     it was edited where it stood; or it has the code of something that was edited.
@@ -7917,7 +8080,7 @@ def match_keys(member: Member) -> tuple[Hashable, ...]:
 
 
 def standing_identities(members: Iterable[Member], known: Sequence[Member]) -> set[Identity]:
-    """Return which members of a baseline stand where they did, edited or not, by their identity.
+    """Return the identities of a baseline's members that stand where they did, edited or not.
 
     Where the code of another one stands now, that one was moved there.
     """
@@ -7938,7 +8101,7 @@ class Matching:
     (augmenting paths; Kuhn, "The Hungarian method", 1955).
     """
 
-    # No choice is final, so an `add` fails only where no matching serves all members so far (Berge,
+    # No choice is final, so an `add` fails only if no matching serves all members so far (Berge,
     # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
     # order of its members. What a search in vain has reached leads no later one to a free member.
 
@@ -7961,7 +8124,7 @@ class Matching:
     def match_all(self) -> list[Optional[int]]:
         """Match all members; return the position of what serves each, or None.
 
-        The strongest matches come first. So edited code keeps its place, even where its old text
+        The strongest matches come first. So edited code keeps its place, even if its old text
         was copied elsewhere.
         """
 
@@ -8026,7 +8189,7 @@ class Matching:
 def report_from_json(
     text: str, evidence: Sequence[Evidence] = EVIDENCE, rules: Sequence[Rule] = RULES
 ) -> Report:
-    """Return what `--format json` wrote, without the code; raise ValueError for any other text.
+    """Return the report that `--format json` wrote, without code; raise ValueError for other text.
 
     `evidence` and `rules` are those that it may name.
     """
@@ -8129,7 +8292,7 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
 
 
 def texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Return a list of texts in a JSON object; raise TypeError where it is anything else."""
+    """Return a list of texts in a JSON object; raise TypeError for anything else."""
     texts = typed_field(fields, name, list)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(name)
@@ -8147,22 +8310,32 @@ def similarity_field(fields: Mapping[str, object], name: str) -> float:
 
 
 def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
-    """Return a field of a JSON object; raise TypeError where it is of another type."""
+    """Return a field of a JSON object; raise TypeError if it is of another type."""
     value = fields[name]
     if not isinstance(value, kind):
         raise TypeError(name)
     return value
 
 
-# Touching: the groups with a member in files of interest
+# What a reader is interested in: files, or an area
 
 
 def hide_untouched(report: Report, touched: Collection[str]) -> Report:
     """Return the report with groups hidden that have no member in these files."""
+    return hide_unwanted(report, OF_FILES, touched)
+
+
+def hide_elsewhere(report: Report, area: str) -> Report:
+    """Return the report with the groups of other areas hidden."""
+    return hide_unwanted(report, OF_AREAS, area)
+
+
+def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
+    """Return the report with groups hidden by the rules of a stage that asks what is wanted."""
     groups = []
     for group in report.groups:
         if group.hidden_by is None:
-            rule = first_rule(report.rules, OF_FILES, group, touched)
+            rule = first_rule(report.rules, stage, group, wanted)
             group = group._replace(hidden_by=rule)
         groups.append(group)
     return report._replace(groups=tuple(groups))
@@ -8533,18 +8706,18 @@ FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
 NEW_MARK = "+"
 SHOWN_COMMENTS = 5  # of those that hide nothing
-# A group is to be judged at a glance; `--format json` and `--show` have the rest.
+# A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
 FOLD_INDENT = 2
 COLUMN_GAP = "  "
 PLACE = "PLACE"
-# Columns. Without a terminal, cells are padded no further than is usually seen; a sentence in
-# less than is readable would be a tall and narrow block.
+# Columns. Without a terminal, cells are padded to the usual width of one; in fewer columns than are
+# readable, a sentence would be a tall and narrow block.
 SEEN_WIDTH = 80
 READABLE_WIDTH = 50
 BELOW_INDENT = 4
-# Of an md5sum: a hint for the eye, which leaves room for the signature; JSON has all of them.
+# Of an md5sum: enough to compare by eye, and room is left for the signature; JSON has them all.
 SHOWN_DIGITS = 8
 
 
@@ -8629,9 +8802,8 @@ def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[st
     rows = []
     for record in records:
         if record.intent_status != SKIPPED:
-            told = record.intent or record.intent_error or ""
-            name = defined_name(record)
-            rows.append((location(record), name, record.intent_status, told))
+            text = record.intent or record.intent_error or ""
+            rows.append((location(record), defined_name(record), record.intent_status, text))
     if width is None:
         yield from table_lines(header, rows, None)
     else:
@@ -8657,12 +8829,12 @@ def wrapped_table_lines(
     indent = " " * (beside if is_beside else BELOW_INDENT)
     # 3. Each row is written with its sentence folded.
     for head, cells in zip(heads, printable_table(header, rows)):
-        told = wrap(cells[-1], max(width - len(indent), 1))
-        if is_beside and told:
+        folded = wrap(cells[-1], max(width - len(indent), 1))
+        if is_beside and folded:
             gap = " " * (beside - display_width(head))
-            head += gap + told.pop(0)
+            head += gap + folded.pop(0)
         yield head + "\n"
-        for line in told:
+        for line in folded:
             yield f"{indent}{line}\n"
 
 
@@ -8748,8 +8920,8 @@ def fitted_lines(line: Line, width: Optional[int]) -> list[str]:
 
 def wants_colour(stream: Optional[TextIO]) -> bool:
     """Return whether to write colour: on a terminal, unless NO_COLOR or FORCE_COLOR differ."""
-    # Set but empty counts as not set (https://no-color.org); where both are set, no colour is
-    # the safer reading.
+    # Set but empty counts as not set (https://no-color.org); if both are set, no colour is the
+    # safer reading.
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -8767,7 +8939,7 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line("")
         yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
         if evidence.compares_sentences:
-            for text in _missing_intents(report):
+            for text in intent_notes(report):
                 yield Line(text, folds=True)
         yield from _section_lines(report, shown, top)
     for text in _foot_lines(report):
@@ -8783,7 +8955,7 @@ def copied_percent(report: Report) -> float:
 def group_verdict(
     report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
 ) -> list[str]:
-    """Return what a gate has to say: the groups that hit it, and what else bears on it."""
+    """Return the verdict of a gate: the groups that hit it, and what was not compared."""
     noun = "group" if baseline is None else "new group"
     parts = [f"no {noun}s"]
     if hits:
@@ -8798,7 +8970,7 @@ def group_verdict(
         parts.append(f"{report.stale} stale")
     if hidden[UNJUDGED.name]:
         parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
-    # What was not read was not compared: without this, a broken file would pass as a clean one.
+    # Without this, a file that could not be read would pass as one without duplicates.
     if report.error_count:
         errors = counted(report.error_count, "analyzer error")
         parts.append(f"not compared: code with {errors}")
@@ -8811,12 +8983,13 @@ def group_verdict(
 
 
 def unparsed_records(report: Report) -> str:
-    """Return how many records are left out where near copies are looked for."""
+    """Return how many records are left out of the search for near copies."""
     records = counted(report.unparsed_count, "record")
     return f"{records} that this Python cannot parse"
 
 
-def _scope_lines(report: Report) -> Iterator[str]:
+def scope_lines(report: Report) -> Iterator[str]:
+    """Yield lines on the run and what was compared of it."""
     options, run = report.options, report.run
     if run:
         yield f"Run {run['id']} of {run['root_path']}, {run['finished_at']}"
@@ -8833,7 +9006,7 @@ def _scope_lines(report: Report) -> Iterator[str]:
 
 
 def _head_lines(report: Report) -> Iterator[str]:
-    yield from _scope_lines(report)
+    yield from scope_lines(report)
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
@@ -8847,12 +9020,11 @@ def _head_lines(report: Report) -> Iterator[str]:
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
-    # On a terminal the end of a long list is what is seen: so the totals stand here.
+    # The end of a long list is what a terminal shows, so the totals are here.
     yield ""
-    hidden = count_hidden(report)
-    told = [f"{count} {rule}" for rule, count in hidden.items() if count]
-    if told:
-        yield f"Hidden: {', '.join(told)} (--format json holds them)"
+    hidden = [f"{count} {rule}" for rule, count in count_hidden(report).items() if count]
+    if hidden:
+        yield f"Hidden: {', '.join(hidden)} (--format json holds them)"
     if report.vain_comments:
         places = [f"{path}:{start}" for path, start, _ in report.vain_comments]
         yield f"Comments 'cds: ignore' that hide nothing: {some_of(places, SHOWN_COMMENTS)}"
@@ -8865,8 +9037,21 @@ def _foot_lines(report: Report) -> Iterator[str]:
         yield f"{evidence.name.capitalize()}: {', '.join(counts) or 'no groups'}"
 
 
-def _missing_intents(report: Report) -> list[str]:
-    """Return what is to be told of records without a model's intent; nothing where all have one."""
+def intent_notes(report: Report) -> list[str]:
+    """Return the notes on a section that compares sentences."""
+    notes = missing_intents(report)
+    weaker = [group.similarity for group in report.groups if group.hidden_by == WEAKER]
+    if weaker:
+        more, most = counted(len(weaker), "group"), max(weaker)
+        remedy = f"--intent-similarity {report.options.intent_similarity} shows them"
+        notes.append(
+            f"  the best groups; without {more} of similarity {most:.2f} or less: {remedy}"
+        )
+    return notes
+
+
+def missing_intents(report: Report) -> list[str]:
+    """Return a line on the records without a model's intent, if there are any."""
     if report.run is None:
         return [_intents_of_source(report)]
     missing = report.without_intent
@@ -8876,10 +9061,10 @@ def _missing_intents(report: Report) -> list[str]:
     has_no_model = sum(missing.values()) == report.record_count
     is_empty = has_no_model and not report.from_docstrings
     what = "empty: no record has an intent" if is_empty else "without intent"
-    told = f"  {what} ({counts})"
+    line = f"  {what} ({counts})"
     if report.from_docstrings:
-        told += f"; for {report.from_docstrings} a docstring stands in"
-    return [told]
+        line += f"; for {report.from_docstrings} a docstring stands in"
+    return [line]
 
 
 def _intents_of_source(report: Report) -> str:
@@ -8912,7 +9097,7 @@ def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> It
 
 def _exact_ids(groups: Iterable[CloneGroup]) -> dict[str, str]:
     """Return the id of the exact group of each code that stands in several places."""
-    # Hidden ones too: `--show` finds them all the same.
+    # Hidden groups too, since `--show` finds them.
     ids = {}
     for group in groups:
         if group.evidence.is_same_code:
@@ -8938,10 +9123,10 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
 
 
 def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
-    yield from (Line(""), Line(f"{group.id}  {_group_headline(group)}", CYAN))
+    yield from (Line(""), Line(f"{group.id}  {group_headline(group)}", CYAN))
     if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
-    # The names tell members apart; their parameters are of interest where they differ.
+    # Parameters are shown only if they differ.
     are_alike = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if are_alike else _parameters(member)
@@ -8949,8 +9134,8 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"{mark} {location(member.record)}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
-        # A model's sentence is news in every section; a docstring can be read in the code, and
-        # is shown only where it is the evidence.
+        # A model's sentence is shown in every section. A docstring can be read in the code, so it
+        # is shown only if it is the evidence.
         if member.intent_source == MODEL:
             yield Line(f"    {member.intent}", DIM, folds=True)
         elif member.intent_source == DOCSTRING and group.evidence.compares_sentences:
@@ -8969,7 +9154,8 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
             yield Line(f"  {count} of them are exact copies: {exact_id}", DIM)
 
 
-def _group_headline(group: CloneGroup) -> str:
+def group_headline(group: CloneGroup) -> str:
+    """Return a group's size, its similarity and what is special about it."""
     parts = [f"{group.copies} copies", counted(group.statements, "statement")]
     if not group.evidence.is_same_code:
         parts.append(_similarity_of(group))
@@ -8991,25 +9177,22 @@ def _similarity_of(group: CloneGroup) -> str:
 
 
 def in_percent(part: float) -> int:
-    """Return a part of 1 as per cent; nothing but the whole is 100."""
-    if part == 1:
-        return 100
-    percent = round(100 * part)
-    return min(percent, 99)
+    """Return a part of a whole in per cent; only the whole is rounded to 100."""
+    return 100 if part == 1 else min(round(100 * part), 99)
 
 
 def _parameters(member: Member) -> str:
-    """Return what stands between the name and the colon of a definition's header."""
+    """Return the part of a definition's header between its name and its colon."""
     header = header_line(member.record)
     after = DEFINED_NAME.sub("", header, count=1)
     bare = after.removeprefix("async ").strip().removesuffix(":")
-    # What stood on several lines is written as on one.
+    # A header of several lines is written as one of a single line.
     joined = bare.replace("( ", "(")
     return re.sub(r",? \)", ")", joined)
 
 
 def _difference(member: Member) -> str:
-    """Return how much of a member all have, and what no other one has."""
+    """Return how much of a member all members have, and what it has alone."""
     text = f"{in_percent(member.shared)} % shared"
     if member.differs:
         labels = [f"`{label}`" for label in member.differs[:SHOWN_LABELS]]
@@ -9022,7 +9205,7 @@ def _difference(member: Member) -> str:
 
 def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     """Yield one group whole: the code of each member, and how the others differ from the first."""
-    yield Line(f"{group.id}  {group.evidence.name}, {_group_headline(group)}", CYAN)
+    yield Line(f"{group.id}  {group.evidence.name}, {group_headline(group)}", CYAN)
     if group.hidden_by:
         sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
         yield Line(sentence, folds=True)
@@ -9106,13 +9289,13 @@ def reason_of(hit: Hit) -> str:
 
 # ---- Page -----------------------------------------------------------------------------------
 #
-# The report as one HTML file, which asks nothing of any network.
+# The report as one HTML file, which loads nothing from any network.
 
 # What browsers still open within seconds.
 PAGE_BYTES = 10_000_000
 # Kept free for the headings of sections and the note on what is left out.
 FRAME_BYTES = 4_000
-# No single group may use the page up: not one of thousands of members (COMPARED_MEMBERS beside
+# No single group may fill the page: neither one of thousands of members (COMPARED_MEMBERS beside
 # the first), nor a member that is a whole module of data, nor a line of megabytes.
 COMPARED_MEMBERS = 5
 LISTED_MEMBERS = 100
@@ -9566,7 +9749,7 @@ readAddress();
 
 
 class Row(NamedTuple):
-    """A line of one code beside its like of another, as HTML; without it the number is None."""
+    """A line of one code beside one of another, as HTML; the number of no line is None."""
 
     differs: bool
     first_number: Optional[int]
@@ -9585,8 +9768,8 @@ class FittedGroups(NamedTuple):
 def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]:
     """Yield a report as one HTML file of at most `max_bytes` in UTF-8.
 
-    Where there is too little room, the groups of the lowest rank are shown without their code or
-    left out, hidden ones first; a note counts both.
+    If there is too little room, the groups of the lowest rank are shown without their code or left
+    out, hidden ones first; a note counts both.
     """
     head = PAGE_HEAD.format(
         title=escaped(report_name(report)),
@@ -9612,7 +9795,7 @@ def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]
 
 
 def report_name(report: Report) -> str:
-    """Return what a report calls the source tree: its directory's name, where that is known."""
+    """Return the name of the source tree's directory, or a general one if it is not known."""
     if report.run is None:
         return "a source tree"
     # Either separator: the run may have been stored on another system than this one.
@@ -9622,7 +9805,7 @@ def report_name(report: Report) -> str:
 
 
 def content_hash(text: str) -> str:
-    """Return how a Content-Security-Policy names a style or script of this text."""
+    """Return the hash by which a Content-Security-Policy allows a style or script of this text."""
     import base64
     import hashlib
 
@@ -9638,7 +9821,7 @@ def byte_count(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """Return text as HTML, with escapes for what is not printable."""
+    """Return text as HTML, with escapes for unprintable characters."""
     import html
 
     # Printable first: a bidi override could make code read as what it is not, even where no
@@ -9647,8 +9830,8 @@ def escaped(text: str) -> str:
 
 
 def page_figures(report: Report) -> Iterator[str]:
-    """Yield what was compared, and what came of it in figures."""
-    for line in _scope_lines(report):
+    """Yield what was compared, the figures of the report, and what its rules hide."""
+    for line in scope_lines(report):
         yield f"<p>{escaped(line)}</p>\n"
     figures = []
     for area, (lines, beyond) in report.area_lines.items():
@@ -9692,7 +9875,7 @@ def page_rules(report: Report) -> Iterator[str]:
 
 
 def page_form(report: Report) -> Iterator[str]:
-    """Yield the filter; it is shown only where the script can obey it."""
+    """Yield the filter, which is hidden until the script runs."""
     sections = {evidence.name: escaped(title) for evidence, title in section_titles(report)}
     kinds = {kind: kind for kind in KINDS}
     rules = {"": "what no rule hides", "any": "all, hidden ones too"}
@@ -9704,7 +9887,7 @@ def page_form(report: Report) -> Iterator[str]:
     yield '<input name="path" type="search" placeholder="Path" aria-label="Path">\n'
     yield choice("section", {"": "all sections", **sections})
     yield choice("kind", {"": "all kinds", **kinds})
-    yield choice("area", {"": "code, tests and generated", **AREAS})
+    yield choice("area", {"": "all areas", **AREAS})
     yield choice("rule", rules)
     yield from page_keys()
     yield "</form>\n"
@@ -9727,7 +9910,7 @@ def page_keys() -> Iterator[str]:
 
 
 def choice(name: str, options: Mapping[str, str]) -> str:
-    """Return a list to choose from; `options` are values and the HTML that tells of them."""
+    """Return a list to choose from; `options` are its values, each with its text in HTML."""
     parts = [f'<select name="{name}" aria-label="{name.capitalize()}">']
     for value, text in options.items():
         parts.append(f'<option value="{value}">{text}</option>')
@@ -9742,7 +9925,7 @@ def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
     its place, or the note could not say that it is the lowest ranks that are missing.
     """
     ranking = sorted(ranked_positions(groups))
-    # 1. Half of the room tells of groups without their code, so that few are missing.
+    # 1. Half of the room is for groups without their code, so that few are missing.
     texts: dict[int, str] = {}
     listing_room = room // 2
     for _, rank, position in ranking:
@@ -9767,8 +9950,8 @@ def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
 def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, int]]:
     """Yield for each group whether it is hidden, its rank in its section, and its position.
 
-    In this order, so that sorted they tell what is left out last: shown before hidden, and of
-    each section its best group before the second of any.
+    In this order: sorted, they put shown groups before hidden ones, and the best group of each
+    section before the second of any.
     """
     ranks: collections.Counter[tuple[str, bool]] = collections.Counter()
     for position, group in enumerate(groups):
@@ -9779,7 +9962,7 @@ def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, 
 
 
 def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
-    """Yield how many groups lack their code, or are left out, where any are."""
+    """Yield how many groups lack their code or are left out, if any are."""
     without_code = len(fitted.texts) - fitted.with_code
     left_out = total - len(fitted.texts)
     if without_code or left_out:
@@ -9805,7 +9988,7 @@ def page_section(
     count = counted(sum(map(len, shown.values())), "group")
     yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
     if evidence.compares_sentences:
-        for line in _missing_intents(report):
+        for line in intent_notes(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
     for area, same in shown.items():
         if same:
@@ -9850,13 +10033,13 @@ def without_repeats(texts: Iterable[str]) -> list[str]:
 
 
 def group_facts(group: CloneGroup) -> Iterator[str]:
-    """Yield in HTML what is to be known of a group before it is opened."""
+    """Yield in HTML what is shown of a group before it is opened."""
     rule = group.hidden_by.name if group.hidden_by else ""
     tags = (rule, "siblings" if group.are_siblings else "")
     yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
     if not group.evidence.is_same_code:
         yield f'<meter value="{group.similarity:.2f}"></meter>'
-    yield _group_headline(group)
+    yield group_headline(group)
 
 
 def group_code(group: CloneGroup) -> str:
@@ -9880,7 +10063,7 @@ def group_code(group: CloneGroup) -> str:
         if len(compared) > 1:
             html = foldable(number, member, html, is_open=not parts)
         parts.append(html)
-    # 3. Where all have the same text, it is shown once.
+    # 3. If all have the same text, it is shown once.
     if not parts:
         parts.append(side_head(1, first))
         parts.append(f'<div class="diff">{code_alone(first.record)}</div>\n')
@@ -9889,7 +10072,7 @@ def group_code(group: CloneGroup) -> str:
 
 
 def shown_text(record: Record) -> tuple[str, ...]:
-    """Return what two records have in common if showing the code of both tells no more."""
+    """Return a key that is the same for records whose code looks the same on the page."""
     return record.md5sum, *code_lines(record)
 
 
@@ -9902,7 +10085,7 @@ def foldable(number: int, member: Member, html: str, *, is_open: bool) -> str:
 
 
 def compared_members(evidence: Evidence, first: Member, number: int, other: Member) -> str:
-    """Return the code of two members in two columns, with marks where it is alike."""
+    """Return the code of two members in two columns, with marks where it differs."""
     heads = side_head(1, first) + side_head(number, other)
     # Code that only serves the same purpose has no lines that belong together.
     if evidence.compares_sentences:
@@ -9915,7 +10098,7 @@ def compared_members(evidence: Evidence, first: Member, number: int, other: Memb
 
 
 def side_head(number: int, member: Member) -> str:
-    """Return what stands above a member's code: place, name, how it compares, and intent."""
+    """Return the heading of a member's code: its place, name, comparison and intent."""
     where = marked_place(member)
     name = escaped(member.qualified_name)
     parts = [f'<div class="side"><b>{number}</b> {where} {name}']
@@ -9946,13 +10129,13 @@ def comparison(member: Member) -> Iterator[str]:
 
 
 def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]) -> str:
-    """Return members whose code is not shown: only where they stand, and whose text they have.
+    """Return the list of members whose code is not shown: their places, and whose text they have.
 
-    `numbers` tells which member shows a text; it is empty where no code is shown at all.
+    `numbers` has the number of the member that shows a text; it is empty if no code is shown.
     """
     parts = []
     for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
-        # To compare texts takes time, and is in vain where no code is shown.
+        # Comparing texts takes time, so it is not done in vain.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
         where = marked_place(member)
@@ -10023,7 +10206,7 @@ def numbered_line(
 
 
 def line_start(line: str) -> str:
-    """Return what a line of code defines, assigns or calls."""
+    """Return the start of a line of code: the name that it defines, assigns to or calls."""
     return LINE_START_END.split(line, 1)[0]
 
 
@@ -10042,7 +10225,7 @@ def aligned(
     other: Sequence[str],
     keys: Sequence[Callable[[str], str]],
 ) -> Iterator[tuple[Optional[int], Optional[int]]]:
-    """Yield the positions of lines that belong together; None where one has no like.
+    """Yield the positions of lines that belong together, None for the side without such a line.
 
     Lines are matched by the first key, those in between by the next, and at last by their order.
     """
@@ -10073,7 +10256,7 @@ def moved(position: Optional[int], offset: int) -> Optional[int]:
 def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
     """Return the steps from one sequence to another, as difflib's `get_opcodes` does.
 
-    Where much recurs, it would take minutes: then everything counts as replaced.
+    If much recurs, that would take minutes: then everything counts as replaced.
     """
     import difflib
 
@@ -10191,7 +10374,7 @@ def report_as_markdown(
 
 def markdown_group(group: CloneGroup) -> str:
     """Return a group as a list of its members."""
-    lines = [f"\n`{group.id}` {_group_headline(group)}\n"]
+    lines = [f"\n`{group.id}` {group_headline(group)}\n"]
     for member in group.members[:SHOWN_MEMBERS]:
         place = code_span(location(member.record))
         if member.link:
@@ -10261,22 +10444,22 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
-    """Return in words what the limits leave out: groups, and members of groups."""
+    """Return a sentence each on the groups, and members of groups, that the limits leave out."""
     texts = []
     groups = len(listed) - SARIF_RESULTS
     if groups > 0:
-        told = counted(groups, "group")
-        texts.append(f"{told} of low rank left out: a log holds {SARIF_RESULTS}")
+        count = counted(groups, "group")
+        texts.append(f"{count} of low rank left out: a log holds {SARIF_RESULTS}")
     kept = listed[:SARIF_RESULTS]
     members = sum(max(0, group.copies - SARIF_LOCATIONS) for group in kept)
     if members > 0:
-        told = counted(members, "place")
-        texts.append(f"{told} left out: a result holds {SARIF_LOCATIONS}")
+        count = counted(members, "place")
+        texts.append(f"{count} left out: a result holds {SARIF_LOCATIONS}")
     return texts
 
 
 def sarif_driver(evidence: Iterable[Evidence]) -> dict[str, object]:
-    """Return what made the log, and its rules: one for each kind of evidence."""
+    """Return the description of this program and of its rules, one for each kind of evidence."""
     rules = [
         {
             "id": kind.sarif_rule,
@@ -10298,9 +10481,9 @@ class SarifStart(NamedTuple):
 
 
 def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
-    """Yield where the result of each group begins, no two of a rule at one place.
+    """Yield the start of the result of each group, no two of a rule at one place.
 
-    Where not even the lines of its first member are left, a group begins at that member.
+    If not even a line of its first member is left, a group starts at that member.
     """
     # GitHub knows an alert by its rule and the code from its first line on: of two that began at
     # one place it would show one.
@@ -10317,7 +10500,7 @@ def sarif_starts(groups: Iterable[CloneGroup]) -> Iterator[SarifStart]:
 
 
 def possible_starts(members: Sequence[Member]) -> Iterator[SarifStart]:
-    """Yield where a result may begin, best first: at its members, or in the first of them."""
+    """Yield the possible starts of a result, best first: its members, then lines of the first."""
     for number, member in enumerate(members):
         record = member.record
         yield SarifStart(number, (record.file_path, record.start_line))
@@ -10340,7 +10523,7 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    message = f"{evidence.sarif_text} {_group_headline(group)}: also {', '.join(links)}"
+    message = f"{evidence.sarif_text} {group_headline(group)}: also {', '.join(links)}"
     return {
         "ruleId": evidence.sarif_rule,
         "ruleIndex": report.evidence.index(evidence),
@@ -10348,8 +10531,8 @@ def sarif_result(
         "message": {"text": message},
         "locations": [sarif_location(begun, directory)],
         "relatedLocations": related,
-        # The id follows from the code alone, so that an alert stays the same one where its file
-        # is moved. `primaryLocationLineHash` is left to GitHub, which computes it and warns of
+        # The id depends on the code alone, so that an alert stays the same one if its file is
+        # moved. `primaryLocationLineHash` is left to GitHub, which computes it and warns of
         # any that is another.
         "partialFingerprints": {"cloneGroup/v1": group.id},
     }
@@ -10373,7 +10556,7 @@ def sarif_link(member: Member, number: int) -> str:
 
 
 def sarif_location(member: Member, directory: str) -> dict[str, object]:
-    """Return where a member stands, by a percent-encoded path."""
+    """Return the location of a member, with a percent-encoded path."""
     from urllib.parse import quote
 
     record = member.record
@@ -10395,7 +10578,7 @@ def sarif_location(member: Member, directory: str) -> dict[str, object]:
 
 # The same bytes on every system, so that a baseline can be kept in a repository.
 FILE_TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
-# What stands in these has the number of an open file for its name.
+# The entries of these directories are open files, named by their numbers.
 DESCRIPTOR_DIRECTORIES = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
 MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
 
@@ -10403,7 +10586,7 @@ MOST_LINKS = 40  # on the way to a file, as the kernel of Linux has it
 def write_file(path: str, pieces: Iterable[str]) -> None:
     """Write text to a file whole, or leave the file as it was and raise OSError.
 
-    What is no regular file, or is open as a standard stream, gets the text as a stream does.
+    A path that is no regular file, or is open as a standard stream, is written to as a stream.
     """
     if is_stream(path):
         write_stream(path, pieces)
@@ -10412,7 +10595,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
     target = os.path.realpath(path)
     directory = os.path.dirname(target)
     if not os.access(directory, os.W_OK | os.X_OK):
-        # Here it is the file alone that may be written.
+        # Only the file itself may be written.
         with open(path, "w", **FILE_TEXT) as file:
             file.writelines(pieces)
         return
@@ -10422,7 +10605,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
         with open(temporary, "x", **FILE_TEXT) as file:
             file.writelines(pieces)
             file.flush()
-            # Else a power failure could leave the new name on a file without content.
+            # Otherwise a power failure could leave an empty file of the new name.
             os.fsync(file.fileno())
         if os.path.exists(target):
             mode = os.stat(target).st_mode
@@ -10436,7 +10619,7 @@ def write_file(path: str, pieces: Iterable[str]) -> None:
 
 
 def is_stream(path: str) -> bool:
-    """Return whether a path names what is to be written to as a stream, not replaced."""
+    """Return whether a path is written to as a stream, and not replaced."""
     is_special = os.path.exists(path) and not os.path.isfile(path)
     return is_special or descriptor_of(path) is not None
 
@@ -10449,14 +10632,14 @@ def write_stream(path: str, pieces: Iterable[str]) -> None:
     target: Union[int, str] = path
     descriptor = descriptor_of(path)
     if descriptor is not None:
-        # Its copy goes on where it stands, behind what was printed before.
+        # The copy of a descriptor continues after what was printed before.
         flush(sys.stdout)
         target = os.dup(descriptor)
     try:
         with open(target, "w", **FILE_TEXT) as stream:
             stream.writelines(pieces)
     except OSError as error:
-        # Whoever names a pipe wants to know; of an open one, somebody else decides.
+        # A pipe that was named must have a reader; one that was open before may lose it.
         if descriptor is None or not is_closed_pipe(error):
             raise
 
@@ -10511,7 +10694,7 @@ def is_open_for_writing(descriptor: int) -> bool:
 def rescue_text(pieces: Iterable[str]) -> str:
     """Write text to a new file in the temporary or the current directory.
 
-    Return its path, or the empty text where no file could be written.
+    Return its path, or the empty text if no file could be written.
     """
     import tempfile
 
@@ -10534,18 +10717,17 @@ def rescue_text(pieces: Iterable[str]) -> str:
 def print_pieces(pieces: Iterable[str]) -> None:
     """Write text to stdout at once; that its reader has gone away is no error.
 
-    So a command goes on to its end, and its exit code does not depend on who reads its output.
+    So a command runs to its end, and its exit code does not depend on who reads its output.
     """
     try:
         for piece in pieces:
             emit(piece, sys.stdout)
-        # Not left to Python's exit, where a full disk would be told by a traceback and code 120.
+        # Not left to Python's exit, which reports a full disk by a traceback and code 120.
         flush(sys.stdout)
     except OSError as error:
         silence(sys.stdout)
         if not is_closed_pipe(error):
-            told = f"stdout could not be written: {describe_error(error)}"
-            raise CdsError(told) from error
+            raise CdsError(f"stdout could not be written: {describe_error(error)}") from error
 
 
 def is_closed_pipe(error: OSError) -> bool:
@@ -10718,12 +10900,16 @@ RUN_REMEDY = "name a file that 'cds persist' wrote"
 SAME_SIGNAL_SECONDS = 1.0
 
 
+# The first whose addresses match speaks the API of a server.
+PROVIDERS: Sequence[type[ChatClient]] = (OpenAIClient, OllamaClient)
+
+
 def make_provider_client(provider_url: str, model: str, **options: Any) -> LLMClient:
     """Return the client for the API that an address names, with the key of the environment."""
     # The address decides alone. Asking the server which API it speaks would send it a request
     # that it may not expect, before any key is known to be meant for it.
     url = parse_provider_url(provider_url).url
-    client_class = OpenAIClient if V1.search(url) else OllamaClient
+    client_class = next(one for one in PROVIDERS if one.addresses.search(url))
     api_key = os.environ.get(client_class.key_name, "")
     return client_class(provider_url, model, api_key=api_key, **options)
 
@@ -10825,17 +11011,18 @@ def check_path(args: argparse.Namespace) -> None:
     if os.path.isfile(path) and has_foreign_suffix(path, known):
         suffixes = " or ".join(known)
         raise UsageError(
-            f"--path: {path} is no Python source by its suffix: "
+            f"--path: {path} is no source by its suffix: "
             f"name a {suffixes} file, one without a suffix, or a directory"
         )
 
 
 def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
     """Return whether a file's suffix is that of something other than source."""
-    suffix = os.path.splitext(path)[1].lower()
+    name = path.lower()
+    suffix = os.path.splitext(name)[1]
     # A script may be called `pip3.11`.
     is_suffix = not suffix[1:].isdecimal() and suffix not in ("", ".")
-    return is_suffix and suffix not in known
+    return is_suffix and not name.endswith(tuple(known))
 
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
@@ -11196,7 +11383,7 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     hits = gate_hits(report, args.fail_on)
     verdict = verdict_line(args, report, hits, baseline)
     args.live.begin("laying out the report")
-    write_report(args, report, verdict)
+    REPORT_WRITERS[args.format](args, report, verdict)
     args.live.end()
     # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
@@ -11218,6 +11405,8 @@ def judged_report(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     report = hide_accepted(report)
     if touched is not None:
         report = hide_untouched(report, touched)
+    if args.area is not None:
+        report = hide_elsewhere(report, args.area)
     return report, baseline
 
 
@@ -11332,14 +11521,16 @@ def compare_reports(
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     """Return the options of a report that the command line gives."""
-    return DuplicateOptions(
+    options = DuplicateOptions(
         kinds=args.kind,
         min_statements=args.min_statements,
         code_similarity=args.code_similarity,
-        intent_similarity=args.intent_similarity,
         exclude=tuple(args.exclude),
         intents=args.intents,
     )
+    if args.intent_similarity is None:
+        return options
+    return options._replace(intent_similarity=args.intent_similarity, best_intents=False)
 
 
 def report_on_source(args: argparse.Namespace) -> Report:
@@ -11583,23 +11774,22 @@ def root_directory(report: Report, args: argparse.Namespace) -> str:
     return directory
 
 
-def write_report(args: argparse.Namespace, report: Report, verdict: str) -> None:
-    """Write a report in the form that the command line asks for, to stdout or `--output`."""
-    if args.format == "json":
-        root = root_name(root_directory(report, args))
-        write_pieces(args, report_json(report._replace(root=root)))
-    elif args.format == "html":
-        # The page shows code; JSON and SARIF do not.
-        whole = report._replace(groups=with_codes(args, report.run, report.groups))
-        write_pieces(args, report_as_page(with_links(args, whole)))
-    elif args.format == "markdown":
-        linked = with_links(args, report)
-        seen = report_seen_from_here(root_directory(report, args), linked)
-        write_pieces(args, report_as_markdown(seen, verdict))
-    elif args.format == "sarif":
-        write_sarif(args, report)
-    else:
-        write_report_table(args, report, verdict)
+def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+    """Write a report as JSON."""
+    root = root_name(root_directory(report, args))
+    write_pieces(args, report_json(report._replace(root=root)))
+
+
+def write_page(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+    """Write a report as a page, which shows the code of its groups."""
+    whole = report._replace(groups=with_codes(args, report.run, report.groups))
+    write_pieces(args, report_as_page(with_links(args, whole)))
+
+
+def write_markdown(args: argparse.Namespace, report: Report, verdict: str) -> None:
+    """Write a report as Markdown, with the places that an editor opens."""
+    seen = report_seen_from_here(root_directory(report, args), with_links(args, report))
+    write_pieces(args, report_as_markdown(seen, verdict))
 
 
 def with_links(args: argparse.Namespace, report: Report) -> Report:
@@ -11639,7 +11829,7 @@ def root_name(directory: str) -> str:
     return stored_path(place[1].rstrip("/") or os.curdir)
 
 
-def write_sarif(args: argparse.Namespace, report: Report) -> None:
+def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None:
     """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
@@ -11673,6 +11863,16 @@ def write_lines(args: argparse.Namespace, lines: Iterable[Line], is_fitted: bool
     is_coloured = is_on_stdout and wants_colour(sys.stdout)
     styled = styled_lines(lines, width, is_coloured)
     write_pieces(args, (line + "\n" for line in styled))
+
+
+# The forms of a report, and what writes it, to stdout or `--output`.
+REPORT_WRITERS = {
+    "table": write_report_table,
+    "json": write_report_json,
+    "html": write_page,
+    "sarif": write_sarif,
+    "markdown": write_markdown,
+}
 
 
 def with_codes(
@@ -12013,7 +12213,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 def parse_fail_on(
     text: str, evidence: Iterable[Evidence] = EVIDENCE
 ) -> Union[str, tuple[str, ...]]:
-    """Return the word for a set of evidence, or the evidence named by a comma-separated list."""
+    """Return a word for several kinds of evidence, or the kinds in a comma-separated list."""
     words = (ANY, NEW)
     if text.strip() in words:
         return text.strip()
@@ -12407,9 +12607,9 @@ COMPARISON_OPTIONS = OptionGroup(
         CODE_SIMILARITY,
         Option(
             "--intent-similarity",
-            "how much intents of the same purpose share, above 0 to 1",
+            "show all groups of intents that share so much, above 0 to 1 (default: only the best"
+            f" ones, from {REPORT_DEFAULTS.intent_similarity})",
             SIMILARITY,
-            REPORT_DEFAULTS.intent_similarity,
         ),
         Option(
             "--intents",
@@ -12427,12 +12627,8 @@ LISTING_OPTIONS = OptionGroup(
             "show only groups with a member in a file that matches, but compare all; repeatable",
             GLOBS,
         ),
-        Option(
-            "--top",
-            "show at most N groups a section, of code, tests and generated code each",
-            COUNT,
-            20,
-        ),
+        Option("--area", "show only groups of this area, but compare all", {"choices": AREAS}),
+        Option("--top", "show at most N groups a section and area", COUNT, 20),
         Option(
             "--show",
             "print the group with this ID, or start of one: the first member, and differences",
@@ -12445,6 +12641,8 @@ LISTING_OPTIONS = OptionGroup(
         ),
     ],
 )
+EVIDENCE_NAMES = [kind.name for kind in EVIDENCE]
+GATED_NAMES = [kind.name for kind in EVIDENCE if kind.fails_new]
 GATE_OPTIONS = OptionGroup(
     "gate",
     [
@@ -12460,8 +12658,8 @@ GATE_OPTIONS = OptionGroup(
         ),
         Option(
             "--fail-on",
-            "exit 3 if groups are shown: any; new (exact or near); or a list of "
-            + ", ".join(kind.name for kind in EVIDENCE),
+            f"exit 3 if groups are shown: any; new ({' or '.join(GATED_NAMES)}); or a list of "
+            + ", ".join(EVIDENCE_NAMES),
             {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
         ),
         Option(
@@ -12506,8 +12704,8 @@ PLACE_OPTIONS = OptionGroup(
 
 def output_options(*formats: str) -> OptionGroup:
     """Return the options of a command that prints its result in one of these formats."""
-    meaning = "form of the output, or else what the ending of FILE says (default: table)"
-    chosen = Option("--format", meaning, {"choices": formats})
+    told = "form of the output, or else what the ending of FILE says (default: table)"
+    chosen = Option("--format", told, {"choices": formats})
     written = Option("--output", "write to FILE instead of stdout", FILE)
     return OptionGroup("output", [chosen, written])
 
@@ -12552,7 +12750,7 @@ COMMANDS = {
             REPORT_OPTIONS,
             COMPARISON_OPTIONS,
             LISTING_OPTIONS,
-            output_options("table", "json", "html", "sarif", "markdown"),
+            output_options(*REPORT_WRITERS),
             GATE_OPTIONS,
         ),
         description="Report what a source tree or a stored run holds twice: the same code, similar"

@@ -549,7 +549,7 @@ WORST_TEXTS = {
     "EMPTY_LINE": ("\r\n# \\#", "", "x", BODY),
     "DOCSTRING_START": ("\f \t", "", "x", BODY),
     "STATEMENT_END": (" \t", "'a'", "x", BODY),
-    "PARAGRAPH_END": ("\n \t \t", "a", "a:", SENTENCE),
+    "PARAGRAPH_END": ("\n \t:a", "a", "a:", SENTENCE),
     "EXAMPLE": ("\n  >>", "a", "", SENTENCE),
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
@@ -1268,14 +1268,14 @@ def test_single_file_of_another_language_is_refused(tmp_path, capsys, command, n
     path = tree(tmp_path / "s", {name: '{"cells": []}'}) / name
     options = [word.format(tmp_path) for word in OPTIONS[command]]
     assert refused(capsys, tmp_path, command, "--path", path, *options) == (
-        f"cds: --path: {path} is no Python source by its suffix: "
+        f"cds: --path: {path} is no source by its suffix: "
         "name a .py or .pyw file, one without a suffix, or a directory\n"
     )
 
 
 def test_report_on_a_single_file_of_another_language_is_refused(tmp_path, capsys):
     path = tree(tmp_path, {"n.ipynb": '{"cells": []}'}) / "n.ipynb"
-    assert " no Python source " in refused(capsys, tmp_path, "duplicates", "--path", path)
+    assert " is no source by its suffix" in refused(capsys, tmp_path, "duplicates", "--path", path)
 
 
 @pytest.mark.parametrize("name", ["script", "b.pyw", "A.PY", "pip3.11", ".startup", "x."])
@@ -2373,6 +2373,14 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param('"""\n    Add\n    it up. Slowly.\n    """', "Add it up.", id="several lines"),
         pytest.param('"""Add it\n\n    up."""', "Add it", id="paragraph"),
         pytest.param('"""Add it\n    :param x: what\n    """', "Add it", id="fields"),
+        pytest.param('"""Add it\n    :param dict[a:b] x: y"""', "Add it", id="field with a colon"),
+        pytest.param('"""Add it\n    :return:\n        x"""', "Add it", id="field alone"),
+        pytest.param('"""Add it\n    :rtype:"""', "Add it", id="field at the end"),
+        pytest.param(
+            '"""Add to\n    :class:`A`, so: x."""', "Add to `A`, so: x.", id="broken role"
+        ),
+        pytest.param('"""Add\n\t:py:meth:`~a.b` up."""', "Add `~a.b` up.", id="role of a domain"),
+        pytest.param('"""Add\n    :: x"""', "Add :: x", id="no field"),
         pytest.param('"""Add it\n    Args:\n        x: what\n    """', "Add it", id="heading"),
         pytest.param('"""Add\n    ---\n    x"""', "Add", id="underline"),
         pytest.param('"""Add e.g. Two. Then go."""', "Add e.g. Two.", id="abbreviation"),
@@ -2487,6 +2495,156 @@ def test_code_head_ends_where_the_docstring_does():
     assert (
         cds.code_head(code, None) == cds.code_head(f"{header}\n    return a\n", "def f(a):") == ""
     )
+
+
+def many_definitions(tmp_path):
+    """Return the records of several batches, and copies of what stands in other batches."""
+    rng = random.Random(2)
+    code = "\n\n".join(random_definition(rng) for _ in range(1500))
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
+    return [one for one in records if one.kind != "file"]
+
+
+def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
+    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
+    records = built(tree(tmp_path, files))
+    batches = cds.divided(records, 5_000)
+    assert list(itertools.chain(*batches)) == records
+    paths = [{one.file_path for one in batch} for batch in batches]
+    assert sum(map(len, paths)) == 40 and len(paths) > 3
+    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
+    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
+    root = Path(json.__file__).parent
+    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
+    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
+        random_definition(random.Random(seed)) for seed in range(60)
+    )
+    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
+    files["c.py"] = KNOWN_CODE
+    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
+    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
+    records = cds.ModelBuilder().build(symbols)
+    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
+        records
+    )
+    assert {one.facts for one in symbols if one.file_path == "a.py"} & {
+        cds.Facts(comments=("# by hand", "# @generated"))
+    }
+
+
+KNOWN_CODE = """class A(B, c.D):
+    @deco('x')
+    def __init__(self, a, /, b, *c, d, **e):
+        ("Keeps it. "
+         "Or not.")
+        super().__init__()
+        self.a = a
+
+    async def f(self):
+        "Calls" " itself."
+        self.f()
+        await g(self.h().i)
+        f()
+
+def plain():
+    '''Has no end'''.strip()
+"""
+
+
+def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
+    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
+    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
+    _, of_class, constructor, method, plain = [one.facts for one in symbols]
+    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
+    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
+    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
+    assert constructor.is_plain and constructor.statements == 2
+    assert constructor.docstring == "Keeps it."
+    assert method.is_async and method.docstring == "Calls itself."
+    assert method.calls == ("f", "g", "h")
+    assert plain.docstring is None and plain.calls == ("strip",)
+    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
+
+
+class ToyAnalyzer(cds.Analyzer):
+    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
+
+    suffixes = (".toy",)
+
+    def analyze(self, sources):
+        analysis = cds.Analysis([], [])
+        for source in sources:
+            text = Path(source.path).read_text()
+            lines = text.splitlines()
+            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
+            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
+            for start in starts:
+                end = lines.index("end", start)
+                raw = lines[start : end + 1]
+                code = "\n".join(line for line in raw if not line.startswith(";"))
+                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
+                found.append(cds.Symbol("function", source.file_path, *place))
+            facts = self.facts(found)
+            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
+        return analysis
+
+    def facts(self, records):
+        return list(map(self.facts_of, records))
+
+    def facts_of(self, one):
+        if one.kind == "file":
+            return cds.Facts()
+        lines = [line.split() for line in one.normalized_code.splitlines()]
+        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
+        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
+        said = comments[0].strip("; ") if comments else None
+        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
+
+
+TOY = """to {name}
+; Turns the pen around in a circle of many small steps.
+repeat {count} forward 10 right 1
+{more} back 20
+penup home clean
+setcolor red setwidth 3 pendown
+forward 100 right 90 forward 50
+label text left 45 hideturtle
+end
+"""
+
+
+def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
+    files = {
+        "a.toy": TOY.format(name="round", count=360, more="left"),
+        "b.toy": TOY.format(name="round", count=360, more="left"),
+        "c.toy": TOY.format(name="turn", count=36, more="left"),
+        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
+        "e.py": f"# {TOTAL}",
+    }
+    root = tree(tmp_path / "src", files)
+    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
+
+    def report(form):
+        argv = ["duplicates", "--path", str(root), "--format", form]
+        assert cds.main(argv, analyzers=analyzers) == 0
+        return capsys.readouterr().out
+
+    groups = json.loads(report("json"))["groups"]
+    paths = {
+        one["evidence"]: [member["file_path"] for member in one["members"]]
+        for one in groups
+        if one["hidden_by"] is None
+    }
+    assert paths["exact"] == ["a.toy", "b.toy"]
+    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
+    for form in ("table", "html", "sarif"):
+        shown = report(form)
+        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
+        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
@@ -6001,7 +6159,7 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
             path.unlink()
 
 
-# ---- Duplicates -----------------------------------------------------------------------------
+# ---- Evidence -------------------------------------------------------------------------------
 
 DUPLICATES = cds.DuplicateOptions()
 
@@ -6055,6 +6213,7 @@ NAMESAKE = cds.Evidence(
     sarif_new_level="warning",
     names_differences=True,
 )
+
 NAMESAKES = [record(TOTAL, "a.py"), record(OTHER.replace("def load", "def total"), "b.py")]
 
 
@@ -6203,18 +6362,75 @@ def test_a_row_of_rules_says_whether_a_baseline_accepted_what_it_hid(flags, new)
     assert outcome(report)[0] == ["near"]
 
 
-def test_hidden_near_groups_are_described_without_labels_of_their_own():
-    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
-    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
-    shown, hidden = (
-        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
-        for rules in (cds.RULES, (rule,))
-    )
-    assert [member.differs for member in shown.members] == [(), ("x.y",)]
-    assert [member.differs for member in hidden.members] == [(), ()]
+# ---- Fragments ------------------------------------------------------------------------------
 
 
-# Similarity and linkage
+def fragments_of(records, kinds=DUPLICATES.kinds):
+    """Return the fragments of definitions, and their features."""
+    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
+    return cds.collect_fragments(records, facts, kinds)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("opened(a)", "loaded(a)", id="a name from outside"),
+        pytest.param("a.opened", "a.loaded", id="an attribute"),
+        pytest.param("a(opened=1)", "a(loaded=1)", id="a keyword"),
+    ],
+)
+def test_names_that_are_not_local_tell_code_apart(one, other):
+    pair = [record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
+    assert [group.similarity < 1 for group in found_groups(pair, DUPLICATES)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(
+            "    import json as j\n    return j", "    import json as k\n    return k", id="alias"
+        ),
+        pytest.param(
+            "    try:\n        a()\n    except E as one:\n        raise one",
+            "    try:\n        a()\n    except E as two:\n        raise two",
+            id="except",
+        ),
+        pytest.param("    def x(): a()\n    return x", "    def y(): a()\n    return y", id="def"),
+    ],
+)
+def test_every_kind_of_local_name_is_one_placeholder(one, other):
+    pair = [record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
+    assert [group.similarity for group in found_groups(pair, DUPLICATES)] == [1.0]
+
+
+def test_global_and_class_names_keep_their_names():
+    codes = [
+        "def f():\n    global a\n    a = 1\n    b()",
+        "class A:\n    a = 1\n    b: int = c()",
+        "class A:\n    d = a = 1\n    b: int = c()",
+    ]
+    for kind, code in zip(("function", "class", "class"), codes):
+        pair = [record(code, kind=kind), record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
+        pair[1] = record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
+        groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.1))
+        assert [group.similarity < 1 for group in groups] == [True]
+
+
+def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
+    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
+    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
+    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
+    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
+    assert list(features.frequencies) == sorted(features.frequencies)
+    for rank, frequency in enumerate(features.frequencies):
+        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
+    # A call, its name and its literal stand in a row four times, and what runs on from one call
+    # into the next three times.
+    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
+    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
+
+
+# ---- Similarity -----------------------------------------------------------------------------
 
 
 def random_sets(seed=1):
@@ -6237,6 +6453,262 @@ def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
     assert cds.similar_pairs(sets, threshold) == (expected, {})
 
 
+def test_a_family_is_compared_with_its_head_alone():
+    rng = random.Random(3)
+    wrappers = [(*range(20), 100 + n) for n in range(50)]
+    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
+    others += [(*features[:25], 500) for features in others]
+    sets = [*others, *wrappers]
+    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    ((head, members),) = families.items()
+    assert {head, *members} == set(range(40, 90))
+    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
+    without = cds.similar_pairs(others, 0.55, family_size=10)
+    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+# ---- Intents --------------------------------------------------------------------------------
+
+
+def test_meaningful_words_leave_out_stop_words_endings_and_case():
+    assert cds.meaningful_words("Parsing the Parsed is RED, of 10^9+x_y") == {
+        "pars",
+        "red",
+        "10",
+        "9",
+        *"xy",
+    }
+    assert cds.meaningful_words("The of and.") == cds.meaningful_words("") == frozenset()
+
+
+def test_meaningful_words_are_one_for_all_of_the_same_meaning():
+    one = cds.meaningful_words("Computes the largest number in three lists")
+    assert one == cds.meaningful_words("Returns the maximum count of 3 arrays")
+    assert len(one) == 5
+    assert not one & cds.meaningful_words("Removes the least string")
+
+
+def test_compared_words_hold_those_before_the_first_colon_twice():
+    found = cds.compared_words("Filters a list: keeps items: filters.")
+    assert found == {"filter", "filter:", "array", "array:", "keep", "item"}
+    for sentence in ("", ": ", "a: ", "Reads host:port at 10:30:"):
+        assert cds.compared_words(sentence) == cds.meaningful_words(sentence)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param("Encodes a header value.", "Decode header values.", True, id="verbs"),
+        pytest.param("Reads the settings.", "Writes the settings.", True, id="synonyms"),
+        pytest.param("Gets the first line of a file.", "Gets the final line.", True, id="ends"),
+        pytest.param("Converts a row to JSON.", "Converts a row from JSON.", True, id="direction"),
+        pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
+        pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
+        pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
+        pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
+        pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
+        pytest.param(
+            "Takes items: up to a count.", "Takes items: from the start.", False, id="behind colons"
+        ),
+        pytest.param("", "Opens it.", False, id="nothing"),
+    ],
+)
+def test_opposites_stand_where_sentences_begin_to_differ(one, other, expected):
+    assert cds.are_opposite(one, other) is cds.are_opposite(other, one) is expected
+
+
+def test_no_opposites_mean_the_same():
+    assert all(len(pair) == 2 for pair in cds.OPPOSITE_MEANINGS)
+    lines = cds.OPPOSITES.strip().splitlines()
+    assert len(lines) == len(set(lines))
+
+
+def test_no_word_has_two_meanings():
+    lines = cds.SYNONYMS.split("\n")
+    stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
+    assert sorted(set(stems)) == sorted(stems)
+
+
+def vector(number, sentences):
+    """Return the weights of a sentence as the measure defines them, ghost words and all."""
+    words = []
+    for sentence in sentences:
+        *named, _ = sentence.split(": ", 1) if ": " in sentence else [sentence]
+        before_colon = cds.meaningful_words(" ".join(named))
+        words.append([*cds.meaningful_words(sentence), *((word, "named") for word in before_colon)])
+    weights = {("ghost", number, n): 1.0 for n in range(3)}
+    for word in words[number]:
+        holders = sum(word in other for other in words)
+        weights[word] = min(1, math.log((len(sentences) + 2000) / holders) / math.log(1000))
+    return weights
+
+
+def cosine(one, other):
+    product = sum(one[word] * other[word] for word in one.keys() & other.keys())
+    return product / math.hypot(*one.values()) / math.hypot(*other.values())
+
+
+def random_sentences(rng):
+    """Return sentences of words from common to rare, some of them empty, equal or nearly equal."""
+    words = [f"w{n}x" for n in range(60)]
+    commonness = [60 / (n + 1) for n in range(60)]
+    sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
+    with_colon = [sentence.replace(" ", ": ", 1) for sentence in sentences[10:]]
+    more = [f"{sentence} {rng.choice(words)}" for sentence in sentences[:10] + with_colon]
+    return sentences + more + sentences[:20]
+
+
+def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
+    return cds.similar_intents(sentences, [False] * len(sentences), threshold, family_size)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.46, 0.55, 0.65])
+def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
+    sentences = random_sentences(random.Random(seed))
+    vectors = [vector(number, sentences) for number in range(len(sentences))]
+    scores = {
+        pair: cosine(*map(vectors.__getitem__, pair))
+        for pair in itertools.combinations(range(140), 2)
+    }
+    expected = {pair: score for pair, score in scores.items() if score >= threshold}
+    found = similar_sentences(sentences, threshold, family_size=140)
+    assert found == (pytest.approx(expected), {})
+    assert 0 < len(expected) < len(scores)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "score"),
+    [
+        pytest.param("alpha beta", "alpha gamma", 1 / 5, id="one of two"),
+        pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
+        pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
+        pytest.param("the of", "the of", None, id="no words"),
+        pytest.param("alpha: beta", "alpha: gamma", 2 / 6, id="the one before the colon"),
+        pytest.param("alpha: beta", "gamma: beta", 1 / 6, id="the one behind the colon"),
+        pytest.param("alpha: beta", "beta: alpha", 2 / 6, id="before and behind the colon"),
+        pytest.param("alpha: the", "alpha: of", 2 / 5, id="nothing behind the colon"),
+        pytest.param("al:pha beta", "al:pha gamma", 2 / 6, id="a colon within a word"),
+    ],
+)
+def test_short_sentences_must_share_more_than_long_ones(one, other, score):
+    expected = {(0, 1): pytest.approx(score)} if score else {}
+    assert similar_sentences([one, other], 0.01).pairs == expected
+
+
+def test_common_words_count_less():
+    common = [f"alpha filler{n}" for n in range(200)]
+    pairs = similar_sentences(
+        [*common, "alpha beta", "alpha gamma", "delta zeta", "delta eta"], 0.01, 300
+    ).pairs
+    assert pairs[200, 201] < pairs[202, 203]
+
+
+LONG_INTENT = " ".join(f"alpha{n}beta" for n in range(100))
+
+OTHER_INTENT = " ".join(f"gamma{n}delta" for n in range(100))
+
+MANY = 800
+
+
+@pytest.mark.parametrize(
+    ("sentences", "family_count"),
+    [
+        pytest.param([LONG_INTENT] * MANY, 1, id="equal"),
+        pytest.param(
+            [f"{('the', 'a', 'its')[n % 3]} {LONG_INTENT}" for n in range(MANY)],
+            1,
+            id="stop words differ",
+        ),
+        pytest.param([f"{LONG_INTENT} rare{n}word" for n in range(MANY)], 1, id="a word more"),
+        pytest.param([LONG_INTENT, OTHER_INTENT] * (MANY // 2), 2, id="two families"),
+        pytest.param(
+            [f"{LONG_INTENT} set{n % 10}s {n % 10}sign{n % 10}" for n in range(MANY)],
+            1,
+            id="sets of a family",
+        ),
+        pytest.param(
+            [" ".join(f"set{n % 4}s{k}" for k in range(30)) for n in range(MANY)],
+            4,
+            id="many families",
+        ),
+    ],
+)
+def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
+    others = random_sentences(random.Random(7))
+    alone = similar_sentences(others, 0.46).pairs
+    pairs, families = similar_sentences([*sentences, *others], 0.46)
+    assert len(families) == family_count
+    in_family = {index for head in families for index in (head, *families[head])}
+    assert in_family == set(range(MANY))
+    assert all(min(members.values()) >= 0.46 for members in families.values())
+    # The weights of the others' words are lower in the smaller run.
+    assert {(one - MANY, other - MANY) for one, other in pairs} >= alone.keys()
+    assert all(one >= MANY for one, _ in pairs)
+
+
+def test_few_similar_sentences_are_compared_each_with_each():
+    size = cds.INTENT_FAMILY_SIZE
+    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
+    assert len(pairs) == size * (size - 1) // 2 and families == {}
+
+
+def test_sentences_are_compared_with_those_of_their_kind():
+    found = cds.similar_intents([LONG_INTENT] * 3, [False, True, False], 0.46)
+    assert [*found.pairs] == [(0, 2)]
+
+
+def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
+    copies = [
+        record(TOTAL, path, intent=intent)
+        for path, intent in (("a.py", "Zips a file."), ("b.py", SUM))
+    ]
+    other = record(OTHER, "c.py", intent=SUM)
+    assert [entry[0] for entry in groups_of(*copies, other)] == ["exact", "intent"]
+    moved = [copies[0]._replace(file_path="z.py"), copies[1]]
+    assert [entry[0] for entry in groups_of(*moved, other)] == ["exact", "intent"]
+
+
+PRICES = "Adds up the prices of all active rows that a customer ordered last month, with tax."
+
+
+def documented(code, text, path, **fields):
+    """Return a record of code with a docstring, which the normalized code does not have."""
+    made = record(code, path, **fields)
+    header, _, body = code.partition("\n")
+    return made._replace(raw_code=f'{header}\n    """{text}"""\n{body}')
+
+
+def sources(*records, **options):
+    """Return the source of each member's intent, of the groups of the third section."""
+    groups = found_groups(records, DUPLICATES._replace(**options))
+    return [[m.intent_source for m in g.members] for g in groups if g.evidence.name == "intent"]
+
+
+def test_docstrings_stand_in_where_there_is_no_intent():
+    by_model = record(TOTAL, "a.py", intent=PRICES)
+    by_docstring = documented(OTHER, PRICES, "b.py")
+    assert sources(by_model, by_docstring) == [["model", "docstring"]]
+    assert sources(by_model, by_docstring, intents="model") == []
+    assert sources(by_model, by_docstring, intents="docstring") == []
+    two = documented(TOTAL, PRICES, "a.py", intent="Opens a socket."), by_docstring
+    assert sources(*two, intents="docstring") == [["docstring", "docstring"]]
+    assert sources(*two) == sources(*two, intents="model") == []
+
+
+def test_docstrings_are_compared_as_intents_are():
+    one, other = "alpha beta gamma delta epsilon", "alpha beta gamma delta zeta eta"
+    score = similar_sentences([one, other], 0.1).pairs[0, 1]
+    for bound, found in ((score, True), (score + 0.001, False)):
+        pair = record(TOTAL, intent=one), record(OTHER, "b.py", intent=other)
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+        pair = documented(TOTAL, one, "a.py"), documented(OTHER, other, "b.py")
+        assert bool(sources(*pair, intent_similarity=bound)) is found
+
+
+# ---- Groups ---------------------------------------------------------------------------------
+
 STATEMENTS = (
     "a = {0}(b)",
     "for {1} in rows:\n    {0}({1})",
@@ -6256,12 +6728,6 @@ def random_definition(rng, depth=0):
             code = random_definition(rng, depth + 1)
         lines.append(textwrap.indent(code, "    "))
     return "\n".join(lines)
-
-
-def fragments_of(records, kinds=DUPLICATES.kinds):
-    """Return the fragments of definitions, and their features."""
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    return cds.collect_fragments(records, facts, kinds)
 
 
 def every_pair_grouped(records, options):
@@ -6335,211 +6801,6 @@ def test_near_groups_are_what_comparing_every_pair_of_fragments_finds(tmp_path, 
         assert rule in (rules[repr(places)], "stub", "contained")
 
 
-def many_definitions(tmp_path):
-    """Return the records of several batches, and copies of what stands in other batches."""
-    rng = random.Random(2)
-    code = "\n\n".join(random_definition(rng) for _ in range(1500))
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code, "c.py": code[:9000]}))
-    return [one for one in records if one.kind != "file"]
-
-
-def test_batches_hold_whole_files_and_are_of_about_one_size(tmp_path):
-    files = {f"{n:02}.py": f"{TOTAL}\n\n{OTHER}" for n in range(40)}
-    records = built(tree(tmp_path, files))
-    batches = cds.divided(records, 5_000)
-    assert list(itertools.chain(*batches)) == records
-    paths = [{one.file_path for one in batch} for batch in batches]
-    assert sum(map(len, paths)) == 40 and len(paths) > 3
-    sizes = [sum(len(one.normalized_code) for one in batch) for batch in batches]
-    assert all(5_000 <= size < 7_000 for size in sizes[:-1])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
-    root = Path(json.__file__).parent
-    files = {f"json/{one.name}": one.read_bytes() for one in root.glob("*.py")}
-    files["a.py"] = "# by hand\n\n# @generated\n" + "\n\n".join(
-        random_definition(random.Random(seed)) for seed in range(60)
-    )
-    files["b.py"] = LONG + "1\n" + LONG.replace("f(a)", "async_f(a, *b, c=1, **d)") + "2\n"
-    files["c.py"] = KNOWN_CODE
-    sources = cds.find_sources(str(tree(tmp_path, files)), ".py").sources
-    symbols, errors = cds.PythonAnalyzer(workers, with_facts=True).analyze(sources)
-    records = cds.ModelBuilder().build(symbols)
-    assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
-        records
-    )
-    assert {one.facts for one in symbols if one.file_path == "a.py"} & {
-        cds.Facts(comments=("# by hand", "# @generated"))
-    }
-
-
-KNOWN_CODE = """class A(B, c.D):
-    @deco('x')
-    def __init__(self, a, /, b, *c, d, **e):
-        ("Keeps it. "
-         "Or not.")
-        super().__init__()
-        self.a = a
-
-    async def f(self):
-        "Calls" " itself."
-        self.f()
-        await g(self.h().i)
-        f()
-
-def plain():
-    '''Has no end'''.strip()
-"""
-
-
-def test_facts_say_what_a_definition_binds_takes_calls_and_is(tmp_path):
-    sources = cds.find_sources(str(tree(tmp_path, {"c.py": KNOWN_CODE})), ".py").sources
-    symbols, _ = cds.PythonAnalyzer(with_facts=True).analyze(sources)
-    _, of_class, constructor, method, plain = [one.facts for one in symbols]
-    assert (of_class.name, of_class.bases) == ("A", ("B", "D"))
-    assert of_class.calls == ("B", "D", "__init__", "deco", "f", "g", "h", "super")
-    assert constructor.parameters == ("self", "a", "b", "c", "d", "e")
-    assert constructor.is_plain and constructor.statements == 2
-    assert constructor.docstring == "Keeps it."
-    assert method.is_async and method.docstring == "Calls itself."
-    assert method.calls == ("f", "g", "h")
-    assert plain.docstring is None and plain.calls == ("strip",)
-    assert cds.PythonAnalyzer().analyze(sources).symbols[1].facts is None
-
-
-# The definitions of this program are worth two workers, since four are very long.
-LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
-LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_groups_are_the_same_whoever_parses(workers):
-    resource = pytest.importorskip("resource")
-    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    facts = cds.PythonAnalyzer(workers).facts(records)
-    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
-    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
-    assert (after > before) == (workers > 1)
-    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
-
-
-def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
-    records = built(tree(tmp_path, LONG_PROGRAM))
-    alone = cds.build_report(records, DUPLICATES)
-    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
-    assert any(member.differs for one in alone.groups for member in one.members)
-    for workers in 1, 2:
-        facts = cds.PythonAnalyzer(workers).facts(records)
-        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
-
-
-@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
-def test_the_command_line_finds_facts_in_workers(tmp_path):
-    records = built(tree(tmp_path / "long", LONG_PROGRAM))
-    store(tmp_path / "db", records)
-    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
-    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
-    # Where there is another thread, workers are not forked.
-    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
-    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
-    if sys.platform == "linux":
-        done = finish(python_command(COUNT_FORKS, (), *words))
-        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
-
-
-class ToyAnalyzer(cds.Analyzer):
-    """Reads a language of lines: `to NAME ...`, its statements, and `end`; `;` begins a comment."""
-
-    suffixes = (".toy",)
-
-    def analyze(self, sources):
-        analysis = cds.Analysis([], [])
-        for source in sources:
-            text = Path(source.path).read_text()
-            lines = text.splitlines()
-            found = [cds.Symbol("file", source.file_path, None, 1, len(lines), text, text)]
-            starts = [n for n, line in enumerate(lines) if line.startswith("to ")]
-            for start in starts:
-                end = lines.index("end", start)
-                raw = lines[start : end + 1]
-                code = "\n".join(line for line in raw if not line.startswith(";"))
-                place = (lines[start], start + 1, end + 1, "\n".join(raw), code)
-                found.append(cds.Symbol("function", source.file_path, *place))
-            facts = self.facts(found)
-            analysis.symbols.extend(one._replace(facts=known) for one, known in zip(found, facts))
-        return analysis
-
-    def facts(self, records):
-        return list(map(self.facts_of, records))
-
-    def facts_of(self, one):
-        if one.kind == "file":
-            return cds.Facts()
-        lines = [line.split() for line in one.normalized_code.splitlines()]
-        labels = tuple(word for line in lines for word in (None, None, "<Line>", *line))
-        comments = [line for line in one.raw_code.splitlines() if line[0] == ";"]
-        said = comments[0].strip("; ") if comments else None
-        return cds.Facts(lines[0][1], labels=labels, statements=len(lines) - 2, docstring=said)
-
-
-TOY = """to {name}
-; Turns the pen around in a circle of many small steps.
-repeat {count} forward 10 right 1
-{more} back 20
-penup home clean
-setcolor red setwidth 3 pendown
-forward 100 right 90 forward 50
-label text left 45 hideturtle
-end
-"""
-
-
-def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
-    files = {
-        "a.toy": TOY.format(name="round", count=360, more="left"),
-        "b.toy": TOY.format(name="round", count=360, more="left"),
-        "c.toy": TOY.format(name="turn", count=36, more="left"),
-        "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
-        "e.py": f"# {TOTAL}",
-    }
-    root = tree(tmp_path / "src", files)
-    analyzers = (cds.PythonAnalyzer, ToyAnalyzer)
-
-    def report(form):
-        argv = ["duplicates", "--path", str(root), "--format", form]
-        assert cds.main(argv, analyzers=analyzers) == 0
-        return capsys.readouterr().out
-
-    groups = json.loads(report("json"))["groups"]
-    paths = {
-        one["evidence"]: [member["file_path"] for member in one["members"]]
-        for one in groups
-        if one["hidden_by"] is None
-    }
-    assert paths["exact"] == ["a.toy", "b.toy"]
-    assert paths["near"] == ["a.toy", "b.toy", "c.toy"] and "d.toy" in paths["intent"]
-    for form in ("table", "html", "sarif"):
-        shown = report(form)
-        assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
-        assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
-
-
-def test_a_family_is_compared_with_its_head_alone():
-    rng = random.Random(3)
-    wrappers = [(*range(20), 100 + n) for n in range(50)]
-    others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
-    others += [(*features[:25], 500) for features in others]
-    sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
-    ((head, members),) = families.items()
-    assert {head, *members} == set(range(40, 90))
-    assert members == dict.fromkeys(members, pytest.approx(20 / 22))
-    without = cds.similar_pairs(others, 0.55, family_size=10)
-    assert pairs == without.pairs and without.families == {} and len(pairs) == 20
-
-
 @pytest.mark.parametrize(
     ("pairs", "groups"),
     [
@@ -6564,30 +6825,12 @@ def test_linkage_is_complete_and_most_similar_first(pairs, groups):
     assert sorted(cds.complete_linkage(dict(reversed(pairs.items())))) == groups
 
 
-# Sections
-
-
 def test_exact_copies_are_one_group_and_renamed_ones_near():
     copies = [record(TOTAL, "b.py"), record(TOTAL, "a.py"), record(TOTAL_RENAMED, "c.py")]
     assert groups_of(*copies, record(OTHER, "d.py")) == [
         ("exact", None, ["a.py", "b.py"]),
         ("near", None, ["a.py", "b.py", "c.py"]),
     ]
-
-
-def test_what_a_group_says_of_itself():
-    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
-    exact, near = found_groups(twins, DUPLICATES)
-    sums = sorted({twin.md5sum for twin in twins})
-    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
-    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
-    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
-
-
-def test_group_id_ignores_places_and_counts():
-    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
-    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
-    assert one[0].id == many[0].id
 
 
 @pytest.mark.parametrize(
@@ -6602,51 +6845,6 @@ def test_group_id_ignores_places_and_counts():
 )
 def test_near_bears_small_changes(code, near):
     assert [entry[0] for entry in groups_of(record(TOTAL), record(code, "b.py"))] == ["near"] * near
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        pytest.param("opened(a)", "loaded(a)", id="a name from outside"),
-        pytest.param("a.opened", "a.loaded", id="an attribute"),
-        pytest.param("a(opened=1)", "a(loaded=1)", id="a keyword"),
-    ],
-)
-def test_names_that_are_not_local_tell_code_apart(one, other):
-    pair = [record(f"def f(a):\n    {code}\n    return a", code) for code in (one, other)]
-    assert [group.similarity < 1 for group in found_groups(pair, DUPLICATES)] == [True]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        pytest.param(
-            "    import json as j\n    return j", "    import json as k\n    return k", id="alias"
-        ),
-        pytest.param(
-            "    try:\n        a()\n    except E as one:\n        raise one",
-            "    try:\n        a()\n    except E as two:\n        raise two",
-            id="except",
-        ),
-        pytest.param("    def x(): a()\n    return x", "    def y(): a()\n    return y", id="def"),
-    ],
-)
-def test_every_kind_of_local_name_is_one_placeholder(one, other):
-    pair = [record(f"def f():\n{code}", f"{n}.py") for n, code in enumerate((one, other))]
-    assert [group.similarity for group in found_groups(pair, DUPLICATES)] == [1.0]
-
-
-def test_global_and_class_names_keep_their_names():
-    codes = [
-        "def f():\n    global a\n    a = 1\n    b()",
-        "class A:\n    a = 1\n    b: int = c()",
-        "class A:\n    d = a = 1\n    b: int = c()",
-    ]
-    for kind, code in zip(("function", "class", "class"), codes):
-        pair = [record(code, kind=kind), record(code.replace("a = 1", "z = 1"), "b.py", kind=kind)]
-        pair[1] = record(pair[1].raw_code.replace("global a", "global z"), "b.py", kind=kind)
-        groups = found_groups(pair, DUPLICATES._replace(code_similarity=0.1))
-        assert [group.similarity < 1 for group in groups] == [True]
 
 
 def test_functions_meet_methods_but_no_classes():
@@ -6670,205 +6868,6 @@ def test_near_code_is_not_in_the_third_section():
     assert groups_of(record(TOTAL, intent=SUM), record(TOTAL_RENAMED, "b.py", intent=SUM)) == [
         ("near", None, ["a.py", "b.py"])
     ]
-
-
-# Intents
-
-
-def test_meaningful_words_leave_out_stop_words_endings_and_case():
-    assert cds.meaningful_words("Parsing the Parsed is RED, of 10^9+x_y") == {
-        "pars",
-        "red",
-        "10",
-        "9",
-        *"xy",
-    }
-    assert cds.meaningful_words("The of and.") == cds.meaningful_words("") == frozenset()
-
-
-def test_meaningful_words_are_one_for_all_of_the_same_meaning():
-    one = cds.meaningful_words("Computes the largest number in three lists")
-    assert one == cds.meaningful_words("Returns the maximum count of 3 arrays")
-    assert len(one) == 5
-    assert not one & cds.meaningful_words("Removes the least string")
-
-
-def test_no_word_has_two_meanings():
-    lines = cds.SYNONYMS.split("\n")
-    stems = [stem for line in lines for stem in {cds.ENDING.sub("", word) for word in line.split()}]
-    assert sorted(set(stems)) == sorted(stems)
-
-
-def vector(number, sentences):
-    """Return the weights of a sentence as the measure defines them, ghost words and all."""
-    words = [cds.meaningful_words(sentence) for sentence in sentences]
-    weights = {("ghost", number, n): 1.0 for n in range(3)}
-    for word in words[number]:
-        holders = sum(word in other for other in words)
-        weights[word] = min(1, math.log((len(sentences) + 2000) / holders) / math.log(1000))
-    return weights
-
-
-def cosine(one, other):
-    product = sum(one[word] * other[word] for word in one.keys() & other.keys())
-    return product / math.hypot(*one.values()) / math.hypot(*other.values())
-
-
-def random_sentences(rng):
-    """Return sentences of words from common to rare, some of them empty, equal or nearly equal."""
-    words = [f"w{n}x" for n in range(60)]
-    commonness = [60 / (n + 1) for n in range(60)]
-    sentences = [" ".join(rng.choices(words, commonness, k=rng.randrange(16))) for _ in range(60)]
-    return (
-        sentences + [f"{sentence} {rng.choice(words)}" for sentence in sentences] + sentences[:20]
-    )
-
-
-def similar_sentences(sentences, threshold, family_size=cds.INTENT_FAMILY_SIZE):
-    count = len(sentences)
-    return cds.similar_intents(sentences, [threshold] * count, [False] * count, family_size)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.46, 0.55, 0.65])
-def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
-    sentences = random_sentences(random.Random(seed))
-    vectors = [vector(number, sentences) for number in range(len(sentences))]
-    scores = {
-        pair: cosine(*map(vectors.__getitem__, pair))
-        for pair in itertools.combinations(range(140), 2)
-    }
-    expected = {pair: score for pair, score in scores.items() if score >= threshold}
-    found = similar_sentences(sentences, threshold, family_size=140)
-    assert found == (pytest.approx(expected), {})
-    assert 0 < len(expected) < len(scores)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "score"),
-    [
-        pytest.param("alpha beta", "alpha gamma", 1 / 5, id="one of two"),
-        pytest.param("alpha beta gamma delta", "alpha beta zeta eta", 2 / 7, id="two of four"),
-        pytest.param("alpha beta", "Beta, alpha.", 2 / 5, id="two of two"),
-        pytest.param("the of", "the of", None, id="no words"),
-    ],
-)
-def test_short_sentences_must_share_more_than_long_ones(one, other, score):
-    expected = {(0, 1): pytest.approx(score)} if score else {}
-    assert similar_sentences([one, other], 0.01).pairs == expected
-
-
-def test_common_words_count_less():
-    common = [f"alpha filler{n}" for n in range(200)]
-    pairs = similar_sentences(
-        [*common, "alpha beta", "alpha gamma", "delta zeta", "delta eta"], 0.01, 300
-    ).pairs
-    assert pairs[200, 201] < pairs[202, 203]
-
-
-LONG_INTENT = " ".join(f"alpha{n}beta" for n in range(100))
-OTHER_INTENT = " ".join(f"gamma{n}delta" for n in range(100))
-MANY = 800
-
-
-@pytest.mark.parametrize(
-    ("sentences", "family_count"),
-    [
-        pytest.param([LONG_INTENT] * MANY, 1, id="equal"),
-        pytest.param(
-            [f"{('the', 'a', 'its')[n % 3]} {LONG_INTENT}" for n in range(MANY)],
-            1,
-            id="stop words differ",
-        ),
-        pytest.param([f"{LONG_INTENT} rare{n}word" for n in range(MANY)], 1, id="a word more"),
-        pytest.param([LONG_INTENT, OTHER_INTENT] * (MANY // 2), 2, id="two families"),
-        pytest.param(
-            [f"{LONG_INTENT} set{n % 10}s {n % 10}sign{n % 10}" for n in range(MANY)],
-            1,
-            id="sets of a family",
-        ),
-        pytest.param(
-            [" ".join(f"set{n % 4}s{k}" for k in range(30)) for n in range(MANY)],
-            4,
-            id="many families",
-        ),
-    ],
-)
-def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
-    others = random_sentences(random.Random(7))
-    alone = similar_sentences(others, 0.46).pairs
-    pairs, families = similar_sentences([*sentences, *others], 0.46)
-    assert len(families) == family_count
-    in_family = {index for head in families for index in (head, *families[head])}
-    assert in_family == set(range(MANY))
-    assert all(min(members.values()) >= 0.46 for members in families.values())
-    # The weights of the others' words are lower in the smaller run.
-    assert {(one - MANY, other - MANY) for one, other in pairs} >= alone.keys()
-    assert all(one >= MANY for one, _ in pairs)
-
-
-def test_few_similar_sentences_are_compared_each_with_each():
-    size = cds.INTENT_FAMILY_SIZE
-    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
-    assert len(pairs) == size * (size - 1) // 2 and families == {}
-
-
-def test_sentences_are_compared_with_those_of_their_kind_from_the_higher_threshold_on():
-    sentences, kinds = [LONG_INTENT] * 4, [False, True, False, False]
-    found = cds.similar_intents(sentences, [0.46, 0.46, 0.99, 0.5], kinds)
-    assert [*found.pairs] == [(0, 3)]
-
-
-def test_a_copy_with_several_intents_is_known_by_the_first_in_the_order_of_the_text():
-    copies = [
-        record(TOTAL, path, intent=intent)
-        for path, intent in (("a.py", "Zips a file."), ("b.py", SUM))
-    ]
-    other = record(OTHER, "c.py", intent=SUM)
-    assert [entry[0] for entry in groups_of(*copies, other)] == ["exact", "intent"]
-    moved = [copies[0]._replace(file_path="z.py"), copies[1]]
-    assert [entry[0] for entry in groups_of(*moved, other)] == ["exact", "intent"]
-
-
-PRICES = "Adds up the prices of all active rows that a customer ordered last month, with tax."
-
-
-def documented(code, text, path, **fields):
-    """Return a record of code with a docstring, which the normalized code does not have."""
-    made = record(code, path, **fields)
-    header, _, body = code.partition("\n")
-    return made._replace(raw_code=f'{header}\n    """{text}"""\n{body}')
-
-
-def sources(*records, **options):
-    """Return the source of each member's intent, of the groups of the third section."""
-    groups = found_groups(records, DUPLICATES._replace(**options))
-    return [[m.intent_source for m in g.members] for g in groups if g.evidence.name == "intent"]
-
-
-def test_docstrings_stand_in_where_there_is_no_intent():
-    by_model = record(TOTAL, "a.py", intent=PRICES)
-    by_docstring = documented(OTHER, PRICES, "b.py")
-    assert sources(by_model, by_docstring) == [["model", "docstring"]]
-    assert sources(by_model, by_docstring, intents="model") == []
-    assert sources(by_model, by_docstring, intents="docstring") == []
-    two = documented(TOTAL, PRICES, "a.py", intent="Opens a socket."), by_docstring
-    assert sources(*two, intents="docstring") == [["docstring", "docstring"]]
-    assert sources(*two) == sources(*two, intents="model") == []
-
-
-def test_docstrings_must_be_more_similar_than_intents():
-    pair = (
-        record(TOTAL, intent="alpha beta gamma delta epsilon"),
-        OTHER,
-        "alpha beta gamma delta zeta eta",
-    )
-    score = similar_sentences([pair[0].intent, pair[2]], 0.1).pairs[0, 1]
-    assert DUPLICATES.intent_similarity < score < 0.5
-    assert sources(pair[0], record(OTHER, "b.py", intent=pair[2])) == [["model", "model"]]
-    assert sources(pair[0], documented(OTHER, pair[2], "b.py")) == []
-    pair = record(TOTAL, intent=PRICES), documented(OTHER, PRICES, "b.py")
-    assert sources(*pair, intent_similarity=0.9) == []
 
 
 FEW = cds.INTENT_FAMILY_SIZE + 20
@@ -6951,96 +6950,6 @@ def test_a_family_of_intents_is_parted_by_the_rules_of_its_pairs():
         for n, made in enumerate(others[:2], 1)
     ]
     assert families([head, *inside, *others[2:]]) == [(FEW - 2, None, True), (2, "inside", True)]
-
-
-def third_section(*records):
-    groups = found_groups(records, DUPLICATES)
-    intents = [group for group in groups if group.evidence.name == "intent"]
-    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
-
-
-def different(number):
-    """Return code that is near no other number's."""
-    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
-    return f"def f{number}():\n{calls}"
-
-
-def intents_of_pairs(*pairs):
-    """Return records of different code, growing, two for each of (path, path, intent)."""
-    places = [(path, intent) for *paths, intent in pairs for path in paths]
-    return [
-        record(different(number), path, line=number * 100 + 1, intent=intent)
-        for number, (path, intent) in enumerate(places)
-    ]
-
-
-def test_intents_rank_by_similarity_and_size_and_across_files_first():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", short.format(1)),
-        ("a.py", "b.py", long.format(2)),
-        ("a.py", "b.py", long.format(3)),
-    )
-    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
-    local = [
-        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
-        for one in records[4:]
-    ]
-    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
-
-
-def test_siblings_come_last():
-    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
-    records = intents_of_pairs(
-        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
-    )
-    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
-    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
-        ("def f2():", False)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("headers", "name", "siblings"),
-    [
-        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
-        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
-        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
-        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
-        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
-        pytest.param(("A", "B"), "load", False, id="unrelated"),
-        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
-        pytest.param(("A", "B"), "__len__", True, id="special method"),
-        pytest.param(("A", "B"), "load function", False, id="functions"),
-    ],
-)
-def test_overrides_of_one_method_are_siblings(headers, name, siblings):
-    name, _, kind = name.partition(" ")
-    records = []
-    for number, header in enumerate(headers):
-        path = f"{number}.py"
-        method = different(number).replace(f"def f{number}", f"def {name}")
-        code = f"class {header}:\n    x = 1"
-        records += [
-            record(code, path, end_line=40, kind="class"),
-            record(method, path, line=3, kind=kind or "method", intent=PRICES),
-        ]
-    # The last is the class between the two others, not one with the method.
-    if len(headers) == 3:
-        records.pop()
-    assert [found for _, found in third_section(*records)] == [siblings]
-
-
-def test_methods_of_one_name_in_one_file_are_siblings():
-    pair = [
-        record(code, line=line, kind="method", intent=intent)
-        for code, line, intent in (
-            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
-            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
-        )
-    ]
-    assert [siblings for _, siblings in third_section(*pair)] == [True]
 
 
 # Noise
@@ -7154,7 +7063,6 @@ def test_classes_with_similar_fields_are_near():
 
 
 # Deep code: deeper than the recursion limit lets `ast.unparse` go, or the parser of 3.11.
-
 DEEP_SUM = " + ".join(f"x{number}" for number in range(330))
 
 
@@ -7202,32 +7110,6 @@ def test_code_deeper_than_the_recursion_limit_is_compared(tmp_path, code):
 
 
 UNPARSABLE = "def f(a):\n    return (a b)"  # in the syntax of a later Python, say
-
-
-def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
-    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
-    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
-    pair = [one._replace(md5sum="0" * 32) for one in pair]
-    report = cds.build_report([*pair, *near], DUPLICATES)
-    assert [(group.evidence.name, group.copies) for group in report.groups] == [
-        ("exact", 2),
-        ("near", 2),
-    ]
-    assert report.unparsed_count == 2
-    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
-
-
-def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
-    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
-    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
-    broken = [
-        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
-    ]
-    report = cds.build_report(broken, DUPLICATES)
-    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
-    assert report.unparsed_count == 2
-    methods = DUPLICATES._replace(kinds=("method",))
-    assert cds.build_report(broken, methods).unparsed_count == 0
 
 
 def test_min_statements_shows_small_copies_and_bounds_what_is_compared():
@@ -7353,34 +7235,19 @@ def test_a_base_class_is_no_twin_of_its_subclass():
     assert groups_of(*pair) == [("intent", "calls", ["0.py", "1.py"])]
 
 
-def test_qualified_names_follow_the_definitions_around(tmp_path):
-    code = """\
-class Outer(Base):
-    @deco
-    async def method(self):
-        def inner(): pass
-    class \\
-      Inner: pass
-def alone(): pass
-"""
-    records = records_of(tmp_path, code)
-    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
-    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
-    assert list(names.values()) == [
-        "Outer",
-        "Outer.method",
-        "Outer.method.inner",
-        "Outer.Inner",
-        "alone",
+def test_code_of_opposite_intents_is_hidden():
+    pair = [
+        record(TOTAL, intent="Encodes a header value as quoted text."),
+        record(OTHER, "b.py", intent="Decodes a header value from quoted text."),
     ]
-    assert list(names) == [cds.sort_key(record) for record in records[1:]]
-
-
-def test_members_have_their_qualified_names():
-    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
-    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
-    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
-    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
+    assert groups_of(*pair) == [("intent", "opposite", ["a.py", "b.py"])]
+    third = record(SPLIT, "c.py", intent="Encodes header values in quoted text.")
+    assert groups_of(*pair, third) == [("intent", None, ["a.py", "c.py"])]
+    near = [
+        record(code, f"{n}.py", intent=one.intent)
+        for n, code, one in zip("ab", (TOTAL, TOTAL_RENAMED), pair)
+    ]
+    assert [entry[:2] for entry in groups_of(*near)] == [("near", None)]
 
 
 def test_groups_of_a_shown_class_group_are_hidden():
@@ -7425,6 +7292,454 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
     ]
 
 
+def test_tied_pairs_are_linked_in_the_order_of_their_code():
+    """The one in the middle is as similar to either side, and the sides are not to each other."""
+    sides = [
+        TOTAL.replace("    return", f"    {code}\n    return")
+        for code in ("check(rate)", "audit[rate]")
+    ]
+    linked = set()
+    for paths in itertools.permutations("abc"):
+        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
+        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
+        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
+    ((first, second),) = linked
+    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
+
+
+# Groups that overlap
+
+
+def shares(name, numbers):
+    """Return a function of one statement for each number: what shares numbers shares code."""
+    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
+    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
+
+
+# Either side is similar to the middle, and the sides are not to each other.
+MIDDLE = shares("middle", range(10))
+
+SIDE = shares("side", [*range(8), 20, 21])
+
+OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
+
+SENTENCES = (
+    "Alpha bravo charlie delta echo foxtrot golf hotel.",
+    "Alpha bravo charlie delta echo rows.",
+    "Foxtrot golf hotel socket.",
+)
+
+
+def ring(size=30):
+    """Return records of which each is similar to the four or five before and after it."""
+    return [
+        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
+        for n in range(size)
+    ]
+
+
+def members_by_overlap(report, evidence):
+    """Return the paths in the groups that do not overlap, and in those that do."""
+    groups = [group for group in report.groups if group.evidence.name == evidence]
+    return [
+        [paths_in(group) for group in groups if group.overlaps is overlaps]
+        for overlaps in (False, True)
+    ]
+
+
+def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = [MIDDLE, SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
+    groups = found_groups(records, DUPLICATES)
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True]
+
+
+def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
+    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
+    records = [record(code, path, intent=intent) for code, path, intent in codes]
+    found = [["a", "b"], ["a", "new"]]
+    assert groups_of(*records) == [("intent", None, paths) for paths in found]
+
+
+def test_copies_of_what_linkage_leaves_over_are_in_its_group():
+    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
+    records = [record(code, path) for code, path in zip(codes, "abcd")]
+    assert groups_of(*records) == [
+        ("exact", None, ["c", "d"]),
+        ("near", None, ["a", "b"]),
+        ("near", None, ["a", "c", "d"]),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
+    rng = random.Random(seed)
+    every = list(itertools.combinations(range(25), 2))
+    likely = (seed + 1) / 7
+    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
+    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
+    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
+    further = list(cds.LeftOver(pairs, groups).take_all())
+    taken = [pair for one in further for pair in one]
+    assert sorted(inside + taken) == sorted(pairs)
+    for one in further:
+        assert one.items() <= pairs.items()
+        indexes = sorted({index for pair in one for index in pair})
+        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
+
+
+def test_each_similar_pair_of_a_ring_is_in_a_group():
+    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
+    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
+    found = set()
+    for paths in linked + overlapping:
+        found.update(itertools.combinations(paths, 2))
+    # The one after it has all but one of its twelve statements, the fifth seven.
+    steps = itertools.product(range(30), range(1, 5))
+    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
+    assert found >= set(map(tuple, near))
+
+
+def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
+    records = ring()
+    groups = found_groups(records, DUPLICATES)
+    names = random.Random(4).sample(range(1000), len(records))
+    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
+    again = found_groups(renamed, DUPLICATES)
+    assert len({group.id for group in groups}) == len(groups) > 20
+    assert [(group.id, group.hidden_by) for group in groups] == [
+        (group.id, group.hidden_by) for group in again
+    ]
+
+
+def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
+    report = cds.build_report(ring(), DUPLICATES)
+    overlaps = [group.overlaps for group in report.groups]
+    assert overlaps == sorted(overlaps)
+    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
+    shown = collections.Counter(
+        path for group in report.groups if not group.hidden_by for path in paths_in(group)
+    )
+    assert hidden and all(group.overlaps for group in hidden)
+    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
+    fields = json.loads("".join(cds.report_json(report)))
+    assert fields["hidden"]["overlap"] == len(hidden)
+    table = [line.text for line in cds.report_as_lines(report, 99)]
+    assert any(f"{len(hidden)} overlap" in line for line in table)
+    assert any("some are in other groups too" in line for line in table)
+
+
+# ---- Report ---------------------------------------------------------------------------------
+
+
+def test_hidden_near_groups_are_described_without_labels_of_their_own():
+    records = [record(TOTAL, "a.py"), record(TOTAL_RENAMED.replace("3)", "x.y)"), "b.py")]
+    rule = cds.Rule("toy", "", cds.OF_CLUSTERS, lambda *_: True)
+    shown, hidden = (
+        cds.build_report(records, DUPLICATES, rules=rules).groups[0]
+        for rules in (cds.RULES, (rule,))
+    )
+    assert [member.differs for member in shown.members] == [(), ("x.y",)]
+    assert [member.differs for member in hidden.members] == [(), ()]
+
+
+# The definitions of this program are worth two workers, since four are very long.
+LONG = f"def f(a):\n    g('{'x' * cds.BATCH_CHARACTERS}')\n    return "
+
+LONG_PROGRAM = {f"m{n}.py": f"{TOTAL}\n{OTHER}    use_{n}(1)\n{LONG}{n}\n" for n in range(4)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_the_same_whoever_parses(workers):
+    resource = pytest.importorskip("resource")
+    records = [record(LONG + str(n), f"{n}.py") for n in range(4)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    facts = cds.PythonAnalyzer(workers).facts(records)
+    groups = cds.build_report(records, DUPLICATES, facts=facts).groups
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+    assert (after > before) == (workers > 1)
+    assert [(one.evidence.name, one.copies) for one in groups] == [("near", 4)]
+
+
+def test_a_report_is_the_same_whoever_finds_the_facts(tmp_path):
+    records = built(tree(tmp_path, LONG_PROGRAM))
+    alone = cds.build_report(records, DUPLICATES)
+    assert {one.evidence.name for one in alone.groups} == {"exact", "near"}
+    assert any(member.differs for one in alone.groups for member in one.members)
+    for workers in 1, 2:
+        facts = cds.PythonAnalyzer(workers).facts(records)
+        assert cds.build_report(records, DUPLICATES, facts=facts) == alone
+
+
+@pytest.mark.skipif(cds.processors() < 2, reason="one processor needs no worker")
+def test_the_command_line_finds_facts_in_workers(tmp_path):
+    records = built(tree(tmp_path / "long", LONG_PROGRAM))
+    store(tmp_path / "db", records)
+    words = ("duplicates", "--db-path", tmp_path / "db", "--format", "json")
+    alone = finish(python_command("import cds; cds.main(sys.argv[1:])", *words))
+    # Where there is another thread, workers are not forked.
+    spawned = finish(python_command(f"import cds; {A_THREAD}; cds.main()", *words))
+    assert spawned.stdout == alone.stdout and json.loads(alone.stdout)["groups"]
+    if sys.platform == "linux":
+        done = finish(python_command(COUNT_FORKS, (), *words))
+        assert done.stderr.splitlines()[-1] == f"forks {min(cds.processors(), 2)}"
+
+
+def test_what_a_group_says_of_itself():
+    twins = [record(TOTAL, "a.py"), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    exact, near = found_groups(twins, DUPLICATES)
+    sums = sorted({twin.md5sum for twin in twins})
+    assert exact.id == hashlib.md5(twins[0].md5sum.encode()).hexdigest()[:10]
+    assert near.id == hashlib.md5("\n".join(sums).encode()).hexdigest()[:10]
+    assert (near.copies, near.statements, near.similarity, near.area) == (3, 6, 1.0, "code")
+
+
+def test_group_id_ignores_places_and_counts():
+    one = found_groups([record(TOTAL, "a.py"), record(TOTAL, "b.py")], DUPLICATES)
+    many = found_groups([record(TOTAL, f"x/{n}.py", n + 1) for n in range(4)], DUPLICATES)
+    assert one[0].id == many[0].id
+
+
+def pairs_of_intents(count):
+    """Return records of which each two have an intent of their own, ever less similar ones."""
+    texts = [
+        " ".join(f"w{number}x{n}" for n in range(60 - number)) + " common"
+        for number in range(count)
+    ]
+    shared = [text.rpartition(" ")[0] for text in texts]
+    cut = [" ".join(text.split()[: 8 + (60 - number) // 2]) for number, text in enumerate(shared)]
+    return [
+        record(unlike(2 * number + place), f"{number}{place}.py", intent=text)
+        for number, pair in enumerate(zip(shared, cut))
+        for place, text in enumerate(pair)
+    ]
+
+
+def by_rule(records, **options):
+    """Return the similarities of the groups by intent that each rule hides, in falling order."""
+    similarities = collections.defaultdict(list)
+    for group in found_groups(records, DUPLICATES._replace(**options)):
+        if group.evidence.name == "intent":
+            similarities[group.hidden_by and group.hidden_by.name].append(group.similarity)
+    return {rule: sorted(found, reverse=True) for rule, found in similarities.items()}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "alone", "best"),
+    [
+        pytest.param(20, 0, 20, id="twenty"),
+        pytest.param(25, 0, 20, id="more than twenty"),
+        pytest.param(25, 160, 21, id="one for ten sentences"),
+        pytest.param(25, 300, 25, id="many sentences"),
+    ],
+)
+def test_the_best_groups_by_intent_are_shown(pairs, alone, best):
+    records = pairs_of_intents(pairs)
+    records += [
+        record(unlike(1000 + n), f"z{n}.py", intent=f"alone{n}y other{n}y") for n in range(alone)
+    ]
+    found = by_rule(records)
+    assert len(found[None]) == best
+    assert len(found.get("weaker", [])) == pairs - best
+    assert min(found[None]) >= max(found.get("weaker", [0]))
+    assert by_rule(records, best_intents=False) == {None: by_similarity(found)}
+
+
+def test_the_section_says_where_the_best_groups_end(tmp_path, capsys):
+    records = pairs_of_intents(22)
+    report = cds.build_report(records, DUPLICATES)
+    weaker = [g.similarity for g in report.groups if g.hidden_by and g.hidden_by.name == "weaker"]
+    note = f"the best groups; without 2 groups of similarity {max(weaker):.2f} or less:"
+    note += " --intent-similarity 0.28 shows them"
+    assert f"  {note}" in [line.text for line in cds.report_as_lines(report, 9)]
+    assert f"<p>{note}</p>" in "".join(cds.report_as_page(report))
+    functions = [documented(one.raw_code, one.intent, "").raw_code for one in records]
+    source = tree(tmp_path / "s", {f"{n}.py": code for n, code in enumerate(functions)})
+    command = ("duplicates", "--path", source, "--top", "99")
+    assert run(*command) == 0
+    assert note in capsys.readouterr().out
+    assert run(*command, "--intent-similarity", "0.28") == 0
+    shown = capsys.readouterr().out
+    assert "intent, different code (22 groups)" in shown and "best" not in shown
+
+
+def by_similarity(found):
+    return sorted(itertools.chain.from_iterable(found.values()), reverse=True)
+
+
+def test_siblings_and_hidden_groups_are_not_counted_among_the_best():
+    pairs = pairs_of_intents(25)
+    # The first five groups are siblings, or of a caller and what it calls.
+    siblings = [
+        one._replace(file_path="a.py", start_line=n, end_line=n) for n, one in enumerate(pairs[:6])
+    ]
+    calling = [
+        record(f"{one.raw_code}    f{2 * number}()\n", f"y{number}.py", intent=one.intent)
+        for number, one in enumerate(pairs[7:10:2], 3)
+    ]
+    others = [pairs[6], pairs[8], *pairs[10:]]
+    found = by_rule([*siblings, *calling, *others])
+    assert {rule: len(groups) for rule, groups in found.items()} == {None: 23, "calls": 2}
+
+
+def test_the_best_groups_are_the_same_whatever_the_order_of_the_files():
+    records = pairs_of_intents(30)
+    moved = [one._replace(file_path=f"{99 - n}.py") for n, one in enumerate(records)]
+    ids = [
+        {group.id for group in found_groups(made, DUPLICATES) if group.hidden_by is None}
+        for made in (records, moved, records[::-1])
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def third_section(*records):
+    groups = found_groups(records, DUPLICATES)
+    intents = [group for group in groups if group.evidence.name == "intent"]
+    return [(group.members[0].record.signature, group.are_siblings) for group in intents]
+
+
+def different(number):
+    """Return code that is near no other number's."""
+    calls = "".join(f"    a{number}_{n}.b{number}_{n}(c{number}_{n})\n" for n in range(number + 3))
+    return f"def f{number}():\n{calls}"
+
+
+def intents_of_pairs(*pairs):
+    """Return records of different code, growing, two for each of (path, path, intent)."""
+    places = [(path, intent) for *paths, intent in pairs for path in paths]
+    return [
+        record(different(number), path, line=number * 100 + 1, intent=intent)
+        for number, (path, intent) in enumerate(places)
+    ]
+
+
+def test_intents_rank_by_similarity_and_size_and_across_files_first():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    short = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", short.format(1)),
+        ("a.py", "b.py", long.format(2)),
+        ("a.py", "b.py", long.format(3)),
+    )
+    assert [name for name, _ in third_section(*records)] == ["def f4():", "def f2():", "def f0():"]
+    local = [
+        one._replace(file_path="a.py", intent=f"in{one.start_line} {one.intent}")
+        for one in records[4:]
+    ]
+    assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
+
+
+def test_siblings_come_last():
+    long = "alpha{0} beta{0} gamma{0} delta{0} epsilon{0} zeta{0} eta{0} theta{0} iota{0}"
+    records = intents_of_pairs(
+        ("a.py", "b.py", "short of alpha beta gamma delta"), ("a.py", "a.py", long)
+    )
+    assert third_section(*records) == [("def f0():", False), ("def f2():", True)]
+    assert third_section(records[2], records[3]._replace(intent=f"Sets {long}")) == [
+        ("def f2():", False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "siblings"),
+    [
+        pytest.param(("A(Base)", "B(Base)"), "load", True, id="common base"),
+        pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
+        pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
+        pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
+        pytest.param(("A", "B"), "load", False, id="unrelated"),
+        pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
+        pytest.param(("A", "B"), "__len__", True, id="special method"),
+        pytest.param(("A", "B"), "load function", False, id="functions"),
+    ],
+)
+def test_overrides_of_one_method_are_siblings(headers, name, siblings):
+    name, _, kind = name.partition(" ")
+    records = []
+    for number, header in enumerate(headers):
+        path = f"{number}.py"
+        method = different(number).replace(f"def f{number}", f"def {name}")
+        code = f"class {header}:\n    x = 1"
+        records += [
+            record(code, path, end_line=40, kind="class"),
+            record(method, path, line=3, kind=kind or "method", intent=PRICES),
+        ]
+    # The last is the class between the two others, not one with the method.
+    if len(headers) == 3:
+        records.pop()
+    assert [found for _, found in third_section(*records)] == [siblings]
+
+
+def test_methods_of_one_name_in_one_file_are_siblings():
+    pair = [
+        record(code, line=line, kind="method", intent=intent)
+        for code, line, intent in (
+            (different(0).replace("f0", "load"), 1, f"old {PRICES}"),
+            (different(1).replace("f1", "load"), 50, f"new {PRICES}"),
+        )
+    ]
+    assert [siblings for _, siblings in third_section(*pair)] == [True]
+
+
+def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
+    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
+    near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
+    pair = [one._replace(md5sum="0" * 32) for one in pair]
+    report = cds.build_report([*pair, *near], DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [
+        ("exact", 2),
+        ("near", 2),
+    ]
+    assert report.unparsed_count == 2
+    assert cds.build_report(near, DUPLICATES).unparsed_count == 0
+
+
+def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
+    code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
+    records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
+    broken = [
+        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
+    ]
+    report = cds.build_report(broken, DUPLICATES)
+    assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
+    assert report.unparsed_count == 2
+    methods = DUPLICATES._replace(kinds=("method",))
+    assert cds.build_report(broken, methods).unparsed_count == 0
+
+
+def test_qualified_names_follow_the_definitions_around(tmp_path):
+    code = """\
+class Outer(Base):
+    @deco
+    async def method(self):
+        def inner(): pass
+    class \\
+      Inner: pass
+def alone(): pass
+"""
+    records = records_of(tmp_path, code)
+    facts = cds.facts_by_place(records, cds.PythonAnalyzer().facts(records))
+    names = cds.qualified_names(facts, cds.enclosing_places(records[1:]))
+    assert list(names.values()) == [
+        "Outer",
+        "Outer.method",
+        "Outer.method.inner",
+        "Outer.Inner",
+        "alone",
+    ]
+    assert list(names) == [cds.sort_key(record) for record in records[1:]]
+
+
+def test_members_have_their_qualified_names():
+    outer = record("class A:\n    x = 1\n    y = f()\n    z = g()", end_line=20, kind="class")
+    methods = [record(TOTAL, line=2, kind="method"), record(TOTAL, "b.py")]
+    (group,) = cds.build_report([outer, *methods], DUPLICATES).groups
+    assert [member.qualified_name for member in group.members] == ["A.total", "total"]
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -7433,11 +7748,15 @@ def test_code_that_cannot_be_parsed_is_still_an_exact_copy():
         ("test_window.pyw", True),
         ("test_data", False),
         ("x/tests/a.py", True),
+        ("x/test/b/a.py", True),
+        ("testing/a.py", True),
+        ("unit_tests/a.py", True),
         ("x/conftest.py", True),
         ("tests.py", False),
-        ("x/test/a.py", False),
         ("latest_test.py/a.py", False),
         ("test_a/b.py", False),
+        ("contests/a.py", False),
+        ("_testing/a.py", False),
     ],
 )
 def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
@@ -7448,6 +7767,32 @@ def test_is_test_goes_by_the_names_of_files_and_folders(path, expected):
     ("header", "expected"),
     [
         pytest.param("# This file was automatically generated from a.g4 by ANTLR", True, id="from"),
+        pytest.param("# Generated from a/B.g4 by ANTLR 4.13.2", True, id="antlr"),
+        pytest.param("# This is a generated file! Please edit the .ksy file", True, id="kaitai"),
+        pytest.param(
+            "# Generated by the protocol buffer compiler.  DO NOT EDIT!", True, id="protobuf"
+        ),
+        pytest.param("#\n# Autogenerated by Thrift Compiler (0.20.0)", True, id="thrift"),
+        pytest.param(
+            "# NOTE: This class is auto generated by the swagger code generator program.",
+            True,
+            id="swagger",
+        ),
+        pytest.param(
+            "# This file was automatically generated by SWIG (swig.org).", True, id="swig"
+        ),
+        pytest.param("# a.py\n# This file is automatically generated.", True, id="ply"),
+        pytest.param(
+            "# Form implementation generated from reading ui file 'a.ui'", True, id="pyqt"
+        ),
+        pytest.param("## Form generated from reading UI file 'a.ui'", True, id="uic"),
+        pytest.param("# --- AUTO-GENERATED ---", True, id="shouted"),
+        pytest.param("# a tool\n" * 19 + "# @generated", True, id="line 20"),
+        pytest.param("# a tool\n" * 20 + "# @generated", False, id="line 21"),
+        pytest.param("# Reads what ANTLR, SWIG and protobuf generated.", False, id="bare names"),
+        pytest.param("# revision identifiers, used by Alembic.", False, id="alembic"),
+        pytest.param("# Please do not edit the table by hand", False, id="not shouted"),
+        pytest.param("# Wraps the auto-generated code of a form", False, id="what it wraps"),
         pytest.param("# *** GENERATED BY `setup.py antlr`, DO NOT EDIT BY HAND ***", True, id="by"),
         pytest.param(
             "# -*- coding: utf-8 -*-\n\n# Generated by protoc.\n# DO NOT EDIT!",
@@ -7470,26 +7815,54 @@ def test_a_generated_file_says_so_in_its_first_comments(header, expected):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "area"),
     [
-        ("a/_vendor/b/c.py", True),
-        ("vendor/c.py", True),
-        ("externals/c.py", True),
-        ("a/vendor.py", False),
-        ("vendors/c.py", False),
+        ("a/_vendor/b/c.py", "generated"),
+        ("vendor/c.py", "generated"),
+        ("externals/tests/c.py", "generated"),
+        ("a/vendor.py", "code"),
+        ("vendors/c.py", "code"),
+        ("docs/tests/a.py", "tests"),
+        ("docs/conftest.py", "tests"),
+        ("doc/a.py", "examples"),
+        ("x/docs/a/b.py", "examples"),
+        ("demos/a.py", "examples"),
+        ("listings/a.py", "examples"),
+        ("benchmark/a.py", "examples"),
+        ("tutorials/a.py", "examples"),
+        ("docstrings/a.py", "code"),
+        ("listing/a.py", "code"),
+        ("docs.py", "code"),
     ],
 )
-def test_vendored_files_stand_in_directories_of_that_name(path, expected):
-    assert cds.is_vendored(path) is expected
+def test_area_of_a_file_goes_by_the_names_of_its_directories(path, area):
+    assert cds.area_of(path) == area
 
 
 def test_the_area_of_a_group_is_the_first_that_a_member_is_in(tmp_path):
-    places = {"code": "a/{}.py", "tests": "tests/{}.py", "generated": "vendor/tests/{}.py"}
+    places = {
+        "code": "a/{}.py",
+        "tests": "tests/{}.py",
+        "examples": "docs/{}.py",
+        "generated": "vendor/tests/{}.py",
+    }
     for one, other in itertools.combinations_with_replacement(places, 2):
         files = {places[one].format("a"): OTHER, places[other].format("b"): OTHER}
-        assert [group.area for group in report_on(tmp_path, files).groups] == [one]
+        files |= {"c.py": "", "tests/c.py": ""}
+        (group,) = report_on(tmp_path, files).groups
+        assert (group.area, group.is_mixed) == (one, one != other)
     files = dict.fromkeys(("a.py", "tests/b.py"), f"# @generated\n{OTHER}")
-    assert [group.area for group in report_on(tmp_path, files).groups] == ["generated"]
+    report = report_on(tmp_path, {**files, "c.py": ""})
+    assert [group.area for group in report.groups] == ["generated"]
+
+
+@pytest.mark.parametrize("path", ["tests/{}.py", "docs/{}/a.py", "x/vendor/{}.py", "test_{}.py"])
+def test_an_area_that_all_of_a_tree_is_in_is_its_code(path):
+    report = cds.build_report(twins(OTHER, path=path), DUPLICATES)
+    assert [group.area for group in report.groups] == ["code"]
+    assert report.area_lines["code"] == (12, 6)
+    both = [*twins(OTHER, path=path), record(TOTAL, "a.py")]
+    assert found_groups(both, DUPLICATES)[0].area != "code"
 
 
 def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
@@ -7500,6 +7873,7 @@ def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
     assert report.area_lines == {
         "code": (8 + 7 + 7 + 2 + 2, 14),
         "tests": (7, 7),
+        "examples": (0, 0),
         "generated": (0, 0),
     }
 
@@ -7551,9 +7925,6 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
     assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
-# Order and gate
-
-
 def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
@@ -7561,8 +7932,19 @@ def test_groups_in_tests_come_last():
     ]
     groups = found_groups([*tests, *long, *three], DUPLICATES._replace(code_similarity=1))
     assert [(g.copies, g.area) for g in groups] == [(4, "code"), (2, "code"), (9, "tests")]
-    mixed = found_groups([record(TOTAL, "tests/a.py"), record(TOTAL, "a.py")], DUPLICATES)
-    assert mixed[0].area == "code"
+
+
+def test_groups_across_areas_come_after_those_within_code():
+    mixed = [record(OTHER, f"{area}/a.py") for area in ("tests", "test", "docs", "code")]
+    tests = twins(TOTAL.replace("log", "lg").replace(".info", ".x"), path="tests/b/{}.py")
+    options = DUPLICATES._replace(code_similarity=1)
+    groups = found_groups([*mixed, *tests, *twins(TOTAL)], options)
+    assert [(g.area, g.is_mixed) for g in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+    assert groups[0].score < groups[1].score
 
 
 def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated():
@@ -7570,20 +7952,6 @@ def test_a_feature_says_more_the_rarer_it_is_and_less_each_time_it_is_repeated()
     bits = [2 / 2, 2 / 3, 1.0, math.log2(4 / 3)]
     assert [cds.information({rank}, features) for rank in range(4)] == bits
     assert cds.information({0, 1, 3}, features) == math.fsum([*bits[:2], bits[3]])
-
-
-def test_features_are_ranked_by_rarity_and_say_which_repetition_they_are():
-    calls = "def f(a):\n    g(1)" + ", g(1)" * 3
-    fragments, features = fragments_of([record(calls), record("def f(a):\n    g(1)", "b.py")])
-    many, once = sorted(fragments, key=lambda one: -len(one.trigrams))
-    assert {*many.trigrams, *once.trigrams} == {*range(len(features.frequencies))}
-    assert list(features.frequencies) == sorted(features.frequencies)
-    for rank, frequency in enumerate(features.frequencies):
-        assert frequency == (rank in many.trigrams) + (rank in once.trigrams)
-    # A call, its name and its literal stand in a row four times, and what runs on from one call
-    # into the next three times.
-    assert sorted(filter(None, features.ordinals)) == [1, 1, 1, 2, 2, 2, 3]
-    assert once.trigrams and not any(map(features.ordinals.__getitem__, once.trigrams))
 
 
 def test_the_score_grows_with_the_root_of_the_copies_beyond_the_first():
@@ -7613,21 +7981,6 @@ def test_tied_groups_are_in_the_order_of_their_ids():
     assert ids == sorted(ids)
 
 
-def test_tied_pairs_are_linked_in_the_order_of_their_code():
-    """The one in the middle is as similar to either side, and the sides are not to each other."""
-    sides = [
-        TOTAL.replace("    return", f"    {code}\n    return")
-        for code in ("check(rate)", "audit[rate]")
-    ]
-    linked = set()
-    for paths in itertools.permutations("abc"):
-        records = [record(code, f"{path}.py") for path, code in zip(paths, [TOTAL, *sides])]
-        groups = found_groups(records, DUPLICATES._replace(code_similarity=0.87))
-        linked.add(tuple(frozenset(one.md5sum for one in records_in(group)) for group in groups))
-    ((first, second),) = linked
-    assert (len(first), len(second), len(first & second)) == (2, 2, 1)
-
-
 def test_ties_are_broken_by_content():
     """Whatever the files are called, the report is the same but for the paths."""
     rng = random.Random(5)
@@ -7647,7 +8000,7 @@ def test_ties_are_broken_by_content():
     assert len(outcomes) == 1
 
 
-# Members
+# Members and their labels
 
 
 def members_of(*codes, **options):
@@ -7758,132 +8111,10 @@ def test_the_order_of_the_records_changes_nothing():
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
-# Groups that overlap
-
-
-def shares(name, numbers):
-    """Return a function of one statement for each number: what shares numbers shares code."""
-    body = [f"    one{n} = call{n}(rows, item.attr{n}[{n}])\n" for n in numbers]
-    return f"def {name}(rows, item):\n{''.join(body)}    return rows\n"
-
-
-# Either side is similar to the middle, and the sides are not to each other.
-MIDDLE = shares("middle", range(10))
-SIDE = shares("side", [*range(8), 20, 21])
-OTHER_SIDE = shares("other_side", [*range(3, 10), 22, 23, 24])
-FOUR_WORDS = "alpha bravo charlie delta"
-SENTENCES = (
-    f"Parses quoted dates header {FOUR_WORDS}.",
-    f"Quoted dates header {FOUR_WORDS} rows.",
-    "Parses quoted dates header alpha bravo lines socket.",
-)
-
-
-def ring(size=30):
-    """Return records of which each is similar to the four or five before and after it."""
-    return [
-        record(shares(f"f{n}", [(n + k) % size for k in range(12)]), f"{n:02}.py")
-        for n in range(size)
-    ]
-
-
-def members_by_overlap(report, evidence):
-    """Return the paths in the groups that do not overlap, and in those that do."""
-    groups = [group for group in report.groups if group.evidence.name == evidence]
-    return [
-        [paths_in(group) for group in groups if group.overlaps is overlaps]
-        for overlaps in (False, True)
-    ]
-
-
-def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = [MIDDLE, SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
-    groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [hidden_by(group) for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
-
-
-def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
-    codes = zip([TOTAL, OTHER, ASSIGNED], ("a", "b", "new"), SENTENCES)
-    records = [record(code, path, intent=intent) for code, path, intent in codes]
-    found = [["a", "b"], ["a", "new"]]
-    assert groups_of(*records) == [("intent", None, paths) for paths in found]
-
-
-def test_copies_of_what_linkage_leaves_over_are_in_its_group():
-    codes = [MIDDLE, SIDE, OTHER_SIDE, OTHER_SIDE]
-    records = [record(code, path) for code, path in zip(codes, "abcd")]
-    assert groups_of(*records) == [
-        ("exact", None, ["c", "d"]),
-        ("near", None, ["a", "b"]),
-        ("near", None, ["a", "c", "d"]),
-    ]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_each_pair_that_linkage_leaves_over_is_in_one_further_group(seed):
-    rng = random.Random(seed)
-    every = list(itertools.combinations(range(25), 2))
-    likely = (seed + 1) / 7
-    pairs = {pair: rng.random() for pair in every if rng.random() < likely}
-    groups = [indexes for indexes, _ in cds.complete_linkage(pairs)]
-    inside = [pair for one in groups for pair in itertools.combinations(one, 2)]
-    further = list(cds.LeftOver(pairs, groups).take_all())
-    taken = [pair for one in further for pair in one]
-    assert sorted(inside + taken) == sorted(pairs)
-    for one in further:
-        assert one.items() <= pairs.items()
-        indexes = sorted({index for pair in one for index in pair})
-        assert pairs.keys() >= set(itertools.combinations(indexes, 2))
-
-
-def test_each_similar_pair_of_a_ring_is_in_a_group():
-    linked, overlapping = members_by_overlap(cds.build_report(ring(), DUPLICATES), "near")
-    assert sorted(itertools.chain(*linked)) == [f"{n:02}.py" for n in range(30)]
-    found = set()
-    for paths in linked + overlapping:
-        found.update(itertools.combinations(paths, 2))
-    # The one after it has all but one of its twelve statements, the fifth seven.
-    steps = itertools.product(range(30), range(1, 5))
-    near = [sorted((f"{n:02}.py", f"{(n + d) % 30:02}.py")) for n, d in steps]
-    assert found >= set(map(tuple, near))
-
-
-def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
-    records = ring()
-    groups = found_groups(records, DUPLICATES)
-    names = random.Random(4).sample(range(1000), len(records))
-    renamed = [one._replace(file_path=f"{n}.py") for one, n in zip(records, names)]
-    again = found_groups(renamed, DUPLICATES)
-    assert len({group.id for group in groups}) == len(groups) > 20
-    assert [(group.id, group.hidden_by) for group in groups] == [
-        (group.id, group.hidden_by) for group in again
-    ]
-
-
-def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
-    report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
-    hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
-    shown = collections.Counter(
-        path for group in report.groups if not group.hidden_by for path in paths_in(group)
-    )
-    assert hidden and all(group.overlaps for group in hidden)
-    assert all(shown[path] >= 3 for group in hidden for path in paths_in(group))
-    fields = json.loads("".join(cds.report_json(report)))
-    assert fields["hidden"]["overlap"] == len(hidden)
-    table = [line.text for line in cds.report_as_lines(report, 99)]
-    assert any(f"{len(hidden)} overlap" in line for line in table)
-    assert any("some are in other groups too" in line for line in table)
-
-
-# Baseline
-
+# ---- Baseline -------------------------------------------------------------------------------
 
 EDITED = TOTAL.replace("    return", "    check(rate)\n    return")
+
 BEFORE = {
     "pkg/a.py": TOTAL,
     "pkg/b.py": f"class Till:\n{textwrap.indent(TOTAL, '    ')}",
@@ -8198,6 +8429,7 @@ def test_a_new_copy_is_new_among_however_many_known_groups(numbers):
 
 
 SPLIT = "def parse(self, text):\n    self.seen = text.split(',')\n    return len(self.seen)\n"
+
 TILL = "class {}:\n    rate = 3\n{}"
 
 
@@ -8256,22 +8488,6 @@ def test_what_is_new_still_hides_its_own_parts(tmp_path):
     assert outcome(report)[0] == ["exact"]
 
 
-@pytest.mark.parametrize(
-    ("fail_on", "hits"),
-    [
-        (None, ["exact", "intent"]),
-        ("any", ["exact", "intent"]),
-        ("new", ["exact"]),
-        (("intent", "near"), ["intent"]),
-        (("near",), []),
-    ],
-)
-def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
-    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
-    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
-    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
-
-
 def test_a_report_survives_its_json(tmp_path):
     report = report_on(tmp_path, BEFORE)
     read = cds.report_from_json("".join(cds.report_json(report)))
@@ -8309,9 +8525,75 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     assert cds.count_hidden(touched)["min-statements"] == 1
 
 
-# ---- Output ---------------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------
 
-# Tables
+
+def test_json_has_exactly_the_fields(tmp_path, capsys):
+    source = tree(tmp_path, SOURCE)
+    assert (
+        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
+        == 0
+    )
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["records", "errors"]
+    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
+    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
+    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
+    assert places == [("broken.py", 2), ("undecodable.py", None)]
+    built = cds.ModelBuilder().build(analyzed(source).symbols)
+    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
+    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
+
+
+def test_json_of_nothing_is_two_empty_lists():
+    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
+
+
+RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
+
+
+def test_json_holds_every_group_and_a_count_for_each_rule():
+    records = [*twins(TOTAL), *twins("def f(): pass")]
+    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
+    assert report["schema_version"] == 2
+    assert report["run"] == RUN
+    assert (report["record_count"], report["error_count"]) == (4, 0)
+    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
+    rules = (
+        "stub",
+        "min-statements",
+        "dunder",
+        "short",
+        "inside",
+        "calls",
+        "opposite",
+        "contained",
+        "overlap",
+        "weaker",
+        "known",
+        "unjudged",
+        "ignored",
+        "untouched",
+        "area",
+    )
+    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
+    shown, hidden = report["groups"]
+    assert list(shown) == list(cds.CloneGroup._fields)
+    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
+    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
+    member = {name: getattr(records[0], name) for name in of_record}
+    assert shown["members"][0] == {
+        **member,
+        "qualified_name": "total",
+        "shared": 1.0,
+        "differs": [],
+        "intent_source": None,
+        "is_new": False,
+        "is_accepted": False,
+    }
+
+
+# ---- Tables ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -8462,77 +8744,9 @@ def test_piped_table_is_not_padded_beyond_what_is_seen(tmp_path, capsys):
     assert all(f"def {name}():" in shown for name in names)
 
 
-# JSON
-
-
-def test_json_has_exactly_the_fields(tmp_path, capsys):
-    source = tree(tmp_path, SOURCE)
-    assert (
-        run("enrich-intent", "--path", source, *LOCAL, "--format", "json", client=FakeClient(mixed))
-        == 0
-    )
-    shown = json.loads(capsys.readouterr().out)
-    assert list(shown) == ["records", "errors"]
-    assert [list(fields) for fields in shown["records"]] == [FIELDS] * 5
-    assert [list(fields) for fields in shown["errors"]] == [["file_path", "line", "message"]] * 2
-    places = [(error["file_path"], error["line"]) for error in shown["errors"]]
-    assert places == [("broken.py", 2), ("undecodable.py", None)]
-    built = cds.ModelBuilder().build(analyzed(source).symbols)
-    enriched = cds.IntentEnricher(FakeClient(mixed)).enrich(built)
-    assert [tuple(fields.values()) for fields in shown["records"]] == enriched
-
-
-def test_json_of_nothing_is_two_empty_lists():
-    assert json.loads("".join(cds.record_json([], []))) == {"records": [], "errors": []}
-
-
-# Duplicates
-
-RUN = {"id": 1, "root_path": "/src", "finished_at": "2026-01-01"}
-
-
 def lines_of(records, *, top=20, run=RUN, width=None, colour=False):
     lines = cds.report_as_lines(cds.build_report(records, DUPLICATES, run=run), top)
     return list(cds.styled_lines(lines, width, colour))
-
-
-def test_json_holds_every_group_and_a_count_for_each_rule():
-    records = [*twins(TOTAL), *twins("def f(): pass")]
-    report = json.loads("".join(cds.report_json(cds.build_report(records, DUPLICATES, run=RUN))))
-    assert report["schema_version"] == 2
-    assert report["run"] == RUN
-    assert (report["record_count"], report["error_count"]) == (4, 0)
-    assert report["options"] == json.loads(json.dumps(DUPLICATES._asdict()))
-    rules = (
-        "stub",
-        "min-statements",
-        "dunder",
-        "short",
-        "inside",
-        "calls",
-        "contained",
-        "overlap",
-        "known",
-        "unjudged",
-        "ignored",
-        "untouched",
-        "ignored",
-    )
-    assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
-    shown, hidden = report["groups"]
-    assert list(shown) == list(cds.CloneGroup._fields)
-    assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
-    of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
-    member = {name: getattr(records[0], name) for name in of_record}
-    assert shown["members"][0] == {
-        **member,
-        "qualified_name": "total",
-        "shared": 1.0,
-        "differs": [],
-        "intent_source": None,
-        "is_new": False,
-        "is_accepted": False,
-    }
 
 
 def test_the_table_says_what_it_compared_found_and_hid():
@@ -8543,7 +8757,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.46, bodies from 2 statements",
+        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines  a.py (50 %)  b.py (50 %)",
@@ -8795,7 +9009,7 @@ def test_a_group_of_the_same_text_says_so():
     assert list(cds.group_as_lines(group))[-1].text == "b.py:1-7 is the same text as a.py:1-7"
 
 
-# Page
+# ---- Page -----------------------------------------------------------------------------------
 
 STUB = "def stub(): pass"
 
@@ -9093,12 +9307,12 @@ def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
         assert code in re.sub("<.*?>", "", capsys.readouterr().out)
 
 
-# Page in a browser
-
+# In a browser
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
 HEADLESS = (
     "--headless",
     "--no-sandbox",
@@ -9106,7 +9320,9 @@ HEADLESS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
+
 NO_NETWORK = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+
 NO_NETWORK += ("--disable-quic", "--no-first-run")
 
 
@@ -9268,7 +9484,7 @@ def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, pape
     assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
 
 
-# SARIF
+# ---- SARIF ----------------------------------------------------------------------------------
 
 
 def sarif_of(records, baseline=None, directory="."):
@@ -9535,7 +9751,7 @@ def test_sarif_names_every_file_whatever_it_is_called(
     assert {member["file_path"] for member in group["members"]} == stored
 
 
-# Files and streams
+# ---- Files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["model-build", "enrich-intent"])
@@ -10043,7 +10259,7 @@ def test_source_that_is_named_like_a_side_file_is_not_deleted(tmp_path, capsys):
     source = tree(tmp_path, {name: ""}) / name
     words = ("--path", source, *LOCAL, "--db-path", tmp_path / "db")
     err = refused(capsys, tmp_path, "persist", *words)
-    assert f"--path: {source} is no Python source" in err
+    assert f"--path: {source} is no source" in err
     assert source.exists()
 
 
@@ -10455,6 +10671,47 @@ def test_a_gate_reports_its_verdict_last_and_on_stderr(tmp_path, capsys):
         err.splitlines()[-1]
         == f"gate: 1 new group: {report['groups'][0]['id']}; 0 known; 1 stale; {unread}"
     )
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "hits"),
+    [
+        (None, ["exact", "intent"]),
+        ("any", ["exact", "intent"]),
+        ("new", ["exact"]),
+        (("intent", "near"), ["intent"]),
+        (("near",), []),
+    ],
+)
+def test_a_gate_is_hit_by_what_is_shown_of_its_evidence(fail_on, hits):
+    pair = [record(OTHER, "c.py", intent=SUM), record(TOTAL, "d.py", intent=SUM)]
+    report = cds.build_report([*twins(OTHER), *twins("def f(): pass"), *pair], DUPLICATES)
+    assert [group.evidence.name for group in cds.gate_hits(report, fail_on)] == hits
+
+
+@pytest.mark.parametrize(
+    ("area", "shown", "code"),
+    [
+        pytest.param(None, ["code", "code", "tests", "examples"], 3, id="all"),
+        pytest.param("code", ["code", "code"], 3, id="code"),
+        pytest.param("tests", ["tests"], 3, id="tests"),
+        pytest.param("examples", ["examples"], 3, id="examples"),
+        pytest.param("generated", [], 0, id="an area without groups"),
+    ],
+)
+def test_area_narrows_what_is_shown_and_what_the_gate_judges(tmp_path, capsys, area, shown, code):
+    sources = {"{}.py": TOTAL, "tests/{}.py": OTHER, "docs/{}.py": ASSIGNED}
+    files = {path.format(name): code for path, code in sources.items() for name in "ab"}
+    source = tree(tmp_path / "s", {**files, "m.py": SPLIT, "tests/m.py": SPLIT})
+    chosen = ("--area", area) if area else ()
+    command = ("duplicates", "--path", source, *chosen, "--fail-on", "exact")
+    assert run(*command, "--format", "json") == code
+    report = json.loads(capsys.readouterr().out)
+    assert [group["area"] for group in report["groups"] if not group["hidden_by"]] == shown
+    assert report["hidden"]["area"] == 4 - len(shown)
+    assert report["area_lines"]["tests"]["copied"] > 0
+    assert run(*command) == code
+    assert (f"{4 - len(shown)} area (" in capsys.readouterr().out) is (len(shown) < 4)
 
 
 @pytest.mark.parametrize(
@@ -11655,7 +11912,9 @@ def test_live_line_counts_steps_and_is_drawn_now_and_then(monkeypatch):
         for now[0] in (0.01, 0.02, 0.5, 0.51):
             line.step()
         line.end()
-        shown = os.read(reader, 1000).decode()
+        shown = ""
+        while shown.count("\x1b[K") < 3:
+            shown += os.read(reader, 1000).decode()
     os.close(reader)
     start = "\r\x1b[K"
     assert shown == f"{start}analyzing 0/4 ...{start}analyzing 3/4 ...{start}"
@@ -12233,7 +12492,7 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
                     "--intent-similarity",
                     "--intents",
                 ],
-                ["--touching", "--top", "--show", "--link"],
+                ["--touching", "--area", "--top", "--show", "--link"],
                 ["--format", "--output"],
                 ["--since", "--against", "--fail-on", "--max-percent"],
             ],
@@ -12708,6 +12967,23 @@ def test_file_runs_by_its_first_line():
 # Documentation
 
 
+def rooms_of(path):
+    """Return the rooms of a file by its banners, in its order."""
+    return re.findall(r"^# ---- ([\w ]+?) -+$", Path(path).read_text("utf-8"), re.MULTILINE)
+
+
+def test_rooms_are_those_that_the_docstring_lists():
+    listed = re.search(r"Rooms, in the order .*?: (.*?)\. A call", cds.__doc__, re.DOTALL)[1]
+    assert rooms_of(CDS) == " ".join(listed.split()).split(", ")
+
+
+def test_tests_are_in_the_rooms_of_what_they_test():
+    # What these hold is tested by way of the others.
+    tested_elsewhere = ("Errors", "Records", "Building")
+    rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
+    assert rooms_of(__file__) == ["Helpers", *rooms]
+
+
 def test_docstring_from_code_runs_as_it_stands(tmp_path):
     example = cds.__doc__.partition("From code:\n")[2].partition("\nCaveats")[0]
     tree(tmp_path, {"src/a.py": TOTAL, "src/b.py": TOTAL})
@@ -12793,25 +13069,12 @@ def test_readme_says_of_each_rule_what_it_hides():
 
 
 @needs_readme
-def test_readme_queries_answer_what_they_say(tmp_path):
-    failures = [
-        record(OTHER, line=n, intent_status="failed", intent_error=f"the prompt has {n} tokens")
-        for n in (31, 42)
-    ]
-    copies = [record(TOTAL), record(TOTAL, "b.py", intent="Adds a date.")]
+def test_readme_query_finds_exact_duplicates_of_the_newest_run(tmp_path):
     stubs = [record("def f():\n    pass"), record("def f():\n    pass", "b.py")]
-    store(tmp_path / "db", [*copies, *stubs, *failures], root_path="/src")
-    exact, failed, dates, longest, new = readme_queries().values()
-    assert {row[2] for row in rows(tmp_path / "db", exact)} == {"a.py:1 b.py:1", "a.py:31 a.py:42"}
-    [(example, count)] = rows(tmp_path / "db", failed)
-    assert example.startswith("the prompt has ") and count == 2
-    assert [row[0] for row in rows(tmp_path / "db", dates)] == ["b.py"]
-    assert rows(tmp_path / "db", longest)[0][2] == 7
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [record(ASSIGNED)], root_path="/other")
-    assert rows(tmp_path / "db", new) == []
-    store(tmp_path / "db", [*copies, record(ASSIGNED, "new.py")], root_path="/src")
-    assert [row[0] for row in rows(tmp_path / "db", new)] == ["new.py"]
+    store(tmp_path / "db", [record(OTHER), record(OTHER, "b.py")])
+    store(tmp_path / "db", [record(TOTAL), record(TOTAL, "b.py"), *stubs, record(OTHER)])
+    (query,) = readme_queries().values()
+    assert [row[1:] for row in rows(tmp_path / "db", query)] == [(2, "a.py:1 b.py:1")]
 
 
 # Settings
@@ -13385,6 +13648,92 @@ def _place_among(functions, index, number):
     return min(places, default=math.inf)
 
 
+def bench_purposes(purposes_path, applications_path, judged_path, background_path):
+    """Print how sentences of one purpose are found: first pairs, and groups among unrelated ones.
+
+    The first two files hold a described function as a JSON object a line: of libraries, where
+    `purpose` says which have one in common, and of applications. The third holds the verdict S, R
+    or N on two of these by number, the last a name and a sentence a line.
+    """
+    libraries = read_jsonl(purposes_path)
+    known = same_purpose(libraries)
+    for field in ("earlier", "sentence"):
+        first = most_similar(libraries, field)[: len(known)]
+        hits = len(known.intersection(first))
+        print(f"libraries, {field}: {hits} of the first {len(known)} pairs are true")
+    lines = Path(judged_path).read_text(encoding="utf-8").splitlines()
+    verdicts = {(int(a), int(b)): v for a, b, v in map(str.split, lines)}
+    applications = read_jsonl(applications_path)
+    for field, count in itertools.product(("earlier", "sentence"), (20, 50)):
+        first = most_similar(applications, field)[:count]
+        counts = collections.Counter(verdicts.get(pair, "unjudged") for pair in first)
+        print(f"applications, {field}: of the first {count} pairs {dict(counts)}")
+        for pair in first:
+            if pair not in verdicts:
+                print("  unjudged:", *(applications[n][field] for n in pair), sep="\n    ")
+    lines = Path(background_path).read_text(encoding="utf-8").splitlines()
+    print_found_among([row["sentence"] for row in libraries], known, lines)
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def same_purpose(rows):
+    """Return the pairs of rows of different sources that serve one purpose."""
+    pairs = itertools.combinations(range(len(rows)), 2)
+    return {
+        (one, other)
+        for one, other in pairs
+        if rows[one]["purpose"] is not None
+        and rows[one]["purpose"] == rows[other]["purpose"]
+        and rows[one]["source"] != rows[other]["source"]
+    }
+
+
+def most_similar(rows, field):
+    """Return the pairs of rows of different sources, the most similar ones first."""
+    pairs = similar_sentences([row[field] for row in rows], 0.01, len(rows)).pairs
+    across = [pair for pair in pairs if len({rows[n]["source"] for n in pair}) == 2]
+    return sorted(across, key=lambda pair: (-pairs[pair], pair))
+
+
+def print_found_among(sentences, known, lines):
+    """Print what a report of the defaults shows of the known pairs, among others in `lines`."""
+    others = [line.partition("\t")[2] for line in lines]
+    records = [record_for(number, text) for number, text in enumerate([*sentences, *others], 1)]
+    report = cds.build_report(records, cds.DuplicateOptions())
+    found, unrelated = set(), 0
+    shown = [group for group in report.groups if group.hidden_by is None]
+    for group in shown:
+        numbers = sorted(member.record.start_line - 1 for member in group.members)
+        inside = known.intersection(itertools.combinations(numbers, 2))
+        found |= inside
+        unrelated += not inside
+    print(
+        f"among {len(others):,} others: {len(found)} of {len(known)} true pairs found,"
+        f" {unrelated} other groups"
+    )
+
+
+def record_for(number, sentence):
+    """Return the record of a function that is like no other one, with a sentence."""
+    calls = "\n".join(f"    step_{number}_{step}()" for step in range(9))
+    code = f"def function_{number}():\n{calls}\n"
+    return cds.Record(
+        kind="function",
+        file_path=f"{number}.py",
+        signature=f"def function_{number}():",
+        start_line=number,
+        end_line=number,
+        raw_code=code,
+        normalized_code=code,
+        md5sum=cds.fingerprint(code),
+        intent=sentence,
+        intent_status=cds.SUCCESS,
+    )
+
+
 def bench(folder):
     """Run every benchmark over a folder of Python source."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
@@ -13403,6 +13752,7 @@ USAGE = """\
 usage: python test_cds.py bench [PATH]
        python test_cds.py bench-intents PAIRS BACKGROUND
        python test_cds.py bench-find PURPOSES BACKGROUND
+       python test_cds.py bench-purposes LIBRARIES APPLICATIONS VERDICTS BACKGROUND
 (the tests: python -m pytest test_cds.py)"""
 
 if __name__ == "__main__":
@@ -13412,5 +13762,7 @@ if __name__ == "__main__":
         bench_intents(*sys.argv[2:])
     elif sys.argv[1:2] == ["bench-find"] and len(sys.argv) == 4:
         bench_find(*sys.argv[2:])
+    elif sys.argv[1:2] == ["bench-purposes"] and len(sys.argv) == 6:
+        bench_purposes(*sys.argv[2:])
     else:
         sys.exit(USAGE)
