@@ -287,17 +287,22 @@ class Facts(NamedTuple):
     `name` is the one that the definition binds, `parameters` are those of a function. `labels` hold
     one for each node of the tree, in the order of the source, MARKS before each statement, and
     LOCAL_LABEL for names of locals; one in angle brackets is the type of a node, any other is shown
-    as it stands. They are empty if the code cannot be parsed. `statements` counts those of the
-    body. It `is_stub` if it only declares, and `is_plain` if it is a constructor that does nothing
-    of its own. `calls` are the last names of what it calls, extends or is decorated with, `bases`
-    those of its base classes. `docstring` is the first sentence of that. `comments` are those at
-    the beginning of a file. It `is_accepted` if a comment on its header says that copies of it are.
+    as it stands. They are empty if the code cannot be parsed. Each statement, the definition
+    itself first, runs from one of `first_lines` to the one of `last_lines` beside it, both in the
+    file; they are empty if a stored run does not hold the code as it stood there. `statements`
+    counts those of the body. It `is_stub` if it only declares, and `is_plain` if it is a
+    constructor that does nothing of its own. `calls` are the last names of what it calls, extends
+    or is decorated with, `bases` those of its base classes. `docstring` is the first sentence of
+    that. `comments` are those at the beginning of a file, or those on the header of a definition
+    that begin with `# cds:`, from its first decorator to the line of its colon.
     """
 
     name: str = ""
     parameters: tuple[str, ...] = ()
     is_async: bool = False
     labels: tuple[Label, ...] = ()
+    first_lines: Sequence[int] = ()
+    last_lines: Sequence[int] = ()
     statements: int = 0
     is_stub: bool = False
     is_plain: bool = False
@@ -305,7 +310,6 @@ class Facts(NamedTuple):
     bases: tuple[str, ...] = ()
     docstring: Optional[str] = None
     comments: tuple[str, ...] = ()
-    is_accepted: bool = False
 
 
 class Symbol(NamedTuple):
@@ -1481,12 +1485,9 @@ class Analyzer(ABC):
     def facts(self, records: Sequence[Record]) -> list[Facts]:
         """Return the facts of records, in their order, from their code; they come by files."""
 
-    def shortened(self, record: Record) -> Optional[Record]:
-        """Return a stored definition without the raw code that `facts` does not need.
-
-        Return None if its normalized code is none that this analyzer gives a definition.
-        """
-        return record
+    def accepts(self, record: Record) -> bool:
+        """Return whether this analyzer could have made a stored definition."""
+        return record.kind != "file"
 
 
 class PythonAnalyzer(Analyzer):
@@ -1505,11 +1506,9 @@ class PythonAnalyzer(Analyzer):
         with parsing_quietly():
             return list(facts_of_run(records, self.workers))
 
-    def shortened(self, record: Record) -> Optional[Record]:
-        """Return a stored definition with its raw code up to its docstring's end; see Analyzer."""
-        if not may_be_definition(record.normalized_code):
-            return None
-        return record._replace(raw_code=code_head(record.raw_code, record.signature))
+    def accepts(self, record: Record) -> bool:
+        """Return whether the normalized code may be one definition; see Analyzer."""
+        return may_be_definition(record.normalized_code)
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
         """Return the symbols of Python files, in the order of the sources."""
@@ -1556,10 +1555,10 @@ class AnalyzerBySuffix(Analyzer):
                 facts[number] = one
         return facts
 
-    def shortened(self, record: Record) -> Optional[Record]:
-        """Return what the analyzer of the record's file gives; see Analyzer."""
+    def accepts(self, record: Record) -> bool:
+        """Return whether the analyzer of the record's file accepts it; see Analyzer."""
         readers = (one for one in self.analyzers if self._reads(one, record.file_path))
-        return next(readers).shortened(record)
+        return next(readers).accepts(record)
 
     def _reads(self, analyzer: Analyzer, file_path: str) -> bool:
         path = file_path.lower()
@@ -1676,11 +1675,7 @@ def python_symbols(source: str, file_path: str, with_facts: bool = False) -> Ana
     for number, definition in enumerate(module.definitions):
         if number in module.texts:
             symbol = make_symbol(definition, file_path, lines, module.texts[number])
-            facts = module.facts.get(number)
-            if facts and symbol.signature:
-                accepts = accepts_copies(symbol.raw_code, symbol.signature)
-                facts = facts._replace(is_accepted=accepts)
-            analysis.symbols.append(symbol._replace(facts=facts))
+            analysis.symbols.append(symbol._replace(facts=module.facts.get(number)))
         elif number in module.failures:
             first, _ = line_span(definition.node, lines)
             line = None if definition.kind == "file" else first
@@ -1740,7 +1735,10 @@ class NormalizedModule(NamedTuple):
 def normalize(source: str, raised: Exceptions, with_facts: bool) -> NormalizedModule:
     """Return a module normalized; raise as the parser, and what `raised` names of the unparser."""
     definitions = find_definitions(ast.parse(source))
-    facts = facts_of_module(definitions, source) if with_facts else {}
+    facts = {}
+    if with_facts:
+        facts = facts_of_definitions(definitions, source_text(source))
+        facts[0] = facts_of_file(source)
     texts, failures = normalized_texts(definitions, raised)  # uses up the trees
     return NormalizedModule(definitions, texts, failures, facts)
 
@@ -1778,7 +1776,7 @@ def remove_strings(block: list[ast.AST], keep_one: bool) -> None:
     if len(kept) == len(block):
         return
     if not kept and keep_one:
-        kept = [ast.Pass()]
+        kept = [ast.copy_location(ast.Pass(), block[0])]
     block[:] = kept
 
 
@@ -1847,10 +1845,10 @@ def parse(code: str) -> ast.Module:
         return with_deep_stack(lambda: ast.parse(code))
 
 
-def parsed_statements(code: str) -> Optional[list[ast.stmt]]:
-    """Return the statements of source, or None where this Python cannot parse it."""
+def parsed_module(code: str) -> Optional[ast.Module]:
+    """Return the tree of source, or None if this Python cannot parse it."""
     try:
-        return parse(code).body
+        return parse(code)
     # Of RuntimeError: deeper than any stack allows, or no thread for a deep one.
     except (SyntaxError, ValueError, RuntimeError, MemoryError):
         return None
@@ -1864,9 +1862,9 @@ def may_be_definition(code: str) -> bool:
     if header and not has_other_ends and not OUTER_LINE.search(code, header.end()):
         return True
     with parsing_quietly():
-        body = parsed_statements(code)
+        tree = parsed_module(code)
     # What cannot be parsed was written by a newer Python, or an analyzer of another language.
-    return body is None or is_definition(body)
+    return tree is None or is_definition(tree.body)
 
 
 def is_definition(body: Sequence[ast.stmt]) -> bool:
@@ -1897,9 +1895,9 @@ def with_deep_stack(work: Callable[[], Result]) -> Result:
         sys.setrecursionlimit(recursion_limit)
 
 
-def line_span(node: Union[ast.Module, DefinitionNode], lines: Sequence[str]) -> tuple[int, int]:
-    """Return a definition's first line (of its first decorator) and last, 1-based, inclusive."""
-    if isinstance(node, ast.Module):
+def line_span(node: ast.AST, lines: Sequence[str]) -> tuple[int, int]:
+    """Return the first and last line of a definition, its decorators included, or of a module."""
+    if not isinstance(node, (*FunctionNode, ast.ClassDef)):
         return 1, max(len(lines), 1)
     if not node.decorator_list:
         return node.lineno, node.end_lineno or node.lineno
@@ -1915,6 +1913,12 @@ def source_header(node: Union[ast.Module, DefinitionNode], lines: Sequence[str])
     """Return the header of a definition, verbatim, from its line's start through its colon."""
     if isinstance(node, ast.Module):
         return None
+    line, end = header_colon(node, lines)
+    return "".join([*lines[node.lineno - 1 : line - 1], lines[line - 1][:end]])
+
+
+def header_colon(node: DefinitionNode, lines: Sequence[str]) -> tuple[int, int]:
+    """Return the line of the colon that ends a header, and the column behind it."""
     # Between the last part of the header that is in the tree and its colon there are only
     # brackets, commas, backslashes and comments: the first colon outside a comment is the one.
     line, byte_column = header_end(node)
@@ -1922,10 +1926,8 @@ def source_header(node: Union[ast.Module, DefinitionNode], lines: Sequence[str])
     while True:
         code = lines[line - 1][column:].partition("#")[0]
         if ":" in code:
-            break
+            return line, column + code.index(":") + 1
         line, column = line + 1, 0
-    last_line = lines[line - 1][: column + code.index(":") + 1]
-    return "".join([*lines[node.lineno - 1 : line - 1], last_line])
 
 
 def header_end(node: DefinitionNode) -> tuple[int, int]:
@@ -1969,17 +1971,8 @@ def functions_around(statements: str) -> list[str]:
     return [f"def code({parameters}):\n{body}" for parameters in dict.fromkeys(headers)]
 
 
-# Docstrings: the first sentence. That of stored code is found without parsing it again, in all but
-# a few forms.
+# Docstrings: the first sentence.
 
-# What may stand between a header and its docstring, a line each: blanks, comments, line ends.
-EMPTY_LINE = re.compile(r"[ \t\f]*(?:#[^\r\n]*|\\)?(?:\r\n?|\n)")
-DOCSTRING_START = re.compile(r"""[ \t\f]*(?P<prefix>[rRuU]?)(?P<quotes>"{3}|'{3}|"|'|\()""")
-# An escape, or what may end a literal, by the quotes that begin it.
-ESCAPE_OR_QUOTES = {
-    quotes: re.compile(rf"\\.|{quotes}", re.DOTALL) for quotes in ('"', "'", '"""', "'''")
-}
-STATEMENT_END = re.compile(r"[ \t\f]*(?:[;#\r\n]|\Z)")
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
 # A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
@@ -1988,14 +1981,6 @@ EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
 PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
 ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
-
-
-def docstring_sentence(raw_code: str, signature: Optional[str]) -> Optional[str]:
-    """Return the first sentence of a definition's docstring, on one line, or None without one.
-
-    `signature` is the header as it stands in the code, through its colon.
-    """
-    return first_sentence(_docstring(raw_code, signature)) if signature else None
 
 
 def first_sentence(text: Optional[str]) -> Optional[str]:
@@ -2011,125 +1996,27 @@ def first_sentence(text: Optional[str]) -> Optional[str]:
     return (line[: end.end()] if end else line) or None
 
 
-def code_head(raw_code: str, signature: Optional[str]) -> str:
-    """Return the code of a definition to its docstring's end.
+# Comments that speak to this program.
 
-    If it has none, that is the header with a comment that accepts copies, or nothing.
-    """
-    if not signature:
-        return ""
-    start = docstring_start(raw_code, signature)
-    if start is None:
-        return header_lines(raw_code, signature) if ACCEPTED_COPY.search(raw_code) else ""
-    end = docstring_end(raw_code, start)
-    return raw_code[: end.end()] if end else raw_code
+COMMENT_TO_US = re.compile(r"#[ \t]*cds:")
 
 
-def _docstring(raw_code: str, signature: str) -> Optional[str]:
-    start = docstring_start(raw_code, signature)
-    if start is None:
-        return None
-    end = docstring_end(raw_code, start)
-    if end is None:
-        # Several literals in a row, or one in brackets; or something that begins with a literal.
-        definition = parsed_raw_code(raw_code)
-        return ast.get_docstring(definition, clean=False) if definition else None
-    text = raw_code[start.end() : end.start()]
-    if "\\" in text and start["prefix"] not in ("r", "R"):
-        try:
-            text = ast.literal_eval(raw_code[start.start("quotes") : end.end()])
-        except (SyntaxError, ValueError):
-            # A stored run may hold what no parser has seen.
-            return None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def docstring_start(raw_code: str, signature: str) -> Optional[re.Match[str]]:
-    """Return where the body of a definition begins, if that may be with a docstring."""
-    header = header_start(raw_code, signature)
-    if header is None:
-        return None
-    position = header + len(signature)
-    # Line by line: one pattern for all of them would try each line in several ways.
-    while line := EMPTY_LINE.match(raw_code, position):
-        position = line.end()
-    return DOCSTRING_START.match(raw_code, position)
-
-
-def docstring_end(raw_code: str, start: re.Match[str]) -> Optional[re.Match[str]]:
-    """Return the end of the literal that begins there, if it is the whole statement."""
-    quotes = start["quotes"]
-    if quotes == "(":
-        return None
-    ends = ESCAPE_OR_QUOTES[quotes].finditer(raw_code, start.end())
-    end = next((found for found in ends if found[0] == quotes), None)
-    is_whole = end is not None and STATEMENT_END.match(raw_code, end.end())
-    return end if is_whole else None
-
-
-def header_start(raw_code: str, signature: str) -> Optional[int]:
-    """Return where the header of a definition begins in its code, or None if it is not there."""
-    first = raw_code.find(signature)
-    if first > 0 and raw_code.find(signature, first + 1) > 0:
-        # What a decorator is given may hold the text of the header, and so may the body.
-        return parsed_header_start(raw_code, signature)
-    return None if first < 0 else first
-
-
-def parsed_header_start(raw_code: str, signature: str) -> Optional[int]:
-    """Return what `header_start` does, as the parser sees it."""
-    definition = parsed_raw_code(raw_code)
-    if definition is None:
-        return None
-    lines = io.StringIO(raw_code, newline="").readlines()
-    start = sum(map(len, lines[: definition.lineno - 1]))
-    return start if raw_code.startswith(signature, start) else None
-
-
-def parsed_raw_code(raw_code: str) -> Optional[DefinitionNode]:
-    """Return the tree of a definition from its code as it stands in a file, or None."""
-    # A method is indented, and so needs a block around it; on a line of its own, that moves lines.
-    around = "if 1:\n" if raw_code[:1].isspace() else ""
-    body: Any = parsed_statements(around + raw_code)
-    if not body:
-        return None
-    definition = body[0].body[0] if around else body[0]
-    if around:
-        definition.lineno -= 1
-    return definition if is_definition([definition]) else None
-
-
-# Comments on a header that accept copies
-
-# With a reason behind a colon, or not; another comment may follow.
-ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#\r\n]|\Z)")
-
-
-def accepts_copies(raw_code: str, signature: str) -> bool:
-    """Return whether a comment `# cds: ignore` stands on a line of a definition's header."""
+def comments_to_us(node: DefinitionNode, lines: Sequence[str]) -> Iterator[str]:
+    """Yield the comments on the header of a definition that begin with `# cds:`."""
     import tokenize
 
-    # Most code is not looked at closer.
-    if not ACCEPTED_COPY.search(raw_code):
-        return False
-    head = io.StringIO(header_lines(raw_code, signature))
-    try:
-        for token in tokenize.generate_tokens(head.readline):
-            if token.type == tokenize.COMMENT and ACCEPTED_COPY.search(token.string):
-                return True
-    except (tokenize.TokenError, SyntaxError):  # the header alone need not be a whole
-        pass
-    return False
-
-
-def header_lines(raw_code: str, signature: str) -> str:
-    """Return the lines of a definition from its first decorator to its header's colon."""
-    start = header_start(raw_code, signature)
-    if start is None:
-        return ""
-    end = start + len(signature)
-    rest = raw_code[end:]
-    return raw_code[:end] + re.split(r"[\r\n]", rest, maxsplit=1)[0]
+    first, _ = line_span(node, lines)
+    last, _ = header_colon(node, lines)
+    # To read tokens takes as long as to parse.
+    if not any(map(COMMENT_TO_US.search, lines[first - 1 : last])):
+        return
+    code = (line.rstrip("\r\n") + "\n" for line in lines[first - 1 :])
+    for token in tokenize.generate_tokens(lambda: next(code, "")):
+        if token.start[0] > last - first + 1:
+            return
+        found = COMMENT_TO_US.search(token.string) if token.type == tokenize.COMMENT else None
+        if found:
+            yield token.string[found.start() :].rstrip()
 
 
 # Facts: what a report compares of a definition, made while its tree is at hand. A tree is laid out
@@ -2170,6 +2057,20 @@ Span = tuple[int, int]
 PlacedName = tuple[int, str]
 
 
+class SourceText(NamedTuple):
+    """The lines of a text that is parsed, and how many stand before it in its file."""
+
+    lines: Sequence[str]
+    lines_before: int
+    has_comments_to_us: bool
+
+
+def source_text(code: str, lines_before: int = 0) -> SourceText:
+    """Return a text as lines, which end where they do for the parser."""
+    lines = io.StringIO(code, newline="").readlines()
+    return SourceText(lines, lines_before, COMMENT_TO_US.search(code) is not None)
+
+
 class SpanEnd(NamedTuple):
     """Stands on the stack of a traversal below a definition: its nodes are all visited."""
 
@@ -2179,18 +2080,22 @@ class SpanEnd(NamedTuple):
 class Outline:
     """The tree of a definition laid out flat, in the order of the source.
 
-    `labels` holds those of the nodes, and two marks before each statement. `definitions` are those
-    in the tree, the outermost first; the labels of each run from its marks, at the one of `starts`,
-    to the one of `ends`. `bound` are the names that are bound, `foreign` those that are no locals
-    even so, each with the index of the label at which that is known. `calls` are the indexes of
-    calls.
+    `labels` holds those of the nodes, and two marks before each statement, of which the lines are
+    in `first_lines` and `last_lines`. `definitions` are those in the tree, the outermost first; the
+    labels of each run from its marks, at the one of `starts`, to the one of `ends`, and its lines
+    from the one of `first_statements`. `bound` are the names that are bound, `foreign` those that
+    are no locals even so, each with the index of the label at which that is known. `calls` are the
+    indexes of calls.
     """
 
     def __init__(self) -> None:
         self.labels: list[Label] = []
+        self.first_lines = array("I")
+        self.last_lines = array("I")
         self.definitions: list[ast.AST] = []
         self.starts: list[int] = []
         self.ends: list[int] = []
+        self.first_statements: list[int] = []
         self.bound: list[PlacedName] = []
         self.foreign: list[PlacedName] = []
         self.calls: list[int] = []
@@ -2201,11 +2106,18 @@ class Outline:
         self.definitions.append(definition)
         self.starts.append(len(self.labels))
         self.ends.append(0)
+        self.first_statements.append(len(self.first_lines))
         return SpanEnd(number)
 
     def end(self, end: SpanEnd) -> None:
         """End a definition, since all below it is visited."""
         self.ends[end.number] = len(self.labels)
+
+    def mark(self, statement: Any) -> None:
+        """Mark where a statement begins, and note its lines."""
+        self.labels += MARKS
+        self.first_lines.append(statement.lineno)
+        self.last_lines.append(statement.end_lineno)
 
     def name(self, node: ast.AST) -> str:
         """Note the names that a node binds, or says to be no locals; return its label."""
@@ -2257,7 +2169,7 @@ def class_attributes(node: ast.ClassDef) -> Iterator[str]:
         yield from filter(None, map(bound_name, targets))
 
 
-def lay_out(definition: ast.stmt) -> Outline:
+def lay_out(definition: ast.AST) -> Outline:
     """Return the outline of a definition."""
     outline = Outline()
     labels, bound = outline.labels, outline.bound
@@ -2282,7 +2194,7 @@ def lay_out(definition: ast.stmt) -> Outline:
             if kind in STATEMENTS:
                 if kind in DEFINITIONS:
                     push(outline.begin(node))
-                labels += MARKS
+                outline.mark(node)
             add(outline.name(node) if kind in NAMED_NODES else TYPE_LABELS[kind])
             for field in CHILD_FIELDS[kind]:
                 child = getattr(node, field)
@@ -2463,26 +2375,39 @@ def calls_base_constructor(node: ast.stmt) -> bool:
     return isinstance(base, ast.Call) and last_name(base.func) == "super"
 
 
-def facts_in(outline: Outline, number: int, kind: str) -> Facts:
-    """Return the facts of a definition of this kind, the one of that number in an outline."""
-    first, last = outline.starts[number], outline.ends[number]
-    span = outline.labels[first:last]
+def facts_in(outline: Outline, number: int, definition: Definition, text: SourceText) -> Facts:
+    """Return the facts of a definition in a text, the one of that number in the outline."""
+    node: Any = definition.node
+    labels = outline.labels[outline.starts[number] : outline.ends[number]]
     local: dict[Label, Label] = {}
     local.update(dict.fromkeys(outline.local_names(number), LOCAL_LABEL))
-    definition: Any = outline.definitions[number]
-    bases = tuple(map(last_name, getattr(definition, "bases", ())))
-    called = called_names(outline, number, kind)
+    statements = labels.count(MARK) // len(MARKS)
+    first = outline.first_statements[number]
+    called = called_names(outline, number, definition.kind)
     return Facts(
-        name=definition.name,
-        parameters=tuple(parameter_names(definition)),
-        is_async=isinstance(definition, ast.AsyncFunctionDef),
-        labels=tuple(map(local.get, span, span)),
-        statements=span.count(MARK) // len(MARKS) - 1,
-        is_stub=is_stub(definition),
-        is_plain=is_plain_constructor(definition),
+        name=node.name,
+        parameters=tuple(parameter_names(node)),
+        is_async=isinstance(node, ast.AsyncFunctionDef),
+        labels=tuple(map(local.get, labels, labels)),
+        first_lines=outline.first_lines[first : first + statements],
+        last_lines=outline.last_lines[first : first + statements],
+        statements=statements - 1,
+        is_stub=is_stub(node),
+        is_plain=is_plain_constructor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=bases,
+        bases=tuple(map(last_name, getattr(node, "bases", ()))),
+        docstring=first_sentence(definition.docstring),
+        comments=tuple(comments_to_us(node, text.lines)) if text.has_comments_to_us else (),
     )
+
+
+def place_lines(outline: Outline, text: SourceText) -> None:
+    """Have definitions begin with their decorators, and all lines be those of the file."""
+    for first, node in zip(outline.first_statements, outline.definitions):
+        outline.first_lines[first], _ = line_span(node, text.lines)
+    if text.lines_before:
+        for lines in (outline.first_lines, outline.last_lines):
+            lines[:] = array("I", (line + text.lines_before for line in lines))
 
 
 def parameter_names(definition: DefinitionNode) -> Iterator[str]:
@@ -2519,7 +2444,35 @@ def is_itself(called: str, owner: Label, name: str, kind: str) -> bool:
     return owner in ("self", "cls") if called.startswith(".") else kind != "method"
 
 
-# The facts of what is stored: from normalized code, and docstrings from raw code
+def facts_of_definitions(definitions: Sequence[Definition], text: SourceText) -> dict[int, Facts]:
+    """Return the facts of all definitions of a text but the module, by their numbers."""
+    numbers = {id(one.node): number for number, one in enumerate(definitions)}
+    facts = {}
+    for outermost in definitions:
+        if outermost.outer != 0:  # those in it are laid out with it
+            continue
+        outline = lay_out(outermost.node)
+        place_lines(outline, text)
+        for position, node in enumerate(outline.definitions):
+            number = numbers[id(node)]
+            facts[number] = facts_in(outline, position, definitions[number], text)
+    return facts
+
+
+# The facts of what is stored
+
+
+def facts_of_records(records: Sequence[Record]) -> list[Facts]:
+    """Return the facts of records of whole files, in the order of the records."""
+    definitions = sorted((one for one in records if one.kind != "file"), key=sort_key)
+    found = {}
+    for nest in nests(definitions):
+        for record, facts in zip(nest, facts_of_nest(nest)):
+            found[sort_key(record)] = facts
+    return [
+        facts_of_file(record.raw_code) if record.kind == "file" else found[sort_key(record)]
+        for record in records
+    ]
 
 
 def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
@@ -2536,64 +2489,46 @@ def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
         yield nest
 
 
-def parse_outline(code: str) -> Optional[Outline]:
-    """Return the outline of a definition, or None where this Python cannot parse it as one."""
-    body = parsed_statements(code)
-    return lay_out(body[0]) if body and is_definition(body) else None
-
-
-def outlined(nest: Sequence[Record]) -> Iterator[tuple[Record, Optional[Outline], int]]:
-    """Yield each record of a nest with an outline and the number of its definition there."""
-    # The outermost definition holds the code of all, in the order of their lines: one parse will
-    # do.
-    outline = parse_outline(nest[0].normalized_code)
-    if outline is not None and len(outline.definitions) == len(nest):
-        for number, record in enumerate(nest):
-            yield record, outline, number
-        return
+def facts_of_nest(nest: Sequence[Record]) -> list[Facts]:
+    """Return the facts of definitions of which the first holds the others."""
+    # The outermost one holds the code of all, in the order of their lines: one parse will do.
+    facts = facts_of_raw_code(nest[0])
+    if len(facts) == len(nest):
+        return facts
     # Another Python wrote the outermost one, or the records are not all those of one file.
-    for record in nest:
-        yield record, parse_outline(record.normalized_code), 0
+    return [next(iter(facts_of_raw_code(one)), facts_without_lines(one)) for one in nest]
 
 
-def facts_of_module(definitions: Sequence[Definition], source: str) -> dict[int, Facts]:
-    """Return the facts of a module, the first definition, and of the others, by their numbers."""
-    numbers = {id(one.node): number for number, one in enumerate(definitions)}
-    facts = {0: facts_of_file(source)}
-    for definition in definitions:
-        # The outermost ones hold all others.
-        if definition.outer != 0 or isinstance(definition.node, ast.Module):
-            continue
-        outline = lay_out(definition.node)
-        for position, node in enumerate(outline.definitions):
-            number = numbers[id(node)]
-            one = definitions[number]
-            sentence = first_sentence(one.docstring)
-            found = facts_in(outline, position, one.kind)
-            facts[number] = found._replace(docstring=sentence)
-    return facts
+def facts_of_raw_code(record: Record) -> list[Facts]:
+    """Return the facts of a definition and of those in it, by line; none if it cannot be parsed."""
+    code = record.raw_code.lstrip("\f")
+    lines_before = record.start_line - 1
+    # A method is indented, and so needs a block around it.
+    if code[:1].isspace():
+        code = f"if 1:\n{code}"
+        lines_before -= 1
+    return facts_of_code(code, record.kind, lines_before)
 
 
-def facts_of_records(records: Sequence[Record]) -> list[Facts]:
-    """Return the facts of records of whole files, in the order of the records."""
-    definitions = sorted((one for one in records if one.kind != "file"), key=sort_key)
-    found = {}
-    for nest in nests(definitions):
-        for record, outline, number in outlined(nest):
-            facts = facts_in(outline, number, record.kind) if outline else unparsed_facts(record)
-            found[sort_key(record)] = facts._replace(
-                docstring=docstring_sentence(record.raw_code, record.signature),
-                is_accepted=accepts_copies(record.raw_code, record.signature or ""),
-            )
-    return [
-        facts_of_file(record.raw_code) if record.kind == "file" else found[sort_key(record)]
-        for record in records
-    ]
+def facts_of_code(code: str, kind: str, lines_before: int = 0) -> list[Facts]:
+    """Return the facts of the one outermost definition of a text, of this kind, and of those in it.
+
+    They come in the order of their lines. There are none if this Python cannot parse the text.
+    `lines_before` is how many lines stand before it in its file.
+    """
+    tree = parsed_module(code)
+    definitions = find_definitions(tree) if tree else []
+    if [one.outer for one in definitions].count(0) != 1:
+        return []
+    definitions[1] = definitions[1]._replace(kind=kind)
+    return list(facts_of_definitions(definitions, source_text(code, lines_before)).values())
 
 
-def unparsed_facts(record: Record) -> Facts:
-    """Return the facts of a definition that this Python cannot parse: a newer one wrote it."""
-    # Lines stand in for statements, and exact copies are still found.
+def facts_without_lines(record: Record) -> Facts:
+    """Return the facts of a definition from its normalized code, which has lines of its own."""
+    for facts in facts_of_code(record.normalized_code, record.kind):
+        return facts._replace(first_lines=(), last_lines=())
+    # A newer Python wrote it. Its lines stand in for statements, and exact copies are still found.
     lines = record.normalized_code.count("\n")
     return Facts(name=defined_name(record), statements=lines)
 
@@ -5153,15 +5088,14 @@ def read_run(
     db_path: str,
     run_id: Optional[int] = None,
     *,
-    shorten: Callable[[Record], Optional[Record]] = lambda record: record,
+    accepts: Callable[[Record], bool] = lambda _record: True,
 ) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
-    The code of a file ends after its first lines. `shorten` is given each definition as it is read,
-    such as `Analyzer.shortened`: the whole code takes more memory than all else, and `read_codes`
-    reads what is shown of it.
+    The code of a file ends after its first 4,000 characters: the rest is that of its definitions.
+    `accepts` is asked of each definition, as `Analyzer.accepts` is.
     Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
-    the normalized code for which `shorten` returns None.
+    the normalized code of a definition that is not accepted.
     """
     with reading(db_path) as connection:
         refuse_other_tables(connection, db_path)
@@ -5170,10 +5104,8 @@ def read_run(
         for row in connection.execute(SELECT_RECORDS, (run["id"],)):
             record = Record(*row)
             column = invalid_column(record)
-            if not column and record.kind != "file":
-                shortened = shorten(record)
-                column = "" if shortened else "normalized_code"
-                record = shortened or record
+            if not column and record.kind != "file" and not accepts(record):
+                column = "normalized_code"
             if column:
                 value = getattr(record, column)
                 raise invalid_value(db_path, run["id"], "records", column, value)
@@ -5613,7 +5545,8 @@ class Evidence(NamedTuple):
     and `find` returns its clusters. Against a baseline a new group `fails_new`, if `--fail-on new`
     counts it. A group `is_same_code` if its members are equal. If a kind `names_differences`, each
     member is described by what it shares with the others and what it alone has; if it
-    `compares_sentences`, by what its code is for: such members are no copies of each other.
+    `compares_sentences`, by what its code is for. Members that `are_copies` have code in common: it
+    counts as copied, hides the groups inside them, and makes them known copies in a baseline.
 
     The size and the similarity of members are at least what two of DuplicateOptions' fields say;
     without a `size_option` or `similarity_option` there is no such bound. `similar_members` returns
@@ -5633,6 +5566,7 @@ class Evidence(NamedTuple):
     is_same_code: bool = False
     names_differences: bool = False
     compares_sentences: bool = False
+    are_copies: bool = True
     size_option: Optional[str] = None
     similarity_option: Optional[str] = None
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
@@ -7034,7 +6968,7 @@ class Shown:
         self.counts.update((group.evidence.name, place) for place in places)
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
-        if not group.evidence.compares_sentences and not group.overlaps:
+        if group.evidence.are_copies and not group.overlaps:
             for place in places:
                 self.ids[place].append(group.id)
 
@@ -7057,6 +6991,15 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     """Return whether each member of a group that overlaps is in GROUPS_A_MEMBER of its section."""
     counts = (shown.counts[group.evidence.name, place] for place in places_of(group))
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
+
+
+# With a reason behind a colon, or not; another comment may follow.
+ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#]|\Z)")
+
+
+def accepts_copies(facts: Facts) -> bool:
+    """Return whether a comment on a definition's header says that copies of it are accepted."""
+    return any(map(ACCEPTED_COPY.search, facts.comments))
 
 
 def has_accepted_copies(group: CloneGroup, _: object) -> bool:
@@ -7143,6 +7086,7 @@ EVIDENCE = (  # strongest first, the order of the report
         # Sentences can change with unrelated code.
         fails_new=False,
         compares_sentences=True,
+        are_copies=False,
         size_option="min_statements",
         similarity_option="intent_similarity",
     ),
@@ -7617,11 +7561,7 @@ def count_lines(stretches: Iterable[Lines]) -> int:
 
 def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
     """Return the groups that no rule hides and whose members have code in common."""
-    return [
-        group
-        for group in groups
-        if group.hidden_by is None and not group.evidence.compares_sentences
-    ]
+    return [group for group in groups if group.hidden_by is None and group.evidence.are_copies]
 
 
 # Copies that a comment accepts
@@ -7700,7 +7640,7 @@ def compare_records(
         areas=areas,
         options=options,
         rules=rules,
-        accepted={place for place, known in facts.items() if known.is_accepted},
+        accepted={place for place, known in facts.items() if accepts_copies(known)},
     )
 
 
@@ -7923,14 +7863,13 @@ class Counterparts:
 
     def standing(self, member: Member, evidence: Evidence) -> frozenset[int]:
         """Return the numbers of the baseline's groups that know a member, by this evidence."""
-        by_sentence = evidence.compares_sentences
-        key = sort_key(member.record), by_sentence
+        key = sort_key(member.record), evidence.are_copies
         # Looked up once: what is in many groups here was in many there.
         if key not in self.standings:
-            self.standings[key] = frozenset(self._find_standing(member, by_sentence))
+            self.standings[key] = frozenset(self._find_standing(member, evidence.are_copies))
         return self.standings[key]
 
-    def _find_standing(self, member: Member, by_sentence: bool) -> Iterator[int]:
+    def _find_standing(self, member: Member, are_copies: bool) -> Iterator[int]:
         before = self.before.get(sort_key(member.record))
         if before is None:
             return
@@ -7938,7 +7877,7 @@ class Counterparts:
         for number in self.numbers[sort_key(before.record)]:
             known = self.baseline.groups[number]
             # That two serve one purpose does not say that one is a copy of the other.
-            is_evident = by_sentence or not known.evidence.compares_sentences
+            is_evident = known.evidence.are_copies or not are_copies
             if is_evident and (is_unchanged or is_vouched_for(known)):
                 yield number
 
@@ -9150,8 +9089,9 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     md5sums = [member.record.md5sum for member in group.members]
     for md5sum, count in collections.Counter(md5sums).items():
         if count > 1:
-            exact_id = exact_ids[md5sum]
-            yield Line(f"  {count} of them are exact copies: {exact_id}", DIM)
+            # A report may be made without the groups of the same code.
+            exact_id = f": {exact_ids[md5sum]}" if md5sum in exact_ids else ""
+            yield Line(f"  {count} of them are exact copies{exact_id}", DIM)
 
 
 def group_headline(group: CloneGroup) -> str:
@@ -9184,8 +9124,10 @@ def in_percent(part: float) -> int:
 def _parameters(member: Member) -> str:
     """Return the part of a definition's header between its name and its colon."""
     header = header_line(member.record)
-    after = DEFINED_NAME.sub("", header, count=1)
-    bare = after.removeprefix("async ").strip().removesuffix(":")
+    name = member.qualified_name.rpartition(".")[2]
+    # As a word: in `def e(x)` an `e` stands before the name. A parser may spell it in another way.
+    found = re.search(rf"\b{re.escape(name)}\b", header) if name else None
+    bare = (header[found.end() :] if found else header).strip().removesuffix(":")
     # A header of several lines is written as one of a single line.
     joined = bare.replace("( ", "(")
     return re.sub(r",? \)", ")", joined)
@@ -11561,8 +11503,10 @@ def report_on_run(args: argparse.Namespace, run_id: Optional[int]) -> Report:
     analyzer = make_analyzer(args)
     args.live.begin("reading the run")
     with named_errors("--db-path", RUN_REMEDY):
-        row, records = read_run(args.db_path, run_id, shorten=analyzer.shortened)
+        row, records = read_run(args.db_path, run_id, accepts=analyzer.accepts)
     facts = analyzer.facts(records)
+    # Only what is to be shown is needed again, and `read_codes` reads it.
+    records = [record._replace(raw_code="") for record in records]
     args.live.begin(f"comparing {counted(len(records), 'record')}")
     report = build_report(
         records,

@@ -90,6 +90,16 @@ def analyzed(root):
     return cds.PythonAnalyzer().analyze(cds.find_sources(str(root), ".py").sources)
 
 
+def facts_of(tmp_path, content):
+    """Return the facts of the definitions of a file, the same from source and from a stored run."""
+    sources = cds.find_sources(str(tree(tmp_path, {"m.py": content}) / "m.py"), ".py").sources
+    symbols, errors = cds.PythonAnalyzer(with_facts=True).analyze(sources)
+    facts = [one.facts for one in symbols]
+    assert errors == []
+    assert cds.PythonAnalyzer().facts(cds.ModelBuilder().build(symbols)) == facts
+    return facts[1:]
+
+
 def records_of(tmp_path, content):
     """Analyze and build one file that must give no errors."""
     analysis = analyzed(tree(tmp_path, {"m.py": content}) / "m.py")
@@ -534,8 +544,7 @@ def test_counted_is_singular_for_one(count, told):
 
 # What each pattern takes longest for: a piece that is repeated, what stands around all of it, and
 # what is done with the text. Where its text is bounded first, that is the function that does so.
-SENTENCE = 'cds.docstring_sentence(f\'def f():\\n    r"""{text}"""\', \'def f():\')'
-BODY = "cds.docstring_sentence('def f():' + text, 'def f():')"
+SENTENCE = "cds.first_sentence(text)"
 CLEAN = "answer(text)"
 OLLAMA = "refuse(cds.OllamaClient, {'error': text})"
 OPENAI = "refuse(cds.OpenAIClient, {'error': {'message': text}})"
@@ -546,14 +555,12 @@ WORST_TEXTS = {
     "PLACEHOLDER": ("    ", "", "\0", "pattern.sub('', text)"),
     "DEFINITION_HEADER": ("@\n", "", "x", "pattern.match(text)"),
     "OUTER_LINE": ("\n ", "", "", "pattern.search(text)"),
-    "EMPTY_LINE": ("\r\n# \\#", "", "x", BODY),
-    "DOCSTRING_START": ("\f \t", "", "x", BODY),
-    "STATEMENT_END": (" \t", "'a'", "x", BODY),
     "PARAGRAPH_END": ("\n \t:a", "a", "a:", SENTENCE),
     "EXAMPLE": ("\n  >>", "a", "", SENTENCE),
     "PARAMETER": (") \t", "a (", "", SENTENCE),
     "ROLE": (":", "a", "", SENTENCE),
     "SENTENCE_END": (". a", "", "", SENTENCE),
+    "COMMENT_TO_US": ("# \t", "", "", "cds.source_text(text)"),
     "IDLE_CODE": (":\n    pass", "def f(a)", "x", "cds.does_nothing(text)"),
     "TEMPLATE_MARK": ("<|a", "", "", CLEAN),
     "TURN_END": ("<|a|", "a", "", CLEAN),
@@ -582,7 +589,6 @@ WORST_TEXTS = {
     "WORD_OR_SIGN": ("a+", "", "", "cds.marked_words(text, text + 'a')"),
     "NAME_OR_NUMBER": ("a+", "", "", "cds.line_shape(text)"),
     "GLOB_SIGN": ("[", "", "", "pattern.sub('', text)"),
-    "ESCAPE_OR_QUOTES": ("\\'", "'a", "", BODY),
     # Not patterns by name, but as foreign.
     "a wrong option": ("must be of ", "", "", OLLAMA),
     "a missing model": ("model ", "", "", OLLAMA),
@@ -2402,14 +2408,13 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param("pass", None, id="none"),
     ],
 )
-def test_docstring_sentence_is_the_first_of_the_docstring(body, sentence):
-    signature = "def f(a={'x': 1}) -> 'int':"
-    assert (
-        cds.docstring_sentence(f"@a('def')\n{signature}\n    {body}\n    return 1", signature)
-        == sentence
-    )
-    crlf = f"{signature}\r\n    {body}".replace("\n", "\r\n").replace("\r\r", "\r")
-    assert cds.docstring_sentence(crlf, signature) == sentence
+def test_docstring_is_its_first_sentence_in_source_and_in_a_stored_run(tmp_path, body, sentence):
+    code = f"@a('def')\ndef f(a={{'x': 1}}) -> 'int':\n    {body}\n    return 1"
+    [found] = facts_of(tmp_path, code)
+    assert found.docstring == sentence
+    crlf = code.replace("\n", "\r\n").replace("\r\r", "\r")
+    [found] = facts_of(tmp_path, crlf)
+    assert found.docstring == sentence
 
 
 HEADER = "def f(self):"
@@ -2427,17 +2432,16 @@ HEADER = "def f(self):"
         pytest.param(f"@a(lambda: '{HEADER}' 'no')\n", id="lambda"),
     ],
 )
-def test_docstring_sentence_is_found_behind_decorators_that_hold_the_header(
-    decorators, end, indent
+def test_docstring_is_found_behind_decorators_that_hold_the_header(
+    tmp_path, decorators, end, indent
 ):
     code = f"{decorators}{HEADER}\n    'Add it.'\n    return '{HEADER}'\n"
     code = "".join(indent + line for line in code.splitlines(keepends=True))
-    signature = indent + HEADER
-    code = code.replace("\n", end)
-    assert cds.docstring_sentence(code, signature) == "Add it."
-    assert cds.code_head(code, signature).endswith(f"{HEADER}{end}{indent}    'Add it.'")
-    bare = code.replace("'Add it.'", "pass")
-    assert cds.docstring_sentence(bare, signature) is None
+    around = "if 1:\n" if indent else ""
+    for body, sentence in (("'Add it.'", "Add it."), ("pass", None)):
+        source = (around + code.replace("'Add it.'", body)).replace("\n", end)
+        [found] = facts_of(tmp_path, source)
+        assert found.docstring == sentence
 
 
 def test_report_finds_docstrings_behind_any_decorator(tmp_path, capsys):
@@ -2458,43 +2462,126 @@ def test_report_finds_docstrings_behind_any_decorator(tmp_path, capsys):
     assert "Adds up all prices of the active rows." in intents
 
 
-@pytest.mark.parametrize("escape", [r"\N{nope}", r"\x1", r"\u12", r"\U99999999"])
-def test_docstring_that_no_parser_takes_is_none(escape):
-    assert cds.docstring_sentence(f"{HEADER}\n    'Add {escape}.'", HEADER) is None
+def test_docstring_of_a_header_on_the_same_line_and_none_of_a_module(tmp_path):
+    assert facts_of(tmp_path, "def f(): 'Add it.'")[0].docstring == "Add it."
+    assert cds.PythonAnalyzer().facts(built(tmp_path))[0].docstring is None
 
 
-def test_docstring_sentence_of_a_header_on_the_same_line_or_without_one():
-    assert cds.docstring_sentence("def f(): 'Add it.'", "def f():") == "Add it."
-    assert cds.docstring_sentence('"""A module."""', None) is None
-    assert cds.docstring_sentence("def f():", "def f():") is None
-    assert cds.docstring_sentence("def f():\n    " + "#" * 99_999, "def f():") is None
-    assert cds.docstring_sentence('def f():\n    """' + "\\" * 99_999, "def f():") is None
-
-
-def test_docstring_sentence_finds_what_the_parser_finds():
+def test_docstrings_are_those_that_the_parser_finds():
     records = [one for one in built(os.path.dirname(json.__file__)) if one.kind != "file"]
-    found = [cds.docstring_sentence(one.raw_code, one.signature) for one in records]
+    found = [one.docstring for one in cds.PythonAnalyzer().facts(records)]
     definitions = [ast.parse(textwrap.dedent(one.raw_code)).body[0] for one in records]
     docstrings = [" ".join((ast.get_docstring(node) or "").split()) for node in definitions]
     assert list(map(bool, found)) == list(map(bool, docstrings))
     assert all(text.startswith(one) for text, one in zip(docstrings, found) if one)
     assert sum(map(bool, found)) > 10
-    heads = [cds.code_head(one.raw_code, one.signature) for one in records]
-    assert [
-        cds.docstring_sentence(head, one.signature) for head, one in zip(heads, records)
-    ] == found
-    bare = [head for head, docstring in zip(heads, docstrings) if not docstring]
-    assert bare and not any(bare)
 
 
-def test_code_head_ends_where_the_docstring_does():
-    header = "@cached\ndef f(a):"
-    docstring = '\n    """Add \\"it\\" up.\n\n    And more.\n    """'
-    code = f"{header}{docstring}  # so\n    return a\n"
-    assert cds.code_head(code, "def f(a):") == header + docstring
-    assert (
-        cds.code_head(code, None) == cds.code_head(f"{header}\n    return a\n", "def f(a):") == ""
-    )
+# Facts
+
+
+@pytest.mark.parametrize(
+    ("code", "first", "last"),
+    [
+        pytest.param("def f():\n    return 1", [3, 4], [4, 4], id="plain"),
+        pytest.param("def f(): x = 1; return x", [3, 3, 3], [3, 3, 3], id="one-line"),
+        pytest.param("@a(\n)\n# so\n@b\ndef f(): 1", [3, 7], [7, 7], id="decorators"),
+        pytest.param("@ (\n a)\nclass A: x = 1", [3, 5], [5, 5], id="decorator-in-brackets"),
+        pytest.param(
+            "def f():\n    'Doc.'\n    # why\n    g(\n      1)\n    return",
+            [3, 6, 8],
+            [8, 7, 8],
+            id="docstring-and-comments",
+        ),
+        pytest.param("def f():\n    'Doc.'\n", [3, 4], [4, 4], id="docstring-alone"),
+        pytest.param(
+            "def f():\n  if a:\n    b\n  elif c:\n    'text'\n    d\n  else:\n    'e'",
+            [3, 4, 5, 6, 8, 10],
+            [10, 10, 5, 10, 8, 10],
+            id="branches",
+        ),
+        pytest.param(
+            "def f():\n  @a\n  def g(): 1\n  return g", [3, 4, 5, 6], [6, 5, 5, 6], id="inner"
+        ),
+        pytest.param("def f(a='\\f\u2028'):\n    return '''\n'''", [3, 4], [5, 5], id="string"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("indent", ["", " ", "\t"], ids=["outermost", "blank", "tab"])
+def test_facts_hold_the_lines_of_statements_in_the_file(tmp_path, code, first, last, end, indent):
+    lines = code.split("\n")
+    source = end.join(["x = 1", "if 1:" if indent else "", *(indent + line for line in lines)])
+    found = facts_of(tmp_path, source)[0]
+    assert (list(found.first_lines), list(found.last_lines)) == (first, last)
+    assert found.labels.count(cds.MARK) == len(first) * len(cds.MARKS)
+
+
+@pytest.mark.parametrize("source", ["x\n\fdef f():\n    1", "class A:\n\f  def f():\n    1"])
+def test_facts_hold_the_lines_of_what_is_behind_a_form_feed(tmp_path, source):
+    found = facts_of(tmp_path, source)[-1]
+    assert (found.name, list(found.first_lines), list(found.last_lines)) == ("f", [2, 3], [3, 3])
+
+
+def test_lines_of_a_definition_are_those_it_has_in_the_one_around_it(tmp_path):
+    source = "class A:\n    x = 1\n\n    @a\n    def f(self):\n        return 1\n\n    y = 1\n"
+    outer, inner = facts_of(tmp_path, source)
+    assert (list(outer.first_lines), list(outer.last_lines)) == ([1, 2, 4, 6, 8], [8, 2, 6, 6, 8])
+    assert (list(inner.first_lines), list(inner.last_lines)) == ([4, 6], [6, 6])
+
+
+@pytest.mark.parametrize(
+    ("raw_code", "lines"),
+    [
+        pytest.param("def f(a):\n    return a", [5, 6], id="parsed"),
+        pytest.param("def f(a):\n    'x", [], id="not-parsed"),
+        pytest.param("", [], id="none"),
+        pytest.param("x = 1", [], id="no-definition"),
+        pytest.param("def f(a): 1\ndef g(a): 1", [], id="two"),
+    ],
+)
+def test_facts_come_from_normalized_code_if_the_stored_code_is_none(raw_code, lines):
+    stored = record("def f(a):\n    return a", line=5, raw_code=raw_code)
+    [found] = cds.PythonAnalyzer().facts([stored])
+    [whole] = cds.PythonAnalyzer().facts([record("def f(a):\n    return a", line=5)])
+    assert list(found.first_lines) == list(found.last_lines)[:0] + lines
+    assert found.labels == whole.labels and found.docstring is None
+
+
+@pytest.mark.parametrize(
+    ("code", "comments"),
+    [
+        pytest.param("def f(): # cds: same", ["# cds: same"], id="behind-the-colon"),
+        pytest.param(
+            "# cds: no\n@a # cds: 1\n#  cds: 2 \n@b\ndef f(\n  a, #cds:3\n):",
+            ["# cds: 1", "#  cds: 2", "#cds:3"],
+            id="every-line",
+        ),
+        pytest.param("def f(): # noqa  # cds: so # and", ["# cds: so # and"], id="behind-another"),
+        pytest.param(
+            "@a('# cds: no')\ndef f(b='# cds: no', c='''\n# cds: no\n'''):", [], id="strings"
+        ),
+        pytest.param("def f():\n    # cds: no", [], id="in-the-body"),
+        pytest.param("def f(): '''# cds: no\n# cds: no'''", [], id="docstring"),
+        pytest.param("def f(): # CDS: no, cds: no, # cds no, # xcds: no", [], id="no-such-words"),
+        pytest.param("class A(  # cds: a\n  B):", ["# cds: a"], id="class"),
+        pytest.param(
+            "@(  # cds: b\n  a)\nasync def f(b: {1: 2}) -> c[  # cds: d\n  1:2]:",
+            ["# cds: b", "# cds: d"],
+            id="brackets",
+        ),
+        pytest.param(
+            "@a \f # cds: e\ndef f(): # cds: \u2028 é", ["# cds: e", "# cds: \u2028 é"], id="signs"
+        ),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("indent", ["", "    "], ids=["outermost", "inner"])
+def test_facts_hold_the_comments_on_a_header_that_speak_to_us(
+    tmp_path, code, comments, end, indent
+):
+    lines = [*code.split("\n"), "    pass"] if "'''#" not in code else code.split("\n")
+    source = end.join(["class C:" if indent else "", *(indent + line for line in lines)])
+    assert list(facts_of(tmp_path, source)[-1].comments) == comments
 
 
 def many_definitions(tmp_path):
@@ -2531,9 +2618,8 @@ def test_facts_of_stored_code_are_those_of_its_source(tmp_path, workers):
     assert errors == [] and [one.facts for one in symbols] == cds.PythonAnalyzer(workers).facts(
         records
     )
-    assert {one.facts for one in symbols if one.file_path == "a.py"} & {
-        cds.Facts(comments=("# by hand", "# @generated"))
-    }
+    [of_file] = [one.facts for one in symbols if (one.file_path, one.kind) == ("a.py", "file")]
+    assert of_file == cds.Facts(comments=("# by hand", "# @generated"))
 
 
 KNOWN_CODE = """class A(B, c.D):
@@ -2645,6 +2731,7 @@ def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, caps
         shown = report(form)
         assert all(one["id"] in shown for one in groups if one["hidden_by"] is None)
         assert "c.toy" in shown and "turn" in shown and "<Line>" not in shown
+    assert "roundto" not in report("table")
 
 
 # ---- Enrichment -----------------------------------------------------------------------------
@@ -5403,7 +5490,8 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     db = str(tmp_path / "a?#.sqlite")
     store(db, [record(TOTAL), record(TOTAL, kind="file")], root_path="/one")
     store(db, [record(OTHER)], root_path="/two")
-    assert cds.read_run(db) == (dict(cds.read_run(db)[0], id=2, root_path="/two"), [record(OTHER)])
+    row, records = cds.read_run(db)
+    assert (row["id"], row["root_path"], records) == (2, "/two", [record(OTHER)])
     assert cds.read_run(db, 1)[0]["root_path"] == "/one"
     file = record(TOTAL, kind="file", normalized_code="")
     assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
@@ -5417,14 +5505,6 @@ def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
     assert (file.end_line, file.normalized_code) == (9999, "")
 
 
-def test_read_run_keeps_no_more_of_a_definition_than_its_docstring(tmp_path):
-    db, start = str(tmp_path / "db"), 'def f():\n    """Return one."""'
-    store(db, [record(f"{start}\n    return 1"), record(), record(TOTAL, kind="file")])
-    shorten = cds.PythonAnalyzer().shortened
-    codes = [one.raw_code for one in cds.read_run(db, shorten=shorten)[1]]
-    assert codes == [start, "", TOTAL]
-
-
 @pytest.mark.parametrize("form", [("--show", ""), ("--format", "html")], ids=" ".join)
 def test_code_that_is_shown_is_that_of_the_run(tmp_path, capsys, form):
     db = tmp_path / "db"
@@ -5436,6 +5516,15 @@ def test_code_that_is_shown_is_that_of_the_run(tmp_path, capsys, form):
         assert run("duplicates", "--db-path", db, "--run-id", run_id, *form) == 0
         out = capsys.readouterr().out
         assert f"# {shown}" in out and f"# {other}" not in out and "result += row" in out
+
+
+def test_read_codes_reads_the_definitions_at_some_places_of_a_run(tmp_path):
+    db = str(tmp_path / "db")
+    store(db, [record(TOTAL), record(OTHER, "b.py"), record(TOTAL_RENAMED, "c.py")])
+    store(db, [record(OTHER), record(OTHER, line=2), record(OTHER, kind="file")])
+    places = {cds.sort_key(record(OTHER)), cds.sort_key(record(OTHER, "b.py"))}
+    assert cds.read_codes(db, 1, places) == {cds.sort_key(record(OTHER, "b.py")): OTHER}
+    assert cds.read_codes(db, 2, places) == {cds.sort_key(record(OTHER)): OTHER}
 
 
 def test_read_run_writes_nothing(tmp_path):
@@ -5658,15 +5747,15 @@ def test_intent_that_is_no_text_is_not_reused(tmp_path, capsys, column, value):
 
 
 def test_definition_is_known_by_its_lines_as_by_its_tree(tmp_path):
-    shortened = cds.PythonAnalyzer().shortened
+    accepts = cds.PythonAnalyzer().accepts
     records = cds.ModelBuilder().build(analyzed(Path(CDS)).symbols)
     assert len(records) > 500
     for one in records:
         if one.kind != "file":
-            assert shortened(one) is not None
+            assert accepts(one)
     text = "def f(x):\n    return f'''a\nb{x}'''"
-    assert shortened(record(text, normalized_code=text))
-    assert shortened(record(text, normalized_code=f"{text}\nx = 1")) is None
+    assert accepts(record(text, normalized_code=text))
+    assert not accepts(record(text, normalized_code=f"{text}\nx = 1"))
 
 
 # ---- Pending --------------------------------------------------------------------------------
@@ -6298,7 +6387,7 @@ def test_a_row_of_evidence_is_judged_by_a_baseline():
 def test_a_row_of_evidence_of_sentences_is_shown_by_them():
     """Its docstrings are shown, its codes are not aligned, and its groups hide no parts."""
     records = [documented(code.raw_code, SUM, code.file_path) for code in NAMESAKES]
-    row = NAMESAKE._replace(names_differences=False, compares_sentences=True)
+    row = NAMESAKE._replace(names_differences=False, compares_sentences=True, are_copies=False)
     report = cds.build_report(records, DUPLICATES, evidence=(row,))
     shown = outputs_of(report)
     assert f"    docstring: {SUM}" in shown["table"].splitlines()
@@ -7685,7 +7774,8 @@ def test_methods_of_one_name_in_one_file_are_siblings():
 
 
 def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
-    pair = [one._replace(normalized_code=UNPARSABLE) for one in twins(TOTAL)]
+    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
+    pair = [one._replace(**unparsable) for one in twins(TOTAL)]
     near = [record(TOTAL, "c.py"), record(TOTAL_RENAMED, "d.py")]
     pair = [one._replace(md5sum="0" * 32) for one in pair]
     report = cds.build_report([*pair, *near], DUPLICATES)
@@ -7700,9 +7790,8 @@ def test_records_that_cannot_be_parsed_are_counted_where_they_are_left_out():
 def test_parts_of_a_class_that_cannot_be_parsed_are_compared_and_not_counted(tmp_path):
     code = f"class A:\n{textwrap.indent(TOTAL, '    ')}"
     records = built(tree(tmp_path, {"a.py": code, "b.py": code.replace("A", "B")}))
-    broken = [
-        one._replace(normalized_code=UNPARSABLE) if one.kind == "class" else one for one in records
-    ]
+    unparsable = {"normalized_code": UNPARSABLE, "raw_code": UNPARSABLE}
+    broken = [one._replace(**unparsable) if one.kind == "class" else one for one in records]
     report = cds.build_report(broken, DUPLICATES)
     assert [(group.evidence.name, group.copies) for group in report.groups] == [("exact", 2)]
     assert report.unparsed_count == 2
@@ -8089,7 +8178,7 @@ def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
 
 
 def test_labels_of_code_that_cannot_be_parsed_are_none():
-    code = record(normalized_code="def f(:")
+    code = record(normalized_code="def f(:", raw_code="def f(:")
     (fragment,), _ = fragments_of([code])
     assert cds.source_labels(fragment.facts.labels) == []
 
@@ -8781,7 +8870,8 @@ def test_the_table_says_what_it_compared_found_and_hid():
 
 
 def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
-    broken = [one._replace(normalized_code="def f(:") for one in twins(TOTAL)]
+    code = "def f(:"
+    broken = [one._replace(normalized_code=code, raw_code=code) for one in twins(TOTAL)]
     report = cds.build_report(broken, DUPLICATES, run=RUN)
     line = "ot compared for near copies: 2 records that this Python cannot parse"
     assert lines_of(broken)[3] == f"N{line}"
@@ -8864,6 +8954,21 @@ def test_only_the_same_shape_differs_in_names_and_literals_only():
     lines = lines_of([record(TOTAL), record(EDITED, "b.py")])
     assert any("similarity 0." in line for line in lines)
     assert not any("only names and literals" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["e", "ﬁt"])  # the parser spells the second one `fit`
+def test_the_table_finds_parameters_behind_any_name(name):
+    codes = [code.replace("total", name) for code in (TOTAL, TOTAL_RENAMED)]
+    lines = lines_of([record(codes[0]), record(codes[1], "b.py")])
+    assert sum("(rows, rate)" in line or "(items, rate)" in line for line in lines) == 2
+
+
+def test_a_report_without_exact_groups_still_counts_exact_copies():
+    records = [record(TOTAL), record(TOTAL, "b.py"), record(TOTAL_RENAMED, "c.py")]
+    near = [kind for kind in cds.EVIDENCE if kind.name == "near"]
+    report = cds.build_report(records, cds.DuplicateOptions(), evidence=near)
+    lines = [line.text for line in cds.report_as_lines(report, 20)]
+    assert "  2 of them are exact copies" in lines
 
 
 def test_the_table_shows_parameters_only_where_they_differ():
@@ -11748,7 +11853,8 @@ def test_comment_on_a_class_accepts_what_is_in_it(tmp_path, capsys):
     assert sorted(hidden_rules(capsys, root)) == ["contained", "contained", "ignored"]
 
 
-def test_comment_that_hides_nothing_is_told(tmp_path, capsys):
+def test_comment_that_hides_nothing_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     root = tree(tmp_path, {"a.py": with_comment(OTHER), "b.py": TOTAL, "c.py": with_comment(TOTAL)})
     assert run("duplicates", "--path", root) == 0
     assert "Comments 'cds: ignore' that hide nothing: a.py:1\n" in capsys.readouterr().out
@@ -12880,18 +12986,16 @@ def test_program_does_not_look_into_the_current_directory_though_it_is_named(tmp
 def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(tmp_path, options):
     root = hostile_tree(tmp_path, library_names())
     program = f"""if True:
-        import sys
+        import multiprocessing, sys
         sys.path.append({str(Path(CDS).parent)!r})
         import cds
         {A_THREAD}
-        files = [cds.Source("large.py", "large.py")] * 2
-        pool = cds.WorkerPool(files, 2, cds.analyze_file, cds.crashed_file, 1)
-        kinds = [pool.result(n).symbols[0].kind for n in range(2)]
-        print(kinds, [one.has_started for one in pool.workers])
-        pool.stop()"""
+        files = [cds.Source("large.py", "large.py")] * 3
+        found = cds.analyze_in_workers(files, 1, task_size=1)
+        print(next(found).symbols[0].kind, len(multiprocessing.active_children()))"""
     script = tree(tmp_path / "elsewhere", {"script.py": program}) / "script.py"
     done = finish([sys.executable, *options, script], cwd=root)
-    assert (done.stdout, done.stderr) == ("['file', 'file'] [True, True]\n", "")
+    assert (done.stdout, done.stderr) == ("file 1\n", "")
     assert ran(tmp_path) == []
 
 
