@@ -8559,14 +8559,14 @@ def test_a_difference_that_rounds_to_nothing_is_one():
 )
 def test_labels_of_code_are_what_it_uses_as_it_is_written(body, labels):
     code = record(f"def f(a):\n{textwrap.indent(body, '    ')}")
-    (fragment,), _ = fragments_of([code])
-    assert cds.source_labels(fragment.facts.labels) == ["def", *labels]
+    (facts,) = cds.PythonAnalyzer().facts([code])
+    assert cds.source_labels(facts.labels) == ["def", *labels]
 
 
 def test_labels_of_code_that_cannot_be_parsed_are_none():
     code = record(normalized_code="def f(:", raw_code="def f(:")
-    (fragment,), _ = fragments_of([code])
-    assert cds.source_labels(fragment.facts.labels) == []
+    (facts,) = cds.PythonAnalyzer().facts([code])
+    assert cds.source_labels(facts.labels) == []
 
 
 def test_a_near_group_has_the_statements_of_its_smallest_copy_and_an_id_without_order():
