@@ -59,14 +59,14 @@ import sys
 if __name__ == "__main__":
     # A program must run no code of the tree that it analyzes, such as a `random.py`. That tree may
     # be the directory of this file or the current one, so neither is searched for modules. Python
-    # has put one of them in front, unless told otherwise. It goes before anything is imported:
-    # after the option -S that would be already `os`.
+    # has put one of them in front, unless an option says otherwise. It is removed before anything
+    # is imported: after the option -S the first import would be `os`.
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         del sys.path[0]
     import os
 
     def directory_key(path: str) -> object:
-        """Return what all paths of one directory have in common."""
+        """Return a key that is the same for all paths of one directory."""
         try:
             found = os.stat(path or ".")
         except OSError:  # nothing is there
@@ -208,7 +208,7 @@ class IntentGenerationError(CdsError):
 
 
 class RefusalError(IntentGenerationError):
-    """The server refused one request, or answered with what is no answer of a model."""
+    """The server refused one request, or answered with something that no model says."""
 
 
 class ServerError(IntentGenerationError):
@@ -220,7 +220,7 @@ class TransientError(ServerError):
 
     `lasting`: likely to be over within a minute, though not at once, as a restart or a rate limit;
     `retry_after`: the seconds that the server asks to wait, or 0; `remedy`: what to do if the other
-    tries fail too, where no other call could succeed either.
+    tries fail too, if no other call could succeed either.
     """
 
     def __init__(
@@ -246,14 +246,14 @@ class PersistenceError(CdsError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the message of an exception on one line, or its type where it has none."""
+    """Return the message of an exception on one line, or its type if it has none."""
     if isinstance(error, (RecursionError, MemoryError)):
         return f"nested too deeply for this Python ({type(error).__name__})"
     if isinstance(error, SyntaxError):
         # `str` would add the file and line, which an analyzer error has in fields of their own.
         text = error.msg
     elif isinstance(error, OSError):
-        # `str` would add the number and the path, which the caller names in its own words.
+        # `str` would add the number and the path, which the caller reports in its own way.
         text = error.strerror or str(error)
     else:
         text = f"{type(error).__name__}: {error}"
@@ -285,7 +285,7 @@ LOCAL_LABEL = "<local>"
 
 
 class Facts(NamedTuple):
-    """What a report compares of a definition; an analyzer finds it while it has the syntax tree.
+    """The facts of a definition that reports compare, found while its syntax tree is at hand.
 
     `name` is the one that the definition binds, `parameters` are those of a function. `labels` hold
     one for each node of the tree, in the order of the source, MARKS before each statement, and
@@ -342,7 +342,7 @@ class AnalyzerError(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What an analyzer found in a source tree."""
+    """The symbols that an analyzer found in a source tree, and its errors."""
 
     symbols: list[Symbol]
     errors: list[AnalyzerError]
@@ -369,7 +369,7 @@ class Record(NamedTuple):
 
 
 class RunContext(NamedTuple):
-    """What a run was asked to do, and when (ISO 8601, UTC); columns of the `runs` table."""
+    """The settings of a run and its times (ISO 8601, UTC): columns of the `runs` table."""
 
     started_at: str
     finished_at: str
@@ -381,7 +381,7 @@ class RunContext(NamedTuple):
 
 
 class RunResult(NamedTuple):
-    """What came of a run; columns of the `runs` table and fields of the summary line."""
+    """The result of a run: columns of the `runs` table and fields of the summary line."""
 
     run_id: int
     record_count: int
@@ -391,12 +391,12 @@ class RunResult(NamedTuple):
 
 
 def source_order(one: Union[Symbol, Record]) -> tuple[str, bool, int]:
-    """Return what symbols and records are sorted by: path, then the file's own, then by line."""
+    """Return the key to sort by: path, then a file before its definitions, then line."""
     return one.file_path, one.kind != "file", one.start_line
 
 
 def sort_key(record: Record) -> Place:
-    """Return what records are sorted by: file, first line, last line."""
+    """Return the key of a record to sort by: file, first line, last line."""
     return record.file_path, record.start_line, record.end_line
 
 
@@ -453,7 +453,7 @@ def printable(text: str) -> str:
 
 
 def printable_character(character: str) -> str:
-    """Return a character, or its escape where it is not printable."""
+    """Return a character, or its escape if it is not printable."""
     if character.isprintable():
         return character
     escape = character.encode("unicode_escape")
@@ -478,12 +478,12 @@ def character_width(character: str) -> int:
 
 
 def fit(text: str, width: Optional[int]) -> str:
-    """Return text, cut to `width` columns with an ellipsis where it is wider (None: never)."""
+    """Return text, cut to `width` columns with an ellipsis if it is wider (None: never)."""
     if width is None or display_width(text) <= width:
         return text
     room = max(width - len(ELLIPSIS), 0)
     shortened = cut(text, room) + ELLIPSIS
-    # The ellipsis too is cut where it is all that there would be room for.
+    # The ellipsis itself may be wider than the width.
     return shortened[:width]
 
 
@@ -496,10 +496,10 @@ def fit_end(text: str, width: Optional[int]) -> str:
 
 def cut(text: str, width: int) -> str:
     """Return as much of the beginning of a text as `width` columns hold."""
-    # Combining marks take no column, so a text of nothing else would never fill the width: a
-    # bound on the characters keeps the work in proportion to what is shown.
+    # Combining marks take no column, so a text of only these would never fill the width. A bound
+    # on the characters keeps the work in proportion to the width.
     text = text[: 4 * width]
-    # Each character is measured once: measuring what is left after each cut would be quadratic.
+    # Each character is measured once: to measure the rest after each cut would be quadratic.
     columns = 0
     for index, character in enumerate(text):
         columns += character_width(character)
@@ -517,7 +517,7 @@ def wrap(text: str, width: int) -> list[str]:
             lines[-1] = longer
         else:
             lines += divide(word, width)
-    # The first line stays empty where already the first word had to be divided.
+    # The first line stays empty if the first word had to be divided.
     return [line for line in lines if line]
 
 
@@ -556,8 +556,8 @@ def stored_path(path: str) -> str:
     """
     if os.sep != "/":
         path = path.replace(os.sep, "/")
-    # Backslashes are doubled only where one could be taken for an escape: in all other paths
-    # they stay as the user writes them.
+    # Backslashes are doubled only if one could be taken for an escape: in all other paths they
+    # stay as the user writes them.
     if ESCAPED_BYTE.search(path):
         path = path.replace("\\", "\\\\")
     encoded = path.encode("utf-8", "backslashreplace")
@@ -581,7 +581,7 @@ def relative_path(path: str) -> str:
 
 
 def location(record: Record) -> str:
-    """Return where a record stands, as `file_path:start-end`."""
+    """Return the location of a record, as `file_path:start-end`."""
     return f"{record.file_path}:{record.start_line}-{record.end_line}"
 
 
@@ -607,14 +607,14 @@ RATE_CALLS = 100  # how many of the newest calls the time that is left is estima
 
 
 def log(message: str) -> None:
-    """Write one line to stderr, with escapes for whatever could steer a terminal."""
+    """Write one line to stderr, with escapes for everything that could steer a terminal."""
     # A live line may stand there; `show` draws it anew, below the message.
     start = CLEAR_LINE if has_live_line(sys.stderr) else ""
-    tell(f"{start}{printable(message)}\n")
+    write_error(f"{start}{printable(message)}\n")
 
 
-def tell(text: str) -> None:
-    """Write text to stderr at once; redirect stderr to the null device where that fails."""
+def write_error(text: str) -> None:
+    """Write text to stderr at once; if that fails, redirect stderr to the null device."""
     try:
         emit(text, sys.stderr)
         flush(sys.stderr)
@@ -636,7 +636,7 @@ def silence(stream: Optional[TextIO]) -> None:
 def escape_unencodable(stream: Optional[TextIO]) -> None:
     """Have a stream write escapes for characters that its encoding lacks, instead of failing."""
     if isinstance(stream, io.TextIOWrapper):
-        # Reconfiguring flushes, which a broken stream refuses; that is told where it is written to.
+        # Reconfiguring flushes, which a broken stream refuses. The next write reports it.
         with contextlib.suppress(OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")
 
@@ -654,7 +654,7 @@ def flush(stream: Optional[TextIO]) -> None:
 
 
 def terminal_width(stream: Optional[TextIO]) -> Optional[int]:
-    """Return the columns of the terminal behind a stream, or None where there is none."""
+    """Return the columns of the terminal behind a stream, or None if there is none."""
     with contextlib.suppress(OSError, ValueError):
         if stream is not None and stream.isatty():
             return os.get_terminal_size(stream.fileno()).columns or 80
@@ -690,7 +690,7 @@ class LiveLine:
     def end(self) -> None:
         """Clear the line, if one is there."""
         if self.is_live and self.phase:
-            tell(CLEAR_LINE)
+            write_error(CLEAR_LINE)
         self.phase = ""
 
     def _draw(self) -> None:
@@ -698,7 +698,7 @@ class LiveLine:
         if width:
             self.drawn_at = self.clock()
             count = f" {self.done}/{self.total}" if self.total else ""
-            tell(CLEAR_LINE + f"{self.phase}{count} ..."[: width - 1])
+            write_error(CLEAR_LINE + f"{self.phase}{count} ..."[: width - 1])
 
 
 class Progress:
@@ -741,12 +741,12 @@ class Progress:
         width = terminal_width(sys.stderr)
         if width:
             self.drawn_at = self.clock()
-            tell(CLEAR_LINE + self.live_line()[: width - 1])
+            write_error(CLEAR_LINE + self.live_line()[: width - 1])
 
     def end(self) -> None:
         """Clear the live line, or report the calls since the last full batch."""
         if self.is_live:
-            tell(CLEAR_LINE)
+            write_error(CLEAR_LINE)
         if self.completed > self.reported:
             self._report()
 
@@ -835,7 +835,7 @@ def glob_matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def behind_stars(pattern: Sequence[str], positions: set[int]) -> set[int]:
-    """Return positions in a pattern and those that follow where a `**` matches no name."""
+    """Return positions in a pattern, and those that follow if a `**` matches no name."""
     reached = set(positions)
     for position, name in enumerate(pattern):
         if name == "**" and position in reached:
@@ -876,7 +876,7 @@ REGULAR, DIRECTORY, LINK, OTHER = "file", "directory", "symbolic link", "not a r
 
 
 class Source(NamedTuple):
-    """A file to analyze: where it is, and its path below the root as it is stored.
+    """A file to analyze: its path, and its path below the root as it is stored.
 
     `content` holds its bytes, if they are not to be read from there.
     """
@@ -915,7 +915,7 @@ def source_bytes(source: Source) -> bytes:
 
 
 class Search(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     `skipped` counts files and directories by the reason why they were skipped, and by their suffix
     files of kinds that are not read; `errors` names the directories that could not be read.
@@ -1017,7 +1017,7 @@ class Finder:
         return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
-        """Return what a directory holds, without what is skipped."""
+        """Return the entries of a directory, without those that are skipped."""
         try:
             return self._without_skipped(directory, self._items(directory.path))
         except OSError as error:
@@ -1061,7 +1061,7 @@ class Finder:
         return next((suffix for suffix in self.unread if name.endswith(suffix)), None)
 
     def _ignored(self, directory: Entry, names: Collection[str]) -> Collection[str]:
-        """Return what git ignores in the work tree that a directory with such names belongs to."""
+        """Return the paths that git ignores in the work tree of a directory with these names."""
         if ".git" not in names or not directory.path:
             return directory.ignored
         top = os.path.join(self.root, directory.path)
@@ -1079,7 +1079,7 @@ class Finder:
 
 
 def item_kind(found: os.DirEntry[str]) -> str:
-    """Return the kind of what a directory holds."""
+    """Return the kind of an entry of a directory."""
     if found.is_symlink():
         return LINK
     if found.is_dir(follow_symlinks=False):
@@ -1088,7 +1088,7 @@ def item_kind(found: os.DirEntry[str]) -> str:
 
 
 def skip_reason(item: Listed, is_project: bool) -> str:
-    """Return why a file or directory is skipped for what it is, or the empty text."""
+    """Return why a file or directory is skipped by its kind or name, or the empty text."""
     if item.kind in (LINK, OTHER):
         return item.kind
     if item.kind == REGULAR:
@@ -1184,7 +1184,7 @@ class Git:
         return environment
 
     def warnings(self) -> list[str]:
-        """Return one line that tells of all refusals, if there were any."""
+        """Return one line that reports all refusals, if there were any."""
         if not self.refusals:
             return []
         work_tree, reason = self.refusals[0]
@@ -1197,7 +1197,7 @@ class Git:
 
 
 def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> Collection[str]:
-    """Return what git ignores in a work tree, or nothing if it refuses to say, which is noted.
+    """Return the paths that git ignores in a work tree; if git refuses, none, and note why.
 
     The work tree stands at `below`, below the searched root, or around the root, which is at
     `inside` in it. Either is empty or ends in a slash; the paths are those below the root.
@@ -1205,22 +1205,22 @@ def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> C
     top = os.path.realpath(top)
     try:
         refuse_bare_layout(top)
-        # What is ignored as a whole was named by its owner all the same.
+        # A root that is ignored itself was named on purpose: nothing in it is left out.
         if inside and git.ask(top, "check-ignore", "-z", "--stdin", paths=[inside]):
             return ()
         listed = git.ask(top, *LIST_IGNORED, "--", f":(literal){inside or '.'}")
     except GitRefusalError as error:
         git.refusals.append((top, str(error)))
         return ()
-    # A directory ends in a slash. One that holds nothing but what is ignored is listed beside that,
-    # though no rule need name it.
+    # A directory ends in a slash. One that holds only ignored files is listed beside them, even if
+    # no rule names it; it is left out here, so that each file is counted.
     holders = {path[: path.rstrip("/").rfind("/") + 1] for path in listed}
     start = len(inside)
     return {below + path[start:].rstrip("/") for path in listed if path not in holders}
 
 
 def refuse_bare_layout(directory: str) -> None:
-    """Raise GitRefusalError where git might take the directory itself for a repository."""
+    """Raise GitRefusalError if git might take the directory itself for a repository."""
     # Any clone can hold such a directory as ordinary files, with a configuration in it.
     paths = [os.path.join(directory, name) for name in BARE_LAYOUT]
     if all(map(os.path.lexists, paths)):
@@ -1458,7 +1458,7 @@ Result = TypeVar("Result")
 
 
 class Analyzer(ABC):
-    """Where another language is plugged in.
+    """The interface by which another language is plugged in.
 
     Of a directory, it reads the files with one of the `suffixes`; those with one of the
     `unread_suffixes`, which a user may take for source as well, are counted.
@@ -1474,7 +1474,7 @@ class Analyzer(ABC):
         with_facts: bool = False,
         on_file: Optional[Callable[[], object]] = None,
     ) -> None:
-        """Take how many processes may be started, and whether symbols are to have their facts.
+        """Keep how many processes may be started, and whether symbols get their facts.
 
         `on_file` is called after each file.
         """
@@ -1488,7 +1488,7 @@ class Analyzer(ABC):
 
     @abstractmethod
     def facts(self, records: Sequence[Record]) -> list[Facts]:
-        """Return the facts of records, in their order, from their code; they come by files."""
+        """Return the facts of records, in their order; those of a file come together."""
 
     def accepts(self, record: Record) -> bool:
         """Return whether this analyzer could have made a stored definition."""
@@ -1537,7 +1537,7 @@ class AnalyzerBySuffix(Analyzer):
         self.unread_suffixes = tuple(one for each in analyzers for one in each.unread_suffixes)
 
     def analyze(self, sources: Sequence[Source]) -> Analysis:
-        """Return what the analyzers find, one after the other; see Analyzer."""
+        """Return the symbols that each analyzer finds, one after the other; see Analyzer."""
         analysis = Analysis([], [])
         for analyzer in self.analyzers:
             own = [one for one in sources if self._reads(analyzer, one.file_path)]
@@ -1574,8 +1574,8 @@ class AnalyzerBySuffix(Analyzer):
 @contextlib.contextmanager
 def parsing_quietly() -> Iterator[None]:
     """Disable the cyclic garbage collector and all warnings."""
-    # Syntax trees hold no cycles, and millions of nodes: every collection would be in vain. The
-    # parser warns of what it thinks of the analyzed code.
+    # Syntax trees hold millions of nodes and no cycles: every collection would be in vain. The
+    # warnings of the parser are about the analyzed code.
     was_enabled = gc.isenabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -1654,8 +1654,8 @@ BLOCK_FIELDS = {
 # A placeholder is a statement that stands for one taken out of a tree: a name between two NUL,
 # which no source can hold, unparsed on a line of its own.
 PLACEHOLDER = re.compile(r"^( *)\0(\d+)\0$", re.MULTILINE)
-# How normalized code of a definition begins, and what only a second statement, or a literal of
-# several lines, has after that.
+# How the normalized code of a definition begins. Only a second statement, or a literal of several
+# lines, has a line after that which is not indented.
 DEFINITION_HEADER = re.compile(r"(?:@.*\n)*(?:async def|def|class) ")
 OUTER_LINE = re.compile(r"\n(?![ \n])")
 DEEP_STACK_BYTES = 1 << 29
@@ -1674,7 +1674,7 @@ def python_symbols(source: str, file_path: str, with_facts: bool = False) -> Ana
         module = normalize(source, (RecursionError,), with_facts)
     except RecursionError:
         module = with_deep_stack(lambda: normalize(source, (), with_facts))
-    # A text stream ends lines where the parser does, and `splitlines` in other places too.
+    # A text stream ends lines as the parser does; `splitlines` ends them in other places too.
     lines = io.StringIO(source, newline="").readlines()
     analysis = Analysis([], [])
     for number, definition in enumerate(module.definitions):
@@ -1712,7 +1712,7 @@ def make_symbol(
 
 
 class Definition(NamedTuple):
-    """A node that becomes a symbol, and where it stands: `block[position]` (the module: nowhere).
+    """A node that becomes a symbol, and its place, `block[position]` (the module has none).
 
     `outer` is the number of the definition around it, or None for the module.
     """
@@ -1726,9 +1726,9 @@ class Definition(NamedTuple):
 
 
 class NormalizedModule(NamedTuple):
-    """The definitions of a module, and by their numbers what `ast.unparse` gave, or why it failed.
+    """The definitions of a module, and by their numbers their normalized code, or why it failed.
 
-    What is around a failure has neither. `facts` are empty unless they were asked for.
+    A definition around a failure has neither. `facts` are empty unless they were asked for.
     """
 
     definitions: Sequence[Definition]
@@ -1738,7 +1738,7 @@ class NormalizedModule(NamedTuple):
 
 
 def normalize(source: str, raised: Exceptions, with_facts: bool) -> NormalizedModule:
-    """Return a module normalized; raise as the parser, and what `raised` names of the unparser."""
+    """Return a module normalized; raise as the parser, and `raised` as the unparser."""
     definitions = find_definitions(ast.parse(source))
     facts = {}
     if with_facts:
@@ -1816,9 +1816,9 @@ def normalized_texts(
             around_failures.add(definition.outer)
             continue
         texts[number] = text
-        # Put a placeholder where the definition stood. But a string over several lines (in an
-        # f-string) must not be indented: such a definition stays, to be unparsed once more
-        # with what is around it.
+        # Put a placeholder in its place. But a string over several lines (in an f-string) must
+        # not be indented: a definition with one stays, and is unparsed once more with the
+        # definition around it.
         if definition.kind != "file" and '"""' not in text and "'''" not in text:
             name = ast.Name(f"\0{number}\0", ast.Load())
             definition.block[definition.position] = ast.Expr(name)
@@ -1861,14 +1861,14 @@ def parsed_module(code: str) -> Optional[ast.Module]:
 
 def may_be_definition(code: str) -> bool:
     """Return whether normalized code is one definition, or nothing that this Python can parse."""
-    # To parse all code would take as long as a report: nearly all of it is told by its lines.
+    # To parse all code would take as long as a report. The lines are enough for nearly all of it.
     header = DEFINITION_HEADER.match(code)
     has_other_ends = "\r" in code or "\f" in code
     if header and not has_other_ends and not OUTER_LINE.search(code, header.end()):
         return True
     with parsing_quietly():
         tree = parsed_module(code)
-    # What cannot be parsed was written by a newer Python, or an analyzer of another language.
+    # If it cannot be parsed, a newer Python wrote it, or an analyzer of another language.
     return tree is None or is_definition(tree.body)
 
 
@@ -1878,7 +1878,7 @@ def is_definition(body: Sequence[ast.stmt]) -> bool:
 
 
 def with_deep_stack(work: Callable[[], Result]) -> Result:
-    """Return what `work` returns, or raise what it raises, where recursion may go far deeper."""
+    """Call `work` with room for deep recursion; return its result, or raise its error."""
     from concurrent.futures import Future
 
     outcome: Future[Result] = Future()
@@ -1915,7 +1915,7 @@ def line_span(node: ast.AST, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def source_header(node: Union[ast.Module, DefinitionNode], lines: Sequence[str]) -> Optional[str]:
-    """Return the header of a definition, verbatim, from its line's start through its colon."""
+    """Return the header of a definition, verbatim, from the start of its line through its colon."""
     if isinstance(node, ast.Module):
         return None
     line, end = header_colon(node, lines)
@@ -1936,7 +1936,7 @@ def header_colon(node: DefinitionNode, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def header_end(node: DefinitionNode) -> tuple[int, int]:
-    """Return where the last part of a header that is in the tree ends: line and byte column."""
+    """Return the end of the last part of a header that is in the tree: line and byte column."""
     parts: list[Any] = list(getattr(node, "type_params", ()))  # PEP 695, Python 3.12
     if isinstance(node, ast.ClassDef):
         parts += [*node.bases, *node.keywords]
@@ -2024,8 +2024,8 @@ def comments_to_us(node: DefinitionNode, lines: Sequence[str]) -> Iterator[str]:
             yield token.string[found.start() :].rstrip()
 
 
-# Facts: what a report compares of a definition, made while its tree is at hand. A tree is laid out
-# flat, and each definition in it is a stretch of that.
+# Facts: a report compares them. They are made while a tree is at hand, which is laid out flat, so
+# that each definition in it is a stretch of the whole.
 
 # Fields that never hold a node, left out of the traversal.
 LEAF_FIELDS = {"arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kind"}
@@ -2076,7 +2076,7 @@ class SourceText(NamedTuple):
 
 
 def source_text(code: str, lines_before: int = 0) -> SourceText:
-    """Return a text as lines, which end where they do for the parser."""
+    """Return a text with its lines, which end as they do for the parser."""
     lines = io.StringIO(code, newline="").readlines()
     return SourceText(lines, lines_before, COMMENT_TO_US.search(code) is not None)
 
@@ -2111,7 +2111,7 @@ class Outline:
         self.calls: list[int] = []
 
     def begin(self, definition: ast.AST) -> SpanEnd:
-        """Begin a definition; return what ends it."""
+        """Begin a definition; return the mark that ends it."""
         number = len(self.definitions)
         self.definitions.append(definition)
         self.starts.append(len(self.labels))
@@ -2124,13 +2124,13 @@ class Outline:
         self.ends[end.number] = len(self.labels)
 
     def mark(self, statement: Any) -> None:
-        """Mark where a statement begins, and note its lines."""
+        """Mark the beginning of a statement, and note its lines."""
         self.labels += MARKS
         self.first_lines.append(statement.lineno)
         self.last_lines.append(statement.end_lineno)
 
     def name(self, node: ast.AST) -> str:
-        """Note the names that a node binds, or says to be no locals; return its label."""
+        """Note the names that a node binds, or declares to be no locals; return its label."""
         if isinstance(node, ast.keyword):
             return f"{node.arg}="
         position = len(self.labels)
@@ -2284,7 +2284,7 @@ DictComp dict comprehension
 GeneratorExp generator expression
 """.splitlines()
 )
-# The same by label; what is no part of the source has the empty text.
+# The same by label. Labels that are no part of the source have the empty text.
 SOURCE_WORDS: dict[Label, str] = {
     label: NODE_WORDS.get(label.strip("<>"), "") for label in TYPE_LABELS.values()
 }
@@ -2292,7 +2292,7 @@ SOURCE_WORDS.update({MARK: "", LOCAL_LABEL: "", "None=": "**"})
 
 
 def last_name(node: ast.expr) -> str:
-    """Return what a name or an attribute chain ends in, or the empty text for anything else."""
+    """Return the last name of a name or an attribute chain, or the empty text for others."""
     return str(getattr(node, "attr", getattr(node, "id", "")))
 
 
@@ -2313,7 +2313,7 @@ def is_stub(node: ast.stmt) -> bool:
 
 def is_nothing(node: ast.expr) -> bool:
     """Return whether an expression is None or an empty dict, list or tuple."""
-    # What a method returns by default, which others are to override.
+    # Methods that others are to override return such defaults.
     if isinstance(node, ast.Constant):
         return node.value is None
     if isinstance(node, ast.Dict):
@@ -2335,7 +2335,7 @@ def is_stub_class(node: ast.ClassDef) -> bool:
 
 
 def are_data(fields: Sequence[ast.stmt], node: ast.ClassDef, bases: Iterable[str]) -> bool:
-    """Return whether the assignments in a class with these bases are what it is for.
+    """Return whether the assignments in a class with these bases are its purpose.
 
     A few constants in a class of no such kind only set up what it inherits.
     """
@@ -2354,7 +2354,7 @@ def is_constant(node: ast.stmt) -> bool:
 
 
 def is_plain_constructor(node: ast.stmt) -> bool:
-    """Return whether a constructor only keeps its parameters and calls its base's."""
+    """Return whether a constructor only keeps its parameters and calls that of its base."""
     if not isinstance(node, FunctionNode) or node.name != "__init__":
         return False
     parameters = {child.arg for child in ast.walk(node.args) if isinstance(child, ast.arg)}
@@ -2449,7 +2449,10 @@ def parameter_names(definition: DefinitionNode) -> Iterator[str]:
 
 
 def called_names(outline: Outline, number: int, kind: str) -> Iterator[str]:
-    """Yield the last names of what a definition calls, extends or is decorated with, not itself."""
+    """Yield the last name of all that a definition calls, extends or is decorated with.
+
+    Its own name is left out.
+    """
     definition: Any = outline.definitions[number]
     for node in (*getattr(definition, "bases", ()), *definition.decorator_list):
         owner = getattr(getattr(node, "value", None), "id", None)
@@ -2465,7 +2468,7 @@ def called_names(outline: Outline, number: int, kind: str) -> Iterator[str]:
 
 
 def is_itself(called: str, owner: Label, name: str, kind: str) -> bool:
-    """Return whether what a definition calls, such as `f` or `.f` of an owner, is itself."""
+    """Return whether a definition calls itself with a name such as `f`, or `.f` of an owner."""
     if called.removeprefix(".") != name:
         return False
     # Within a method its bare name is that of a function.
@@ -2541,12 +2544,14 @@ def facts_of_raw_code(record: Record) -> list[Facts]:
 def facts_of_code(code: str, kind: str, lines_before: int = 0) -> list[Facts]:
     """Return the facts of the one outermost definition of a text, of this kind, and of those in it.
 
-    They come in the order of their lines. There are none if this Python cannot parse the text.
+    They come in the order of their lines. There are none if the text is no single definition, or
+    this Python cannot parse it.
     `lines_before` is how many lines stand before it in its file.
     """
     tree = parsed_module(code)
     definitions = find_definitions(tree) if tree else []
-    if [one.outer for one in definitions].count(0) != 1:
+    # The file comes first, then the one definition, alone in its block.
+    if [one.outer for one in definitions].count(0) != 1 or len(definitions[1].block) > 1:
         return []
     definitions[1] = definitions[1]._replace(kind=kind)
     return list(facts_of_definitions(definitions, source_text(code, lines_before)).values())
@@ -2579,7 +2584,7 @@ PROSE_NODES: tuple[type, ...] = (
 
 
 def is_python(line: str) -> bool:
-    """Return whether a line is a Python statement or the header of one; a single word is none."""
+    """Return whether a line is a Python statement, or the header of one, and no single word."""
     if re.fullmatch(r"[\w-]*", line):
         return False
     # A decorator and a header need something below.
@@ -2622,14 +2627,14 @@ IDLE_CODE = re.compile(
 def does_nothing(normalized_code: str) -> bool:
     """Return whether normalized code is empty or a stub.
 
-    The body of a stub is nothing but `pass`, `...` and `raise NotImplementedError` (without a
-    message).
+    The body of a stub holds only `pass`, `...` and `raise NotImplementedError` (without a message).
     """
     return IDLE_CODE.fullmatch(normalized_code) is not None
 
 
 # Worker processes. Each has a pipe of its own: unlike a queue it takes no semaphore, which some
-# machines lack, and no thread, and it tells which item, such as a file, ended which worker.
+# machines lack, and no thread. It shows which item, such as a file, ended which worker, and it ends
+# with the worker, even if that is killed amid a result.
 
 FILES_A_WORKER = 50  # fewer do not pay for the start of a process
 # A worker has the next task at hand while the results of the last are read.
@@ -2652,7 +2657,7 @@ OTHER_BYTES = bytes(byte for byte in range(256) if byte not in NESTING_CHARACTER
 def analyze_files(
     sources: Sequence[Source], workers: int, analyze: FileAnalyzer = analyze_file
 ) -> Iterator[Analysis]:
-    """Yield what each file gives, in order, from up to so many worker processes."""
+    """Yield the analysis of each file, in order, from up to so many worker processes."""
     useful = useful_workers(workers, len(sources), FILES_A_WORKER)
     if useful > 1:
         return analyze_in_workers(sources, useful, analyze)
@@ -2686,7 +2691,7 @@ def divided(records: Iterable[Record], characters: int) -> list[list[Record]]:
 
 
 def useful_workers(allowed: int, item_count: int, items_a_worker: int) -> int:
-    """Return how many of the allowed worker processes pay for their start and can be waited for."""
+    """Return how many of the allowed worker processes are worth their start."""
     return min(allowed, item_count // items_a_worker, MOST_WORKERS)
 
 
@@ -2700,7 +2705,7 @@ def processors() -> int:
 def analyze_guarded(
     sources: Sequence[Source], analyze: FileAnalyzer = analyze_file
 ) -> Iterator[Analysis]:
-    """Yield what each file gives: of the harmless ones here, of the others from a worker."""
+    """Yield the analysis of each file: of the harmless ones here, of the others from a worker."""
     is_risky = [may_crash_parser(source) for source in sources]
     risky = list(itertools.compress(sources, is_risky))
     isolated = analyze_in_workers(risky, 1, analyze, task_size=1)
@@ -2716,7 +2721,7 @@ def may_crash_parser(source: Source) -> bool:
             return False
         # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
         text = decode_source(source_bytes(source))
-    except Exception:  # the analysis meets it again, and tells
+    except Exception:  # the analysis meets it again, and reports it
         return False
     data = text.encode("utf-8", "surrogatepass")
     return len(data) > HARMLESS_BYTES or nesting_bound(data) > HARMLESS_DEPTH
@@ -2741,7 +2746,7 @@ def analyze_in_workers(
     analyze: FileAnalyzer = analyze_file,
     task_size: int = FILES_A_TASK,
 ) -> Iterator[Analysis]:
-    """Yield what each file gives, in order, from worker processes, or from this if none starts."""
+    """Yield the analysis of each file, in order, from worker processes; see `work_in_workers`."""
     return work_in_workers(sources, workers, analyze, crashed_file, task_size)
 
 
@@ -2757,10 +2762,10 @@ def work_in_workers(
     crashed: Callable[[Item], Result],
     task_size: int = 1,
 ) -> Iterator[Result]:
-    """Yield what `work` gives for each item, in order, from worker processes.
+    """Yield the result of `work` for each item, in order, from worker processes.
 
-    Where none can start it is done in this one. A worker is given up to `task_size` items at once.
-    Of an item that ended two workers, or one where no other can start, it is what `crashed` gives.
+    If none can start, this process does the work. A worker takes up to `task_size` items at once.
+    An item has the result of `crashed` if it ended two workers, or one and no other can start.
     """
     pool = WorkerPool(items, workers, work, crashed, task_size)
     try:
@@ -2795,7 +2800,7 @@ class WorkerPool(Generic[Item, Result]):
         self.suspects: set[int] = set()
 
     def result(self, number: int) -> Result:
-        """Return what one item gives."""
+        """Return the result of one item."""
         while number not in self.done:
             self._start_workers()
             if not self.workers:
@@ -2805,7 +2810,7 @@ class WorkerPool(Generic[Item, Result]):
         return self.done.pop(number)
 
     def stop(self) -> None:
-        """End the workers, whatever they are at."""
+        """End the workers at once."""
         for worker in self.workers:
             worker.stop()
 
@@ -2814,7 +2819,7 @@ class WorkerPool(Generic[Item, Result]):
         return work(self.items[number])
 
     def _start_workers(self) -> None:
-        """Start the workers that are missing, as far as the system lets them."""
+        """Start the workers that are missing, as many as the system allows."""
         wanted = min(self.size, len(self.todo))
         while self.can_start and len(self.workers) < wanted:
             try:
@@ -2828,7 +2833,7 @@ class WorkerPool(Generic[Item, Result]):
             while self.todo and len(worker.tasks) < TASKS_AHEAD:
                 task = self._next_task()
                 worker.tasks.append(task)
-                # A worker that is gone is noticed where its results are read.
+                # A worker that is gone is noticed when its results are read.
                 with contextlib.suppress(OSError):
                     worker.connection.send(task)
 
@@ -2920,11 +2925,11 @@ def process_context() -> Any:
     # is another module's, and some loaders register none.
     if getattr(sys.modules.get(__name__), "__dict__", None) is not globals():
         raise OSError("another process would not find this program's classes")
-    # A fork is by far the quickest, and safe where no other thread holds a lock. macOS has
-    # threads of its own.
+    # A fork is by far the quickest, and safe if no other thread holds a lock. macOS has threads
+    # of its own.
     if sys.platform == "linux" and threading.active_count() == 1:
         return multiprocessing.get_context("fork")
-    # There is none where the program came from standard input, or from a zip file.
+    # There is none if the program came from standard input or from a zip file.
     if __name__ == "__main__" and not os.path.isfile(globals().get("__file__", "")):
         raise OSError("this program has no file that another process could load")
     return multiprocessing.get_context("spawn")
@@ -2975,7 +2980,7 @@ def outside_tree(context: Any) -> Iterator[Optional[str]]:
     # current directory. With the variable, which no version before 3.11 heeds, it does not; and
     # with the option -E it heeds no variable. In the standard library it finds only that.
     here = os.getcwd()
-    os.chdir(here)  # fails now rather than afterwards, where there is no way back
+    os.chdir(here)  # if there is no way back, fail now
     path = sys.path[:]
     is_safe = os.environ.get(SAFE_PATH)
     try:
@@ -2998,9 +3003,9 @@ def serve_results(
     items: Sequence[Any],
     work: Callable[[Any], object],
 ) -> None:
-    """In a worker: answer each task with what its items give, until the other end is closed.
+    """In a worker: answer each task with the results of its items, until the other end is closed.
 
-    Relative paths among the items start at `directory`, or at the current one where that is None.
+    Relative paths among the items start at `directory`, or at the current one if that is None.
     """
     # A fork inherits it, and would never see it closed.
     other_end.close()
@@ -5551,9 +5556,7 @@ class PendingIntents:
             entries = list(map(parse_pending, lines))
             invalid = [number for number, one in enumerate(entries, 1) if one is None]
             if invalid:
-                count = counted(len(invalid), "line")
-                first = f"passed over, the first is line {invalid[0]}"
-                self._warn(path, f"holds {count} without a finished call: {first}")
+                self._warn(path, passed_over(invalid, "a finished call"))
             intents = {(one.model, one.md5sum): one.intent for one in entries if one}
             unstored = unstored_calls(self.db_path, intents)
             # A file with lines of which none is a finished call belongs to something else.
@@ -5642,6 +5645,12 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def passed_over(invalid: Sequence[int], entry: str) -> str:
+    """Return the warning on the lines of a file, by number, that hold no such entry."""
+    count = counted(len(invalid), "line")
+    return f"holds {count} without {entry}: passed over, the first is line {invalid[0]}"
+
+
 def parse_pending(line: bytes) -> Optional[PendingIntent]:
     """Return the finished call in a line of a side file, or None if it holds none."""
     try:
@@ -5728,7 +5737,7 @@ class KnownAnswers(NamedTuple):
         return self.missed >= TOO_MANY_MISSED
 
     def warning(self) -> str:
-        """Return what is to be told of a model that missed too many."""
+        """Return the warning on a model that missed too many."""
         missed = f"{self.model} missed {self.missed} of {self.asked} questions of known answer"
         return f"{missed}: what it calls {DIFFERENT} ranks last instead of being hidden"
 
@@ -5815,9 +5824,7 @@ def read_verdicts(path: str) -> Verdicts:
         else:
             entries.append(entry)
     if invalid:
-        count = counted(len(invalid), "line")
-        first = f"passed over, the first is line {invalid[0]}"
-        log(f"warning: {path} holds {count} without a verdict: {first}")
+        log(f"warning: {path} {passed_over(invalid, 'a verdict')}")
     newest: dict[CodePair, Verdict] = {}
     asked: dict[str, set[CodePair]] = collections.defaultdict(set)
     known: dict[str, KnownAnswers] = {}
@@ -6878,14 +6885,15 @@ WORDS_OF_A_PURPOSE = 5  # from which on the intent of a small body is compared
 class Comparison(NamedTuple):
     """What is known of a whole run when its groups are found and described, and by which rules.
 
-    `fragments` are all of it, `features` those of their code. By place, `sentences` holds the
-    intents, `names` the qualified names, and `around` the places that enclose another one. `bases`
-    holds those of the classes of each name, `areas` the area of each file. `hooks` are the names of
-    functions that a framework finds. `accepted` are the places of definitions with a comment
-    that accepts copies.
+    `fragments` are all of it, `described` those whose intents are compared, `features` those of
+    their code. By place, `sentences` holds the intents, `names` the qualified names, and `around`
+    the places that enclose another one. `bases` holds those of the classes of each name, `areas`
+    the area of each file. `hooks` are the names of functions that a framework finds. `accepted`
+    are the places of definitions with a comment that accepts copies.
     """
 
     fragments: Sequence[Fragment]
+    described: Sequence[Fragment]
     features: Features
     sentences: Mapping[Place, Sentence]
     names: Mapping[Place, str]
@@ -6907,18 +6915,15 @@ class Comparison(NamedTuple):
         least = self.options.min_statements
         return [fragment for fragment in self.fragments if fragment.facts.statements >= least]
 
-    def described_fragments(self) -> list[Fragment]:
-        """Return the fragments whose intents are compared."""
-        return [fragment for fragment in self.fragments if self.has_purpose(fragment)]
 
-    def has_purpose(self, fragment: Fragment) -> bool:
-        """Return whether a fragment is large and has an intent, or has one that says enough."""
-        facts, text = fragment.facts, self.text_of(fragment)
-        if facts.statements >= self.options.min_statements:
-            return text != ""
-        if facts.statements < self.options.intent_statements or facts.is_accessor or facts.is_stub:
-            return False
-        return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
+def has_purpose(fragment: Fragment, text: str, options: DuplicateOptions) -> bool:
+    """Return whether a fragment is large and has an intent, its text, or one that says enough."""
+    facts = fragment.facts
+    if facts.statements >= options.min_statements:
+        return text != ""
+    if facts.statements < options.intent_statements or facts.is_accessor or facts.is_stub:
+        return False
+    return len(meaningful_words(text)) >= WORDS_OF_A_PURPOSE
 
 
 class SimilarPair(NamedTuple):
@@ -7097,7 +7102,7 @@ def collect_shapes(fragments: Iterable[Fragment]) -> list[Shape]:
 
 def intent_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of the same purpose in code that is not near."""
-    options, large = run.options, run.described_fragments()
+    options, large = run.options, run.described
     texts = [*map(run.text_of, large)]
     similar = similar_intents(texts, [*map(is_class, large)], options.intent_similarity)
 
@@ -7485,7 +7490,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
         and group.hidden_by in (None, REFUTED)
         and not group.are_siblings
     ]
-    most = max(LEAST_BEST, len(run.described_fragments()) // SENTENCES_A_GROUP)
+    most = max(LEAST_BEST, len(run.described) // SENTENCES_A_GROUP)
     if not run.options.best_intents or len(rivals) <= most:
         return list(groups)
     last = sorted(rivals, key=best_first)[most - 1]
@@ -7498,7 +7503,7 @@ def hide_weaker(groups: Sequence[CloneGroup], run: Comparison) -> list[CloneGrou
 
 
 def best_first(group: CloneGroup) -> tuple[float, str]:
-    """Return what groups are sorted by, the most similar ones first."""
+    """Return the key by which groups are sorted, the most similar ones first."""
     return -group.similarity, group.id
 
 
@@ -8193,10 +8198,16 @@ def compare_records(
     definitions = sorted((record for record in records if record.kind != "file"), key=sort_key)
     around = enclosing_places(definitions)
     fragments, features = collect_fragments(definitions, by_place, options.kinds)
+    sentences = find_sentences(compared, by_place, options.intents)
     return Comparison(
         fragments=fragments,
+        described=[
+            one
+            for one in fragments
+            if has_purpose(one, shared_text(one.records, sentences), options)
+        ],
         features=features,
-        sentences=find_sentences(compared, by_place, options.intents),
+        sentences=sentences,
         names=qualified_names(by_place, around),
         around=around,
         bases=class_bases(definitions, by_place),
@@ -8317,11 +8328,16 @@ def pairs_to_ask(groups: Iterable[CloneGroup], top: int) -> dict[CodePair, Codes
     guesses = (group for group in groups if is_guess(group))
     pairs = {}
     for group in itertools.islice(guesses, top):
-        codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+        codes = codes_of(group)
         lowest, *others = sorted(codes)
         for other in others:
             pairs[lowest, other] = (codes[lowest], codes[other])
     return pairs
+
+
+def codes_of(group: CloneGroup) -> dict[str, str]:
+    """Return the normalized codes of a group by their md5sums."""
+    return {member.record.md5sum: member.record.normalized_code for member in group.members}
 
 
 def is_confirmed(group: CloneGroup) -> bool:
@@ -8375,7 +8391,7 @@ def in_turns(sources: Iterable[Iterable[Value]]) -> Iterator[Value]:
 
 def pairs_of(group: CloneGroup) -> Iterator[Codes]:
     """Yield the pairs of different codes in a group, the lower md5sum first."""
-    codes = {member.record.md5sum: member.record.normalized_code for member in group.members}
+    codes = codes_of(group)
     ordered = [codes[md5sum] for md5sum in sorted(codes)]
     yield from itertools.combinations(ordered, 2)
 
@@ -9805,7 +9821,7 @@ def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
 
 
 def lettered(member: Member) -> str:
-    """Return what stands before the place of a member: its letter in a verdict, if it has one."""
+    """Return the text before a member's place: its letter in a verdict, if it has one."""
     return f"{member.letter} " if member.letter else ""
 
 
@@ -10672,7 +10688,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
     rule = escaped(group.hidden_by.name if group.hidden_by else "")
     numbered = dict(enumerate(group.members, 1))
     body = group_code(group) if with_code else member_list(numbered, {})
-    told = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
+    verdict = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
     link = f'<a href="#group-{group.id}">{group.id}</a>'
     parts = [
         f'<details class="group" id="group-{group.id}"',
@@ -10684,7 +10700,7 @@ def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
         f' <span class="facts">{" ".join(group_facts(group))}</span>',
         f' <span class="files">{escaped(some_of(without_repeats(files)))}</span>',
         "</summary>",
-        f'\n<div class="inside">\n{told}{body}',
+        f'\n<div class="inside">\n{verdict}{body}',
         f'<p class="link">Group {link}</p></div></details>\n',
     ]
     return "".join(parts)
@@ -11186,11 +11202,11 @@ def sarif_result(
     for number, member in enumerate(others, 1):
         links.append(sarif_link(member, number))
         related.append({"id": number, **sarif_location(member, directory)})
-    told = "".join(f" {sarif_plain(text)}." for text in verdict_texts(group))
+    verdict = "".join(f" {sarif_plain(text)}." for text in verdict_texts(group))
     where = f"{group_headline(group)}: also {', '.join(links)}"
     if first.letter:
         where = f"{lettered(first)}is here; {where}"
-    message = f"{evidence.sarif_text} {where}{told and '.'}{told}"
+    message = f"{evidence.sarif_text} {where}{verdict and '.'}{verdict}"
     return {
         "ruleId": evidence.sarif_rule,
         "ruleIndex": report.evidence.index(evidence),
@@ -12096,12 +12112,16 @@ def candidate_groups(
 ) -> Sequence[CloneGroup]:
     """Return the groups that `duplicates` forms of a run without verdicts."""
     report = report_on_records(args, row, records)
-    touched = touched_files(args, report, has_gate=False)
+    return narrowed(args, report, touched_files(args, report, has_gate=False)).groups
+
+
+def narrowed(
+    args: argparse.Namespace, report: Report, touched: Optional[Collection[str]]
+) -> Report:
+    """Return the report with all groups hidden that `--touching` and `--area` leave out."""
     if touched is not None:
         report = hide_untouched(report, touched)
-    if args.area is not None:
-        report = hide_elsewhere(report, args.area)
-    return report.groups
+    return report if args.area is None else hide_elsewhere(report, args.area)
 
 
 def fits(codes: Codes, num_ctx: int) -> bool:
@@ -12204,11 +12224,7 @@ def judged_report(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
     if baseline is not None:
         report = compare_reports(args, report, baseline, past)
     report = hide_accepted(report)
-    if touched is not None:
-        report = hide_untouched(report, touched)
-    if args.area is not None:
-        report = hide_elsewhere(report, args.area)
-    return report, baseline
+    return narrowed(args, report, touched), baseline
 
 
 def verdict_line(
