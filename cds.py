@@ -17,6 +17,7 @@ From the shell:
     python cds.py confirm       --db-path FILE --provider-url localhost:11434 --model M
     python cds.py duplicates    --db-path FILE
     python cds.py duplicates    --path src
+    python cds.py find          "split a list into chunks" --path src
 
 From code:
 
@@ -46,8 +47,9 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Verdicts,
-Evidence, Fragments, Similarity, Intents, Groups, Report, Confirmation, Baseline, JSON, Tables,
-Page, SARIF, Files, Commands, Command line. A call goes to a room above or within its own.
+Evidence, Fragments, Similarity, Intents, Groups, Report, Confirmation, Baseline, Find, JSON,
+Tables, Page, Markdown, SARIF, Files, Session, Commands, Command line. A call goes to a room above
+or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -544,6 +546,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}s"
 
 
+def some_of(texts: Sequence[str], most: int = 3) -> str:
+    """Return the first few of some texts, and how many more there are."""
+    told = list(texts[:most])
+    left_out = len(texts) - most
+    if left_out > 0:
+        told.append(f"and {left_out} more")
+    return ", ".join(told)
+
+
 def stored_path(path: str) -> str:
     """Return a path as text that UTF-8 can hold, with `/` between its names.
 
@@ -564,6 +575,15 @@ def restored_path(stored: str) -> str:
     if not ESCAPED_BYTE.search(stored):
         return stored
     return STORED_ESCAPE.sub(lambda escape: escape[1] or chr(int(escape[2], 16)), stored)
+
+
+def relative_path(path: str) -> str:
+    """Return a path as relative to the current directory, where that can be said."""
+    try:
+        return os.path.relpath(path or os.curdir)
+    except (OSError, ValueError):
+        # The current one is gone, or on another drive of Windows.
+        return path
 
 
 def location(record: Record) -> str:
@@ -650,6 +670,41 @@ def terminal_width(stream: Optional[TextIO]) -> Optional[int]:
 def has_live_line(stream: Optional[TextIO]) -> bool:
     """Return whether a stream is a terminal on which a line can be cleared and drawn anew."""
     return terminal_width(stream) is not None and os.environ.get("TERM") != "dumb"
+
+
+class LiveLine:
+    """Says on stderr what a command is doing, on a line of a terminal that is drawn anew."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.is_live = has_live_line(sys.stderr)
+        self.phase = ""
+        self.done = self.total = 0
+        self.drawn_at = 0.0
+
+    def begin(self, phase: str, total: int = 0) -> None:
+        """Begin a phase of so many steps, or of an unknown number."""
+        self.phase, self.done, self.total = phase, 0, total
+        self._draw()
+
+    def step(self) -> None:
+        """Count a step of the phase."""
+        self.done += 1
+        if self.clock() - self.drawn_at >= REDRAW_SECONDS:
+            self._draw()
+
+    def end(self) -> None:
+        """Clear the line, if one is there."""
+        if self.is_live and self.phase:
+            write_error(CLEAR_LINE)
+        self.phase = ""
+
+    def _draw(self) -> None:
+        width = terminal_width(sys.stderr) if self.is_live else None
+        if width:
+            self.drawn_at = self.clock()
+            count = f" {self.done}/{self.total}" if self.total else ""
+            write_error(CLEAR_LINE + f"{self.phase}{count} ..."[: width - 1])
 
 
 class Progress:
@@ -820,13 +875,49 @@ PROJECT_FILES = ("pyproject.toml", "setup.py")
 BUILD_DIRECTORIES = ("build", "dist")
 FOREIGN_DIRECTORIES = ("__pycache__", "node_modules", "site-packages")
 VENV_CHARACTERS = 1 << 16  # `venv` writes some hundred
+O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
+SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
+# What a search meets; the last two are the reasons why they are skipped, too.
+REGULAR, DIRECTORY, LINK, OTHER = "file", "directory", "symbolic link", "not a regular file"
 
 
 class Source(NamedTuple):
-    """A file to analyze: its path, and its path below the root as it is stored."""
+    """A file to analyze: its path, and its path below the root as it is stored.
+
+    `content` holds its bytes, if they are not to be read from there.
+    """
 
     path: str
     file_path: str
+    content: Optional[bytes] = None
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
+    # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
+    flags = os.O_RDONLY
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    flags |= O_BINARY
+    with open(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
+        data = file.read(SOURCE_BYTES + 1)
+    refuse_large(data)
+    return data
+
+
+def refuse_large(data: bytes) -> None:
+    """Raise OSError for more than 16 MiB of source."""
+    if len(data) > SOURCE_BYTES:
+        raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
+
+
+def source_bytes(source: Source) -> bytes:
+    """Return the bytes of a source; raise OSError as `read_bytes` does."""
+    if source.content is None:
+        return read_bytes(source.path)
+    refuse_large(source.content)
+    return source.content
 
 
 class Search(NamedTuple):
@@ -865,6 +956,14 @@ def find_sources(
     return Search([alone], collections.Counter(), [], [], list(exclude))
 
 
+class Listed(NamedTuple):
+    """What stands in a directory: its name, its kind, and where it is, or would be, on the disk."""
+
+    name: str
+    kind: str
+    path: str
+
+
 class Entry(NamedTuple):
     """A file or directory below the root: its path there, with `/`.
 
@@ -899,8 +998,7 @@ class Finder:
     def find(self) -> Search:
         """Search the directory and those below it."""
         found = self.found
-        ignored = ignored_around(self.git, self.root)
-        directories = collections.deque([Entry("", True, ignored)])
+        directories = collections.deque([Entry("", True, self._ignored_around())])
         while directories:
             for entry in self._list(directories.popleft()):
                 if entry.is_directory:
@@ -916,29 +1014,36 @@ class Finder:
                 found.unmatched.append(pattern)
         return found
 
+    def _ignored_around(self) -> Collection[str]:
+        """Return what git ignores in the work tree that the root is, or is in."""
+        return ignored_around(self.git, self.root)
+
     def _source(self, entry: Entry) -> Source:
         path = os.path.join(self.root, entry.path)
         return Source(path, stored_path(entry.path))
 
     def _list(self, directory: Entry) -> list[Entry]:
         """Return the entries of a directory, without those that are skipped."""
-        path = os.path.join(self.root, directory.path)
         try:
-            with os.scandir(path) as listing:
-                return self._without_skipped(directory, list(listing))
+            return self._without_skipped(directory, self._items(directory.path))
         except OSError as error:
             shown = stored_path(directory.path) or "."
             reason = describe_error(error)
             self.found.errors.append(AnalyzerError(shown, None, reason))
             return []
 
-    def _without_skipped(self, directory: Entry, items: list[os.DirEntry[str]]) -> list[Entry]:
+    def _items(self, directory: str) -> list[Listed]:
+        """Return what stands in a directory below the root."""
+        with os.scandir(os.path.join(self.root, directory)) as listing:
+            return [Listed(found.name, item_kind(found), found.path) for found in listing]
+
+    def _without_skipped(self, directory: Entry, items: list[Listed]) -> list[Entry]:
         names = {item.name for item in items}
         is_project = not names.isdisjoint(PROJECT_FILES)
         ignored = self._ignored(directory, names)
         entries = []
         for item in items:
-            is_directory = item.is_dir(follow_symlinks=False)
+            is_directory = item.kind == DIRECTORY
             unread = "" if is_directory else self._unread_suffix(item.name)
             if unread is None:
                 continue
@@ -979,14 +1084,21 @@ class Finder:
         return is_excluded
 
 
-def skip_reason(item: os.DirEntry[str], is_project: bool) -> str:
+def item_kind(found: os.DirEntry[str]) -> str:
+    """Return the kind of an entry of a directory."""
+    if found.is_symlink():
+        return LINK
+    if found.is_dir(follow_symlinks=False):
+        return DIRECTORY
+    return REGULAR if found.is_file(follow_symlinks=False) else OTHER
+
+
+def skip_reason(item: Listed, is_project: bool) -> str:
     """Return why a file or directory is skipped by its kind or name, or the empty text."""
-    if item.is_symlink():
-        return "symbolic link"
-    if item.is_file(follow_symlinks=False):
+    if item.kind in (LINK, OTHER):
+        return item.kind
+    if item.kind == REGULAR:
         return ""
-    if not item.is_dir(follow_symlinks=False):
-        return "not a regular file"
     if item.name in FOREIGN_DIRECTORIES:
         return item.name
     if item.name.startswith("."):
@@ -1012,8 +1124,8 @@ def is_virtual_environment(directory: str) -> bool:
     return any(equals and key.strip().lower() == "home" for key, equals, _ in pairs)
 
 
-# Files that git ignores. Only `git ls-files` and `git check-ignore` are run, in such a way that
-# they neither run nor write anything that the analyzed tree names.
+# Questions to git. Only commands that read are run, and only where they can neither run nor write
+# anything that the analyzed tree names.
 
 
 class GitRefusalError(Exception):
@@ -1031,16 +1143,21 @@ class Git:
 
     def ask(self, work_tree: str, *words: str, paths: Iterable[str] = ()) -> list[str]:
         """Return the answers, each ended by NUL, of a git command; raise GitRefusalError."""
-        import subprocess
-
         # `./` keeps git from taking a name that begins with a colon for more than a name.
         lines = "".join(f"./{path}\0" for path in paths)
+        output = self.output(work_tree, *words, given=os.fsencode(lines))
+        return list(map(os.fsdecode, output.split(b"\0")[:-1]))
+
+    def output(self, work_tree: str, *words: str, given: bytes = b"") -> bytes:
+        """Return what a git command prints that is given some input; raise GitRefusalError."""
+        import subprocess
+
         try:
             done = subprocess.run(
                 self._command(words),
                 cwd=work_tree,
                 env=self._environment(work_tree),
-                input=os.fsencode(lines),
+                input=given,
                 capture_output=True,
                 timeout=max(self.deadline - time.monotonic(), 0),
             )
@@ -1048,12 +1165,12 @@ class Git:
             raise GitRefusalError(f"it took longer than {self.seconds:g} seconds") from error
         except OSError as error:
             raise GitRefusalError(describe_error(error)) from error
-        if done.returncode not in (0, 1):  # 1: none of the paths is ignored
+        # 1: no path is ignored, no such commit, no merge base; nothing is printed then.
+        if done.returncode not in (0, 1):
             message = one_line(done.stderr.decode("utf-8", "replace"))
             message = message or f"exit code {done.returncode}"
             raise GitRefusalError(message[:GIT_MESSAGE_CHARACTERS])
-        answers = done.stdout.split(b"\0")[:-1]
-        return list(map(os.fsdecode, answers))
+        return done.stdout
 
     def _command(self, words: Sequence[str]) -> list[str]:
         if self.program is None:
@@ -1080,6 +1197,9 @@ class Git:
         others = len(self.refusals) - 1
         places = f"{work_tree} and {others} more" if others else work_tree
         return [f"files that git ignores in {places} are not skipped: git: {reason}"]
+
+
+# What git ignores
 
 
 def ignored_paths(git: Git, top: str, *, below: str = "", inside: str = "") -> Collection[str]:
@@ -1113,19 +1233,24 @@ def refuse_bare_layout(directory: str) -> None:
         raise GitRefusalError("it looks like a bare repository")
 
 
-def ignored_around(git: Git, root: str) -> Collection[str]:
-    """Return the paths that git ignores below a directory, if it is in a work tree."""
-    top = real_root = os.path.realpath(root)
+def place_in_work_tree(directory: str) -> Optional[tuple[str, str]]:
+    """Return the top of the work tree around a directory, and its path there, empty or with `/`."""
+    top = real_path = os.path.realpath(directory)
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
-            return ()
+            return None
         top = parent
-    inside = ""
-    if top != real_root:
-        path = os.path.relpath(real_root, top)
-        inside = path.replace(os.sep, "/") + "/"
-    return ignored_paths(git, top, inside=inside)
+    if top == real_path:
+        return top, ""
+    path = os.path.relpath(real_path, top)
+    return top, path.replace(os.sep, "/") + "/"
+
+
+def ignored_around(git: Git, root: str) -> Collection[str]:
+    """Return what git ignores below a directory that is a work tree, or is in one."""
+    place = place_in_work_tree(root)
+    return ignored_paths(git, place[0], inside=place[1]) if place else ()
 
 
 def find_program(name: str) -> Optional[str]:
@@ -1142,6 +1267,191 @@ def find_program(name: str) -> Optional[str]:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
+
+
+# A tree at a commit, read from git's objects. It is never checked out, so no filter of the tree
+# runs; and what is missing is never fetched.
+
+GIT_LINK = "120000"  # the mode of a symbolic link
+SHA1_DIGITS = 40
+WHOLE_HISTORY = "fetch the whole history (in CI: fetch-depth: 0)"
+
+
+class Blob(NamedTuple):
+    """A file as git holds it: its mode, the id of its content, and the work tree that has it."""
+
+    mode: str
+    id: str
+    work_tree: str
+
+
+class PastTree:
+    """What a commit holds of a directory; the `blobs` are by their paths below it."""
+
+    def __init__(self, git: Git, commit: str, root: str, blobs: Mapping[str, Blob]) -> None:
+        self.git = git
+        self.commit = commit
+        self.root = root
+        self.blobs = blobs
+        self.items: dict[str, dict[str, Listed]] = collections.defaultdict(dict)
+        for path, blob in blobs.items():
+            kind = LINK if blob.mode == GIT_LINK else REGULAR
+            while path:
+                directory, _, name = path.rpartition("/")
+                self.items[directory][name] = Listed(name, kind, os.path.join(root, path))
+                path, kind = directory, DIRECTORY
+
+    def holds(self, source: Source) -> bool:
+        """Return whether a file has the bytes that it had."""
+        blob = self.blobs.get(restored_path(source.file_path))
+        if blob is None:
+            return False
+        try:
+            content = read_bytes(source.path)
+        except OSError:  # the analysis meets it again, and tells
+            return False
+        # git may have been told to write the ends of lines as Windows has them.
+        as_stored = content.replace(b"\r\n", b"\n")
+        return blob.id in (blob_id(content, blob.id), blob_id(as_stored, blob.id))
+
+    def read(self, sources: Iterable[Source]) -> list[Source]:
+        """Return sources with their content; raise UsageError if git does not have it."""
+        by_work_tree: dict[str, list[Source]] = collections.defaultdict(list)
+        for source in sources:
+            blob = self.blobs[restored_path(source.file_path)]
+            by_work_tree[blob.work_tree].append(source)
+        found = []
+        for work_tree, own in by_work_tree.items():
+            ids = [self.blobs[restored_path(source.file_path)].id for source in own]
+            contents = read_blobs(self.git, work_tree, ids)
+            found += [source._replace(content=one) for source, one in zip(own, contents)]
+        return found
+
+
+class PastFinder(Finder):
+    """One search of a directory as a commit holds it."""
+
+    def __init__(
+        self, tree: PastTree, suffixes: Union[str, tuple[str, ...]], exclude: Sequence[str]
+    ) -> None:
+        super().__init__(tree.root, suffixes, exclude, ())
+        self.tree = tree
+
+    def _ignored_around(self) -> Collection[str]:
+        return ()  # what is committed is not ignored
+
+    def _items(self, directory: str) -> list[Listed]:
+        return list(self.tree.items[directory].values())
+
+
+def tree_since(root: str, revision: str) -> PastTree:
+    """Return what the merge base of a revision and HEAD holds of a directory, or of one file.
+
+    Raises UsageError if there is no such commit, or git does not have all of it.
+    """
+    git = Git()
+    directory, name = (root, "") if os.path.isdir(root) else os.path.split(root)
+    place = place_in_work_tree(directory)
+    if place is None:
+        raise UsageError(f"{root} is in no work tree of git: name a source tree that is")
+    top, inside = place
+    try:
+        commit = merge_base(git, top, revision)
+    except GitRefusalError as error:
+        raise UsageError(f"git: {error}") from error
+    with whole_history():
+        blobs = dict(past_blobs(git, top, commit, inside))
+    if name:
+        blobs = {name: blobs[name]} if name in blobs else {}
+    return PastTree(git, commit, directory, blobs)
+
+
+def past_sources(
+    tree: PastTree, root: str, suffixes: Union[str, tuple[str, ...]], exclude: Sequence[str]
+) -> list[Source]:
+    """Return the sources below `root` that a commit holds, by the rules of `find_sources`."""
+    if os.path.isdir(root):
+        return PastFinder(tree, suffixes, exclude).find().sources
+    return [Source(root, stored_path(name)) for name in tree.blobs]
+
+
+def merge_base(git: Git, work_tree: str, revision: str) -> str:
+    """Return the id of the commit where the history of HEAD leaves that of a revision."""
+    refuse_bare_layout(work_tree)
+    head = commit_id(git, work_tree, "HEAD")
+    if not head:
+        raise UsageError("HEAD has no commit yet: commit something first")
+    # git would take it for an option.
+    other = "" if revision.startswith("-") else commit_id(git, work_tree, revision)
+    if not other:
+        raise UsageError(f"{revision!r} is no commit here: name one, or {WHOLE_HISTORY}")
+    common = git.output(work_tree, "merge-base", other, head).decode().strip()
+    if not common:
+        raise UsageError(f"{revision} and HEAD have no commit in common: {WHOLE_HISTORY}")
+    return common
+
+
+def commit_id(git: Git, work_tree: str, revision: str) -> str:
+    """Return the id of the commit that a revision names, or the empty text."""
+    name = f"{revision}^{{commit}}"
+    ids = git.output(work_tree, "rev-parse", "--verify", "--quiet", name).decode().split()
+    return ids[0] if len(ids) == 1 else ""  # of a range there are two
+
+
+def past_blobs(
+    git: Git, work_tree: str, commit: str, inside: str = ""
+) -> Iterator[tuple[str, Blob]]:
+    """Yield the files of a commit and its submodules, by their paths below `inside`."""
+    words = ("ls-tree", "-r", "-z", "--full-tree", commit)
+    for line in git.ask(work_tree, *words):
+        # The mode, the type and the id, then the path.
+        fields, _, path = line.partition("\t")
+        mode, kind, object_id = fields.split(" ")
+        if not path.startswith(inside):
+            continue
+        below = path[len(inside) :]
+        submodule = os.path.join(work_tree, path)
+        if kind == "blob":
+            yield below, Blob(mode, object_id, work_tree)
+        elif os.path.lexists(os.path.join(submodule, ".git")):
+            refuse_bare_layout(submodule)
+            for rest, blob in past_blobs(git, submodule, object_id):
+                yield f"{below}/{rest}", blob
+
+
+@contextlib.contextmanager
+def whole_history() -> Iterator[None]:
+    """Raise what git cannot read as UsageError, with what may be missing."""
+    try:
+        yield
+    except GitRefusalError as error:
+        raise UsageError(f"git: {error}: {WHOLE_HISTORY}") from error
+
+
+def read_blobs(git: Git, work_tree: str, ids: Sequence[str]) -> list[bytes]:
+    """Return the contents of files by their ids; raise UsageError if one is missing."""
+    given = "".join(f"{one}\n" for one in ids).encode()
+    with whole_history():
+        output = io.BytesIO(git.output(work_tree, "cat-file", "--batch", given=given))
+    contents = []
+    for one in ids:
+        # A line with the id, the type and the size, or `missing`; the content; the end of a line.
+        size = output.readline().split()[-1]
+        if not size.isdigit():
+            raise UsageError(f"{work_tree} lacks the object {one}: {WHOLE_HISTORY}")
+        contents.append(output.read(int(size)))
+        output.readline()
+    return contents
+
+
+def blob_id(content: bytes, example: str) -> str:
+    """Return the id that git gives to the content of a file, by the same hash as an example."""
+    import hashlib
+
+    algorithm = "sha1" if len(example) == SHA1_DIGITS else "sha256"
+    hashed = hashlib.new(algorithm, b"blob %d\0" % len(content), usedforsecurity=False)
+    hashed.update(content)
+    return hashed.hexdigest()
 
 
 # ---- Analysis -------------------------------------------------------------------------------
@@ -1163,10 +1473,20 @@ class Analyzer(ABC):
     suffixes: tuple[str, ...]
     unread_suffixes: tuple[str, ...] = ()
 
-    def __init__(self, workers: int = 0, *, with_facts: bool = False) -> None:
-        """Keep how many processes may be started, and whether symbols get their facts."""
+    def __init__(
+        self,
+        workers: int = 0,
+        *,
+        with_facts: bool = False,
+        on_file: Optional[Callable[[], object]] = None,
+    ) -> None:
+        """Keep how many processes may be started, and whether symbols get their facts.
+
+        `on_file` is called after each file.
+        """
         self.workers = workers
         self.with_facts = with_facts
+        self.on_file = on_file or (lambda: None)
 
     @abstractmethod
     def analyze(self, sources: Sequence[Source]) -> Analysis:
@@ -1209,6 +1529,7 @@ class PythonAnalyzer(Analyzer):
             for symbols, errors in analyze_files(sources, self.workers, analyze):
                 analysis.symbols.extend(symbols)
                 analysis.errors.extend(errors)
+                self.on_file()
         return analysis
 
 
@@ -1274,8 +1595,6 @@ def parsing_quietly() -> Iterator[None]:
 
 # Reading.
 
-O_BINARY: int = getattr(os, "O_BINARY", 0)  # for Windows
-SOURCE_BYTES = 16 << 20  # the parser takes some 400 bytes of memory a byte of source
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIRST_TWO_LINES = re.compile(rb"(?:[^\r\n]*(?:\r\n?|\n)?){2}")
 # All of ASCII that can be seen, and what some codecs would resolve.
@@ -1285,7 +1604,7 @@ ASCII_SAMPLE = bytes(range(0x20, 0x7F)) + rb" \u0041 \x41 .xn--tda."
 def analyze_file(source: Source, with_facts: bool = False) -> Analysis:
     """Return the symbols of a file, its own first, and the reasons why some are missing."""
     try:
-        text = decode_source(read_bytes(source.path))
+        text = decode_source(source_bytes(source))
         return python_symbols(text, source.file_path, with_facts)
     except Exception as error:  # foreign code finds every weakness of the parser and the unparser
         line = getattr(error, "lineno", None) or None
@@ -1295,21 +1614,6 @@ def analyze_file(source: Source, with_facts: bool = False) -> Analysis:
 def failed_file(source: Source, message: str, line: Optional[int] = None) -> Analysis:
     """Return the analysis of a file that gives no symbols."""
     return Analysis([], [AnalyzerError(source.file_path, line, message)])
-
-
-def read_bytes(path: str) -> bytes:
-    """Return the bytes of a regular file of at most 16 MiB; raise OSError for anything else."""
-    # O_NONBLOCK: the file may have become a FIFO since it was found, and opening one would block.
-    flags = os.O_RDONLY
-    flags |= getattr(os, "O_NONBLOCK", 0)
-    flags |= O_BINARY
-    with open(os.open(path, flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("not a regular file")
-        data = file.read(SOURCE_BYTES + 1)
-    if len(data) > SOURCE_BYTES:
-        raise OSError(f"larger than {SOURCE_BYTES >> 20} MiB")
-    return data
 
 
 def decode_source(data: bytes) -> str:
@@ -1649,6 +1953,33 @@ def header_end(node: DefinitionNode) -> tuple[int, int]:
         parts += [*given.defaults, *given.kw_defaults, node.returns]
     ends = [(part.end_lineno, part.end_col_offset) for part in parts if part is not None]
     return max(ends, default=(node.lineno, node.col_offset))
+
+
+# Statements without a definition around them
+
+
+def functions_around(statements: str) -> list[str]:
+    """Return source of functions with these statements as their body.
+
+    One takes as parameters what the statements read and do not bind, one has no parameters: what
+    those names are is not known. Raises SyntaxError where there is no statement.
+    """
+    import builtins
+    import textwrap
+
+    tree = ast.parse(statements)
+    if not tree.body:
+        raise SyntaxError("there is no code")
+    read, bound = set(), set(dir(builtins))
+    for node in ast.walk(tree):
+        name = bound_name(node) if type(node) in NAMED_NODES or type(node) is Name else None
+        if name:
+            bound.add(name)
+        elif isinstance(node, ast.Name):
+            read.add(node.id)
+    body = textwrap.indent(statements, "    ")
+    headers = [", ".join(sorted(read - bound)), ""]
+    return [f"def code({parameters}):\n{body}" for parameters in dict.fromkeys(headers)]
 
 
 # Docstrings: the first sentence.
@@ -2454,14 +2785,19 @@ def may_crash_parser(source: Source) -> bool:
     """Return whether a file could be too much for the parser, by its size or by its nesting."""
     try:
         # No level takes less than a byte, so a small file need not be read twice.
-        if os.path.getsize(source.path) <= HARMLESS_DEPTH:
+        if source_size(source) <= HARMLESS_DEPTH:
             return False
         # Decoded, since some encodings write operators in bytes beyond ASCII, as `mac_farsi` does.
-        text = decode_source(read_bytes(source.path))
+        text = decode_source(source_bytes(source))
     except Exception:  # the analysis meets it again, and reports it
         return False
     data = text.encode("utf-8", "surrogatepass")
     return len(data) > HARMLESS_BYTES or nesting_bound(data) > HARMLESS_DEPTH
+
+
+def source_size(source: Source) -> int:
+    """Return how many bytes a source has; raise OSError if that cannot be known."""
+    return os.path.getsize(source.path) if source.content is None else len(source.content)
 
 
 def nesting_bound(data: bytes) -> int:
@@ -5672,6 +6008,7 @@ OF_CLUSTERS = "clusters"  # (Cluster, Comparison)
 OF_GROUPS = "groups"  # (CloneGroup, Shown), after the groups that rank higher
 OF_SECTIONS = "sections"  # (CloneGroup, CloneGroup), with the last of the best of a section
 OF_BASELINES = "baselines"  # (CloneGroup, Counterparts), if there is a baseline
+OF_COMMENTS = "comments"  # (CloneGroup, None)
 OF_FILES = "files"  # (CloneGroup, paths), if --touching names files
 OF_AREAS = "areas"  # (CloneGroup, area), if --area names one
 
@@ -5730,7 +6067,9 @@ class Member(NamedTuple):
     is for, and `intent_source`, MODEL or DOCSTRING, who said so. `statements` are those of its
     body, `closest` is its similarity to the member that it is most similar to, and `features` are
     those of its code by rank; for `around` see Fragment; none of these is in the JSON. `letter` is
-    what a verdict calls it, if the group has one on two codes.
+    what a verdict calls it, if the group has one on two codes. One that `is_new` is what a baseline
+    did not have; without a baseline none is. One that `is_accepted` says in a comment that copies
+    of it are. `link` leads to its code.
     """
 
     record: Record
@@ -5743,6 +6082,9 @@ class Member(NamedTuple):
     closest: float = 1.0
     features: tuple[int, ...] = ()
     around: Optional[Place] = None
+    is_new: bool = False
+    is_accepted: bool = False
+    link: Optional[str] = None
     letter: str = ""
 
 
@@ -5800,7 +6142,10 @@ class Report(NamedTuple):
     known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
     which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap,
     `has_verdicts` whether there was a file of verdicts, and `distrusted` how the models did that
-    missed too many questions of known answer.
+    missed too many questions of known answer. `areas` gives the area of each file, `since` the
+    revision that the tree was compared with, `root` where its paths start in their work tree.
+    `vain_comments` are the places of the definitions whose comment accepts copies and hides no
+    group.
     """
 
     run: Optional[Mapping[str, object]]
@@ -5809,8 +6154,6 @@ class Report(NamedTuple):
     record_count: int
     without_intent: Mapping[str, int]
     file_lines: Mapping[str, int]
-    area_lines: Mapping[str, tuple[int, int]]
-    file_pairs: tuple[FilePair, ...]
     error_count: int
     evidence: tuple[Evidence, ...]
     rules: tuple[Rule, ...]
@@ -5819,6 +6162,12 @@ class Report(NamedTuple):
     unparsed_count: int = 0
     unread: tuple[str, ...] = ()
     holds_overlaps: bool = True
+    areas: Mapping[str, str] = types.MappingProxyType({})
+    area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    file_pairs: tuple[FilePair, ...] = ()
+    since: Optional[str] = None
+    root: Optional[str] = None
+    vain_comments: tuple[Place, ...] = ()
     has_verdicts: bool = False
     distrusted: tuple[KnownAnswers, ...] = ()
 
@@ -5860,7 +6209,14 @@ class Fragment(NamedTuple):
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
 Shape = Sequence[Fragment]
 Trigram = tuple[Label, Label, Label]
+FeatureCounts = collections.Counter[Trigram]
 TYPECODE = "I"  # of arrays of counts
+
+
+def trigrams_of(labels: Sequence[Label]) -> Iterator[Trigram]:
+    """Return the trigrams of labels, in their order."""
+    # A trigram that ends in a mark runs on into the next statement.
+    return itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
 
 
 class FeatureNumbers:
@@ -5883,9 +6239,7 @@ class FeatureNumbers:
 
     def of(self, labels: Sequence[Label]) -> tuple[int, ...]:
         """Return the numbers of the features of labels, each once."""
-        # A trigram that ends in a mark runs on into the next statement.
-        trigrams = itertools.compress(zip(labels, labels[1:], labels[2:]), labels[2:])
-        counts = collections.Counter(map(self.trigrams.__getitem__, trigrams))
+        counts = collections.Counter(map(self.trigrams.__getitem__, trigrams_of(labels)))
         numbers = list(counts)
         for trigram, count in counts.items():
             if count > 1:
@@ -6856,8 +7210,9 @@ class Comparison(NamedTuple):
     `fragments` are all of it, `described` those whose intents are compared, `features` those of
     their code. By place, `sentences` holds the intents, `names` the qualified names, and `around`
     the places that enclose another one. `bases` holds those of the classes of each name, `areas`
-    the area of each file. `hooks` are the names of functions that a framework finds, `facts`
-    those of every definition by place.
+    the area of each file. `hooks` are the names of functions that a framework finds. `accepted`
+    are the places of definitions with a comment that accepts copies, `facts` those of every
+    definition by place.
     """
 
     fragments: Sequence[Fragment]
@@ -6871,6 +7226,7 @@ class Comparison(NamedTuple):
     areas: Mapping[str, str]
     options: DuplicateOptions
     rules: Sequence[Rule]
+    accepted: Collection[Place] = frozenset()
     verdicts: Verdicts = NO_VERDICTS
     facts: Mapping[Place, Facts] = {}
 
@@ -7544,6 +7900,25 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
+# With a reason behind a colon, or not; another comment may follow.
+ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#]|\Z)")
+
+
+def accepts_copies(facts: Facts) -> bool:
+    """Return whether a comment on a definition's header says that copies of it are accepted."""
+    return any(map(ACCEPTED_COPY.search, facts.comments))
+
+
+def has_accepted_copies(group: CloneGroup, _: object) -> bool:
+    """Return whether the members of a group, all but one, accept it by a comment.
+
+    They do not if one is new: who pastes code pastes its comments.
+    """
+    if any(member.is_new for member in group.members):
+        return False
+    return sum(member.is_accepted for member in group.members) >= group.copies - 1
+
+
 # Which groups by intent are the best ones
 
 # Pairs that are similar by chance grow with the square of the sentences, so that no one bound on
@@ -7749,6 +8124,13 @@ RULES = (
     KNOWN,
     UNJUDGED,
     Rule(
+        name="ignored",
+        sentence="Groups whose members, all but one, have a comment '# cds: ignore'.",
+        stage=OF_COMMENTS,
+        hides=has_accepted_copies,
+        accepts=True,
+    ),
+    Rule(
         name="untouched",
         sentence="Groups without a member in a file that --touching names.",
         stage=OF_FILES,
@@ -7847,6 +8229,7 @@ def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison)
                 closest=similarity,
                 features=fragment.trigrams,
                 around=fragment.around,
+                is_accepted=place in run.accepted,
             )
             members.append(member)
     return sorted(members, key=lambda member: sort_key(member.record))
@@ -8153,6 +8536,7 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
 
 # The head of the report: how many lines are copies, and which files share most
 
+COPIED_FILE = 0.9  # of its lines; imports and constants are in no group
 PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
 
 
@@ -8228,11 +8612,49 @@ def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
     return [group for group in groups if group.hidden_by is None and group.evidence.are_copies]
 
 
+# Copies that a comment accepts
+
+
+def hide_accepted(report: Report) -> Report:
+    """Return the report with the groups hidden that comments in the code accept."""
+    groups = []
+    for group in report.groups:
+        if group.hidden_by is None:
+            rule = first_rule(report.rules, OF_COMMENTS, group, None)
+            group = group._replace(hidden_by=rule)
+        groups.append(group)
+    return with_groups(report, groups)
+
+
+def find_vain_comments(groups: Iterable[CloneGroup], run: Comparison) -> tuple[Place, ...]:
+    """Return where comments stand that accept copies and hide none of the groups, sorted.
+
+    Only what all kinds are compared for is known to be in vain.
+    """
+    if set(run.options.kinds) != set(KINDS):
+        return ()
+    vain = set(run.accepted)
+    for group in groups:
+        if group.hidden_by is None and has_accepted_copies(group, None):
+            vain.difference_update(places_of(group))
+    return tuple(sorted(vain))
+
+
 def shown_groups(report: Report, evidence: Evidence) -> list[CloneGroup]:
     """Return the groups with this kind of evidence that no rule hides."""
     return [
         group for group in report.groups if group.evidence == evidence and group.hidden_by is None
     ]
+
+
+def file_parts(report: Report, pair: FilePair) -> list[tuple[str, float]]:
+    """Return the two files of a pair, each with the part of its lines that stands in the other."""
+    return [(path, pair.lines / report.file_lines[path]) for path in (pair.one, pair.other)]
+
+
+def is_copied_file(report: Report, pair: FilePair) -> bool:
+    """Return whether nearly all of each file stands in the other."""
+    return all(part >= COPIED_FILE for _, part in file_parts(report, pair))
 
 
 def count_hidden(report: Report) -> dict[str, int]:
@@ -8277,6 +8699,7 @@ def compare_records(
         rules=rules if verdicts is None else (*rules, REFUTED),
         verdicts=verdicts or NO_VERDICTS,
         facts=by_place,
+        accepted={place for place, known in by_place.items() if accepts_copies(known)},
     )
 
 
@@ -8319,24 +8742,41 @@ def build_report(
     compared = [record for record in records if record.kind in options.kinds]
     whole = compare_records(records, facts, options, rules, verdicts)
     evidence = tuple(kind for kind in evidence if options.min_block or not kind.is_part)
-    groups, file_lines = find_groups(whole, evidence), count_file_lines(records)
-    return Report(
+    file_lines = count_file_lines(records)
+    report = Report(
         run=run,
         options=options,
-        groups=tuple(groups),
+        groups=(),
         record_count=len(compared),
         without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
-        area_lines=count_area_lines(groups, file_lines, whole.areas),
-        file_pairs=rank_file_pairs(groups, whole.areas),
         error_count=error_count,
         evidence=evidence,
         rules=tuple(whole.rules),
         from_docstrings=sum(one.source == DOCSTRING for one in whole.sentences.values()),
-        unparsed_count=sum(len(one.records) for one in whole.fragments if not one.facts.labels),
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
         has_verdicts=verdicts is not None,
         distrusted=whole.verdicts.distrusted(),
+    )
+    return with_findings(report, whole, find_groups(whole, evidence))
+
+
+def with_findings(report: Report, run: Comparison, groups: Sequence[CloneGroup]) -> Report:
+    """Return the report with the groups of a run, and what else its comparison has found."""
+    report = report._replace(
+        areas=run.areas,
+        unparsed_count=sum(len(one.records) for one in run.fragments if not one.facts.labels),
+        vain_comments=find_vain_comments(groups, run),
+    )
+    return with_groups(report, groups)
+
+
+def with_groups(report: Report, groups: Sequence[CloneGroup]) -> Report:
+    """Return the report with these groups, and what it begins with made of those that it shows."""
+    return report._replace(
+        groups=tuple(groups),
+        area_lines=count_area_lines(groups, report.file_lines, report.areas),
+        file_pairs=rank_file_pairs(groups, report.areas),
     )
 
 
@@ -8481,19 +8921,38 @@ FIRST_EVIDENCE = ("exact", "near", "intent")  # that a report of the first versi
 Identity = tuple[str, str, str]
 
 
-def compare_with_baseline(report: Report, baseline: Report) -> Report:
+class Past(NamedTuple):
+    """What stood in a tree before: `files` by their paths, `definitions` by identity and md5sum.
+
+    A baseline alone knows of neither: it has what its groups hold.
+    """
+
+    files: Collection[str] = frozenset()
+    definitions: Collection[tuple[Identity, str]] = frozenset()
+
+    def holds(self, member: Member) -> bool:
+        """Return whether a member stood where it stands, with the same code."""
+        record = member.record
+        if record.file_path in self.files:
+            return True
+        return (identity(member), record.md5sum) in self.definitions
+
+
+def compare_with_baseline(report: Report, baseline: Report, past: Optional[Past] = None) -> Report:
     """Return the report with the groups that hold nothing new hidden, and `stale` counted.
 
     A group is KNOWN if each two of its members stood together in a group of the baseline, and
     UNJUDGED if all others are members that the baseline could not hold. What members stood there
-    is said by Counterparts.
+    is said by Counterparts. In the groups that are left, members are marked that are new.
     """
-    counterparts = Counterparts(report, baseline)
+    counterparts = Counterparts(report, baseline, past or Past())
     groups = []
     for group in report.groups:
         # What is known must not go on hiding what is new.
         if group.hidden_by is None or group.hidden_by.stage == OF_GROUPS:
             rule = first_rule(report.rules, OF_BASELINES, group, counterparts)
+            if rule is None:
+                group = group._replace(members=tuple(counterparts.marked(group)))
             if rule is None or group.hidden_by is None:
                 group = group._replace(hidden_by=rule)
         groups.append(group)
@@ -8509,6 +8968,35 @@ def is_accepted(group: CloneGroup) -> bool:
 def is_vouched_for(group: CloneGroup) -> bool:
     """Return whether a group was accepted, be it with others that make it superfluous."""
     return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
+
+
+def is_changed(group: CloneGroup, unchanged: Collection[str]) -> bool:
+    """Return whether a member of a group stands in a file that is not one of the unchanged."""
+    return any(member.record.file_path not in unchanged for member in group.members)
+
+
+def places_to_compare(report: Report, unchanged: Collection[str]) -> set[Place]:
+    """Return where members stand of the groups that `compare_since` must judge."""
+    changed = (group for group in report.groups if is_changed(group, unchanged))
+    return set(itertools.chain.from_iterable(map(places_of, changed)))
+
+
+def compare_since(report: Report, baseline: Report, past: Past) -> Report:
+    """Return the report with the groups hidden that hold nothing new since a revision.
+
+    `baseline` is the report on the tree as it was. It may lack the groups without a member at
+    `places_to_compare`: those in unchanged files alone are KNOWN without it. What the report begins
+    with is of the groups that are left.
+    """
+    changed, known = [], []
+    for group in report.groups:
+        if is_changed(group, past.files):
+            changed.append(group)
+        else:
+            known.append(group._replace(hidden_by=group.hidden_by or KNOWN))
+    compared = compare_with_baseline(report._replace(groups=tuple(changed)), baseline, past)
+    groups = sorted([*known, *compared.groups], key=rank_key)
+    return with_groups(report, groups)
 
 
 def identity(member: Member) -> Identity:
@@ -8557,8 +9045,8 @@ class Counterparts:
     member. A group that a rule hid in the baseline knows its members by their code alone.
     """
 
-    def __init__(self, report: Report, baseline: Report) -> None:
-        self.options, self.baseline = report.options, baseline
+    def __init__(self, report: Report, baseline: Report, past: Past) -> None:
+        self.options, self.baseline, self.past = report.options, baseline, past
         now = members_by_place(report.groups)
         before = members_by_place(baseline.groups)
         known = list(before.values())
@@ -8592,6 +9080,26 @@ class Counterparts:
             is_evident = known.evidence.are_copies or not are_copies
             if is_evident and (is_unchanged or is_vouched_for(known)):
                 yield number
+
+    def marked(self, group: CloneGroup) -> Iterator[Member]:
+        """Yield the members of a group with a new pair, those marked that are new.
+
+        A member is not if it stands unedited, or stood together with another one. If every one did,
+        an edit has brought them together: then the edited ones are.
+        """
+        standings = [self.standing(member, group.evidence) for member in group.members]
+        common = repeated(standings)
+        edited = [not self.is_unedited(member) for member in group.members]
+        alone = [standing.isdisjoint(common) for standing in standings]
+        new = [*map(operator.and_, edited, alone)]
+        for member, is_new in zip(group.members, new if any(new) else edited):
+            yield member._replace(is_new=is_new)
+
+    def is_unedited(self, member: Member) -> bool:
+        """Return whether a member stood in the tree before, with the same code."""
+        before = self.before.get(sort_key(member.record))
+        is_same = before is not None and before.record.md5sum == member.record.md5sum
+        return is_same or self.past.holds(member)
 
     def is_known(self, group: CloneGroup) -> bool:
         """Return whether each two members of a group stood together in the baseline."""
@@ -8844,8 +9352,6 @@ def report_from_json(
             record_count=fields["record_count"],
             without_intent={},
             file_lines={},
-            area_lines={},
-            file_pairs=(),
             error_count=typed_field(fields, "error_count", int),
             evidence=tuple(kind for kind in evidence if kind.name in names),
             rules=tuple(rules),
@@ -8979,6 +9485,246 @@ def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
     return report._replace(groups=tuple(groups))
 
 
+# ---- Find -----------------------------------------------------------------------------------
+#
+# What exists already that does this? Words are looked for in what code is for and in its names, by
+# the measure of the intents. Who asks may know other words than the author, so a word is looked for
+# by its meaning too; that the word itself is there counts on top. Code is looked for by what makes
+# fragments near, however small it is.
+
+BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE = "words", "exact", "near"
+FOUND_BY = (BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE)  # in the order of the hits
+# The fewer words a sentence has, the more each of them counts. Those of a question are fewer still
+# than those of two sentences that are compared, so more ghost words are needed.
+QUESTION_GHOST_WORDS = 10
+NAME_WEIGHT = 0.5  # of a word of a name or parameter, beside 1 of one in the sentence
+CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+MEANING = "="  # in front of a meaning, which is no word
+
+
+class Candidate(NamedTuple):
+    """A definition that may be found. `sentence` says what it is for, if that is known."""
+
+    record: Record
+    facts: Facts
+    qualified_name: str
+    sentence: Optional[Sentence]
+
+
+class Hit(NamedTuple):
+    """A definition that was found, by one of FOUND_BY.
+
+    `score`, 0 to 1, says how much it has of what was looked for; `words` are those of the question
+    that it has, or others of the same meaning.
+    """
+
+    candidate: Candidate
+    found_by: str
+    score: float
+    words: tuple[str, ...] = ()
+
+
+class Snippet(NamedTuple):
+    """Code to look for.
+
+    `labels` are those of each way to read it. A snippet of statements has no md5sum, and is looked
+    for in the bodies of functions.
+    """
+
+    is_class: bool
+    md5sum: Optional[str]
+    labels: Sequence[Sequence[Label]]
+
+
+def candidates_among(
+    records: Sequence[Record], facts: Sequence[Facts], kinds: Collection[str]
+) -> list[Candidate]:
+    """Return the definitions of these kinds, in the order of the records; the facts are theirs."""
+    of_definitions = facts_by_place(records, facts)
+    around = enclosing_places(record for record in records if record.kind != "file")
+    names = qualified_names(of_definitions, around)
+    candidates = []
+    for record, known in zip(records, facts):
+        if record.kind in kinds:
+            name = names.get(sort_key(record), "")
+            sentence = record_sentence(record, known.docstring, BOTH)
+            candidates.append(Candidate(record, known, name, sentence))
+    return candidates
+
+
+class FindIndex:
+    """What definitions are found by, made once for any number of questions."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+
+    @functools.cached_property
+    def words(self) -> list[dict[str, float]]:
+        """The words of each definition, with the weight that where they stand gives them."""
+        return [described_words(candidate) for candidate in self.candidates]
+
+    @functools.cached_property
+    def squares(self) -> dict[str, float]:
+        """What each word adds to the squared length of a sentence."""
+        return squared_weights([frozenset(words) for words in self.words])
+
+    @functools.cached_property
+    def lengths(self) -> list[float]:
+        """The length of each definition by the weights of its words."""
+        return [
+            math.sqrt(QUESTION_GHOST_WORDS + self._length(weights.items()))
+            for weights in self.words
+        ]
+
+    @functools.cached_property
+    def features(self) -> list[FeatureCounts]:
+        """The features of each definition."""
+        return [feature_counts(candidate.facts.labels) for candidate in self.candidates]
+
+    @functools.cached_property
+    def body_features(self) -> list[FeatureCounts]:
+        """The features of the body of each definition."""
+        return [feature_counts(body_labels(one.facts.labels)) for one in self.candidates]
+
+    def _length(self, weights: Iterable[tuple[str, float]]) -> float:
+        return math.fsum(self.squares.get(word, 1.0) * weight**2 for word, weight in weights)
+
+    def by_words(self, question: str) -> list[Hit]:
+        """Return what has a word of the question, or one that means the same, the best first."""
+        asked = question_words(question)
+        length = math.sqrt(self._length((word, 1.0) for word in asked))
+        hits = []
+        for candidate, words, own_length in zip(self.candidates, self.words, self.lengths):
+            shared = [word for word in asked if word in words]
+            if shared:
+                said = math.fsum(self.squares[word] * words[word] for word in shared)
+                met = dict.fromkeys(asked[word] for word in shared)
+                score = rounded(said / (length * own_length))
+                hits.append(Hit(candidate, BY_WORDS, score, tuple(met)))
+        return sorted(hits, key=hit_order)
+
+    def by_code(self, snippets: Sequence[Snippet], least: float) -> list[Hit]:
+        """Return what is the code of a snippet, or shares `least` of it, the best first."""
+        best: dict[int, Hit] = {}
+        for snippet in snippets:
+            for number, hit in self._like(snippet, least):
+                best[number] = min(hit, best.get(number, hit), key=hit_order)
+        return sorted(best.values(), key=hit_order)
+
+    def _like(self, snippet: Snippet, least: float) -> Iterator[tuple[int, Hit]]:
+        """Yield what is like a snippet, by its number."""
+        readings = [feature_counts(labels) for labels in snippet.labels]
+        features = self.features if snippet.md5sum else self.body_features
+        for number, (candidate, own) in enumerate(zip(self.candidates, features)):
+            record = candidate.record
+            if record.md5sum == snippet.md5sum:
+                yield number, Hit(candidate, BY_SAME_CODE, 1.0)
+            elif (record.kind == "class") is snippet.is_class:
+                score = max(shared_features(own, other) for other in readings)
+                if score >= least:
+                    yield number, Hit(candidate, BY_SIMILAR_CODE, rounded(score))
+
+
+def hit_order(hit: Hit) -> tuple[int, float, Place]:
+    """Return what hits are sorted by: how they were found, and how much they have."""
+    return FOUND_BY.index(hit.found_by), -hit.score, sort_key(hit.candidate.record)
+
+
+# Code as it is given
+
+
+def snippets_in(analyzer: Analyzer, code: str) -> list[Snippet]:
+    """Return the outermost definitions of some code, or else its statements, to look for.
+
+    Raises SyntaxError for what cannot be analyzed.
+    """
+    import textwrap
+
+    code = textwrap.dedent(code)
+    symbols = outermost_symbols(analyzer, code)
+    if symbols:
+        return list(map(snippet_of, symbols))
+    bodies = []
+    for source in functions_around(code):
+        for function in outermost_symbols(analyzer, source):
+            bodies.append(body_labels(*snippet_of(function).labels))
+    return [Snippet(is_class=False, md5sum=None, labels=bodies)]
+
+
+def snippet_of(symbol: Symbol) -> Snippet:
+    """Return a definition to look for."""
+    labels = symbol.facts.labels if symbol.facts else ()
+    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [labels])
+
+
+def outermost_symbols(analyzer: Analyzer, code: str) -> list[Symbol]:
+    """Return the definitions of some code that no other one holds; raise SyntaxError."""
+    content = code.encode("utf-8", "surrogatepass")
+    symbols, errors = analyzer.analyze([Source("", "", content)])
+    if errors:
+        line = f"line {errors[0].line}: " if errors[0].line else ""
+        raise SyntaxError(f"{line}{errors[0].message}")
+    found: list[Symbol] = []
+    for symbol in symbols:
+        if symbol.kind != "file" and not (found and symbol.start_line <= found[-1].end_line):
+            found.append(symbol)
+    return found
+
+
+# Words
+
+
+def question_words(question: str) -> dict[str, str]:
+    """Return what to look for, each with the word of the question that it comes from."""
+    asked: dict[str, str] = {}
+    for word in WORD.findall(CAMEL_CASE.sub(" ", question)):
+        for key in word_keys(word.lower()):
+            asked.setdefault(key, word)
+    return asked
+
+
+def word_keys(word: str) -> Iterator[str]:
+    """Yield by what a word is found: its stem, and its meaning if it shares that with others."""
+    if word not in STOP_WORDS:
+        stem = word_stem(word)
+        yield stem
+        if stem in SAME_MEANING:
+            yield MEANING + SAME_MEANING[stem]
+
+
+def described_words(candidate: Candidate) -> dict[str, float]:
+    """Return what a definition is found by, and the weight of each."""
+    names = " ".join([candidate.qualified_name, *candidate.facts.parameters])
+    weights = dict.fromkeys(question_words(names), NAME_WEIGHT)
+    if candidate.sentence:
+        weights.update(dict.fromkeys(question_words(candidate.sentence.text), 1.0))
+    return weights
+
+
+# Code
+
+
+def feature_counts(labels: Sequence[Label]) -> FeatureCounts:
+    """Return how often code has each trigram."""
+    return collections.Counter(trigrams_of(labels))
+
+
+def shared_features(one: FeatureCounts, other: FeatureCounts) -> float:
+    """Return the Jaccard index of the features of two codes, where repetitions count."""
+    sizes = sum(one.values()), sum(other.values())
+    if not all(sizes):
+        return 0.0
+    both = sum((one & other).values())
+    return both / (sum(sizes) - both)
+
+
+def body_labels(labels: Sequence[Label]) -> Sequence[Label]:
+    """Return the labels of what stands in a definition, without its header."""
+    statements = [at for at, label in enumerate(labels) if label is MARK]
+    start = len(MARKS)
+    return labels[statements[start] :] if len(statements) > start else ()
+
+
 # ---- JSON -----------------------------------------------------------------------------------
 
 MEMBER_FIELDS = (
@@ -8996,6 +9742,8 @@ def report_json(report: Report) -> Iterator[str]:
     """Yield the JSON object of a report in pieces, one group a line, all of it ASCII."""
     head: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "root": report.root,
         "run": None if report.run is None else dict(report.run),
         "options": report.options._asdict(),
         "record_count": report.record_count,
@@ -9004,6 +9752,8 @@ def report_json(report: Report) -> Iterator[str]:
         "unread": report.unread,
         "evidence": [evidence.name for evidence in report.evidence],
         "stale": report.stale,
+        "since": report.since,
+        "vain_comments": [f"{path}:{start}" for path, start, _ in report.vain_comments],
         "area_lines": {
             area: {"lines": lines, "copied": beyond}
             for area, (lines, beyond) in report.area_lines.items()
@@ -9017,10 +9767,7 @@ def report_json(report: Report) -> Iterator[str]:
     # each lets version control show which ones a baseline gained or lost.
     opened = json.dumps(head)[:-1]
     yield f'{opened}, "groups": ['
-    separator = "\n"
-    for group in report.groups:
-        yield separator + json.dumps(_group_as_json(group))
-        separator = ",\n"
+    yield from json_lines(map(_group_as_json, report.groups))
     yield "]}\n"
 
 
@@ -9051,26 +9798,52 @@ def _member_as_json(member: Member) -> dict[str, object]:
         "differs": member.differs,
         "intent": member.intent,
         "intent_source": member.intent_source,
+        "is_new": member.is_new,
+        "is_accepted": member.is_accepted,
         **({"letter": member.letter} if member.letter else {}),
+    }
+
+
+def hits_json(index: FindIndex, hits: Iterable[Hit]) -> Iterator[str]:
+    """Yield the JSON object of what was found in pieces, one hit a line, all of it ASCII."""
+    yield f'{{"record_count": {len(index.candidates)}, "hits": ['
+    yield from json_lines(map(_hit_as_json, hits))
+    yield "]}\n"
+
+
+def _hit_as_json(hit: Hit) -> dict[str, object]:
+    candidate = hit.candidate
+    record, sentence = candidate.record, candidate.sentence
+    return {
+        "found_by": hit.found_by,
+        "score": hit.score,
+        "words": hit.words,
+        "kind": record.kind,
+        "file_path": record.file_path,
+        "start_line": record.start_line,
+        "end_line": record.end_line,
+        "qualified_name": candidate.qualified_name,
+        "signature": record.signature,
+        "sentence": sentence and sentence.text,
+        "sentence_source": sentence and sentence.source,
+        "md5sum": record.md5sum,
     }
 
 
 def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
     """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
     yield '{"records": ['
-    yield from json_lines(records)
+    yield from json_lines(record._asdict() for record in records)
     yield '], "errors": ['
-    yield from json_lines(errors)
+    yield from json_lines(error._asdict() for error in errors)
     yield "]}\n"
 
 
-def json_lines(
-    entries: Union[Iterable[Record], Iterable[AnalyzerError]],
-) -> Iterator[str]:
+def json_lines(entries: Iterable[Mapping[str, object]]) -> Iterator[str]:
     """Yield the members of a JSON array, each on a line of its own."""
     separator = "\n"
     for entry in entries:
-        yield separator + json.dumps(entry._asdict())
+        yield separator + json.dumps(entry)
         separator = ",\n"
 
 
@@ -9088,6 +9861,8 @@ MAX_VERDICT_IDS = 20
 TOP_FILE_PAIRS = 5
 FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
+NEW_MARK = "+"
+SHOWN_COMMENTS = 5  # of those that hide nothing
 # A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 SHOWN_LABELS = 6
@@ -9220,6 +9995,42 @@ def wrapped_table_lines(
             yield f"{indent}{line}\n"
 
 
+# Places as the reader sees them
+
+
+def seen_from_here(directory: str, file_path: str) -> str:
+    """Return a path below `directory` as seen from the current one, so that an editor opens it."""
+    return relative_path(os.path.join(directory, file_path)).replace(os.sep, "/")
+
+
+def report_seen_from_here(directory: str, report: Report) -> Report:
+    """Return the report, whose paths start in `directory`, with those from the current one."""
+    pairs = []
+    for one, other, shared in report.file_pairs:
+        pairs.append(
+            FilePair(seen_from_here(directory, one), seen_from_here(directory, other), shared)
+        )
+    comments = []
+    for path, first, last in report.vain_comments:
+        comments.append((seen_from_here(directory, path), first, last))
+    lines = {seen_from_here(directory, path): count for path, count in report.file_lines.items()}
+    return report._replace(
+        groups=tuple(group_seen_from_here(directory, group) for group in report.groups),
+        file_lines=lines,
+        file_pairs=tuple(pairs),
+        vain_comments=tuple(comments),
+    )
+
+
+def group_seen_from_here(directory: str, group: CloneGroup) -> CloneGroup:
+    """Return a group with the paths of its members as `report_seen_from_here` gives them."""
+    members = []
+    for member in group.members:
+        path = seen_from_here(directory, member.record.file_path)
+        members.append(member._replace(record=member.record._replace(file_path=path)))
+    return group._replace(members=tuple(members))
+
+
 # The report for a terminal
 
 
@@ -9292,9 +10103,15 @@ def report_as_lines(report: Report, top: int) -> Iterator[Line]:
         yield Line(text, folds=True)
 
 
-def verdict_line(
+def copied_percent(report: Report) -> float:
+    """Return how many of a hundred lines of code are in copies beyond the first."""
+    lines, beyond = report.area_lines[CODE]
+    return 100 * beyond / lines if lines else 0.0
+
+
+def group_verdict(
     report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
-) -> str:
+) -> list[str]:
     """Return the verdict of a gate: the groups that hit it, and what was not compared."""
     noun = "group" if baseline is None else "new group"
     parts = [f"no {noun}s"]
@@ -9305,7 +10122,9 @@ def verdict_line(
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
     hidden = count_hidden(report)
     if baseline is not None:
-        parts += [f"{hidden[KNOWN.name]} {KNOWN.name}", f"{report.stale} stale"]
+        parts.append(f"{hidden[KNOWN.name]} {KNOWN.name}")
+    if report.stale is not None:
+        parts.append(f"{report.stale} stale")
     if hidden[UNJUDGED.name]:
         parts.append(f"{hidden[UNJUDGED.name]} {UNJUDGED.name}")
     if report.has_verdicts:
@@ -9319,7 +10138,7 @@ def verdict_line(
     if baseline is not None and baseline.error_count:
         errors = counted(baseline.error_count, "analyzer error")
         parts.append(f"not in the baseline: code with {errors} there")
-    return "gate: " + "; ".join(parts)
+    return parts
 
 
 def unparsed_records(report: Report) -> str:
@@ -9339,6 +10158,8 @@ def scope_lines(report: Report) -> Iterator[str]:
     similar = f"Similar code from {options.code_similarity}"
     similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
+    if report.since:
+        yield f"Only what is new since {report.since}: {NEW_MARK} in front of its members"
     if report.unparsed_count:
         yield f"Not compared for near copies: {unparsed_records(report)}"
     for known in report.distrusted:
@@ -9354,7 +10175,9 @@ def _head_lines(report: Report) -> Iterator[str]:
     if report.file_pairs:
         yield "Files that share most:"
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
-        yield f"  {counted(pair.lines, 'line')}  {pair.one}  {pair.other}"
+        places = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
+        note = "  a copied file" if is_copied_file(report, pair) else ""
+        yield f"  {counted(pair.lines, 'line')}  {'  '.join(places)}{note}"
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
@@ -9363,6 +10186,9 @@ def _foot_lines(report: Report) -> Iterator[str]:
     hidden = [f"{count} {rule}" for rule, count in count_hidden(report).items() if count]
     if hidden:
         yield f"Hidden: {', '.join(hidden)} (--format json holds them)"
+    if report.vain_comments:
+        places = [f"{path}:{start}" for path, start, _ in report.vain_comments]
+        yield f"Comments 'cds: ignore' that hide nothing: {some_of(places, SHOWN_COMMENTS)}"
     for evidence in report.evidence:
         listed = [group.area for group in shown_groups(report, evidence)]
         counts = []
@@ -9469,8 +10295,9 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
     have_same = len(set(map(_parameters, group.members))) == 1
     for member in group.members[:SHOWN_MEMBERS]:
         parameters = "" if have_same else _parameters(member)
+        mark = NEW_MARK if member.is_new else " "
         place = f"{lettered(member)}{location(member.record)}"
-        yield Line(f"  {place}  {member.qualified_name}{parameters}")
+        yield Line(f"{mark} {place}  {member.qualified_name}{parameters}")
         if group.evidence.names_differences and group.similarity < 1:
             yield Line(f"    {_difference(member)}", DIM, folds=True)
         if is_told:
@@ -9565,18 +10392,19 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
         yield Line(sentence, folds=True)
     for text in verdict_texts(group):
         yield Line(text, folds=True)
-    # All code comes before the first diff, so that the members can be read one after the other.
+    first = group.members[0]
     for number, member in enumerate(group.members, 1):
         title = f"{number}. {lettered(member)}{location(member.record)}  {member.qualified_name}"
         yield from (Line(""), Line(title, BOLD))
         if member.intent:
             label = "docstring: " if member.intent_source == DOCSTRING else ""
             yield Line(f"   {label}{member.intent}", DIM)
-        yield from map(Line, ["", *_shown_code(member)])
-    first, *others = group.members
-    for member in others:
         yield Line("")
-        yield from _diff_lines(first, member)
+        # Code of the same purpose differs in everything.
+        if member is first or group.evidence.compares_sentences:
+            yield from map(Line, _shown_code(member))
+        else:
+            yield from _diff_lines(first, member)
 
 
 def _diff_lines(one: Member, other: Member) -> Iterator[Line]:
@@ -9603,6 +10431,43 @@ def _shown_code(member: Member) -> list[str]:
 
     code = textwrap.dedent(member.record.raw_code.expandtabs())
     return re.split(r"\r\n|[\r\n]", code)
+
+
+# What `find` found
+
+
+def hits_as_lines(
+    index: FindIndex, hits: Sequence[Hit], top: int, directory: str
+) -> Iterator[Line]:
+    """Yield the best hits as text; their paths start in `directory`."""
+    for hit in hits[:top]:
+        yield from _hit_lines(hit, directory)
+        yield Line("")
+    records = counted(len(index.candidates), "record")
+    shown = min(top, len(hits))
+    told = f"{shown} of {counted(len(hits), 'hit')}" if shown < len(hits) else counted(shown, "hit")
+    yield Line(f"{told} in {records}", folds=True)
+
+
+def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
+    record, sentence = hit.candidate.record, hit.candidate.sentence
+    path = seen_from_here(directory, record.file_path)
+    place = location(record._replace(file_path=path))
+    yield Line(f"{place}  {hit.candidate.qualified_name}", CYAN, folds=True)
+    yield Line(f"  {header_line(record)}", folds=True)
+    if sentence:
+        label = "docstring: " if sentence.source == DOCSTRING else ""
+        yield Line(f"  {label}{sentence.text}", DIM, folds=True)
+    yield Line(f"  {reason_of(hit)}", DIM, folds=True)
+
+
+def reason_of(hit: Hit) -> str:
+    """Return in words why a definition was found."""
+    if hit.found_by == BY_SAME_CODE:
+        return "exact: the same code"
+    if hit.found_by == BY_SIMILAR_CODE:
+        return f"near: similarity {in_percent(hit.score) / 100:.2f}"
+    return f"has {', '.join(hit.words)}"
 
 
 # ---- Page -----------------------------------------------------------------------------------
@@ -10163,18 +11028,19 @@ def page_figures(report: Report) -> Iterator[str]:
     for name, figure in figures:
         yield f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n"
     yield "</dl>\n"
-    yield from page_file_pairs(report.file_pairs)
+    yield from page_file_pairs(report)
     yield from page_rules(report)
 
 
-def page_file_pairs(pairs: Sequence[FilePair]) -> Iterator[str]:
-    """Yield the table of the files that share most, if there are any."""
-    if not pairs:
+def page_file_pairs(report: Report) -> Iterator[str]:
+    """Yield the table of the files that share most, where there are any."""
+    if not report.file_pairs:
         return
     yield "<details open><summary>Files that share most</summary>\n"
     yield '<table class="pairs">\n<tr><th>Lines<th>File<th>Other file\n'
-    for pair in pairs[:TOP_FILE_PAIRS]:
-        yield f"<tr><td>{pair.lines}<td>{escaped(pair.one)}<td>{escaped(pair.other)}\n"
+    for pair in report.file_pairs[:TOP_FILE_PAIRS]:
+        cells = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
+        yield f"<tr><td>{pair.lines}<td>{'<td>'.join(map(escaped, cells))}\n"
     yield "</table>\n</details>\n"
 
 
@@ -10350,15 +11216,6 @@ def without_repeats(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def some_of(texts: Sequence[str], most: int = 3) -> str:
-    """Return the first few of some texts, and how many more there are."""
-    some = list(texts[:most])
-    left_out = len(texts) - most
-    if left_out > 0:
-        some.append(f"and {left_out} more")
-    return ", ".join(some)
-
-
 def group_facts(group: CloneGroup) -> Iterator[str]:
     """Yield in HTML what is shown of a group before it is opened."""
     rule = group.hidden_by.name if group.hidden_by else ""
@@ -10426,7 +11283,7 @@ def compared_members(evidence: Evidence, first: Member, number: int, other: Memb
 
 def side_head(number: int, member: Member) -> str:
     """Return the heading of a member's code: its place, name, comparison and intent."""
-    where = marked_place(member.record)
+    where = marked_place(member)
     name = escaped(member.qualified_name)
     parts = [f'<div class="side"><b>{number}</b> {lettered(member)}{where} {name}']
     if member.shared < 1:
@@ -10438,9 +11295,12 @@ def side_head(number: int, member: Member) -> str:
     return "".join(parts)
 
 
-def marked_place(record: Record) -> str:
-    """Return the place of a record, so that a click selects what an editor takes."""
+def marked_place(member: Member) -> str:
+    """Return where a member stands, so that a click leads there or selects what an editor takes."""
+    record = member.record
     start = escaped(f"{record.file_path}:{record.start_line}")
+    if member.link:
+        start = f'<a href="{escaped(member.link)}">{start}</a>'
     return f'<code class="place">{start}</code><small>-{record.end_line}</small>'
 
 
@@ -10462,7 +11322,7 @@ def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...],
         # Comparing texts takes time, so it is not done in vain.
         same = numbers.get(shown_text(member.record)) if numbers else None
         verbatim = f" <small>the same text as {same}</small>" if same else ""
-        where = marked_place(member.record)
+        where = marked_place(member)
         name = escaped(member.qualified_name)
         parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
     left_out = len(members) - LISTED_MEMBERS
@@ -10664,6 +11524,63 @@ def row_table(rows: Iterable[Row]) -> str:
         parts.append(start + first + other)
     parts.append("</table>\n")
     return "\n".join(parts)
+
+
+# ---- Markdown -------------------------------------------------------------------------------
+#
+# For a comment on a pull request. What comes from the code stands in code spans, where no sign
+# means anything.
+
+MARKDOWN_BYTES = 60_000  # a comment on GitHub holds 65,536 characters
+BACKTICKS = re.compile("`+")
+
+
+def report_as_markdown(
+    report: Report, verdict: str, max_bytes: int = MARKDOWN_BYTES
+) -> Iterator[str]:
+    """Yield a report as Markdown of at most `max_bytes` in UTF-8: the verdict, then the groups."""
+    titles = dict(section_titles(report))
+    shown = [group for kind in titles for group in shown_groups(report, kind)]
+    head = f"**{verdict}**\n" if verdict else f"**{counted(len(shown), 'group')} of copies**\n"
+    yield head
+    rest = f"\n{len(shown)} more groups: `--format json` has them\n"
+    room = max_bytes - byte_count(head) - byte_count(rest)
+    for number, group in enumerate(shown):
+        is_first = number == 0 or group.evidence != shown[number - 1].evidence
+        text = f"\n### {titles[group.evidence]}\n" if is_first else ""
+        text += markdown_group(group)
+        room -= byte_count(text)
+        if room < 0:
+            yield f"\n{counted(len(shown) - number, 'more group')}: `--format json` has them\n"
+            return
+        yield text
+
+
+def markdown_group(group: CloneGroup) -> str:
+    """Return a group as a list of its members."""
+    lines = [f"\n`{group.id}` {group_headline(group)}\n"]
+    for member in group.members[:SHOWN_MEMBERS]:
+        place = code_span(location(member.record))
+        if member.link:
+            place = f"[{place}](<{member.link}>)"
+        mark = " **new**" if member.is_new else ""
+        lines.append(f"- {place} {code_span(member.qualified_name)}{mark}")
+        if group.evidence.compares_sentences and member.intent:
+            lines.append(f"  {code_span(member.intent)}")
+    left_out = group.copies - SHOWN_MEMBERS
+    if left_out > 0:
+        lines.append(f"- and {left_out} more")
+    return "\n".join(lines) + "\n"
+
+
+def code_span(text: str) -> str:
+    """Return text as a code span, which begins with more backticks than it holds in a row."""
+    text = printable(one_line(text))
+    longest = max(map(len, BACKTICKS.findall(text)), default=0)
+    fence = "`" * (longest + 1)
+    # Blanks keep a backtick apart from the fence; Markdown takes them away.
+    gap = " " if "`" in text else ""
+    return f"{fence}{gap}{text}{gap}{fence}"
 
 
 # ---- SARIF ----------------------------------------------------------------------------------
@@ -11013,6 +11930,155 @@ def is_closed_pipe(error: OSError) -> bool:
     return os.name == "nt" and error.errno == errno.EINVAL
 
 
+# ---- Session --------------------------------------------------------------------------------
+#
+# The Model Context Protocol (https://modelcontextprotocol.io/specification/2025-06-18): requests of
+# JSON-RPC 2.0 come in, a line each, and replies go out. Nothing is kept from one to the next.
+
+PROTOCOL_VERSIONS = ("2025-06-18", "2025-03-26", "2024-11-05")  # the newest first
+MESSAGE_BYTES = 1 << 22
+NO_JSON, NO_REQUEST, NO_METHOD, WRONG_PARAMETERS = -32700, -32600, -32601, -32602
+Json = Mapping[str, Any]
+
+
+class Tool(NamedTuple):
+    """What a client may call: `answer` gets the arguments, and returns text or raises CdsError.
+
+    `parameters` are those that there are, in JSON Schema.
+    """
+
+    description: str
+    parameters: Mapping[str, Json]
+    answer: Callable[[Json], str]
+
+
+class ProtocolError(Exception):
+    """A request cannot be answered; the text is for the client."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def serve(
+    read_line: Callable[[int], bytes], write: Callable[[str], object], tools: Mapping[str, Tool]
+) -> None:
+    """Answer what comes, until there is no more; `read_line(size)` gives so many bytes at most."""
+    is_whole = True
+    while line := read_line(MESSAGE_BYTES):
+        # The rest of a line that is too long has been answered with its beginning.
+        if is_whole and line.strip():
+            reply = reply_to(line, tools)
+            if reply is not None:
+                write(json.dumps(reply) + "\n")
+        is_whole = line.endswith(b"\n")
+
+
+def reply_to(line: bytes, tools: Mapping[str, Tool]) -> object:
+    """Return the reply to a line, or None where there is none."""
+    try:
+        message = json.loads(line.decode(), parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return failure(None, ProtocolError(NO_JSON, "this line is no JSON in UTF-8"))
+    if not isinstance(message, list) or not message:
+        return reply_to_message(message, tools)
+    # The revision of 2025-03-26 has batches.
+    replies = [reply_to_message(one, tools) for one in message]
+    return [reply for reply in replies if reply is not None] or None
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and infinities, which no other JSON parser takes."""
+    raise ValueError(name)
+
+
+def reply_to_message(message: object, tools: Mapping[str, Tool]) -> Optional[Json]:
+    """Return the reply to a request; None for a notification, or a reply to no request."""
+    try:
+        number, method = request_in(message)
+    except ProtocolError as error:
+        return failure(None, error)
+    if number is None:
+        return None
+    assert isinstance(message, dict)  # or it would be no request
+    try:
+        result = result_of(method, message.get("params", {}), tools)
+    except ProtocolError as error:
+        return failure(number, error)
+    return {"jsonrpc": "2.0", "id": number, "result": result}
+
+
+def request_in(message: object) -> tuple[Union[str, float, None], str]:
+    """Return the id and the method of a request; the id is None where no reply is expected."""
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        raise ProtocolError(NO_REQUEST, "this is no message of JSON-RPC 2.0")
+    number, method = message.get("id"), message.get("method")
+    if method is None and ("result" in message or "error" in message):
+        return None, ""
+    if not isinstance(method, str):
+        raise ProtocolError(NO_REQUEST, "a request names a method")
+    if "id" not in message:
+        return None, method
+    if isinstance(number, bool) or not isinstance(number, (str, int, float)):
+        raise ProtocolError(NO_REQUEST, "the id of a request is a text or a number")
+    return number, method
+
+
+def failure(number: Union[str, float, None], error: ProtocolError) -> Json:
+    """Return the reply that says what is wrong."""
+    told = {"code": error.code, "message": str(error)}
+    return {"jsonrpc": "2.0", "id": number, "error": told}
+
+
+def result_of(method: str, parameters: object, tools: Mapping[str, Tool]) -> Json:
+    """Return the result of a request; raise ProtocolError."""
+    if not isinstance(parameters, dict):
+        raise ProtocolError(WRONG_PARAMETERS, "params must be an object")
+    if method == "initialize":
+        return greeting(parameters)
+    if method == "ping":
+        return {}
+    if method == "tools/list":
+        return {"tools": [listed_tool(name, tool) for name, tool in tools.items()]}
+    if method == "tools/call":
+        return call_result(parameters, tools)
+    raise ProtocolError(NO_METHOD, f"there is no method {method}")
+
+
+def greeting(parameters: Json) -> Json:
+    """Return what the client is told first: the revision that it asked for, or the newest."""
+    wanted = parameters.get("protocolVersion")
+    return {
+        "protocolVersion": wanted if wanted in PROTOCOL_VERSIONS else PROTOCOL_VERSIONS[0],
+        "capabilities": {"tools": {}},
+        "serverInfo": {"name": "cds", "version": __version__},
+    }
+
+
+def listed_tool(name: str, tool: Tool) -> Json:
+    """Return what a client is told of a tool."""
+    schema = {"type": "object", "properties": tool.parameters, "additionalProperties": False}
+    return {"name": name, "description": tool.description, "inputSchema": schema}
+
+
+def call_result(parameters: Json, tools: Mapping[str, Tool]) -> Json:
+    """Return what a tool answers; that it was called wrongly is an answer too, to learn from."""
+    name, arguments = parameters.get("name"), parameters.get("arguments", {})
+    if not isinstance(name, str) or name not in tools:
+        raise ProtocolError(WRONG_PARAMETERS, f"there is no tool {name!r}")
+    if not isinstance(arguments, dict):
+        raise ProtocolError(WRONG_PARAMETERS, "arguments must be an object")
+    try:
+        for unknown in arguments.keys() - tools[name].parameters.keys():
+            raise UsageError(f"{unknown!r} is none of {', '.join(tools[name].parameters)}")
+        text, is_error = tools[name].answer(arguments), False
+    except CdsError as error:
+        text, is_error = str(error), True
+    except (OSError, ValueError) as error:  # such as a NUL where a path is expected
+        text, is_error = describe_error(error), True
+    return {"content": [{"type": "text", "text": text}], "isError": is_error}
+
+
 # ---- Commands -------------------------------------------------------------------------------
 
 ClientFactory = Callable[..., LLMClient]
@@ -11023,6 +12089,7 @@ CONFIRMED = "confirmed"
 NO_FILE = "none"
 # Many times the report on the largest trees tried; a file named by mistake must not fill memory.
 MAX_BASELINE_BYTES = 100 << 20
+LINK_FIELD = re.compile(r"\{(abspath|path|line|end)\}")
 RUN_REMEDY = "name a file that 'cds persist' wrote"
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -11154,7 +12221,10 @@ def has_foreign_suffix(path: str, known: Collection[str]) -> bool:
 
 def make_analyzer(args: argparse.Namespace, with_facts: bool = False) -> Analyzer:
     """Return an analyzer that reads all languages."""
-    return AnalyzerBySuffix([make(args.workers, with_facts=with_facts) for make in args.analyzers])
+    on_file = args.live.step
+    return AnalyzerBySuffix(
+        [make(args.workers, with_facts=with_facts, on_file=on_file) for make in args.analyzers]
+    )
 
 
 def check_output(path: Optional[str]) -> None:
@@ -11209,27 +12279,64 @@ def file_identity(path: str) -> object:
 # Source to records
 
 
+class SourceTree(NamedTuple):
+    """An analyzed source tree: its files, and what they hold, in the order of the source.
+
+    `facts` are those of the records, in their order. `kept` is for what was made of it, by what
+    it was made for, so that a second question need not wait for it.
+    """
+
+    sources: Sequence[Source]
+    records: Records
+    facts: Sequence[Facts]
+    errors: Errors
+    kept: dict[Hashable, Any]
+
+
+def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
+    """Return what an analyzer found in sources as a tree."""
+    symbols = sorted(analysis.symbols, key=source_order)
+    facts = [symbol.facts or Facts() for symbol in symbols]
+    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors, {})
+
+
 def build_records(
     args: argparse.Namespace, option: str, written: Optional[str]
 ) -> tuple[list[Record], list[AnalyzerError]]:
-    """Search, analyze and build what `--path` names; see `analyze_source`."""
-    symbols, errors = analyze_source(args, option, written)
+    """Search, analyze and build what `--path` names; see `search_source`."""
+    analyzer = make_analyzer(args)
+    search = search_source(args, analyzer, option, written)
+    symbols, errors = analyze_found(args, analyzer, search)
     return ModelBuilder().build(symbols), errors
 
 
-def analyze_source(
-    args: argparse.Namespace, option: str, written: Optional[str], *, with_facts: bool = False
-) -> Analysis:
-    """Search and analyze what `--path` names; log what was found, and each error.
+def read_tree(args: argparse.Namespace) -> SourceTree:
+    """Search and analyze what `--path` names, and return all of it, with its facts."""
+    analyzer = make_analyzer(args, with_facts=True)
+    search = search_source(args, analyzer, "--output", args.output)
+    return source_tree(search.sources, analyze_found(args, analyzer, search))
+
+
+def search_source(
+    args: argparse.Namespace, analyzer: Analyzer, option: str, written: Optional[str]
+) -> Search:
+    """Search what `--path` names; log what was found.
 
     Raises UsageError if the file that the command is to write, named by an option, is a source.
     """
-    analyzer = make_analyzer(args, with_facts)
+    args.live.begin("searching")
     search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
     # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
+    return search
+
+
+def analyze_found(args: argparse.Namespace, analyzer: Analyzer, search: Search) -> Analysis:
+    """Analyze what a search found; log each error."""
+    args.live.begin("analyzing", len(search.sources))
     analysis = analyzer.analyze(search.sources)
+    args.live.end()
     # By file alone: those of one file stay in the order in which they were found.
     errors = [*search.errors, *analysis.errors]
     errors.sort(key=lambda error: error.file_path)
@@ -11269,6 +12376,7 @@ def record_pieces(
 def write_pieces(args: argparse.Namespace, pieces: Iterable[str]) -> None:
     """Write text to the file that `--output` names, or to stdout without that option."""
     if args.output is None:
+        args.live.end()  # the terminal may be the same
         print_pieces(pieces)
         return
     try:
@@ -11598,23 +12706,52 @@ def run_duplicates(args: argparse.Namespace, *_: object) -> int:
     check_output(args.output)
     check_gate(args)
     refuse_overwriting("--output", args.output, report_inputs(args))
-    report, baseline = read_reports(args)
-    # 2. The baseline is compared before untouched groups are hidden: otherwise each accepted group
-    # elsewhere would seem stale.
-    touched = touched_files(args, report, has_gate=bool(args.fail_on))
-    if baseline is not None:
-        report = compare_with_baseline(report, baseline)
-        log_limits(baseline, report)
-    report = narrowed(args, report, touched)
-    # 3. So the gate judges exactly the groups that the report shows.
+    report, baseline = judged_report(args)
+    # 2. The gate judges exactly the groups that the report shows.
     hits = gate_hits(report, args.fail_on, baseline)
-    has_gate = args.against or args.fail_on
-    verdict = verdict_line(report, hits, baseline) if has_gate else ""
+    verdict = verdict_line(args, report, hits, baseline)
+    args.live.begin("laying out the report")
     REPORT_WRITERS[args.format](args, report, verdict)
+    args.live.end()
     # On stderr too, because the report itself may go to a file that no log of CI shows.
     if verdict:
         log(verdict)
-    return EXIT_GATE if hits and args.fail_on else EXIT_DONE
+    is_hit = (hits and args.fail_on) or has_too_many_copies(args, report)
+    return EXIT_GATE if is_hit else EXIT_DONE
+
+
+def judged_report(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
+    """Return the report with all hidden that is not asked for, and what it was compared with."""
+    report, baseline, past = read_reports(args)
+    # The baseline is compared before untouched groups are hidden: otherwise each accepted group
+    # elsewhere would seem stale. And it says what is new, which no comment accepts.
+    touched = touched_files(args, report, has_gate=bool(args.fail_on))
+    if baseline is not None:
+        report = compare_reports(args, report, baseline, past)
+    report = hide_accepted(report)
+    return narrowed(args, report, touched), baseline
+
+
+def verdict_line(
+    args: argparse.Namespace,
+    report: Report,
+    hits: Sequence[CloneGroup],
+    baseline: Optional[Report],
+) -> str:
+    """Return what the gates have to say, or nothing if there are none."""
+    parts = []
+    if args.max_percent is not None:
+        than = "more" if has_too_many_copies(args, report) else "not more"
+        percent = f"{copied_percent(report):.1f} % of the lines of code are copies"
+        parts.append(f"{percent}, {than} than {args.max_percent:g} %")
+    if args.against or args.since or args.fail_on:
+        parts += group_verdict(report, hits, baseline)
+    return f"gate: {'; '.join(parts)}" if parts else ""
+
+
+def has_too_many_copies(args: argparse.Namespace, report: Report) -> bool:
+    """Return whether more of the code's lines are copies than `--max-percent` allows."""
+    return args.max_percent is not None and copied_percent(report) > args.max_percent
 
 
 def gate_hits(
@@ -11653,22 +12790,41 @@ def check_gate(args: argparse.Namespace) -> None:
         raise UsageError(
             "--against: a run id needs --db-path: name a report written by --format json"
         )
+    if args.since is not None:
+        check_since(args)
+    if args.link is not None and args.format not in ("html", "markdown"):
+        raise UsageError("--link: links stand in --format html and markdown")
     if args.show is not None and args.format != "table":
         raise UsageError("--show: prints one group as text: leave out --format")
-    if args.fail_on == NEW and args.against is None:
-        raise UsageError(f"--fail-on {NEW}: name what to compare with, --against RUN_ID or REPORT")
+    if args.fail_on == NEW and args.against is None and args.since is None:
+        raise UsageError(
+            f"--fail-on {NEW}: name what to compare with, --since REV or --against RUN_ID or REPORT"
+        )
+
+
+def check_since(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together with `--since`."""
+    if args.path is None:
+        raise UsageError("--since: needs --path: git does not hold a stored run")
+    if args.against is not None:
+        raise UsageError("--since: --against names another baseline: leave one of them out")
 
 
 def report_inputs(args: argparse.Namespace) -> list[str]:
     """Return the files that `duplicates` reads, except those of a source tree."""
-    inputs = []
+    inputs = database_of(args)
     if isinstance(args.against, str):
         inputs.append(absolute_path("--against", args.against))
-    if args.db_path is not None:
-        inputs += database_files(absolute_path("--db-path", args.db_path))
     if args.verdicts not in (None, NO_FILE):
         inputs.append(absolute_path("--verdicts", args.verdicts))
     return inputs
+
+
+def database_of(args: argparse.Namespace) -> list[str]:
+    """Return the files of the database that `--db-path` names, if it names one."""
+    if args.db_path is None:
+        return []
+    return database_files(absolute_path("--db-path", args.db_path))
 
 
 def given_verdicts(args: argparse.Namespace) -> Optional[Verdicts]:
@@ -11686,18 +12842,38 @@ def given_verdicts(args: argparse.Namespace) -> Optional[Verdicts]:
     return None
 
 
-def read_reports(args: argparse.Namespace) -> tuple[Report, Optional[Report]]:
-    """Return the report that the command line asks for, and the one to compare it with, if any."""
+def read_reports(
+    args: argparse.Namespace,
+) -> tuple[Report, Optional[Report], Optional[Past]]:
+    """Return the report that the command line asks for, and what to compare it with, if anything.
+
+    That is a baseline, and with `--since` what stood in the tree before.
+    """
     # A baseline that cannot be read is refused before any work.
     baseline = read_baseline(args.against) if isinstance(args.against, str) else None
     verdicts = given_verdicts(args)
+    if args.since is not None:
+        return reports_since(args, verdicts)
     if args.path is not None:
         report = report_on_source(args, verdicts)
     else:
         report = report_on_run(args, args.run_id, verdicts)
     if isinstance(args.against, int):
         baseline = report_on_run(args, args.against, verdicts)
-    return report, baseline
+    return report, baseline, None
+
+
+def compare_reports(
+    args: argparse.Namespace, report: Report, baseline: Report, past: Optional[Past]
+) -> Report:
+    """Return the report with what is not new hidden; log what the baseline could not hold."""
+    args.live.begin("looking for what is new")
+    if past is None:
+        compared = compare_with_baseline(report, baseline)
+    else:
+        compared = compare_since(report, baseline, past)
+    log_limits(baseline, compared, "--since" if args.since else "--against")
+    return compared
 
 
 def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
@@ -11722,23 +12898,34 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
 def report_on_source(args: argparse.Namespace, verdicts: Optional[Verdicts]) -> Report:
     """Return the report on the source tree that `--path` names; nothing is stored."""
     check_path(args)
-    symbols, errors = analyze_source(args, "--output", args.output, with_facts=True)
-    symbols.sort(key=source_order)
-    facts = [symbol.facts or Facts() for symbol in symbols]
-    return build_report(
-        ModelBuilder().build(symbols),
-        duplicate_options(args),
-        error_count=len(errors),
-        error_paths=[error.file_path for error in errors],
-        facts=facts,
-        verdicts=verdicts,
-    )
+    return report_on_tree(args, args.read_tree(args), verdicts)
+
+
+def report_on_tree(
+    args: argparse.Namespace, tree: SourceTree, verdicts: Optional[Verdicts]
+) -> Report:
+    """Return the report on a source tree."""
+    options = duplicate_options(args)
+    if options not in tree.kept:
+        args.live.begin(f"comparing {counted(len(tree.records), 'record')}")
+        tree.kept[options] = build_report(
+            tree.records,
+            options,
+            error_count=len(tree.errors),
+            error_paths=[error.file_path for error in tree.errors],
+            facts=tree.facts,
+            verdicts=verdicts,
+        )
+        args.live.end()
+    report: Report = tree.kept[options]
+    return report
 
 
 def report_on_run(
     args: argparse.Namespace, run_id: Optional[int], verdicts: Optional[Verdicts]
 ) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
+    args.live.begin("reading the run")
     return report_on_records(args, *stored_run(args, run_id), verdicts)
 
 
@@ -11760,7 +12947,8 @@ def report_on_records(
     facts = make_analyzer(args).facts(records)
     # Only what is to be shown is needed again, and `read_codes` reads it.
     records = [record._replace(raw_code="") for record in records]
-    return build_report(
+    args.live.begin(f"comparing {counted(len(records), 'record')}")
+    report = build_report(
         records,
         duplicate_options(args),
         run=row,
@@ -11768,6 +12956,80 @@ def report_on_records(
         facts=facts,
         verdicts=verdicts,
     )
+    args.live.end()
+    return report
+
+
+# A source tree since a revision
+
+
+def reports_since(
+    args: argparse.Namespace, verdicts: Optional[Verdicts]
+) -> tuple[Report, Report, Past]:
+    """Return the report on a source tree, that on what it was, and what stood there."""
+    check_path(args)
+    # First, since what is wrong with the revision must be told of before any work.
+    args.live.begin(f"asking git what stood since {args.since}")
+    with named_errors("--since"):
+        earlier = tree_since(args.path, args.since)
+    tree = args.read_tree(args)
+    report = report_on_tree(args, tree, verdicts)
+    key = (earlier.commit, duplicate_options(args))
+    if key not in tree.kept:
+        tree.kept[key] = report_before(args, earlier, tree, report)
+    baseline, past = tree.kept[key]
+    return report._replace(since=args.since), baseline, past
+
+
+def report_before(
+    args: argparse.Namespace, earlier: PastTree, tree: SourceTree, report: Report
+) -> tuple[Report, Past]:
+    """Return the report on what a tree was, as far as `compare_since` needs it, and what stood."""
+    files = {source.file_path for source in tree.sources if earlier.holds(source)}
+    changed = read_changed(args, earlier, files)
+    before = tree_before(changed, tree, files, places_to_compare(report, files))
+    return report_on_tree(args, before, None), Past(files, standing_definitions(changed))
+
+
+def read_changed(
+    args: argparse.Namespace, earlier: PastTree, unchanged: Collection[str]
+) -> SourceTree:
+    """Return what a tree held at a revision, but for the unchanged files."""
+    analyzer = make_analyzer(args, with_facts=True)
+    sources = past_sources(earlier, args.path, analyzer.suffixes, args.exclude)
+    with named_errors("--since"):
+        changed = earlier.read(one for one in sources if one.file_path not in unchanged)
+    return source_tree(changed, analyzer.analyze(changed))
+
+
+def tree_before(
+    changed: SourceTree,
+    tree: SourceTree,
+    unchanged: Collection[str],
+    compared: Collection[Place],
+) -> SourceTree:
+    """Return a tree as it was: what was changed, and what the unchanged files of today hold.
+
+    Of these, only the definitions at `compared` keep what near copies are found by.
+    """
+    records, facts = [*changed.records], [*changed.facts]
+    for record, known in zip(tree.records, tree.facts):
+        if record.file_path in unchanged:
+            records.append(record)
+            # The others stay for their sentences: how much a word weighs depends on all.
+            is_compared = sort_key(record) in compared
+            facts.append(known if is_compared else known._replace(labels=()))
+    return SourceTree([], records, facts, changed.errors, {})
+
+
+def standing_definitions(tree: SourceTree) -> set[tuple[Identity, str]]:
+    """Return the identity and the md5sum of each definition of a tree."""
+    definitions = [record for record in tree.records if record.kind != "file"]
+    facts = facts_by_place(tree.records, tree.facts)
+    names = qualified_names(facts, enclosing_places(definitions))
+    return {
+        ((one.file_path, one.kind, names.get(sort_key(one), "")), one.md5sum) for one in definitions
+    }
 
 
 def read_baseline(path: str) -> Report:
@@ -11791,18 +13053,19 @@ def read_baseline(path: str) -> Report:
         raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def log_limits(baseline: Report, report: Report) -> None:
+def log_limits(baseline: Report, report: Report, option: str) -> None:
     """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
-        log(f"--against: the baseline was made with other options: {', '.join(others)}")
+        log(f"{option}: the baseline was made with other options: {', '.join(others)}")
     if baseline.unread:
-        log(f"--against: the baseline could not read {some_of(baseline.unread)}")
+        log(f"{option}: the baseline could not read {some_of(baseline.unread)}")
     unjudged = count_hidden(report)[UNJUDGED.name]
     if unjudged:
         groups = f"{counted(unjudged, 'group')} {UNJUDGED.name}"
         them = "it" if unjudged == 1 else "them"
-        log(f"--against: {groups}, since the baseline could not hold {them}: write it anew")
+        remedy = "" if report.since else ": write it anew"
+        log(f"{option}: {groups}, since the baseline could not hold {them}{remedy}")
 
 
 def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
@@ -11899,13 +13162,57 @@ def root_directory(report: Report, args: argparse.Namespace) -> str:
 
 def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
     """Write a report as JSON."""
-    write_pieces(args, report_json(report))
+    root = root_name(root_directory(report, args))
+    write_pieces(args, report_json(report._replace(root=root)))
 
 
 def write_page(args: argparse.Namespace, report: Report, _verdict: str) -> None:
     """Write a report as a page, which shows the code of its groups."""
     whole = report._replace(groups=with_codes(args, report.run, report.groups))
-    write_pieces(args, report_as_page(whole))
+    write_pieces(args, report_as_page(with_links(args, whole)))
+
+
+def write_markdown(args: argparse.Namespace, report: Report, verdict: str) -> None:
+    """Write a report as Markdown, with the places that an editor opens."""
+    seen = report_seen_from_here(root_directory(report, args), with_links(args, report))
+    write_pieces(args, report_as_markdown(seen, verdict))
+
+
+def with_links(args: argparse.Namespace, report: Report) -> Report:
+    """Return the report with the links that `--link` asks for."""
+    if args.link is None:
+        return report
+    root = os.path.realpath(root_directory(report, args))
+    place = place_in_work_tree(root)
+    inside = place[1] if place else ""
+
+    def linked(member: Member) -> Member:
+        return member._replace(link=link_to(args.link, member.record, root, inside))
+
+    groups = [group._replace(members=tuple(map(linked, group.members))) for group in report.groups]
+    return report._replace(groups=tuple(groups))
+
+
+def link_to(template: str, record: Record, root: str, inside: str) -> str:
+    """Return the link to a record whose path starts in `root`, which is at `inside` in its tree."""
+    from urllib.parse import quote
+
+    path = restored_path(record.file_path)
+    values = {
+        "abspath": quote(os.fsencode(os.path.join(root, path).replace(os.sep, "/"))),
+        "path": quote(os.fsencode(inside + path)),
+        "line": str(record.start_line),
+        "end": str(record.end_line),
+    }
+    return LINK_FIELD.sub(lambda field: values[field[1]], template)
+
+
+def root_name(directory: str) -> str:
+    """Return where a directory is in its work tree, or its name alone where there is none."""
+    place = place_in_work_tree(directory)
+    if place is None:
+        return stored_path(os.path.basename(os.path.realpath(directory)))
+    return stored_path(place[1].rstrip("/") or os.curdir)
 
 
 def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None:
@@ -11918,27 +13225,28 @@ def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None
 
 def source_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start, relative to the current one."""
-    directory = root_directory(report, args)
-    try:
-        return os.path.relpath(directory)
-    except (OSError, ValueError):
-        # The current one is gone, or on another drive of Windows.
-        return directory
+    return relative_path(root_directory(report, args))
 
 
 def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
     """Write the groups of a report, or the one that `--show` names, as text; the verdict last."""
+    directory = root_directory(report, args)
     if args.show is None:
-        lines = list(report_as_lines(report, args.top))
+        lines = list(report_as_lines(report_seen_from_here(directory, report), args.top))
     else:
         (group,) = with_codes(args, report.run, [named_group(report, args.show)])
-        lines = list(group_as_lines(group))
+        lines = list(group_as_lines(group_seen_from_here(directory, group)))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
     # A list is fitted to the terminal. Code and diffs are not: nothing of them may be cut.
-    is_listed = args.output is None and args.show is None
-    width = terminal_width(sys.stdout) if is_listed else None
-    is_coloured = args.output is None and wants_colour(sys.stdout)
+    write_lines(args, lines, is_fitted=args.show is None)
+
+
+def write_lines(args: argparse.Namespace, lines: Iterable[Line], is_fitted: bool) -> None:
+    """Write lines to stdout, as its terminal shows them best, or to `--output`."""
+    is_on_stdout = args.output is None
+    width = terminal_width(sys.stdout) if is_on_stdout and is_fitted else None
+    is_coloured = is_on_stdout and wants_colour(sys.stdout)
     styled = styled_lines(lines, width, is_coloured)
     write_pieces(args, (line + "\n" for line in styled))
 
@@ -11949,6 +13257,7 @@ REPORT_WRITERS = {
     "json": write_report_json,
     "html": write_page,
     "sarif": write_sarif,
+    "markdown": write_markdown,
 }
 
 
@@ -11998,12 +13307,286 @@ def named_group(report: Report, prefix: str) -> CloneGroup:
     raise UsageError(f"--show: {len(found)} groups have {start}, such as {ids}")
 
 
+# What exists already
+
+
+def run_find(args: argparse.Namespace, *_: object) -> int:
+    """Print what does what the command line asks for."""
+    check_output(args.output)
+    check_question(args)
+    read = [] if args.code in (None, "-") else [args.code]
+    refuse_overwriting("--output", args.output, [*read, *database_of(args)])
+    snippets = read_snippets(args) if args.code is not None else []
+    index, directory = find_index(args)
+    write_hits(args, index, hits_in(args, index, snippets), directory)
+    return EXIT_DONE
+
+
+def hits_in(args: argparse.Namespace, index: FindIndex, snippets: Sequence[Snippet]) -> list[Hit]:
+    """Return what is like the snippets, or has the words, that the command line asks for."""
+    if snippets:
+        return index.by_code(snippets, args.code_similarity)
+    return index.by_words(args.question)
+
+
+def check_question(args: argparse.Namespace) -> None:
+    """Raise UsageError unless the command line asks one question; set it as `args.question`."""
+    args.question = " ".join(args.words)
+    if bool(args.words) == (args.code is not None):
+        raise UsageError("find: say in words what the code does, or name some with --code FILE")
+    if args.words and not question_words(args.question):
+        raise UsageError(f"find: {args.question!r} holds no word to look for: say what it does")
+    if args.db_path is not None and args.path is not None:
+        raise UsageError("--db-path: --path names a source tree already: leave one of them out")
+    if args.db_path is None and args.run_id is not None:
+        raise UsageError("--run-id: needs --db-path: a source tree has no runs")
+    if args.db_path is not None and args.exclude:
+        raise UsageError("--exclude: a stored run leaves nothing out any more: use it with --path")
+
+
+def read_snippets(args: argparse.Namespace) -> list[Snippet]:
+    """Return the code that `--code` names, definition by definition."""
+    name = "stdin" if args.code == "-" else args.code
+    try:
+        content = sys.stdin.buffer.read() if args.code == "-" else read_bytes(args.code)
+    except OSError as error:
+        raise UsageError(f"--code: {name} cannot be read: {describe_error(error)}") from error
+    with named_errors("--code"):
+        return parsed_snippets(args, content, name)
+
+
+def parsed_snippets(args: argparse.Namespace, content: bytes, name: str) -> list[Snippet]:
+    """Return the code in the bytes of a source, definition by definition; raise UsageError."""
+    analyzer = make_analyzer(args, with_facts=True)
+    with parsing_quietly():
+        try:
+            return snippets_in(analyzer, decode_source(content))
+        except (SyntaxError, ValueError) as error:
+            remedy = "give whole definitions or statements"
+            raise UsageError(f"{name}: {describe_error(error)}: {remedy}") from error
+
+
+def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
+    """Return what the command line says to search, and the directory in which its paths start."""
+    if args.db_path is None:
+        args.path = args.path or os.curdir
+        check_path(args)
+        tree = args.read_tree(args)
+        root = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
+        return index_of(args, tree), root
+    with named_errors("--db-path", RUN_REMEDY):
+        run, records = read_run(args.db_path, args.run_id)
+    facts = make_analyzer(args).facts(records)
+    candidates = candidates_among(records, facts, args.kind)
+    return FindIndex(candidates), restored_path(str(run["root_path"]))
+
+
+def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
+    """Return what the definitions of a source tree are found by."""
+    if args.kind not in tree.kept:
+        candidates = candidates_among(tree.records, tree.facts, args.kind)
+        tree.kept[args.kind] = FindIndex(candidates)
+    index: FindIndex = tree.kept[args.kind]
+    return index
+
+
+def write_hits(
+    args: argparse.Namespace, index: FindIndex, hits: Sequence[Hit], directory: str
+) -> None:
+    """Write what was found in the form that the command line asks for."""
+    if args.format == "json":
+        write_pieces(args, hits_json(index, hits[: args.top]))
+        return
+    write_lines(args, hits_as_lines(index, hits, args.top, directory), is_fitted=True)
+
+
+# The same for agents
+
+
+class KeptTree:
+    """A source tree that is read again and again: only what has changed is analyzed again.
+
+    A file has changed if its size or its time of change has. `intents` are those of stored code, by
+    its md5sum.
+    """
+
+    def __init__(self, intents: Mapping[str, str]) -> None:
+        self.intents = intents
+        self.stamps: dict[str, object] = {}
+        self.analyses: dict[str, Analysis] = {}
+        self.tree = source_tree([], Analysis([], []))
+
+    def read(self, args: argparse.Namespace) -> SourceTree:
+        """Return the tree as it is now; it is the same object if nothing has changed."""
+        analyzer = make_analyzer(args, with_facts=True)
+        search = search_source(args, analyzer, "--output", None)
+        stamps = {source.file_path: file_stamp(source.path) for source in search.sources}
+        if stamps == self.stamps:
+            return self.tree
+        changed = [
+            source
+            for source in search.sources
+            if stamps[source.file_path] != self.stamps.get(source.file_path)
+        ]
+        # Without any source this refuses to go on.
+        analysis = analyze_found(args, analyzer, search._replace(sources=changed or search.sources))
+        found = by_file(changed or search.sources, analysis)
+        kept = {path: one for path, one in self.analyses.items() if path in stamps}
+        self.analyses, self.stamps = {**kept, **found}, stamps
+        self.tree = self._tree(search.sources)
+        return self.tree
+
+    def _tree(self, sources: Sequence[Source]) -> SourceTree:
+        analysis = Analysis([], [])
+        for source in sources:
+            symbols, errors = self.analyses[source.file_path]
+            analysis.symbols.extend(symbols)
+            analysis.errors.extend(errors)
+        tree = source_tree(sources, analysis)
+        return tree._replace(records=[self._with_intent(record) for record in tree.records])
+
+    def _with_intent(self, record: Record) -> Record:
+        intent = self.intents.get(record.md5sum)
+        return record._replace(intent=intent, intent_status=SUCCESS) if intent else record
+
+
+def file_stamp(path: str) -> object:
+    """Return what is the same as long as nobody writes to a file."""
+    try:
+        found = os.stat(path)
+    except OSError:  # the analysis meets it again, and tells
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis]:
+    """Return what was found in each of the sources, by its path."""
+    found = {source.file_path: Analysis([], []) for source in sources}
+    for symbol in analysis.symbols:
+        found[symbol.file_path].symbols.append(symbol)
+    for error in analysis.errors:
+        if error.file_path in found:  # or it is a directory that cannot be read
+            found[error.file_path].errors.append(error)
+    return found
+
+
+def run_mcp(args: argparse.Namespace, *_: object) -> int:
+    """Answer an agent on stdin and stdout until stdin ends."""
+    check_path(args)
+    intents: dict[str, str] = {}
+    if args.db_path is not None:
+        with named_errors("--db-path", RUN_REMEDY):
+            records = read_run(args.db_path, None)[1]
+        intents = {one.md5sum: one.intent for one in records if one.intent}
+    tools = tools_for(args, KeptTree(intents))
+
+    def write(reply: str) -> None:
+        print_pieces([reply])
+        flush(sys.stdout)
+
+    serve(sys.stdin.buffer.readline, write, tools)
+    return EXIT_DONE
+
+
+def tools_for(args: argparse.Namespace, kept: KeptTree) -> dict[str, Tool]:
+    """Return the tools that answer for a source tree."""
+
+    def options(*words: str) -> argparse.Namespace:
+        # As on the command line, so that an agent gets what a person does, and settings hold.
+        parsed: argparse.Namespace = args.parse([*words, f"--path={args.path}"])
+        parsed.workers, parsed.analyzers = args.workers, args.analyzers
+        parsed.read_tree, parsed.live = kept.read, args.live
+        return parsed
+
+    return {
+        "find": Tool(
+            "Find what does something already, before you write it: say in words what it does, or"
+            " give code.",
+            {
+                "words": {"type": "string", "description": "what it does, in a few words"},
+                "code": {"type": "string", "description": "definitions or statements instead"},
+                "top": {"type": "integer", "description": "how many hits, 10 if not given"},
+            },
+            lambda given: find_answer(options("find", *option_words(given, "top")), given),
+        ),
+        "duplicates": Tool(
+            "List code that is there several times. Say since which revision it must be new, such"
+            " as origin/main, or which files it must touch.",
+            {
+                "since": {"type": "string", "description": "revision of git"},
+                "touching": {"type": "array", "items": {"type": "string"}},
+                "top": {"type": "integer", "description": "how many groups of each section"},
+            },
+            lambda given: duplicates_answer(options("duplicates", *option_words(given, *given))),
+        ),
+        "show": Tool(
+            "Show a group of duplicates: the first member, and how the others differ from it.",
+            {"id": {"type": "string", "description": "stands in front of the group"}},
+            lambda given: show_answer(options("duplicates"), str(given.get("id", ""))),
+        ),
+    }
+
+
+def option_words(given: Json, *names: str) -> list[str]:
+    """Return arguments as words of a command line."""
+    words = []
+    for name in names:
+        value = given.get(name, [])
+        for one in value if isinstance(value, list) else [value]:
+            words.append(f"--{name}={one}")
+    return words
+
+
+def find_answer(args: argparse.Namespace, given: Json) -> str:
+    """Return what does what the arguments of a tool ask for, as text."""
+    args.words = str(given.get("words", "")).split()
+    args.code = given.get("code")
+    check_question(args)
+    content = str(args.code or "").encode("utf-8", "surrogatepass")
+    snippets = parsed_snippets(args, content, "code") if args.code is not None else []
+    index, directory = find_index(args)
+    hits = hits_in(args, index, snippets)
+    return plain_text(hits_as_lines(index, hits, args.top, directory))
+
+
+def duplicates_answer(args: argparse.Namespace) -> str:
+    """Return a report as text, with its verdict where it was compared."""
+    check_gate(args)
+    report, baseline = judged_report(args)
+    lines = list(
+        report_as_lines(report_seen_from_here(root_directory(report, args), report), args.top)
+    )
+    hits = gate_hits(report, None, baseline)
+    verdict = verdict_line(args, report, hits, baseline)
+    return plain_text([*lines, Line(verdict)] if verdict else lines)
+
+
+def show_answer(args: argparse.Namespace, start: str) -> str:
+    """Return the group whose id begins so as text."""
+    report, _ = judged_report(args)
+    group = named_group(report, start)
+    return plain_text(group_as_lines(group_seen_from_here(root_directory(report, args), group)))
+
+
+def plain_text(lines: Iterable[Line]) -> str:
+    """Return lines as a text."""
+    return "\n".join(styled_lines(lines, None, False))
+
+
 # ---- Command line ---------------------------------------------------------------------------
 
 DESCRIPTION = (
     "Find code that was written twice, even in other words: read a Python source tree, have a local"
     " language model say what each piece is for, store it all in SQLite."
 )
+FORMAT_ENDINGS = {
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".sarif": "sarif",
+    ".sarif.json": "sarif",
+    ".md": "markdown",
+}
 
 
 # Values
@@ -12045,6 +13628,20 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
     return tokens
 
 
+def link_template(text: str) -> str:
+    """Return a template of links; raise ArgumentTypeError where it cannot be one."""
+    if not re.match("(?:https?|vscode)://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} begins with none of https://, http://, vscode://"
+        )
+    if re.search(r"[{}]", LINK_FIELD.sub("", text)):
+        known = "{abspath}, {path}, {line} and {end}"
+        raise argparse.ArgumentTypeError(f"{text!r} has other fields than {known}")
+    if re.search(r"[\s<>\"'\x00-\x1f]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds what no address does")
+    return text
+
+
 def run_id_or_file(text: str) -> Union[int, str]:
     """Return the id of a run, or the path of a report."""
     # A report whose name is a number can still be named, as `./7`.
@@ -12075,6 +13672,11 @@ def similarity_bound(text: str) -> float:
     return number_up_to(1, text, "above 0 and up to 1")
 
 
+def percent_bound(text: str) -> float:
+    """Return a number from 0 to 100; raise ArgumentTypeError for anything else."""
+    return 0.0 if text == "0" else number_up_to(100, text, "from 0 to 100")
+
+
 def number_up_to(most: float, text: str, what: str) -> float:
     """Return a number above 0 and up to `most`; raise ArgumentTypeError for anything else."""
     with contextlib.suppress(ValueError):
@@ -12090,6 +13692,132 @@ def storable_text(text: str) -> str:
     if text != text.encode("utf-8", "replace").decode():
         raise argparse.ArgumentTypeError("not readable as UTF-8")
     return text
+
+
+# Settings that stay: the table `tool.cds` of a `pyproject.toml`. What stands there comes with the
+# analyzed tree, so nothing in it can name an output, a provider or a program.
+
+SETTINGS_FILE = "pyproject.toml"
+SETTINGS_COMMANDS = ("duplicates", "find")
+# How the table begins, or a key that makes one; found in a file that cannot be read as TOML, too.
+SETTINGS_TABLE = re.compile(rb"^[ \t]*\[?[ \t]*tool[ \t]*\.[ \t]*[\"']?cds\b", re.MULTILINE)
+
+
+def text_list(value: object) -> list[str]:
+    """Return a list of texts; raise ArgumentTypeError for anything else."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    raise argparse.ArgumentTypeError(f"{value!r} is not a list of texts")
+
+
+def kind_list(value: object) -> tuple[str, ...]:
+    """Return a list of kinds; raise ArgumentTypeError for anything else."""
+    return parse_kinds(",".join(text_list(value)))
+
+
+def whole_number(value: object) -> int:
+    """Return a whole number above 0; raise ArgumentTypeError for anything else."""
+    # Not of any other type that looks like it: `true` is an int to Python.
+    return positive_int(str(value) if type(value) is int else repr(value))
+
+
+def similarity_number(value: object) -> float:
+    """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
+    return similarity_bound(str(value) if type(value) in (int, float) else repr(value))
+
+
+def intent_choice(value: object) -> str:
+    """Return one of INTENT_CHOICES; raise ArgumentTypeError for anything else."""
+    if value in INTENT_CHOICES:
+        return str(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is not one of {', '.join(INTENT_CHOICES)}")
+
+
+# Called like the options, which say what they mean.
+SETTINGS: Mapping[str, Callable[[object], object]] = {
+    "exclude": text_list,
+    "kind": kind_list,
+    "min-statements": whole_number,
+    "min-block": whole_number,
+    "code-similarity": similarity_number,
+    "intent-similarity": similarity_number,
+    "intents": intent_choice,
+    "top": whole_number,
+}
+
+
+def settings_for(args: argparse.Namespace) -> dict[str, object]:
+    """Return the options that the settings of a command's source tree give, by their names.
+
+    Raises UsageError, which names the file and the key, for what is no setting.
+    """
+    if args.command not in SETTINGS_COMMANDS or args.db_path is not None:
+        return {}
+    path = settings_path(args.path or os.curdir)
+    table = read_settings(path, args) if path else {}
+    options = {}
+    for name, value in table.items():
+        if name not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            raise UsageError(f"{path}: tool.cds.{name} is no setting: known are {known}")
+        try:
+            options[name.replace("-", "_")] = SETTINGS[name](value)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{path}: tool.cds.{name}: {error}") from error
+    if table:
+        log(f"settings: {path}: {', '.join(table)}")
+    if args.exclude:
+        # What is given twice on the command line adds up; the two places do not.
+        options.pop("exclude", None)
+    return options
+
+
+def settings_path(source: str) -> Optional[str]:
+    """Return the path of the nearest `pyproject.toml`, from a source tree or file upwards."""
+    directory = os.path.realpath(source)
+    while True:
+        path = os.path.join(directory, SETTINGS_FILE)
+        if os.path.isfile(path):
+            return path
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return None
+        directory = parent
+
+
+def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
+    """Return the table `tool.cds` of a file, empty if it has none."""
+    import importlib
+
+    try:
+        content = read_bytes(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {describe_error(error)}") from error
+    has_table = SETTINGS_TABLE.search(content) is not None
+    try:
+        # By name: as a statement it would say that the whole file needs Python 3.11.
+        tomllib = importlib.import_module("tomllib")
+        tools = tomllib.loads(content.decode()).get("tool", {})
+    except ImportError:
+        if has_table:
+            refuse_unread_settings(path, args)
+        return {}
+    except ValueError as error:
+        if not has_table:  # then its faults are the business of others
+            return {}
+        raise UsageError(f"{path}: tool.cds cannot be read: {one_line(str(error))}") from error
+    table = tools.get("cds", {}) if isinstance(tools, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: tool.cds is no table")
+    return table
+
+
+def refuse_unread_settings(path: str, args: argparse.Namespace) -> None:
+    """Log that this Python reads no settings; raise UsageError where a gate depends on them."""
+    told = f"{path}: tool.cds is not read: that takes Python 3.11"
+    if getattr(args, "fail_on", None):
+        raise UsageError(f"{told}: a gate must not depend on the Python")
+    log(f"warning: {told}")
 
 
 # Parsers
@@ -12141,24 +13869,16 @@ class Option(NamedTuple):
 
 
 class OptionGroup(NamedTuple):
-    """Options that stand together in the help of a command, below a title and a description.
-
-    Exactly one of the `alternatives` must be given, if there are any.
-    """
+    """Options that stand together in the help of a command, below a title and a description."""
 
     title: str
     options: Sequence[Option]
-    alternatives: Sequence[Option] = ()
     description: Optional[str] = None
 
 
 def add_options(parser: Parser, group: OptionGroup) -> None:
     """Add the options of a group to the parser of a command."""
     added = parser.add_argument_group(group.title, group.description)
-    if group.alternatives:
-        one_of = added.add_mutually_exclusive_group(required=True)
-        for option in group.alternatives:
-            one_of.add_argument(option.name, help=option.help, **option.settings)
     for option in group.options:
         settings, text = dict(option.settings), option.help
         if option.default is not None:
@@ -12187,6 +13907,7 @@ SOURCE = {
     "action": StoreOnce,
     "remedy": "name the directory above both, since a run has one root",
 }
+SOURCE_WORD = {"metavar": "SRC", "nargs": "?"}
 # The library has the same, so that both give the same report.
 REPORT_DEFAULTS = DuplicateOptions()
 
@@ -12197,7 +13918,11 @@ EXCLUDE = Option(
 )
 SOURCE_OPTIONS = OptionGroup(
     "source",
-    [Option("--path", "source file, or directory to search", {**SOURCE, **REQUIRED}), EXCLUDE],
+    [
+        Option("source", "source file, or directory to search", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
+        EXCLUDE,
+    ],
 )
 MODEL_OPTIONS = OptionGroup(
     "model",
@@ -12287,22 +14012,31 @@ VERDICTS_OPTION = Option(
 )
 REPORT_OPTIONS = OptionGroup(
     "source",
-    [RUN_ID, EXCLUDE, VERDICTS_OPTION],
-    # A run knows which tree it is of; a second source could only contradict it.
-    alternatives=[
-        Option("--path", "source file or directory to read; nothing is stored", SOURCE),
+    [
+        Option("source", "source file or directory to read; nothing is stored", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
         Option("--db-path", "SQLite file that persist wrote", FILE),
+        RUN_ID,
+        EXCLUDE,
+        VERDICTS_OPTION,
     ],
+)
+KIND = Option(
+    "--kind",
+    "comma-separated kinds of code to compare",
+    {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
+    REPORT_DEFAULTS.kinds,
+)
+CODE_SIMILARITY = Option(
+    "--code-similarity",
+    "how much near copies share, above 0 to 1",
+    SIMILARITY,
+    REPORT_DEFAULTS.code_similarity,
 )
 COMPARISON_OPTIONS = OptionGroup(
     "comparison",
     [
-        Option(
-            "--kind",
-            "comma-separated kinds of code to compare",
-            {"metavar": "KINDS", "type": parse_kinds, **ONE_LIST},
-            REPORT_DEFAULTS.kinds,
-        ),
+        KIND,
         Option(
             "--min-statements",
             f"hide smaller bodies (default: {REPORT_DEFAULTS.min_statements}, or"
@@ -12315,12 +14049,7 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "N", "type": natural_int},
             REPORT_DEFAULTS.min_block,
         ),
-        Option(
-            "--code-similarity",
-            "how much near copies share, above 0 to 1",
-            SIMILARITY,
-            REPORT_DEFAULTS.code_similarity,
-        ),
+        CODE_SIMILARITY,
         Option(
             "--intent-similarity",
             "show all groups of intents that share so much, above 0 to 1 (default: only the best"
@@ -12343,8 +14072,13 @@ LISTING_OPTIONS = OptionGroup(
         Option("--top", "show at most N groups a section and area", COUNT, 20),
         Option(
             "--show",
-            "print the group with this ID, or start of one, with all code and differences",
+            "print the group with this ID, or start of one: the first member, and differences",
             {"metavar": "ID"},
+        ),
+        Option(
+            "--link",
+            "where places in html and markdown lead, with {path}, {abspath}, {line}, {end}",
+            {"metavar": "TEMPLATE", "type": link_template},
         ),
     ],
 )
@@ -12353,6 +14087,11 @@ GATED_NAMES = [kind.name for kind in EVIDENCE if kind.fails_new]
 GATE_OPTIONS = OptionGroup(
     "gate",
     [
+        Option(
+            "--since",
+            "show only what is new since this revision of git, such as origin/main, was left",
+            {"metavar": "REV"},
+        ),
         Option(
             "--against",
             "hide what this run of the same file, or this report in JSON, holds already",
@@ -12364,13 +14103,50 @@ GATE_OPTIONS = OptionGroup(
             + ", ".join(EVIDENCE_NAMES),
             {"metavar": "WHAT", "type": parse_fail_on, **ONE_LIST},
         ),
+        Option(
+            "--max-percent",
+            "exit 3 if more of the lines of code are in copies beyond the first",
+            {"metavar": "P", "type": percent_bound},
+        ),
+    ],
+)
+
+
+SESSION_OPTIONS = OptionGroup(
+    "source",
+    [
+        Option("source", "source file or directory to answer for", SOURCE_WORD),
+        Option("--path", "the same", SOURCE),
+        Option("--db-path", "take intents from the newest run of this SQLite file", FILE),
+    ],
+)
+QUESTION_OPTIONS = OptionGroup(
+    "question",
+    [
+        Option("words", "what the code does, in words", {"metavar": "WORDS", "nargs": "*"}),
+        Option(
+            "--code", "look for code instead: whole definitions, or statements; - is stdin", FILE
+        ),
+        KIND,
+        CODE_SIMILARITY,
+        Option("--top", "print at most N hits", COUNT, 10),
+    ],
+)
+PLACE_OPTIONS = OptionGroup(
+    "source",
+    [
+        Option("--path", "source file or directory to search, or else the current one", SOURCE),
+        Option("--db-path", "search a run that persist wrote to this SQLite file", FILE),
+        Option("--run-id", "run to search (default: the newest)", COUNT),
+        EXCLUDE,
     ],
 )
 
 
 def output_options(*formats: str) -> OptionGroup:
     """Return the options of a command that prints its result in one of these formats."""
-    chosen = Option("--format", "form of the output", {"choices": formats}, "table")
+    told = "form of the output, or else what the ending of FILE says (default: table)"
+    chosen = Option("--format", told, {"choices": formats})
     written = Option("--output", "write to FILE instead of stdout", FILE)
     return OptionGroup("output", [chosen, written])
 
@@ -12435,11 +14211,24 @@ COMMANDS = {
         " code, same purpose.",
         example="cds duplicates --path src --top 5",
     ),
+    "find": CommandSpec(
+        run=run_find,
+        groups=(QUESTION_OPTIONS, PLACE_OPTIONS, output_options("table", "json")),
+        description="Find what does something already, said in words or by its code.",
+        example="cds find 'split a list into chunks' --path src",
+    ),
+    "mcp": CommandSpec(
+        run=run_mcp,
+        groups=(SESSION_OPTIONS,),
+        description="Answer find and duplicates for an agent, over the Model Context Protocol on"
+        " stdin and stdout.",
+        example="cds mcp --path src",
+    ),
 }
 
 
-def command_line() -> Parser:
-    """Return the parser of one command line."""
+def command_line(defaults: Mapping[str, object] = types.MappingProxyType({})) -> Parser:
+    """Return the parser of one command line; `defaults` go before those of the options."""
     # Nothing may be abbreviated: a script that says `--in` would break as soon as a second option
     # begins with that.
     parser = Parser(
@@ -12465,7 +14254,7 @@ def command_line() -> Parser:
         )
         for group in command.groups:
             add_options(added, group)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=command.run, **defaults)
     return parser
 
 
@@ -12518,21 +14307,66 @@ def run_command_line(
         # the command line of this process gets worker processes.
         args.workers = processors() if argv is None else 0
         args.analyzers = analyzers
+        args.live = LiveLine()
+        args.read_tree = read_tree
+        args.parse = parse_arguments
         code: int = args.run(args, make_client, interrupts)
     # The work was saved, but it is not the whole.
     return EXIT_INTERRUPTED if interrupts.is_requested else code
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or print help or version and return None."""
+    """Return the options of a command line, or None where help or the version was asked for."""
+    args = parse_with(argv, {})
+    settings = settings_for(args) if args else {}
+    # Where they are is known only once the command line is read; what it gives wins.
+    args = parse_with(argv, settings) if settings else args
+    if args and "format" in args and args.format is None:
+        args.format = format_of(args.output or "", args.command)
+    return args
+
+
+def format_of(path: str, command: str) -> str:
+    """Return the form that a file name's ending says, if a command has it, or a table."""
+    # The longest first, since one ends in another.
+    for ending in sorted(FORMAT_ENDINGS, key=len, reverse=True):
+        if path.lower().endswith(ending):
+            name = FORMAT_ENDINGS[ending]
+            return name if name == "json" or command == "duplicates" else "table"
+    return "table"
+
+
+def parse_with(
+    argv: Optional[Sequence[str]], defaults: Mapping[str, object]
+) -> Optional[argparse.Namespace]:
+    """Return the options of a command line, or None where what it asked for is printed now."""
     # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            return command_line().parse_args(argv)
+            args = command_line(defaults).parse_args(argv)
     except SystemExit:
         print_pieces([printed.getvalue()])
         return None
+    if "source" in args:
+        settle_source(args)
+    return args
+
+
+def settle_source(args: argparse.Namespace) -> None:
+    """Set `path` to the source that is named as a word; raise UsageError unless one is named."""
+    named = {"SRC": args.source, "--path": args.path}
+    if args.command == "duplicates":
+        # A run knows which tree it is of; a second source could only contradict it.
+        named["--db-path"] = args.db_path
+    given = [name for name, value in named.items() if value is not None]
+    hint = f"(see 'cds {args.command} --help')"
+    if not given:
+        raise UsageError(f"name one of {', '.join(named)} {hint}")
+    if len(given) > 1:
+        raise UsageError(f"argument {given[1]}: not allowed with argument {given[0]} {hint}")
+    if args.source is not None:
+        args.path = args.source
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import platform
 import py_compile
@@ -9324,6 +9325,7 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "weaker",
         "known",
         "unjudged",
+        "ignored",
         "untouched",
         "area",
     )
@@ -9340,6 +9342,8 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
         "shared": 1.0,
         "differs": [],
         "intent_source": None,
+        "is_new": False,
+        "is_accepted": False,
     }
 
 
@@ -9510,7 +9514,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
         "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
-        "  7 lines  a.py  b.py",
+        "  7 lines  a.py (50 %)  b.py (50 %)",
         "",
         "1. Exact: the same code (1 group)",
         "",
@@ -9538,7 +9542,7 @@ def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
     assert lines_of(broken)[3] == f"N{line}"
     assert json.loads("".join(cds.report_json(report)))["unparsed_count"] == 2
     assert f"<p>N{line}</p>" in "".join(cds.report_as_page(report))
-    assert cds.verdict_line(report, []) == f"gate: no groups; n{line}"
+    assert cds.group_verdict(report, []) == ["no groups", f"n{line}"]
 
 
 def test_the_table_of_a_source_tree_says_what_intents_would_need():
@@ -10030,7 +10034,7 @@ def test_page_head_has_figures_and_the_files_that_share_most():
     lines = 7 + 7 + 6
     assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
     assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
-    assert "<tr><td>7<td>a.py<td>b.py" in head
+    assert "<tr><td>7<td>a.py (100 %)<td>b.py (100 %)" in head
 
 
 def test_page_lays_out_its_sections_with_tests_and_hidden_groups_last():
@@ -11053,7 +11057,7 @@ def test_report_may_not_replace_its_database(tmp_path, capsys, ending):
 def test_report_may_stand_beside_its_database(tmp_path, name):
     store(tmp_path / "db", [record()], root_path="/src")
     (tmp_path / "other").touch()
-    words = ("--db-path", tmp_path / "db", "--output", tmp_path / name)
+    words = ("--db-path", tmp_path / "db", "--format", "table", "--output", tmp_path / name)
     assert run("duplicates", *words) == 0
     assert (tmp_path / name).read_text().startswith("Run 1 of /src")
 
@@ -11375,7 +11379,8 @@ def test_stored_run_of_another_language_gives_the_report_of_its_tree(tmp_path, c
 TWICE = f"{TOTAL}\n\nclass A:\n    {TOTAL_RENAMED.replace(chr(10), chr(10) + '    ').rstrip()}\n"
 
 
-def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
+def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     source, db, out = (
         tree(tmp_path / "s", {"a.py": TWICE}),
         tmp_path / "db",
@@ -11386,7 +11391,7 @@ def test_duplicates_command_reports_gates_and_refuses(tmp_path, capsys):
     report = ("duplicates", "--db-path", db)
     assert run(*report, "--run-id", 1) == 0
     text = capsys.readouterr().out
-    assert "2. Near: similar code (1 group)" in text and "  a.py:1-7  total" in text
+    assert "2. Near: similar code (1 group)" in text and "  s/a.py:1-7  total" in text
     assert run(*report, "--run-id", 1, "--format", "json", "--output", out) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["run"]["id"] == 1
     assert run(*report, "--fail-on", "any") == 0
@@ -11764,7 +11769,8 @@ def test_a_file_with_errors_counts_as_touched(tmp_path, capsys):
     assert "not compared: code with 1 analyzer error" in err
 
 
-def test_show_takes_the_start_of_an_id(tmp_path, capsys):
+def test_show_takes_the_start_of_an_id(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     source = tree(
         tmp_path / "src", {"a.py": TWICE, "b.py": OTHER, "c.py": OTHER, "d.py": "def f(): pass"}
     )
@@ -11774,7 +11780,9 @@ def test_show_takes_the_start_of_an_id(tmp_path, capsys):
     assert run(*command, first) == run(*command, first[:4]) == 0
     out = capsys.readouterr().out
     assert out.count(f"{first}  exact, 2 copies, 5 statements\n") == 2
-    assert out.count("1. b.py:1-6  load\n\ndef load(path):\n") == 2
+    assert out.count("1. src/b.py:1-6  load\n\ndef load(path):\n") == 2
+    same = "src/c.py:1-6 is the same text as src/b.py:1-6"
+    assert out.count(f"2. src/c.py:1-6  load\n\n{same}\n") == 2
     assert run(*command, "x", "--output", tmp_path / "out") == 2
     assert capsys.readouterr().err.endswith("cds: --show: no group has an id that starts with x\n")
     assert run(*command, "") == 2
@@ -11854,7 +11862,7 @@ def test_a_huge_baseline_is_refused_unread(tmp_path, capsys):
     ("words", "says"),
     [
         (["--path", "src", "--db-path", "db"], "not allowed with argument --path"),
-        ([], "one of the arguments --path --db-path is required"),
+        ([], "name one of SRC, --path, --db-path"),
         (["--path", "src", "--run-id", "1"], "--run-id: needs --db-path"),
         (["--path", "src", "--against", "1"], "--against: a run id needs --db-path"),
         (["--path", "none"], "--path: none does not exist"),
@@ -12120,6 +12128,1085 @@ def test_interrupt_during_the_write_lets_it_finish_and_a_later_one_stops_it(
     tables = [name for (name,) in rows(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     assert tables == (["other", "runs", "records"] if is_stored else ["other"])
     assert out.startswith("persisted run_id=1") is is_stored
+
+
+# A source tree since a revision
+
+
+def commit(folder, files=(), message="change"):
+    """Write files below a folder, and commit all that is there."""
+    tree(folder, dict(files))
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Return a repository on the branch `work`, which leaves `main` where a copy was accepted."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    git(root, "init", "--quiet", "--initial-branch=main")
+    commit(root, {"src/a.py": TOTAL, "src/b.py": TOTAL_RENAMED, "src/c.py": OTHER})
+    git(root, "checkout", "--quiet", "-b", "work")
+    return root
+
+
+def gate(root, *options, since="main"):
+    """Run the gate on what is new in a repository; return its exit code."""
+    return run("duplicates", "--path", root / "src", "--since", since, "--fail-on", "new", *options)
+
+
+def rename(root):
+    git(root, "mv", "src/a.py", "src/renamed.py")
+    commit(root)
+
+
+def move_to_a_package(root):
+    tree(root, {"src/package/__init__.py": ""})
+    git(root, "mv", "src/a.py", "src/package/a.py")
+    commit(root)
+
+
+def squash(root):
+    commit(root, {"src/d.py": OTHER})
+    commit(root, {"src/d.py": f"{OTHER}\n# more\n"})
+    git(root, "checkout", "--quiet", "main")
+    git(root, "merge", "--quiet", "--squash", "work")
+    commit(root)
+    git(root, "branch", "--force", "work", "HEAD")
+    git(root, "reset", "--quiet", "--soft", "HEAD~1")
+
+
+def edit_a_copy(root):
+    commit(root, {"src/b.py": TOTAL_RENAMED.replace("3)", "4)")})
+
+
+def delete_a_copy(root):
+    (root / "src/b.py").unlink()
+    commit(root)
+
+
+def revert(root):
+    commit(root, {"src/d.py": OTHER})
+    git(root, "revert", "--no-edit", "HEAD")
+
+
+def merge(root):
+    git(root, "checkout", "--quiet", "main")
+    commit(root, {"src/d.py": OTHER})
+    git(root, "checkout", "--quiet", "work")
+    commit(root, {"src/e.py": "x = 1\n"})
+    git(root, "merge", "--quiet", "--no-edit", "main")
+
+
+def add_a_copy(root):
+    commit(root, {"src/d.py": OTHER})
+
+
+def add_a_copy_without_commit(root):
+    tree(root, {"src/d.py": OTHER.replace("text", "content")})
+
+
+def add_a_submodule(root):
+    """Add a copy in a submodule, which was there before it; then touch something else."""
+    other = root.parent / "other"
+    other.mkdir()
+    git(other, "init", "--quiet")
+    commit(other, {"d.py": OTHER})
+    git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", other, "src/sub")
+    commit(root)
+    git(root, "branch", "--force", "main")
+    tree(root, {"src/e.py": "x = 1\n"})
+
+
+def add_a_copy_of_a_submodule(root):
+    add_a_submodule(root)
+    tree(root, {"src/f.py": OTHER})
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("change", "verdict", "code"),
+    [
+        (rename, "no new groups; 1 known", 0),
+        (move_to_a_package, "no new groups; 1 known", 0),
+        (squash, "1 new group: ID; 1 known", 3),
+        (edit_a_copy, "no new groups; 1 known", 0),
+        (delete_a_copy, "no new groups; 0 known", 0),
+        (revert, "no new groups; 1 known", 0),
+        (merge, "no new groups; 2 known", 0),
+        (add_a_copy, "1 new group: ID; 1 known", 3),
+        (add_a_copy_without_commit, "1 new group: ID; 1 known", 3),
+        (add_a_submodule, "no new groups; 2 known", 0),
+        (add_a_copy_of_a_submodule, "1 new group: ID; 1 known", 3),
+    ],
+)
+def test_since_tells_what_is_new(repository, capsys, change, verdict, code):
+    change(repository)
+    assert gate(repository) == code
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.sub("[0-9a-f]{10}", "ID", told) == f"gate: {verdict}"
+
+
+@needs_git
+def test_since_reads_the_objects_of_a_second_work_tree(repository, capsys):
+    other = repository.parent / "other"
+    git(repository, "worktree", "add", "--quiet", "-b", "second", other)
+    assert gate(other) == 0
+    add_a_copy(other)
+    assert gate(other) == 3
+
+
+@needs_git
+def test_since_needs_the_history(repository, capsys):
+    add_a_copy(repository)
+    clone = repository.parent / "clone"
+    address = repository.as_uri()
+    git(repository, "clone", "--quiet", "--depth", "1", "--no-single-branch", address, clone)
+    assert gate(clone, since="origin/main") == 2
+    told = capsys.readouterr().err
+    assert "origin/main and HEAD have no commit in common" in told
+    assert "fetch-depth: 0" in told
+    git(repository, "clone", "--quiet", "--depth", "1", address, clone.with_name("single"))
+    assert gate(clone.with_name("single"), since="origin/main") == 2
+    assert "fetch-depth: 0" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.parametrize("number", range(len(FETCHES)), ids=FETCHES)
+def test_since_fetches_nothing(repository, capsys, number):
+    mark = repository.parent / "ran"
+    program = repository.parent / "program"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\n")
+    program.chmod(0o755)
+    tree(repository, {".gitattributes": "*.py filter=bad diff=bad\n"})
+    for name in ("filter.bad.smudge", "filter.bad.clean", "diff.bad.textconv", "core.fsmonitor"):
+        git(repository, "config", name, program)
+    lose_object(repository, "src/a.py")
+    for name, value in fetches(program)[number].items():
+        git(repository, "config", name, value)
+    tree(repository, {"src/a.py": f"{TOTAL}\nx = 1\n"})
+    assert gate(repository) == 2
+    assert "fetch-depth: 0" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+@needs_git
+def test_since_marks_what_is_new(repository, capsys, monkeypatch):
+    monkeypatch.chdir(repository / "src")
+    commit(repository, {"src/c.py": f"# A comment.\n{OTHER}", "src/d.py": f"x = 1\n\n\n{OTHER}"})
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if " load" in line] == ["  c.py:2-7  load", "+ d.py:4-9  load"]
+    assert "Only what is new since main: + in front of its members" in shown
+    assert gate(repository, "--format", "json") == 3
+    (group,) = [one for one in report_groups(capsys.readouterr().out) if not one["hidden_by"]]
+    assert [member["is_new"] for member in group["members"]] == [False, True]
+
+
+def report_groups(text):
+    """Return the groups of a report in JSON."""
+    return json.loads(text)["groups"]
+
+
+@needs_git
+def test_since_marks_the_edit_that_makes_a_pair(repository, capsys):
+    tree(repository, {"src/c.py": TOTAL.replace("round", "floor")})
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out.splitlines()
+    marks = [line[0] for line in shown if ".py:" in line and "total" in line]
+    assert marks == [" ", " ", "+"]
+
+
+@needs_git
+def test_since_tells_the_head_of_what_is_shown(repository, capsys, monkeypatch):
+    monkeypatch.chdir(repository / "src")
+    assert gate(repository) == 0
+    assert "In copies beyond the first: 0.0 %" in capsys.readouterr().out
+    add_a_copy(repository)
+    assert gate(repository) == 3
+    shown = capsys.readouterr().out
+    assert "6 lines  c.py (100 %)  d.py (100 %)  a copied file" in shown
+    assert "a.py (" not in shown
+
+
+@needs_git
+def test_since_reads_one_file(repository, capsys):
+    path = repository / "src/c.py"
+    command = ("duplicates", "--path", path, "--since", "main", "--fail-on", "new")
+    assert run(*command) == 0
+    path.write_text(f"{OTHER}\n{OTHER}".replace("def load", "def read", 1))
+    assert run(*command) == 3
+
+
+@needs_git
+def test_since_leaves_out_what_is_excluded_then_and_now(repository, capsys):
+    tree(repository, {"src/.hidden/d.py": OTHER, "src/tests/e.py": OTHER, "build.py": OTHER})
+    commit(repository)
+    git(repository, "branch", "--force", "main")
+    commit(repository, {"src/tests/e.py": f"{OTHER}\nx = 1\n", "src/f.py": "x = 2\n"})
+    assert gate(repository, "--exclude", "tests") == 0
+    assert "no new groups; 1 known" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("since", "told"),
+    [
+        ("", "--since: '' is no commit here"),
+        ("none", "--since: 'none' is no commit here: name one, or fetch the whole history"),
+        ("--help", "--since: '--help' is no commit here"),
+        ("HEAD:src", "--since: 'HEAD:src' is no commit here"),
+        ("main..work", "--since: 'main..work' is no commit here"),
+        ("orphan", "--since: orphan and HEAD have no commit in common"),
+    ],
+)
+def test_since_refuses_what_is_no_commit(repository, capsys, since, told):
+    git(repository, "checkout", "--quiet", "--orphan", "orphan")
+    git(repository, "commit", "--quiet", "--message", "first")
+    git(repository, "checkout", "--quiet", "work")
+    assert run("duplicates", "--path", repository, f"--since={since}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+@needs_git
+def test_since_needs_a_work_tree_with_a_commit(tmp_path, capsys):
+    source = tree(tmp_path / "plain", {"a.py": TOTAL})
+    assert run("duplicates", "--path", source, "--since", "main") == 2
+    assert f"--since: {source} is in no work tree of git" in capsys.readouterr().err
+    git(source, "init", "--quiet")
+    assert run("duplicates", "--path", source, "--since", "HEAD") == 2
+    assert "--since: HEAD has no commit yet" in capsys.readouterr().err
+
+
+@needs_git
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_since_refuses_a_repository_of_another_user(repository, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(repository))  # where nothing is trusted
+    for name in (".", ".git"):
+        os.chown(repository / name, 65534, 65534)
+    assert gate(repository) == 2
+    assert "dubious ownership" in capsys.readouterr().err
+
+
+def test_since_goes_with_a_source_tree_alone(tmp_path, capsys):
+    db = tmp_path / "db"
+    assert run("duplicates", "--db-path", db, "--since", "main") == 2
+    assert "--since: needs --path" in capsys.readouterr().err
+    command = ("duplicates", "--path", tmp_path, "--since", "main")
+    assert run(*command, "--against", "report.json") == 2
+    assert "--since: --against names another baseline" in capsys.readouterr().err
+
+
+@needs_git
+def test_since_tells_of_a_file_that_could_not_be_read_then(repository, capsys):
+    commit(repository, {"src/d.py": "def (:\n"})
+    git(repository, "branch", "--force", "main")
+    commit(repository, {"src/d.py": OTHER})
+    assert gate(repository) == 0
+    told = capsys.readouterr().err
+    assert "--since: the baseline could not read d.py" in told
+    assert "--since: 1 group unjudged, since the baseline could not hold it\n" in told
+
+
+@needs_git
+def test_since_weighs_the_words_of_all_sentences(repository, capsys):
+    # Words that most sentences have weigh little; in the few that are compared they are rare.
+    common = ("alpha beta gamma delta", "omega sigma theta kappa")
+    rare = "Frobnicates quux widgets of gizmo sprockets"
+    fillers = [with_docstring(f"f{number}", " ".join(common)) for number in range(400)]
+    files = {
+        "src/fillers.py": "\n".join(fillers),
+        "src/one.py": with_docstring("one", f"{rare} {common[0]}", "x.run()\n    x.end(1)"),
+        "src/two.py": with_docstring("two", f"{rare} {common[1]}", "for y in x: yield y, 3"),
+    }
+    commit(repository, files)
+    git(repository, "branch", "--force", "main")
+    tree(repository, {"src/one.py": f"# changed\n{files['src/one.py']}"})
+    command = ("duplicates", "--path", repository / "src", "--since", "main")
+    assert run(*command, "--format", "json") == 0
+    (rule,) = [
+        group["hidden_by"]
+        for group in report_groups(capsys.readouterr().out)
+        if [member["qualified_name"] for member in group["members"]] == ["one", "two"]
+    ]
+    assert rule == "known"
+
+
+def with_docstring(name, sentence, body="return x"):
+    """Return a function with a docstring."""
+    return f'def {name}(x):\n    """{sentence}."""\n    x += 1\n    {body}\n'
+
+
+# Copies that a comment accepts
+
+
+def with_comment(code, comment="# cds: ignore"):
+    """Return a definition with a comment on its first line."""
+    first, _, rest = code.partition("\n")
+    return f"{first}  {comment}\n{rest}"
+
+
+def hidden_rules(capsys, root, *options):
+    """Return the rule of each exact or near group that `duplicates` reports."""
+    assert run("duplicates", "--path", root, *options, "--format", "json") == 0
+    return [group["hidden_by"] for group in report_groups(capsys.readouterr().out)]
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# cds: ignore",
+        "#cds:ignore",
+        "# cds: ignore: an adapter of its own",
+        "# noqa  # cds: ignore",
+        "# cds: ignore  # noqa",
+    ],
+)
+def test_comment_accepts_a_copy(tmp_path, capsys, comment):
+    root = tree(tmp_path, {"a.py": OTHER, "b.py": with_comment(OTHER, comment)})
+    assert hidden_rules(capsys, root) == ["ignored"]
+    assert run("duplicates", "--path", root, "--fail-on", "any") == 0
+    assert "Hidden: 1 ignored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        OTHER.replace("    with", "    # cds: ignore\n    with"),
+        f"# cds: ignore\n{OTHER}",
+        with_comment(OTHER, "# cds: ignored"),
+        with_comment(OTHER, "# do not cds: ignore this"),
+        OTHER.replace("path)", "path='# cds: ignore')", 1),
+    ],
+    ids=["in-the-body", "above", "another-word", "in-a-sentence", "in-a-string"],
+)
+def test_comment_elsewhere_accepts_nothing(tmp_path, capsys, code):
+    root = tree(tmp_path, {"a.py": OTHER.replace("load", "read"), "b.py": code})
+    assert hidden_rules(capsys, root) == [None]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"@cache  # cds: ignore\n@other\n{OTHER}",
+        f"@cache\n# cds: ignore\n{OTHER}",
+        OTHER.replace("(path)", "(\n    path,  # cds: ignore\n)", 1),
+        OTHER.replace("(path):", "(\n    path\n):  # cds: ignore", 1),
+        f"class A:\n{textwrap.indent(with_comment(OTHER), '    ')}",
+    ],
+    ids=["decorator", "between", "parameter", "colon", "method"],
+)
+def test_comment_may_stand_anywhere_on_the_header(tmp_path, capsys, code):
+    root = tree(tmp_path, {"a.py": OTHER, "b.py": code})
+    assert hidden_rules(capsys, root) == ["ignored"]
+    assert persist(root, tmp_path / "db") == 0
+    capsys.readouterr()
+    assert run("duplicates", "--db-path", tmp_path / "db", "--intents", "docstring") == 0
+    assert "Hidden: 1 ignored" in capsys.readouterr().out
+
+
+def test_comment_accepts_a_group_of_which_one_has_none(tmp_path, capsys):
+    files = {"a.py": OTHER, "b.py": with_comment(OTHER), "c.py": OTHER}
+    assert hidden_rules(capsys, tree(tmp_path, files)) == [None]
+    assert hidden_rules(capsys, tree(tmp_path, {"c.py": with_comment(OTHER)})) == ["ignored"]
+
+
+def test_comment_on_a_class_accepts_what_is_in_it(tmp_path, capsys):
+    code = f"class A:\n{textwrap.indent(OTHER, '    ')}\n{textwrap.indent(TOTAL, '    ')}"
+    root = tree(tmp_path, {"a.py": code, "b.py": with_comment(code)})
+    assert sorted(hidden_rules(capsys, root)) == ["contained", "contained", "ignored"]
+
+
+def test_comment_that_hides_nothing_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tree(tmp_path, {"a.py": with_comment(OTHER), "b.py": TOTAL, "c.py": with_comment(TOTAL)})
+    assert run("duplicates", "--path", root) == 0
+    assert "Comments 'cds: ignore' that hide nothing: a.py:1\n" in capsys.readouterr().out
+    assert run("duplicates", "--path", root, "--kind", "class") == 0
+    assert "hide nothing" not in capsys.readouterr().out
+    assert run("duplicates", "--path", root, "--touching", "b.py", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["vain_comments"] == ["a.py:1"]
+
+
+@needs_git
+def test_comment_accepts_nothing_that_is_new(repository, capsys):
+    commit(repository, {"src/c.py": with_comment(OTHER)})
+    git(repository, "branch", "--force", "main")
+    tree(repository, {"src/d.py": with_comment(OTHER)})
+    assert gate(repository) == 3
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "accept")
+    git(repository, "branch", "--force", "main")
+    assert gate(repository) == 0
+    capsys.readouterr()
+    assert hidden_rules(capsys, repository / "src") == ["ignored", None]
+
+
+def test_accepted_group_of_a_baseline_is_known(tmp_path, capsys):
+    root = tree(tmp_path / "src", {"a.py": OTHER, "b.py": with_comment(OTHER)})
+    report = tmp_path / "report.json"
+    assert run("duplicates", "--path", root, "--format", "json", "--output", report) == 0
+    command = ("duplicates", "--path", root, "--against", report, "--fail-on", "any")
+    assert run(*command) == 0
+    assert "gate: no new groups; 1 known; 0 stale" in capsys.readouterr().out
+    tree(root, {"b.py": OTHER})
+    assert run(*command) == 0
+    tree(root, {"c.py": with_comment(OTHER)})
+    assert run(*command) == 3
+
+
+# Everyday options
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("model-build",), ("enrich-intent", *LOCAL), ("persist", *LOCAL), ("duplicates",)],
+    ids=operator.itemgetter(0),
+)
+def test_source_may_be_named_without_its_option(tmp_path, capsys, command):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    ending = ("--db-path", tmp_path / "db") if command[0] == "persist" else ()
+    assert run(*command, source, *ending) == 0
+    assert run(*command, source, "--path", source, *ending) == 2
+    assert "argument --path: not allowed with argument SRC" in capsys.readouterr().err
+    assert run(*command, source, source, *ending) == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+    assert run(*command, *(ending if command[0] == "persist" else ())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("out.json", "{"),
+        ("OUT.JSON", "{"),
+        ("out.html", "<!doctype html>"),
+        ("out.sarif", "{"),
+        ("out.sarif.json", "{"),
+        ("out.md", "**2 groups of copies**"),
+        ("out.txt", "3 records"),
+        ("json", "3 records"),
+    ],
+)
+def test_format_follows_from_the_ending(tmp_path, name, start):
+    source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL, "c.py": TOTAL_RENAMED})
+    output = tmp_path / name
+    assert run("duplicates", source, "--output", output) == 0
+    text = output.read_text()
+    assert text.lower().startswith(start.lower())
+    assert ("sarif" in name) == ("$schema" in text)
+    assert run("duplicates", source, "--output", output, "--format", "table") == 0
+    assert output.read_text().startswith("3 records")
+
+
+def test_ending_says_no_format_that_a_command_lacks(tmp_path):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    assert run("model-build", source, "--output", tmp_path / "out.html") == 0
+    assert (tmp_path / "out.html").read_text().startswith("KIND")
+
+
+def test_table_tells_places_as_seen_from_the_current_directory(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path / "src", {"x/a.py": TWICE, "b.py": TWICE, "c.py": with_comment(OTHER)})
+    monkeypatch.chdir(tmp_path)
+    assert run("duplicates", "src") == 0
+    shown = capsys.readouterr().out
+    assert "\n  src/x/a.py:1-7  total" in shown
+    assert " src/b.py (" in shown and "hide nothing: src/c.py:1" in shown
+    monkeypatch.chdir(source / "x")
+    assert run("duplicates", "..") == 0
+    assert "\n  a.py:1-7  total" in capsys.readouterr().out
+    assert run("duplicates", source / "b.py") == 0
+    assert "\n  ../b.py:1-7  total" in capsys.readouterr().out
+
+
+@needs_git
+def test_json_tells_version_and_root_in_the_work_tree(repository, capsys):
+    for source, root in ((repository, "."), (repository / "src", "src")):
+        assert run("duplicates", source, "--format", "json") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["version"], report["root"]) == (cds.__version__, root)
+    shutil.rmtree(repository / ".git")
+    assert run("duplicates", repository / "src", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["root"] == "src"
+
+
+@pytest.mark.parametrize(
+    ("percent", "code", "than"),
+    [("30", 3, "more"), ("0", 3, "more"), ("36", 0, "not more"), ("100", 0, "not more")],
+)
+def test_max_percent_is_a_gate(tmp_path, capsys, percent, code, than):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL, "c.py": OTHER, "tests/d.py": OTHER})
+    assert run("duplicates", source, "--max-percent", percent) == code
+    told = f"gate: 35.0 % of the lines of code are copies, {than} than {percent} %"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert run("duplicates", source, "--max-percent", percent, "--fail-on", "any") == 3
+    assert f"{told}; 2 groups: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("percent", ["-1", "101", "nan", "x"])
+def test_max_percent_is_a_percentage(tmp_path, capsys, percent):
+    assert run("duplicates", tmp_path, f"--max-percent={percent}") == 2
+    assert "is not a number from 0 to 100" in capsys.readouterr().err
+
+
+@needs_terminal
+@needs_git
+def test_live_line_says_each_phase_and_is_gone_at_the_end(repository):
+    add_a_copy(repository)
+    words = ("duplicates", repository / "src", "--since", "main")
+    shown = shown_on_terminal(*words, columns=80, stream="stderr")
+    pieces = [piece.strip() for piece in shown.split("\r\x1b[K")]
+    phases = [piece for piece in pieces if piece.endswith(" ...")]
+    assert phases == [
+        "asking git what stood since main ...",
+        "searching ...",
+        "analyzing 0/4 ...",
+        "comparing 8 records ...",
+        "comparing 6 records ...",
+        "looking for what is new ...",
+        "laying out the report ...",
+    ]
+    assert pieces[-1].startswith("gate: 1 new group")
+    narrow = shown_on_terminal(*words, columns=10, stream="stderr")
+    assert "\x1b[Ksearching\r" in narrow
+
+
+@needs_terminal
+def test_live_line_counts_steps_and_is_drawn_now_and_then(monkeypatch):
+    reader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    now = [0.0]
+    with open(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        line = cds.LiveLine(clock=lambda: now[0])
+        line.begin("analyzing", 4)
+        for now[0] in (0.01, 0.02, 0.5, 0.51):
+            line.step()
+        line.end()
+        shown = ""
+        while shown.count("\x1b[K") < 3:
+            shown += os.read(reader, 1000).decode()
+    os.close(reader)
+    start = "\r\x1b[K"
+    assert shown == f"{start}analyzing 0/4 ...{start}analyzing 3/4 ...{start}"
+
+
+# Markdown and links
+
+
+def markdown_of(capsys, *options):
+    assert run("duplicates", *options, "--format", "markdown") in (0, 3)
+    return capsys.readouterr().out
+
+
+def test_markdown_has_the_verdict_first_and_then_the_groups(tmp_path, capsys, monkeypatch):
+    tree(tmp_path, {"src/a.py": OTHER, "src/b.py": OTHER})
+    monkeypatch.chdir(tmp_path)
+    text = markdown_of(capsys, "src", "--fail-on", "any")
+    lines = text.splitlines()
+    group = lines[0].split(": ")[-1].rstrip("*")
+    assert lines == [
+        f"**gate: 1 group: {group}**",
+        "",
+        "### 1. Exact: the same code",
+        "",
+        f"`{group}` 2 copies, 5 statements",
+        "",
+        "- `src/a.py:1-6` `load`",
+        "- `src/b.py:1-6` `load`",
+    ]
+
+
+def test_markdown_stays_small(tmp_path, capsys):
+    for number in range(300):
+        tree(
+            tmp_path,
+            {
+                f"{'d' * 60}/{number}/a.py": OTHER.replace("load", f"g{number}"),
+                f"{'d' * 60}/{number}/b.py": OTHER.replace("load", f"g{number}"),
+            },
+        )
+    text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
+    assert 50_000 < len(text.encode()) <= 60_000
+    assert re.search(r"\n\d+ more groups: `--format json` has them\n\Z", text)
+
+
+@pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
+def test_markdown_shows_names_as_they_are(name):
+    shown = cds.code_span(name)
+    fence = re.match("`+", shown)[0]
+    inner = shown.removeprefix(fence).removesuffix(fence)
+    assert fence not in inner
+    assert inner.strip(" ") == cds.one_line(name)
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("template", "start"),
+    [
+        ("https://e.org/blob/main/{path}#L{line}-L{end}", "https://e.org/blob/main/src/a.py#L1-L6"),
+        ("vscode://file{abspath}:{line}", "vscode://file{root}/src/a.py:1"),
+    ],
+)
+def test_link_leads_to_the_code(repository, capsys, template, start):
+    tree(repository, {"src/a.py": OTHER, "src/b.py": "", "src/c x.py": OTHER})
+    address = start.replace("{root}", urllib.parse.quote(str(repository)))
+    text = markdown_of(capsys, repository / "src", "--link", template)
+    assert f"](<{address}>)" in text
+    assert "c%20x.py" in text
+    assert run("duplicates", repository / "src", "--link", template, "--format", "html") == 0
+    assert f'<a href="{html.escape(address)}">' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "javascript:alert(1)",
+        "file:///{path}",
+        "https://e.org/{x}",
+        "http://e.org/{path",
+        " https://",
+    ],
+)
+def test_link_that_is_none_is_refused(tmp_path, capsys, template):
+    command = ("duplicates", tmp_path, "--format", "markdown", "--link", template)
+    assert run(*command) == 2
+    assert "--link" in capsys.readouterr().err
+
+
+def test_link_needs_a_form_that_has_links(tmp_path, capsys):
+    assert run("duplicates", tmp_path, "--link", "https://e.org/{path}") == 2
+    assert "--link: links stand in --format html and markdown" in capsys.readouterr().err
+
+
+# What exists already
+
+CHUNKS = '''\
+def chunked(values, size):
+    """Divide a sequence into pieces of one length."""
+    values = list(values)
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+'''
+READER = """\
+class CsvReader:
+    def readAllRows(self, path):
+        with open(path) as stream:
+            return [line.split(';') for line in stream]
+"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    return tree(tmp_path / "lib", {"chunks.py": CHUNKS, "io/csv.py": READER, "a.py": TOTAL})
+
+
+def hits_of(capsys, *options):
+    """Return what `find` prints as JSON."""
+    assert run("find", *options, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)["hits"]
+
+
+@pytest.mark.parametrize(
+    ("question", "name", "words"),
+    [
+        ("Split a list", "chunked", ["Split", "list"]),
+        ("divided sequences", "chunked", ["divided", "sequences"]),
+        ("read rows", "CsvReader.readAllRows", ["read", "rows"]),
+        ("sizes", "chunked", ["sizes"]),
+        ("total", "total", ["total"]),
+    ],
+    ids=["meaning", "stem", "name-in-camel-case", "parameter", "name-without-sentence"],
+)
+def test_find_takes_words(library, capsys, question, name, words):
+    first = hits_of(capsys, *question.split(), "--path", library)[0]
+    assert (first["qualified_name"], first["words"]) == (name, words)
+    assert first["found_by"] == "words"
+    assert 0 < first["score"] <= 1
+
+
+def test_find_prefers_the_word_itself_and_the_sentence():
+    sentences = {"a": "Build a tree.", "b": "Make a tree.", "make_tree": ""}
+    candidates = [
+        cds.Candidate(record(), cds.Facts(), name, cds.Sentence("model", text))
+        for name, text in sentences.items()
+    ]
+    hits = cds.FindIndex(candidates).by_words("make a tree")
+    assert [hit.candidate.qualified_name for hit in hits] == ["b", "a", "make_tree"]
+
+
+def test_find_prints_place_name_header_sentence_and_reason(library, capsys, monkeypatch):
+    monkeypatch.chdir(library.parent)
+    assert run("find", "split into chunks", "--path", "lib") == 0
+    assert capsys.readouterr().out == (
+        "lib/chunks.py:1-5  chunked\n"
+        "  def chunked(values, size):\n"
+        "  docstring: Divide a sequence into pieces of one length.\n"
+        "  has split, chunks\n"
+        "\n"
+        "1 hit in 4 records\n"
+    )
+    monkeypatch.chdir(library / "io")
+    assert run("find", "rows", "--top", "1") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert (shown[0], shown[-1]) == ("csv.py:2-4  CsvReader.readAllRows", "1 hit in 2 records")
+
+
+def test_find_without_hits_is_no_failure(library, capsys):
+    assert run("find", "quaternion", "--path", library) == 0
+    assert capsys.readouterr().out == "0 hits in 4 records\n"
+
+
+def test_find_searches_a_stored_run(library, capsys, tmp_path):
+    sentence = "Cuts a list: makes parts of it."
+    client = FakeClient(lambda code: sentence if "chunked" in code else "Does something.")
+    assert persist(library, tmp_path / "db", client=client) == 0
+    capsys.readouterr()
+    first = hits_of(capsys, "cut", "parts", "--db-path", tmp_path / "db")[0]
+    assert (first["sentence"], first["sentence_source"]) == (sentence, "model")
+    assert run("find", "cut", "--db-path", tmp_path / "db") == 0
+    assert f"\n  {sentence}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (CHUNKS, [("chunked", "exact", 1.0)]),
+        (CHUNKS.replace("start", "first").replace("chunked", "x"), [("chunked", "near", 1.0)]),
+        (textwrap.indent(CHUNKS, "        "), [("chunked", "exact", 1.0)]),
+        (CHUNKS.partition('"""\n')[2].replace("values", "items"), [("chunked", "near", 1.0)]),
+        (READER, [("CsvReader", "exact", 1.0)]),
+        (READER.partition("\n")[2], [("CsvReader.readAllRows", "exact", 1.0)]),
+        ("import os\n" + READER + TOTAL, [("total", "exact", 1.0), ("CsvReader", "exact", 1.0)]),
+        (
+            "with open(p) as s:\n    return [x.split(';') for x in s]",
+            [("CsvReader.readAllRows", "near", 1.0)],
+        ),
+        ("x = 1", []),
+    ],
+    ids=[
+        "same",
+        "renamed",
+        "indented",
+        "statements",
+        "class",
+        "method",
+        "several",
+        "short",
+        "nothing-alike",
+    ],
+)
+def test_find_takes_code(library, capsys, tmp_path, code, found):
+    path = tmp_path / "code.txt"
+    path.write_text(code)
+    hits = hits_of(capsys, "--code", path, "--path", library)
+    assert [(hit["qualified_name"], hit["found_by"], hit["score"]) for hit in hits] == found
+
+
+def test_find_takes_code_from_stdin(library):
+    done = shell("find", "--code", "-", "--path", library, input=CHUNKS)
+    assert done.stdout.splitlines()[-3:] == ["  exact: the same code", "", "1 hit in 4 records"]
+
+
+def test_find_takes_statements_with_the_names_of_modules(tmp_path, capsys):
+    body = "    path = os.path.join(root, name)\n    os.remove(path)\n    log(path)\n"
+    source = tree(tmp_path / "src", {"a.py": f"import os\ndef f(root, name):\n{body}"})
+    path = tmp_path / "code"
+    path.write_text(textwrap.dedent(body))
+    (hit,) = hits_of(capsys, "--code", path, "--path", source)
+    assert (hit["qualified_name"], hit["found_by"]) == ("f", "near")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "find: say in words what the code does, or name some with --code FILE"),
+        (["x", "--code", "{}/good.py"], "find: say in words what the code does, or name some"),
+        (["of the"], "find: 'of the' holds no word to look for"),
+        (["", "  "], "find: '   ' holds no word to look for"),
+        (["--code", "{}/none"], "--code: {}/none cannot be read: No such file"),
+        (["--code", "{}"], "--code: {} cannot be read"),
+        (["--code", "{}/bad.py"], "--code: {}/bad.py: line 1: "),
+        (["--code", "{}/empty.py"], "--code: {}/empty.py: there is no code: give whole"),
+        (["x", "--run-id", "1"], "--run-id: needs --db-path"),
+        (["x", "--db-path", "db", "--exclude", "y"], "--exclude: a stored run leaves nothing out"),
+        (["x", "--path", "{}/none"], "--path: {}/none does not exist"),
+        (["x", "--path", "{}", "--db-path", "db"], "--db-path: --path names a source tree already"),
+        (["--code", "{}/good.py", "--output", "{}/good.py"], "--output: {}/good.py is a file that"),
+    ],
+)
+def test_find_refuses_what_is_no_question(tmp_path, capsys, options, told):
+    tree(tmp_path, {"bad.py": "def (:\n", "empty.py": "# nothing\n", "good.py": "x = 1\n"})
+    words = [word.format(tmp_path) for word in options]
+    assert run("find", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told.format(tmp_path) in line
+
+
+@needs_terminal
+def test_find_fits_the_terminal(library):
+    shown = shown_on_terminal("find", "split", "pieces", "--path", library, columns=40)
+    assert max(map(len, shown.splitlines())) <= 40 + len("\x1b[1;36m\x1b[m")
+
+
+# The same for agents
+
+
+def request(method, number=1, **params):
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
+
+
+def replies(*lines, tools=None):
+    """Return what a session with these lines replies, as text and read."""
+    echo = cds.Tool("Says the same.", {"text": {"type": "string"}}, echo_answer)
+    written = []
+    stream = io.BytesIO(b"\n".join(lines) + b"\n")
+    cds.serve(stream.readline, written.append, tools or {"echo": echo})
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in written)
+    return [json.loads(line) for line in written]
+
+
+def echo_answer(given):
+    if "text" not in given:
+        raise cds.UsageError("text: is missing")
+    return given["text"] * 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("2025-06-18", "2025-06-18"),
+        ("2025-03-26", "2025-03-26"),
+        ("2024-11-05", "2024-11-05"),
+        ("2099-01-01", "2025-06-18"),
+        (None, "2025-06-18"),
+        ([], "2025-06-18"),
+    ],
+)
+def test_session_agrees_on_a_revision(wanted, given):
+    (reply,) = replies(request("initialize", protocolVersion=wanted))
+    assert reply["result"]["protocolVersion"] == given
+    assert reply["result"]["serverInfo"] == {"name": "cds", "version": cds.__version__}
+
+
+def test_session_answers_in_order_and_notifications_not_at_all():
+    note = b'{"jsonrpc": "2.0", "method": "notifications/initialized"}'
+    answered = replies(request("ping", "a"), note, b"", request("ping", 2.5), note)
+    assert answered == [
+        {"jsonrpc": "2.0", "id": "a", "result": {}},
+        {"jsonrpc": "2.0", "id": 2.5, "result": {}},
+    ]
+
+
+def test_session_lists_and_calls_tools():
+    listed, called, wrong = replies(
+        request("tools/list"),
+        request("tools/call", name="echo", arguments={"text": "hü"}),
+        request("tools/call", name="echo"),
+    )
+    (tool,) = listed["result"]["tools"]
+    assert (tool["name"], tool["description"]) == ("echo", "Says the same.")
+    assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
+    content = [{"type": "text", "text": "hühü"}]
+    assert called["result"] == {"content": content, "isError": False}
+    assert wrong["result"]["isError"]
+    assert wrong["result"]["content"][0]["text"] == "text: is missing"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{", -32700),
+        (b"\xff\xfe", -32700),
+        (b"[" * 100_000, -32700),
+        (b'{"jsonrpc": "2.0", "id": NaN, "method": "ping"}', -32700),
+        (b"1" * 10_000, -32700 if sys.version_info >= (3, 11) else -32600),
+        (b"[]", -32600),
+        (b"null", -32600),
+        (b'{"id": 1, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
+        (request("none"), -32601),
+        (request("server/discover"), -32601),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []}', -32602),
+        (request("tools/call"), -32602),
+        (request("tools/call", name=["echo"]), -32602),
+        (request("tools/call", name="none"), -32602),
+        (request("tools/call", name="echo", arguments=[]), -32602),
+        (b'{"jsonrpc": "2.0", "id": 1, "x": "' + b"x" * cds.MESSAGE_BYTES + b'"}', -32700),
+    ],
+)
+def test_session_survives_hostile_messages(line, code):
+    wrong, answered = replies(line, request("ping"))
+    assert wrong["error"]["code"] == code
+    assert answered == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+@pytest.mark.parametrize("line", [b'{"jsonrpc": "2.0", "id": 1, "result": {}}', b"  ", b""])
+def test_session_answers_no_answer(line):
+    assert replies(line) == []
+
+
+def test_session_answers_batches_of_an_older_revision():
+    note = b'{"jsonrpc": "2.0", "method": "x"}'
+    (batch,) = replies(b"[" + b",".join([request("ping", 1), note, b"1"]) + b"]")
+    assert [reply.get("id") for reply in batch] == [1, None]
+    assert replies(b"[" + note + b"]") == []
+
+
+def test_tool_refuses_arguments_that_it_does_not_have():
+    (reply,) = replies(request("tools/call", name="echo", arguments={"output": "x"}))
+    assert reply["result"]["isError"]
+    assert reply["result"]["content"][0]["text"] == "'output' is none of text"
+
+
+def asked(root, *calls, options=()):
+    """Run `cds mcp` on a source tree; return what each call of a tool answers, and its stderr."""
+    lines = [
+        request("tools/call", number, name=name, arguments=given)
+        for number, (name, given) in enumerate(calls)
+    ]
+    command = command_of("mcp", root, *options)
+    done = finish(command, input=b"\n".join(lines), text=False, cwd=root)
+    assert done.returncode == 0
+    results = [json.loads(line)["result"] for line in done.stdout.splitlines()]
+    return [(one["content"][0]["text"], one["isError"]) for one in results], done.stderr.decode()
+
+
+def test_agent_gets_what_the_commands_print(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    monkeypatch.chdir(source)
+    assert run("duplicates", ".") == 0
+    report = capsys.readouterr().out
+    group_id = re.search("^[0-9a-f]{10}", report, re.MULTILINE)[0]
+    expected = [report]
+    for words in (("find", "split"), ("duplicates", ".", "--show", group_id)):
+        assert run(*words) == 0
+        expected.append(capsys.readouterr().out)
+    answers, _ = asked(
+        source, ("duplicates", {}), ("find", {"words": "split"}), ("show", {"id": group_id})
+    )
+    assert answers == [(text.rstrip("\n"), False) for text in expected]
+
+
+def test_agent_finds_code_and_what_it_touched(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    (found, touched, untouched), _ = asked(
+        source,
+        ("find", {"code": CHUNKS, "top": 1}),
+        ("duplicates", {"touching": ["a.py", "none"]}),
+        ("duplicates", {"touching": ["chunks.py"], "top": 3}),
+    )
+    assert "chunks.py:1-5  chunked" in found[0] and "exact: the same code" in found[0]
+    assert "2. Near: similar code (1 group)" in touched[0]
+    assert "Hidden: 1 untouched" in untouched[0]
+
+
+@needs_git
+def test_agent_learns_what_is_new(repository):
+    add_a_copy(repository)
+    (new, wrong), _ = asked(
+        repository, ("duplicates", {"since": "main"}), ("duplicates", {"since": "-x"})
+    )
+    assert "\n+ src/d.py:1-6  load" in new[0] and "gate: 1 new group" in new[0]
+    assert wrong == ("--since: '-x' is no commit here: name one, or " + cds.WHOLE_HISTORY, True)
+
+
+def test_agent_gets_one_line_for_what_is_wrong(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    answers, _ = asked(
+        source,
+        ("find", {}),
+        ("find", {"words": "x", "code": "y"}),
+        ("find", {"code": "def ("}),
+        ("find", {"words": "x", "top": 0}),
+        ("duplicates", {"since": "a\0b"}),
+        ("show", {"id": "none"}),
+        ("show", {}),
+        ("find", {"words": "total"}),
+    )
+    *wrong, right = answers
+    assert all(is_error and "\n" not in text for text, is_error in wrong)
+    assert right[1] is False
+
+
+def test_agent_gets_intents_of_a_stored_run(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    client = FakeClient(lambda code: "Adds invoices: sums what is active.")
+    assert persist(source, tmp_path / "db", client=client) == 0
+    ((answer, _),), _ = asked(
+        source, ("find", {"words": "invoices"}), options=("--db-path", tmp_path / "db")
+    )
+    assert "Adds invoices: sums what is active." in answer
+
+
+def test_kept_tree_analyzes_only_what_has_changed(tmp_path):
+    root = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": OTHER, "c.py": "x = 1\n"})
+    analyzed_files = []
+
+    class Watched(cds.PythonAnalyzer):
+        def analyze(self, sources):
+            analyzed_files.append([source.file_path for source in sources])
+            return super().analyze(sources)
+
+    args = cds.parse_arguments(["duplicates", str(root)])
+    args.workers, args.analyzers, args.live = 0, (Watched,), cds.LiveLine()
+    kept = cds.KeptTree({})
+    first = kept.read(args)
+    assert kept.read(args) is first
+    tree(root, {"b.py": f"{OTHER}\n# longer\n", "d.py": TOTAL})
+    (root / "a.py").unlink()
+    second = kept.read(args)
+    assert analyzed_files == [["a.py", "b.py", "c.py"], ["b.py", "d.py"]]
+    again = cds.read_tree(args)
+    assert (second.records, second.facts) == (again.records, again.facts)
+    os.utime(root / "c.py", ns=(1, 1))
+    kept.read(args)
+    assert analyzed_files[-1] == ["c.py"]
+
+
+def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "broken.py": "def ("})
+    done = finish(command_of("mcp", source), input="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("mcp", tmp_path / "none") == 2
+
+
+OFFICIAL_CLIENT = """\
+import json, sys
+import anyio
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+async def main(command, *words):
+    async with stdio_client(StdioServerParameters(command=command, args=words)) as streams:
+        async with ClientSession(*streams) as session:
+            told = [await session.initialize(), await session.list_tools()]
+            for name, arguments in json.load(sys.stdin):
+                told.append(await session.call_tool(name, arguments))
+            print(json.dumps([one.model_dump(by_alias=True, mode="json") for one in told]))
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(
+    "MCP_PYTHON" not in os.environ, reason="no Python with the package mcp is named"
+)
+def test_official_client_gets_answers(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    calls = [("find", {"words": "total"}), ("duplicates", {}), ("find", {}), ("show", {"id": "x"})]
+    command = [os.environ["MCP_PYTHON"], "-c", OFFICIAL_CLIENT, *command_of("mcp", source)]
+    done = finish(command, input=json.dumps(calls))
+    greeting, listed, found, report, *wrong = json.loads(done.stdout)
+    assert greeting["protocolVersion"] == "2025-06-18"
+    assert [tool["name"] for tool in listed["tools"]] == ["find", "duplicates", "show"]
+    assert "2 hits in 2 records" in found["content"][0]["text"]
+    assert "2. Near: similar code (1 group)" in report["content"][0]["text"]
+    assert [found["isError"], *(one["isError"] for one in wrong)] == [False, True, True]
 
 
 # Confirming
@@ -12623,9 +13710,9 @@ def test_help_of_a_command_lists_every_option_below_a_title(capsys, monkeypatch,
                     "--intent-similarity",
                     "--intents",
                 ],
-                ["--touching", "--area", "--top", "--show"],
+                ["--touching", "--area", "--top", "--show", "--link"],
                 ["--format", "--output"],
-                ["--against", "--fail-on"],
+                ["--since", "--against", "--fail-on", "--max-percent"],
             ],
         }[command]
     )
@@ -13142,7 +14229,9 @@ def readme_commands(language):
     """Return the words of each command in the README's blocks of a language."""
     blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     lines = [
-        line.strip().removeprefix("- run: ") for block in blocks for line in block.splitlines()
+        re.sub("^(- run|entry): ", "", line.strip())
+        for block in blocks
+        for line in block.splitlines()
     ]
     commands = [shlex.split(line) for line in lines if line.startswith(("cds ", "python3 cds.py "))]
     return [words[words.index("duplicates") :] for words in commands if "duplicates" in words]
@@ -13164,7 +14253,9 @@ def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, 
     assert "2. Near: similar code (1 group)" in capsys.readouterr().out
 
 
+@needs_git
 @needs_readme
+@pytest.mark.parametrize("number", [0, 1], ids=["workflow", "pre-commit"])
 @pytest.mark.parametrize(
     ("after", "code"),
     [
@@ -13172,16 +14263,15 @@ def test_readme_begins_with_a_command_that_needs_nothing(tmp_path, monkeypatch, 
         pytest.param({"a.py": TWICE, "c.py": TOTAL}, 3, id="copy added"),
     ],
 )
-def test_readme_workflow_fails_on_what_a_pull_request_adds(
-    tmp_path, monkeypatch, capsys, after, code
-):
-    head = {f"src/{name}": text for name, text in after.items()}
-    monkeypatch.chdir(tree(tmp_path, {".base/src/a.py": TWICE, **head}))
-    base, gate = (
-        [word.replace("$RUNNER_TEMP", ".") for word in words]
-        for words in readme_commands("yaml")[:2]
-    )
-    assert (run(*base), run(*gate)) == (0, code)
+def test_readme_gates_fail_on_what_a_change_adds(tmp_path, monkeypatch, after, code, number):
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    commit(tmp_path, {"src/a.py": TWICE})
+    git(tmp_path, "branch", "origin/main")
+    (tmp_path / "src/a.py").unlink()
+    tree(tmp_path / "src", after)
+    words = [word.replace("$GITHUB_BASE_REF", "main") for word in readme_commands("yaml")[number]]
+    assert run(*words) == code
 
 
 @needs_readme
@@ -13203,6 +14293,127 @@ def test_readme_query_finds_exact_duplicates_of_the_newest_run(tmp_path):
     store(tmp_path / "db", [record(TOTAL), record(TOTAL, "b.py"), *stubs, record(OTHER)])
     (query,) = readme_queries().values()
     assert [row[1:] for row in rows(tmp_path / "db", query)] == [(2, "a.py:1 b.py:1")]
+
+
+# Settings
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Return a source tree with tests, in a project without settings."""
+    return tree(tmp_path / "project", {"src/a.py": TOTAL, "src/tests/b.py": TOTAL_RENAMED}) / "src"
+
+
+def write_settings(source, text, name="tool.cds"):
+    (source.parent / "pyproject.toml").write_text(f"[{name}]\n{text}\n")
+
+
+needs_tomllib = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with 3.11")
+
+
+def options_of(capsys, *options):
+    """Return the options of the report that `duplicates` prints as JSON."""
+    assert run("duplicates", *options, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)["options"]
+
+
+@needs_tomllib
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ('exclude = ["tests", "x"]', "exclude", ["tests", "x"]),
+        ('kind = ["class", "method"]', "kinds", ["class", "method"]),
+        ("min-statements = 7", "min_statements", 7),
+        ("code-similarity = 1", "code_similarity", 1),
+        ("intent-similarity = 0.9", "intent_similarity", 0.9),
+        ('intents = "model"', "intents", "model"),
+    ],
+)
+def test_settings_are_those_above_the_source(project, capsys, text, name, value):
+    write_settings(project, text)
+    assert options_of(capsys, "--path", project)[name] == value
+    assert options_of(capsys, "--path", project / "a.py")[name] == value
+
+
+@needs_tomllib
+def test_settings_are_told_and_the_command_line_wins(project, capsys):
+    write_settings(project, 'exclude = ["tests"]\nmin-statements = 7')
+    command = ("--path", project, "--exclude", "x", "--min-statements", "2")
+    assert options_of(capsys, *command)["exclude"] == ["x"]
+    assert options_of(capsys, *command)["min_statements"] == 2
+    run("duplicates", "--path", project)
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == f"settings: {project.parent}/pyproject.toml: exclude, min-statements"
+
+
+@needs_tomllib
+def test_settings_hold_for_find(project, capsys):
+    write_settings(project, 'exclude = ["tests"]\ntop = 1')
+    assert run("find", "total", "--path", project) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 hit in 1 record"
+
+
+@needs_tomllib
+def test_settings_of_the_nearest_file_alone_are_read(project, capsys):
+    write_settings(project, "min-statements = 7")
+    tree(project, {"pyproject.toml": "[project]\nname = 'x'\n"})
+    assert options_of(capsys, "--path", project)["min_statements"] == 2
+
+
+@needs_tomllib
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("output = 'x'", "tool.cds.output is no setting: known are exclude, kind"),
+        ("db-path = 'x'", "tool.cds.db-path is no setting"),
+        ("fail-on = 'any'", "tool.cds.fail-on is no setting"),
+        ("exclude = 'tests'", "tool.cds.exclude: 'tests' is not a list of texts"),
+        ("exclude = [1]", "tool.cds.exclude: [1] is not a list of texts"),
+        ("kind = ['file']", "tool.cds.kind: 'file' is not one of class, function, method"),
+        ("min-statements = true", "tool.cds.min-statements: 'True' is not a whole number"),
+        ("min-statements = 0", "tool.cds.min-statements: '0' is not a whole number"),
+        ("top = 1.5", "tool.cds.top: '1.5' is not a whole number"),
+        ("code-similarity = nan", "tool.cds.code-similarity: 'nan' is not a number above 0"),
+        ("intents = []", "tool.cds.intents: [] is not one of model, docstring, both"),
+        ("top = ", "tool.cds cannot be read: Invalid value (at line 2"),
+    ],
+)
+def test_settings_that_are_wrong_end_the_command(project, capsys, text, told):
+    write_settings(project, text)
+    assert run("duplicates", "--path", project) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cds: {project.parent}/pyproject.toml: {told}")
+
+
+@needs_tomllib
+def test_settings_may_stand_in_another_table(project, capsys):
+    path = project.parent / "pyproject.toml"
+    path.write_text("[tool]\ncds = {min-statements = 7}\n")
+    assert options_of(capsys, "--path", project)["min_statements"] == 7
+    path.write_text("[tool]\ncds = 7\n")
+    assert run("duplicates", "--path", project) == 2
+    assert capsys.readouterr().err == f"cds: {path}: tool.cds is no table\n"
+
+
+@pytest.mark.parametrize("text", ["name = {{ cookiecutter }}", "# tool.cds"])
+def test_file_without_settings_need_not_be_valid(project, capsys, text):
+    write_settings(project, text, name="project")
+    assert run("duplicates", "--path", project) == 0
+    assert "settings" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads them")
+def test_old_python_says_that_it_reads_no_settings(project, capsys):
+    write_settings(project, "min-statements = 7")
+    assert options_of(capsys, "--path", project)["min_statements"] == 2
+    assert run("duplicates", "--path", project, "--fail-on", "any") == 2
+    assert "a gate must not depend on the Python" in capsys.readouterr().err
+
+
+def test_settings_are_not_for_commands_that_store(project, capsys, tmp_path):
+    write_settings(project, 'exclude = ["tests"]')
+    assert persist(project, tmp_path / "db") == 0
+    assert "record_count=4" in capsys.readouterr().out
 
 
 # ---- Benchmarks, run by hand: python test_cds.py bench [PATH], or bench-intents -------------
@@ -13771,6 +14982,53 @@ def _found_intents(known, others, threshold):
     return f"{sum(pairs)} found, {joined} groups join two tasks", sum(not of for of in tasks_of)
 
 
+def bench_find(purposes_path, background_path):
+    """Print how often `find` finds a function of the same purpose, from another source.
+
+    `purposes_path` holds a JSON object a line: `purpose`, `source`, `name`, `sentence`, `earlier`
+    (a sentence that another prompt gave), and `query`, what somebody would type who needs it.
+    `background_path` holds a name and a sentence a line, with a tab between.
+    """
+    functions = [json.loads(line) for line in Path(purposes_path).read_text("utf-8").splitlines()]
+    lines = Path(background_path).read_text("utf-8").splitlines()
+    others = [line.split("\t") for line in lines]
+    for field in ("sentence", "earlier"):
+        named = [(one["name"], one[field]) for one in functions]
+        index = cds.FindIndex([_named(*one) for one in [*named, *others]])
+        places = [_place_among(functions, index, number) for number in range(len(functions))]
+        asked = [place for place in places if place is not None]
+        found = sum(place < 10 for place in asked)
+        share = f"{found} of {len(asked)} = {found / len(asked):.1%}"
+        print(f"find: by the {field}: among the first ten {share}")
+
+
+def _named(name, sentence):
+    return cds.Candidate(
+        record("pass", file_path="a.py"),
+        cds.Facts(name=name),
+        name,
+        cds.Sentence("model", sentence),
+    )
+
+
+def _place_among(functions, index, number):
+    """Return the place of the first good hit for the query of a function; None without any."""
+    asked = functions[number]
+    good = [
+        index.candidates[position]
+        for position, one in enumerate(functions)
+        if asked["purpose"] and one["purpose"] == asked["purpose"]
+        if one["source"] != asked["source"]
+    ]
+    if not good:
+        return None
+    # By identity, since candidates are alike; the function itself is no answer.
+    hits = [hit.candidate for hit in index.by_words(asked["query"])]
+    others = [one for one in hits if one is not index.candidates[number]]
+    places = [place for place, one in enumerate(others) if any(one is each for each in good)]
+    return min(places, default=math.inf)
+
+
 def bench_purposes(purposes_path, applications_path, judged_path, background_path):
     """Print how sentences of one purpose are found: first pairs, and groups among unrelated ones.
 
@@ -13875,6 +15133,7 @@ def bench(folder):
 USAGE = """\
 usage: python test_cds.py bench [PATH]
        python test_cds.py bench-intents PAIRS BACKGROUND
+       python test_cds.py bench-find PURPOSES BACKGROUND
        python test_cds.py bench-purposes LIBRARIES APPLICATIONS VERDICTS BACKGROUND
 (the tests: python -m pytest test_cds.py)"""
 
@@ -13883,6 +15142,8 @@ if __name__ == "__main__":
         bench(sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(ast.__file__))
     elif sys.argv[1:2] == ["bench-intents"] and len(sys.argv) == 4:
         bench_intents(*sys.argv[2:])
+    elif sys.argv[1:2] == ["bench-find"] and len(sys.argv) == 4:
+        bench_find(*sys.argv[2:])
     elif sys.argv[1:2] == ["bench-purposes"] and len(sys.argv) == 6:
         bench_purposes(*sys.argv[2:])
     else:
