@@ -6130,25 +6130,43 @@ class FilePair(NamedTuple):
     lines: int
 
 
+class CopiedFiles(NamedTuple):
+    """Files that are copies of one another: one finding.
+
+    `parts` gives the part of the lines of each file that stands in another one of them; `lines` is
+    how many that are at most. `groups` are those that say no more than this.
+    """
+
+    parts: Mapping[str, float]
+    lines: int
+    groups: Sequence[CloneGroup]
+
+    def new_files(self) -> set[str]:
+        """Return the files of which each member of the groups is new."""
+        members = [member for group in self.groups for member in group.members]
+        known = {member.record.file_path for member in members if not member.is_new}
+        return self.parts.keys() - known
+
+
 class Report(NamedTuple):
     """What `duplicates` found: all that its outputs show.
 
     `run` is the row of the `runs` table, or None if the source was read directly. `groups` holds
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
-    lines of each file; `area_lines` those of the files of each area, and how many of them are in
-    copies beyond the first; `file_pairs` the files that share most. `error_count` counts the errors
-    of the analyzer, `stale` the groups that only a baseline has (None without one),
-    `from_docstrings` the records whose docstring stands in for an intent, `unparsed_count` those
-    whose normalized code this Python cannot parse: they are in no near group. `unread` holds the
-    paths of the files, and directories, without any record because of an error, as far as they are
-    known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
-    which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap,
-    `has_verdicts` whether there was a file of verdicts, and `distrusted` how the models did that
-    missed too many questions of known answer. `areas` gives the area of each file, `since` the
-    revision that the tree was compared with, `root` where its paths start in their work tree.
-    `vain_comments` are the places of the definitions whose comment accepts copies and hides no
-    group.
+    lines of each file, `compared_lines` that of its lines in records compared; `area_lines` those
+    of the files of each area, and how many of them are in copies beyond the first; `file_pairs` the
+    files that share most. `error_count` counts the errors of the analyzer, `stale` the groups that
+    only a baseline has (None without one), `from_docstrings` the records whose docstring stands in
+    for an intent, `unparsed_count` those whose normalized code this Python cannot parse: they are
+    in no near group. `unread` holds the paths of the files, and directories, without any record
+    because of an error, as far as they are known. `evidence` says which kinds the report could
+    hold, in the order of its sections, `rules` which rules could hide a group, `holds_overlaps`
+    whether it could hold groups that overlap, `has_verdicts` whether there was a file of verdicts,
+    and `distrusted` how the models did that missed too many questions of known answer. `areas`
+    gives the area of each file, `since` the revision that the tree was compared with, `root` where
+    its paths start in their work tree. `vain_comments` are the places of the definitions whose
+    comment accepts copies and hides no group.
     """
 
     run: Optional[Mapping[str, object]]
@@ -6167,6 +6185,7 @@ class Report(NamedTuple):
     holds_overlaps: bool = True
     areas: Mapping[str, str] = types.MappingProxyType({})
     area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    compared_lines: Mapping[str, int] = types.MappingProxyType({})
     file_pairs: tuple[FilePair, ...] = ()
     since: Optional[str] = None
     root: Optional[str] = None
@@ -8539,7 +8558,8 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
 
 # The head of the report: how many lines are copies, and which files share most
 
-COPIED_FILE = 0.9  # of its lines; imports and constants are in no group
+COPIED_FILE = 0.9  # of its lines in definitions; imports and constants are in no group
+COPIED_PART = 0.5  # of all its lines
 PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
 
 
@@ -8656,8 +8676,45 @@ def file_parts(report: Report, pair: FilePair) -> list[tuple[str, float]]:
 
 
 def is_copied_file(report: Report, pair: FilePair) -> bool:
-    """Return whether nearly all of each file stands in the other."""
-    return all(part >= COPIED_FILE for _, part in file_parts(report, pair))
+    """Return whether nearly all definitions of each file, and most of it, stand in the other."""
+    of_definitions = [pair.lines / report.compared_lines[path] for path in (pair.one, pair.other)]
+    of_files = [part for _, part in file_parts(report, pair)]
+    return min(of_definitions) >= COPIED_FILE and min(of_files) >= COPIED_PART
+
+
+def copied_files(report: Report) -> list[CopiedFiles]:
+    """Return the files that were copied whole, as far as several groups come of that.
+
+    Such groups have one member in each of some of the files, and no other one.
+    """
+    pairs = [pair for pair in report.file_pairs if is_copied_file(report, pair)]
+    sets = joined_files(pairs)
+    groups: dict[frozenset[str], list[CloneGroup]] = collections.defaultdict(list)
+    for group in shown_copies(report.groups):
+        paths = {member.record.file_path for member in group.members}
+        files = sets.get(min(paths), frozenset())
+        if len(paths) == group.copies and paths <= files:
+            groups[files].append(group)
+    found = []
+    for files in dict.fromkeys(sets.values()):
+        if len(groups[files]) > 1:
+            parts: dict[str, float] = dict.fromkeys(sorted(files), 0.0)
+            own = [pair for pair in pairs if pair.one in files]
+            for path, part in (each for pair in own for each in file_parts(report, pair)):
+                parts[path] = max(parts[path], part)
+            found.append(CopiedFiles(parts, max(pair.lines for pair in own), groups[files]))
+    return found
+
+
+def joined_files(pairs: Iterable[FilePair]) -> dict[str, frozenset[str]]:
+    """Return, for each file of some pairs, the set of files that pairs join it with."""
+    sets: dict[str, frozenset[str]] = {}
+    for pair in pairs:
+        both = {pair.one, pair.other}
+        joined = both.union(*(sets.get(path, ()) for path in both))
+        for path in joined:
+            sets[path] = frozenset(joined)
+    return sets
 
 
 def count_hidden(report: Report) -> dict[str, int]:
@@ -8753,6 +8810,7 @@ def build_report(
         record_count=len(compared),
         without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
+        compared_lines=count_compared_lines(compared),
         error_count=error_count,
         evidence=evidence,
         rules=tuple(whole.rules),
@@ -8789,6 +8847,14 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
     for record in records:
         lines[record.file_path] = max(lines[record.file_path], record.end_line)
     return dict(lines)
+
+
+def count_compared_lines(records: Iterable[Record]) -> dict[str, int]:
+    """Return how many lines of each file are in records that are compared."""
+    lines: dict[str, list[Lines]] = collections.defaultdict(list)
+    for record in records:
+        lines[record.file_path].append((record.start_line, record.end_line))
+    return {path: count_lines(stretches) for path, stretches in lines.items()}
 
 
 # ---- Confirmation ---------------------------------------------------------------------------
@@ -9762,6 +9828,14 @@ def report_json(report: Report) -> Iterator[str]:
             for area, (lines, beyond) in report.area_lines.items()
         },
         "hidden": count_hidden(report),
+        "copied_files": [
+            {
+                "files": list(files.parts),
+                "lines": files.lines,
+                "groups": [group.id for group in files.groups],
+            }
+            for files in copied_files(report)
+        ],
     }
     if report.has_verdicts:
         head["has_verdicts"] = True
@@ -10016,10 +10090,14 @@ def report_seen_from_here(directory: str, report: Report) -> Report:
     comments = []
     for path, first, last in report.vain_comments:
         comments.append((seen_from_here(directory, path), first, last))
-    lines = {seen_from_here(directory, path): count for path, count in report.file_lines.items()}
+
+    def seen(lines: Mapping[str, int]) -> dict[str, int]:
+        return {seen_from_here(directory, path): count for path, count in lines.items()}
+
     return report._replace(
         groups=tuple(group_seen_from_here(directory, group) for group in report.groups),
-        file_lines=lines,
+        file_lines=seen(report.file_lines),
+        compared_lines=seen(report.compared_lines),
         file_pairs=tuple(pairs),
         vain_comments=tuple(comments),
     )
@@ -10092,12 +10170,18 @@ def wants_colour(stream: Optional[TextIO]) -> bool:
 
 def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
-    for text in _head_lines(report):
+    copied = copied_files(report)
+    for text in scope_lines(report):
         yield Line(text)
+    yield from _head_lines(report, copied, top)
     for evidence, title in section_titles(report):
-        shown = shown_groups(report, evidence)
+        found = shown_groups(report, evidence)
+        shown = groups_to_list(found, copied)
+        count = counted(len(found), "group")
+        if len(shown) < len(found):
+            count += f", {len(found) - len(shown)} of copied files"
         yield Line("")
-        yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
+        yield Line(f"{title} ({count})", BOLD)
         if evidence.compares_sentences:
             for text in intent_notes(report):
                 yield Line(text, folds=True)
@@ -10169,18 +10253,49 @@ def scope_lines(report: Report) -> Iterator[str]:
         yield printable(f"Warning: {known.warning()}")
 
 
-def _head_lines(report: Report) -> Iterator[str]:
-    yield from scope_lines(report)
+def groups_to_list(groups: Iterable[CloneGroup], copied: Iterable[CopiedFiles]) -> list[CloneGroup]:
+    """Return the groups that say more than that files were copied."""
+    told = {(group.evidence.name, group.id) for files in copied for group in files.groups}
+    return [group for group in groups if (group.evidence.name, group.id) not in told]
+
+
+def _head_lines(report: Report, copied: Sequence[CopiedFiles], top: int) -> Iterator[Line]:
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
-            yield f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}"
-    if report.file_pairs:
-        yield "Files that share most:"
-    for pair in report.file_pairs[:TOP_FILE_PAIRS]:
-        places = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
-        note = "  a copied file" if is_copied_file(report, pair) else ""
-        yield f"  {counted(pair.lines, 'line')}  {'  '.join(places)}{note}"
+            yield Line(f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}")
+    if copied:
+        yield Line("Copied files, whose groups are not listed below:")
+    for files in copied[:top]:
+        yield from _copied_lines(files)
+    if len(copied) > top:
+        yield Line(f"  {len(copied) - top} more: --top {len(copied)} shows them")
+    told = [files.parts.keys() for files in copied]
+    pairs = [
+        pair for pair in report.file_pairs if not any({pair.one, pair.other} <= one for one in told)
+    ]
+    if pairs:
+        yield Line("Files that share most:")
+    for pair in pairs[:TOP_FILE_PAIRS]:
+        parts = parts_text(file_parts(report, pair))
+        yield Line(f"  {counted(pair.lines, 'line')}: {parts}", folds=True)
+
+
+def _copied_lines(files: CopiedFiles) -> Iterator[Line]:
+    groups = counted(len(files.groups), "group")
+    yield Line(f"  {counted(files.lines, 'line')}, {groups}")
+    new = files.new_files()
+    parts = list(files.parts.items())
+    for path, part in parts[:SHOWN_MEMBERS]:
+        mark = NEW_MARK if path in new else " "
+        yield Line(f"  {mark} {path} ({in_percent(part)} %)", folds=True)
+    if len(parts) > SHOWN_MEMBERS:
+        yield Line(f"    and {len(parts) - SHOWN_MEMBERS} more")
+
+
+def parts_text(parts: Iterable[tuple[str, float]]) -> str:
+    """Return which part of each file stands in another one."""
+    return ", ".join(f"{in_percent(part)} % of {path}" for path, part in parts)
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
@@ -11043,7 +11158,8 @@ def page_file_pairs(report: Report) -> Iterator[str]:
     yield '<table class="pairs">\n<tr><th>Lines<th>File<th>Other file\n'
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
         cells = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
-        yield f"<tr><td>{pair.lines}<td>{'<td>'.join(map(escaped, cells))}\n"
+        note = ", a copied file" if is_copied_file(report, pair) else ""
+        yield f"<tr><td>{pair.lines}{note}<td>{'<td>'.join(map(escaped, cells))}\n"
     yield "</table>\n</details>\n"
 
 
@@ -11542,21 +11658,45 @@ def report_as_markdown(
     report: Report, verdict: str, max_bytes: int = MARKDOWN_BYTES
 ) -> Iterator[str]:
     """Yield a report as Markdown of at most `max_bytes` in UTF-8: the verdict, then the groups."""
-    titles = dict(section_titles(report))
-    shown = [group for kind in titles for group in shown_groups(report, kind)]
-    head = f"**{verdict}**\n" if verdict else f"**{counted(len(shown), 'group')} of copies**\n"
-    yield head
-    rest = f"\n{len(shown)} more groups: `--format json` has them\n"
+    count = sum(len(shown_groups(report, evidence)) for evidence in report.evidence)
+    head = f"**{verdict}**\n" if verdict else f"**{counted(count, 'group')} of copies**\n"
+    rest = f"\n{count} more findings: `--format json` has them\n"
     room = max_bytes - byte_count(head) - byte_count(rest)
-    for number, group in enumerate(shown):
-        is_first = number == 0 or group.evidence != shown[number - 1].evidence
-        text = f"\n### {titles[group.evidence]}\n" if is_first else ""
-        text += markdown_group(group)
-        room -= byte_count(text)
+    yield head
+    findings = list(markdown_findings(report))
+    for number, (title, text) in enumerate(findings):
+        is_first = number == 0 or title != findings[number - 1][0]
+        heading = f"\n### {title}\n" if is_first else ""
+        room -= byte_count(heading + text)
         if room < 0:
-            yield f"\n{counted(len(shown) - number, 'more group')}: `--format json` has them\n"
+            more = counted(len(findings) - number, "more finding")
+            yield f"\n{more}: `--format json` has them\n"
             return
-        yield text
+        yield heading + text
+
+
+def markdown_findings(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the title of the section and the text of each copied file and of each other group."""
+    copied = copied_files(report)
+    for files in copied:
+        yield "Copied files", markdown_copied(files)
+    for evidence, title in section_titles(report):
+        for group in groups_to_list(shown_groups(report, evidence), copied):
+            yield title, markdown_group(group)
+
+
+def markdown_copied(files: CopiedFiles) -> str:
+    """Return files that are copies of one another as a list of them."""
+    groups = counted(len(files.groups), "group")
+    lines = [f"\n{counted(files.lines, 'line')}, {groups}\n"]
+    new = files.new_files()
+    parts = list(files.parts.items())
+    for path, part in parts[:SHOWN_MEMBERS]:
+        mark = " **new**" if path in new else ""
+        lines.append(f"- {in_percent(part)} % of {code_span(path)}{mark}")
+    if len(parts) > SHOWN_MEMBERS:
+        lines.append(f"- and {len(parts) - SHOWN_MEMBERS} more")
+    return "\n".join(lines) + "\n"
 
 
 def markdown_group(group: CloneGroup) -> str:
@@ -12853,7 +12993,11 @@ def read_reports(
     That is a baseline, and with `--since` what stood in the tree before.
     """
     # A baseline that cannot be read is refused before any work.
-    baseline = read_baseline(args.against) if isinstance(args.against, str) else None
+    baseline = None
+    if isinstance(args.against, str):
+        args.live.begin("reading the baseline")
+        baseline = read_baseline(args.against)
+        args.live.end()
     verdicts = given_verdicts(args)
     if args.since is not None:
         return reports_since(args, verdicts)
@@ -12910,7 +13054,7 @@ def report_on_tree(
     """Return the report on a source tree."""
     options = duplicate_options(args)
     if options not in tree.kept:
-        args.live.begin(f"comparing {counted(len(tree.records), 'record')}")
+        begin_comparing(args, tree.records)
         tree.kept[options] = build_report(
             tree.records,
             options,
@@ -12922,6 +13066,12 @@ def report_on_tree(
         args.live.end()
     report: Report = tree.kept[options]
     return report
+
+
+def begin_comparing(args: argparse.Namespace, records: Iterable[Record]) -> None:
+    """Say on the live line how many records are compared now."""
+    count = sum(record.kind in args.kind for record in records)
+    args.live.begin(f"comparing {counted(count, 'record')}")
 
 
 def report_on_run(
@@ -12950,7 +13100,7 @@ def report_on_records(
     facts = make_analyzer(args).facts(records)
     # Only what is to be shown is needed again, and `read_codes` reads it.
     records = [record._replace(raw_code="") for record in records]
-    args.live.begin(f"comparing {counted(len(records), 'record')}")
+    begin_comparing(args, records)
     report = build_report(
         records,
         duplicate_options(args),

@@ -8404,6 +8404,89 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
     assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
+# Files that were copied whole
+
+PICKED = """\
+def pick(values, limit):
+    found = {}
+    for value in values:
+        if value.size > limit:
+            found[value.name] = value.weight * 2
+    return sorted(found.items())
+"""
+LOCKED = """\
+def locked(store):
+    with store.lock:
+        store.count += 1
+        store.check()
+        yield store.name
+"""
+MODULE = f"import json\n\n\n{TOTAL}\n\n{OTHER}"
+ITEMS = "NAMES = (\n" + '    "name",\n' * 40 + ")\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.py": MODULE, "b.py": MODULE}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": MODULE.replace("text", "content")}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": f"import os\n{MODULE}"}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": MODULE, "c.py": MODULE}, [("a.py b.py c.py", 13, 2)]),
+        (
+            {"a.py": MODULE + PICKED, "b.py": MODULE + PICKED, "c.py": f"{PICKED}\n\n{LOCKED}"},
+            [("a.py b.py", 19, 1 + 1)],
+        ),
+        ({"a.py": TOTAL, "b.py": TOTAL}, []),
+        ({"a.py": MODULE, "b.py": MODULE + PICKED}, []),
+        ({"a.py": MODULE + ITEMS, "b.py": MODULE + ITEMS}, []),
+        ({"a.py": MODULE, "b.py": TOTAL, "c.py": OTHER}, []),
+        ({"a.py": MODULE + MODULE}, []),
+    ],
+    ids=[
+        "same",
+        "renamed",
+        "other-imports",
+        "three",
+        "and-parts-elsewhere",
+        "one-group",
+        "more-definitions",
+        "mostly-other-lines",
+        "parts",
+        "one-file",
+    ],
+)
+def test_a_copied_file_is_one_finding(tmp_path, files, expected):
+    report = report_on(tmp_path, files)
+    copied = cds.copied_files(report)
+    assert [(" ".join(one.parts), one.lines, len(one.groups)) for one in copied] == expected
+    shown = [group for kind in report.evidence for group in cds.shown_groups(report, kind)]
+    listed = cds.groups_to_list(shown, copied)
+    assert len(listed) == len(shown) - sum(len(one.groups) for one in copied)
+
+
+def test_copied_files_are_told_in_each_form(tmp_path):
+    report = report_on(tmp_path, {f"{n}.py": MODULE for n in "ab"} | {"c.py": PICKED})
+    shown = "\n".join(line.text for line in cds.report_as_lines(report, 20))
+    assert "below:\n  13 lines, 2 groups\n    a.py (72 %)\n    b.py (72 %)\n\n1." in shown
+    assert "1. Exact: the same code (2 groups, 2 of copied files)\n\n2." in shown
+    text = "".join(cds.report_as_markdown(report, ""))
+    told = "### Copied files\n\n13 lines, 2 groups\n\n- 72 % of `a.py`\n- 72 % of `b.py`\n"
+    assert text == f"**2 groups of copies**\n\n{told}"
+    fields = json.loads("".join(cds.report_json(report)))
+    ids = [group["id"] for group in fields["groups"]]
+    assert fields["copied_files"] == [{"files": ["a.py", "b.py"], "lines": 13, "groups": ids}]
+    assert "<td>13, a copied file<td>a.py (72 %)" in "".join(cds.report_as_page(report))
+
+
+def test_many_copied_files_are_counted(tmp_path):
+    codes = {"a": (TOTAL, OTHER), "b": (PICKED, LOCKED)}
+    files = {f"{n}{k}.py": "\n".join(codes[n]) for n in "ab" for k in "xyzuvw"}
+    report = report_on(tmp_path, files)
+    shown = [line.text for line in cds.report_as_lines(report, 1)]
+    assert shown.count("    and 1 more") == 1
+    assert "  1 more: --top 2 shows them" in shown
+
+
 # Blocks: statements that stand in functions which differ otherwise
 
 BLOCK_LINES = """\
@@ -9519,7 +9602,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
         "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
-        "  7 lines  a.py (50 %)  b.py (50 %)",
+        "  7 lines: 50 % of a.py, 50 % of b.py",
         "",
         "1. Exact: the same code (1 group)",
         "",
@@ -10042,7 +10125,7 @@ def test_page_head_has_figures_and_the_files_that_share_most():
     lines = 7 + 7 + 6
     assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
     assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
-    assert "<tr><td>7<td>a.py (100 %)<td>b.py (100 %)" in head
+    assert "<tr><td>7, a copied file<td>a.py (100 %)<td>b.py (100 %)" in head
 
 
 def test_page_lays_out_its_sections_with_tests_and_hidden_groups_last():
@@ -12334,7 +12417,7 @@ def test_since_tells_the_head_of_what_is_shown(repository, capsys, monkeypatch):
     add_a_copy(repository)
     assert gate(repository) == 3
     shown = capsys.readouterr().out
-    assert "6 lines  c.py (100 %)  d.py (100 %)  a copied file" in shown
+    assert "6 lines: 100 % of c.py, 100 % of d.py" in shown
     assert "a.py (" not in shown
 
 
@@ -12670,8 +12753,8 @@ def test_live_line_says_each_phase_and_is_gone_at_the_end(repository):
         "asking git what stood since main ...",
         "searching ...",
         "analyzing 0/4 ...",
-        "comparing 8 records ...",
-        "comparing 6 records ...",
+        "comparing 4 records ...",
+        "comparing 3 records ...",
         "looking for what is new ...",
         "laying out the report ...",
     ]
@@ -12737,7 +12820,7 @@ def test_markdown_stays_small(tmp_path, capsys):
         )
     text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
     assert 50_000 < len(text.encode()) <= 60_000
-    assert re.search(r"\n\d+ more groups: `--format json` has them\n\Z", text)
+    assert re.search(r"\n\d+ more findings: `--format json` has them\n\Z", text)
 
 
 @pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
