@@ -12500,15 +12500,15 @@ def test_since_counts_a_pasted_block(repository_of_blocks, capsys, files, marked
 
 @needs_git
 def test_since_marks_no_block_that_stood_in_an_edited_file(repository_of_blocks, capsys):
-    root = repository_of_blocks
-    only = BLOCK_LINES.replace("registry", "shelf").replace("listener", "reader")
-    commit(root, {"src/f.py": host(0, only.replace("notify", "tell"))})
-    git(root, "branch", "--force", "main")
-    files = {"src/f.py": "import os\n" + host(0, only.replace("notify", "tell"))}
-    tree(root, {**files, "src/g.py": PASTED.format(only.replace("notify", "tell"))})
-    assert gate(root, *UNLIKE, "--format", "json") == 3
-    shown = [one for one in report_groups(capsys.readouterr().out) if one["hidden_by"] is None]
-    marks = [(one["qualified_name"], one["is_new"]) for one in shown[0]["members"]]
+    only = "".join(f"    self.shelf_{n}.put(key, part_{n}(key))\n" for n in range(7))
+    commit(repository_of_blocks, {"src/f.py": host(0, only)})
+    git(repository_of_blocks, "branch", "--force", "main")
+    tree(repository_of_blocks / "src", {"f.py": f"import os\n{host(0, only)}"})
+    tree(repository_of_blocks / "src", {"g.py": PASTED.format(only)})
+    assert gate(repository_of_blocks, *UNLIKE, "--format", "json") == 3
+    groups = report_groups(capsys.readouterr().out)
+    (shown,) = [group for group in groups if group["hidden_by"] is None]
+    marks = [(one["qualified_name"], one["is_new"]) for one in shown["members"]]
     assert marks == [("Store.m0", False), ("pasted", True)]
 
 
