@@ -47,9 +47,9 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Verdicts,
-Evidence, Fragments, Similarity, Intents, Groups, Report, Confirmation, Baseline, Find, JSON,
-Tables, Page, Markdown, SARIF, Files, Session, Commands, Command line. A call goes to a room above
-or within its own.
+Evidence, Fragments, Similarity, Intents, Blocks, Groups, Report, Confirmation, Baseline, Find,
+JSON, Tables, Page, Markdown, SARIF, Files, Session, Commands, Command line. A call goes to a room
+above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -1237,7 +1237,10 @@ def refuse_bare_layout(directory: str) -> None:
 
 def place_in_work_tree(directory: str) -> Optional[tuple[str, str]]:
     """Return the top of the work tree around a directory, and its path there, empty or with `/`."""
-    top = real_path = os.path.realpath(directory)
+    try:
+        top = real_path = os.path.realpath(directory)
+    except ValueError:  # a null character, which the path of a stored run may hold
+        return None
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
@@ -13508,7 +13511,7 @@ def root_name(directory: str) -> str:
     """Return where a directory is in its work tree, or its name alone where there is none."""
     place = place_in_work_tree(directory)
     if place is None:
-        return stored_path(os.path.basename(os.path.realpath(directory)))
+        return stored_path(os.path.basename(os.path.abspath(directory)))
     return stored_path(place[1].rstrip("/") or os.curdir)
 
 
@@ -14017,7 +14020,7 @@ def whole_number(value: object) -> int:
     return positive_int(str(value) if type(value) is int else repr(value))
 
 
-def natural_number(value: object) -> int:
+def count_number(value: object) -> int:
     """Return 0 or a whole number above it; raise ArgumentTypeError for anything else."""
     return natural_int(str(value) if type(value) is int else repr(value))
 
@@ -14039,7 +14042,7 @@ SETTINGS: Mapping[str, Callable[[object], object]] = {
     "exclude": text_list,
     "kind": kind_list,
     "min-statements": whole_number,
-    "min-block": natural_number,
+    "min-block": count_number,
     "code-similarity": similarity_number,
     "intent-similarity": similarity_number,
     "intents": intent_choice,
