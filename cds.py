@@ -8381,11 +8381,14 @@ def group_score(cluster: Cluster, copies: int, bits: float) -> float:
     return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
 
 
+ID_LENGTH = 10
+
+
 def group_id(cluster: Cluster) -> str:
     """Return the id of a cluster, which depends on its code alone."""
     # Sorted, since a name of a file must not be in it, not even by the order of the members.
     sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
-    return fingerprint("\n".join(sums))[:10]
+    return fingerprint("\n".join(sums))[:ID_LENGTH]
 
 
 def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison) -> list[Member]:
@@ -8936,8 +8939,19 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     for kind in evidence:
         described = (describe_group(cluster, run) for cluster in kind.find(kind, run))
         found = [with_verdicts(group, run.verdicts) for group in described]
-        groups += sorted(found, key=rank_key)
+        groups += with_own_ids(sorted(found, key=rank_key))
     return hide_weaker(hide_superfluous(groups, run.rules), run)
+
+
+def with_own_ids(groups: Iterable[CloneGroup]) -> Iterator[CloneGroup]:
+    """Yield groups with the ids changed that another one has already."""
+    # Blocks of the same code are not always in one group, since not every pair need be a match.
+    counts: collections.Counter[str] = collections.Counter()
+    for group in groups:
+        counts[group.id] += 1
+        count = counts[group.id]
+        own_id = fingerprint(f"{group.id}\n{count}")[:ID_LENGTH]
+        yield group if count == 1 else group._replace(id=own_id)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:

@@ -8594,6 +8594,16 @@ def test_the_id_of_a_block_follows_from_its_code_alone(tmp_path):
     assert before.id == after.id
 
 
+def test_blocks_of_the_same_code_in_several_groups_have_ids_of_their_own(tmp_path):
+    """Two functions share more than the block that each has in common with a third one."""
+    more = "".join(f"    self.row_{n}.put(entry, size={n})\n" for n in range(8))
+    sources = host(0), host(1, BLOCK_LINES + more), host(2, BLOCK_LINES + more)
+    groups = blocks_in(tmp_path, *sources)
+    sums = [tuple(member.record.md5sum for member in group.members) for group in groups]
+    assert len(groups) == 3 and len(set(sums)) == 2
+    assert len({group.id for group in groups}) == 3
+
+
 def test_blocks_of_a_stored_run_are_those_of_its_tree(tmp_path, capsys):
     source = tree(tmp_path / "src", {f"{n}.py": host(n) for n in range(3)})
     db = tmp_path / "db"
