@@ -85,6 +85,7 @@ import ast
 import bisect
 import collections
 import contextlib
+import copy
 import errno
 import fnmatch
 import functools
@@ -2601,44 +2602,51 @@ MODULE_NAME = "<module>"  # as in a traceback
 STAND_IN = "class _"  # before its brackets
 
 
+EMPTY_CLASS, EMPTY_FUNCTION = ast.parse(f"{STAND_IN}(): 0\ndef f(): 0").body
+
+
 def facts_of_module(definitions: Sequence[Definition], source: str, text: SourceText) -> Facts:
     """Return the facts of a file: its first comments, and what a function of its statements has.
 
     `definitions` are those in it, the file itself first; `text` is its source.
     """
     file, *others = definitions
+    facts = facts_of_file(source)
+    module: Any = file.node
+    if all(map(is_idle, module.body)):  # as in many files
+        return facts
     outermost = [one for one in others if one.outer == 0]
     # They are laid out by themselves, and a stored run leaves them out too.
     for one in outermost:
         one.block[one.position] = stand_in(one.node, text)
-    facts = facts_of_file(source)
-    function = function_of_statements(file.node, text)
-    if function.body:
-        outline = lay_out(function)
-        whole = facts_in(outline, 0, file._replace(node=function), text)
-        facts = whole._replace(comments=facts.comments)
+    function = function_of_statements(module, text)
+    whole = facts_in(lay_out(function), 0, file._replace(node=function), text)
     for one in outermost:
         one.block[one.position] = one.node
-    return facts
+    return whole._replace(comments=facts.comments)
+
+
+def is_idle(statement: ast.stmt) -> bool:
+    """Return whether a statement of a file defines or imports something, or names a literal."""
+    if isinstance(statement, ASSIGNMENTS):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, (*FunctionNode, ast.ClassDef, ast.Import, ast.ImportFrom))
 
 
 def stand_in(definition: ast.AST, text: SourceText) -> Any:
     """Return a definition without a name and a body, where another one begins."""
-    node: Any = ast.parse(f"{STAND_IN}(): 0").body[0]
+    node: Any = copy.copy(EMPTY_CLASS)
     node.name, node.body = "", []
     node.lineno, _ = line_span(definition, text.lines)
     node.end_lineno = node.lineno
     return node
 
 
-def function_of_statements(module: Any, text: SourceText) -> Any:
-    """Return a function of a module's statements; of none if it only imports and defines."""
-    function: Any = ast.parse("def _(): 0").body[0]
-    function.name = MODULE_NAME
+def function_of_statements(module: ast.Module, text: SourceText) -> Any:
+    """Return a function with the statements of a module."""
+    function: Any = copy.copy(EMPTY_FUNCTION)
+    function.name, function.body = MODULE_NAME, module.body
     function.lineno, function.end_lineno = line_span(module, text.lines)
-    idle = (ast.ClassDef, ast.Import, ast.ImportFrom)
-    is_idle = all(isinstance(node, idle) for node in module.body)
-    function.body = [] if is_idle else module.body
     return function
 
 
