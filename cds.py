@@ -5464,6 +5464,13 @@ def read_run(
         return run, records
 
 
+def read_root(db_path: str, run_id: Optional[int] = None) -> str:
+    """Return the path that a run was made of; raise PersistenceError as `read_run` does."""
+    with reading(db_path) as connection:
+        refuse_other_tables(connection, db_path)
+        return restored_path(select_run(connection, db_path, run_id)["root_path"])
+
+
 def select_run(
     connection: "sqlite3.Connection", db_path: str, run_id: Optional[int]
 ) -> dict[str, Any]:
@@ -14169,7 +14176,7 @@ def storable_text(text: str) -> str:
 # analyzed tree, so nothing in it can name an output, a provider or a program.
 
 SETTINGS_FILE = "pyproject.toml"
-SETTINGS_COMMANDS = ("duplicates", "find")
+SETTINGS_COMMANDS = ("duplicates", "confirm", "find", "mcp")
 # How the table begins, or a key that makes one; found in a file that cannot be read as TOML, too.
 SETTINGS_TABLE = re.compile(rb"^[ \t]*\[?[ \t]*tool[ \t]*\.[ \t]*[\"']?cds\b", re.MULTILINE)
 
@@ -14227,9 +14234,10 @@ def settings_for(args: argparse.Namespace) -> dict[str, object]:
 
     Raises UsageError, which names the file and the key, for what is no setting.
     """
-    if args.command not in SETTINGS_COMMANDS or args.db_path is not None:
+    if args.command not in SETTINGS_COMMANDS:
         return {}
-    path = settings_path(args.path or os.curdir)
+    source = settings_source(args)
+    path = settings_path(source) if source is not None else None
     table = read_settings(path, args) if path else {}
     options = {}
     for name, value in table.items():
@@ -14242,10 +14250,35 @@ def settings_for(args: argparse.Namespace) -> dict[str, object]:
             raise UsageError(f"{path}: tool.cds.{name}: {error}") from error
     if table:
         log(f"settings: {path}: {', '.join(table)}")
-    if args.exclude:
-        # What is given twice on the command line adds up; the two places do not.
-        options.pop("exclude", None)
+    for name in settings_that_do_not_hold(args):
+        options.pop(name, None)
     return options
+
+
+def settings_source(args: argparse.Namespace) -> Optional[str]:
+    """Return what settings stand above: the source, or that of the run; None if it is gone."""
+    if not is_of_run(args):
+        return str(args.path or os.curdir)
+    try:
+        root = read_root(args.db_path, args.run_id)
+    except CdsError:  # the command meets it again, and says what to do
+        return None
+    return root if os.path.exists(root) else None
+
+
+def is_of_run(args: argparse.Namespace) -> bool:
+    """Return whether a command is about a stored run, and not about a source tree."""
+    return args.db_path is not None and getattr(args, "path", None) is None
+
+
+def settings_that_do_not_hold(args: argparse.Namespace) -> Iterator[str]:
+    """Yield the settings that mean nothing, or something else, for a command line."""
+    # What is given twice on the command line adds up; the two places do not. And a stored run left
+    # out already what it was to leave out.
+    if is_of_run(args) or getattr(args, "exclude", None):
+        yield "exclude"
+    if args.command == "confirm":
+        yield "top"  # there it bounds the calls, not what is shown
 
 
 def settings_path(source: str) -> Optional[str]:
@@ -14291,7 +14324,7 @@ def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
 def refuse_unread_settings(path: str, args: argparse.Namespace) -> None:
     """Log that this Python reads no settings; raise UsageError where a gate depends on them."""
     told = f"{path}: tool.cds is not read: that takes Python 3.11"
-    if getattr(args, "fail_on", None):
+    if getattr(args, "fail_on", None) or getattr(args, "max_percent", None) is not None:
         raise UsageError(f"{told}: a gate must not depend on the Python")
     log(f"warning: {told}")
 

@@ -14812,12 +14812,53 @@ def test_file_without_settings_need_not_be_valid(project, capsys, text):
     assert "settings" not in capsys.readouterr().err
 
 
+@needs_tomllib
+def test_settings_of_a_run_are_those_above_its_root(project, capsys, tmp_path):
+    db = tmp_path / "db"
+    write_settings(project, 'exclude = ["tests"]\nmin-statements = 7\ntop = 1')
+    assert persist(project, db) == 0
+    capsys.readouterr()
+    options = options_of(capsys, "--db-path", db, "--run-id", "1")
+    assert (options["min_statements"], options["exclude"]) == (7, [])
+    assert run("find", "total", "--db-path", db) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 hits in 2 records"
+    project.rename(project.with_name("other"))
+    assert options_of(capsys, "--db-path", db)["min_statements"] == 2
+    assert run("duplicates", "--db-path", db.with_name("none")) == 2
+    assert capsys.readouterr().err.startswith("cds: --db-path: ")
+
+
+@needs_tomllib
+def test_settings_hold_for_confirm(project, capsys, tmp_path):
+    db = tmp_path / "db"
+    write_settings(project, "intent-similarity = 0.9\ntop = 1\nkind = ['class']")
+    assert persist(project, db) == 0
+    args = cds.parse_arguments(["confirm", "--db-path", str(db), *LOCAL])
+    assert (args.intent_similarity, args.top, args.kind) == (0.9, 100, ("class",))
+    write_settings(project, "model = 'x'")
+    assert run("confirm", "--db-path", db, *LOCAL) == 2
+    assert "tool.cds.model is no setting" in capsys.readouterr().err
+
+
+@needs_tomllib
+def test_settings_hold_for_an_agent(project, tmp_path):
+    write_settings(project, 'exclude = ["tests"]\ntop = 1')
+    ((text, _),), told = asked(project, ("find", {"words": "total"}))
+    assert text.endswith("1 hit in 1 record")
+    assert told.startswith(f"settings: {project.parent}/pyproject.toml: exclude, top\n")
+    write_settings(project, "output = 'x'")
+    done = finish(command_of("mcp", project), input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tool.cds.output is no setting" in done.stderr
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads them")
 def test_old_python_says_that_it_reads_no_settings(project, capsys):
     write_settings(project, "min-statements = 7")
     assert options_of(capsys, "--path", project)["min_statements"] == 2
-    assert run("duplicates", "--path", project, "--fail-on", "any") == 2
-    assert "a gate must not depend on the Python" in capsys.readouterr().err
+    for gate in (("--fail-on", "any"), ("--max-percent", "0")):
+        assert run("duplicates", "--path", project, *gate) == 2
+        assert "a gate must not depend on the Python" in capsys.readouterr().err
 
 
 def test_settings_are_not_for_commands_that_store(project, capsys, tmp_path):
