@@ -9889,10 +9889,14 @@ def candidates_among(
 
 
 class FindIndex:
-    """What definitions are found by, made once for any number of questions."""
+    """What definitions are found by, made once for any number of questions.
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
+    `verdicts` are those on their codes.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], verdicts: Verdicts = NO_VERDICTS) -> None:
         self.candidates = candidates
+        self.verdicts = verdicts
 
     @functools.cached_property
     def words(self) -> list[dict[str, float]]:
@@ -9932,6 +9936,32 @@ class FindIndex:
         """The number of each different statement."""
         _, weights = self.bodies
         return {tuple(labels): number for number, labels in enumerate(weights.labels)}
+
+    @functools.cached_property
+    def same(self) -> dict[str, list[tuple[str, Verdict]]]:
+        """The codes that do the same as each code, with the verdict that says so, by md5sum."""
+        found: dict[str, list[tuple[str, Verdict]]] = collections.defaultdict(list)
+        for (one, other), verdict in sorted(self.verdicts.newest.items()):
+            if verdict.verdict == SAME:
+                found[one].append((other, verdict))
+                found[other].append((one, verdict))
+        return dict(found)
+
+    @functools.cached_property
+    def by_md5sum(self) -> dict[str, list[Candidate]]:
+        """The definitions of each code."""
+        found: dict[str, list[Candidate]] = collections.defaultdict(list)
+        for candidate in self.candidates:
+            found[candidate.record.md5sum].append(candidate)
+        return dict(found)
+
+    def twins(self, candidate: Candidate) -> list[tuple[Candidate, Verdict]]:
+        """Return what a model called the same as a definition, each with its verdict."""
+        found = []
+        for md5sum, verdict in self.same.get(candidate.record.md5sum, ()):
+            for twin in self.by_md5sum.get(md5sum, ()):
+                found.append((twin, verdict))
+        return found
 
     def _length(self, weights: Iterable[tuple[str, float]]) -> float:
         return math.fsum(self.squares.get(word, 1.0) * weight**2 for word, weight in weights)
@@ -10184,11 +10214,11 @@ def _member_as_json(member: Member) -> dict[str, object]:
 def hits_json(index: FindIndex, hits: Iterable[Hit]) -> Iterator[str]:
     """Yield the JSON object of what was found in pieces, one hit a line, all of it ASCII."""
     yield f'{{"record_count": {len(index.candidates)}, "hits": ['
-    yield from json_lines(map(_hit_as_json, hits))
+    yield from json_lines(_hit_as_json(index, hit) for hit in hits)
     yield "]}\n"
 
 
-def _hit_as_json(hit: Hit) -> dict[str, object]:
+def _hit_as_json(index: FindIndex, hit: Hit) -> dict[str, object]:
     candidate = hit.candidate
     record, sentence = candidate.record, candidate.sentence
     return {
@@ -10204,6 +10234,19 @@ def _hit_as_json(hit: Hit) -> dict[str, object]:
         "sentence": sentence and sentence.text,
         "sentence_source": sentence and sentence.source,
         "md5sum": record.md5sum,
+        "twins": [_twin_as_json(*twin) for twin in index.twins(candidate)],
+    }
+
+
+def _twin_as_json(twin: Candidate, verdict: Verdict) -> dict[str, object]:
+    record = twin.record
+    return {
+        "file_path": record.file_path,
+        "start_line": record.start_line,
+        "end_line": record.end_line,
+        "qualified_name": twin.qualified_name,
+        "verdict_text": verdict.sentence,
+        "verdict_model": verdict.model,
     }
 
 
@@ -10878,6 +10921,7 @@ def hits_as_lines(
     """Yield the best hits as text; their paths start in `directory`."""
     for hit in hits[:top]:
         yield from _hit_lines(hit, directory)
+        yield from _twin_lines(index.twins(hit.candidate), directory)
         yield Line("")
     records = counted(len(index.candidates), "record")
     shown = min(top, len(hits))
@@ -10887,14 +10931,28 @@ def hits_as_lines(
 
 def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
     record, sentence = hit.candidate.record, hit.candidate.sentence
-    path = seen_from_here(directory, record.file_path)
-    place = location(record._replace(file_path=path))
-    yield Line(f"{place}  {hit.candidate.qualified_name}", CYAN, folds=True)
+    yield Line(place_and_name(hit.candidate, directory), CYAN, folds=True)
     yield Line(f"  {header_line(record)}", folds=True)
     if sentence:
         label = "docstring: " if sentence.source == DOCSTRING else ""
         yield Line(f"  {label}{sentence.text}", DIM, folds=True)
     yield Line(f"  {reason_of(hit)}", DIM, folds=True)
+
+
+def _twin_lines(twins: Sequence[tuple[Candidate, Verdict]], directory: str) -> Iterator[Line]:
+    for twin, verdict in twins[:SHOWN_MEMBERS]:
+        said = f": {verdict.sentence}" if verdict.sentence else ""
+        place = place_and_name(twin, directory)
+        yield Line(f"  {SAME} as {place}{said} (confirmed by {verdict.model})", DIM, folds=True)
+    if len(twins) > SHOWN_MEMBERS:
+        yield Line(f"  and as {len(twins) - SHOWN_MEMBERS} more", DIM)
+
+
+def place_and_name(candidate: Candidate, directory: str) -> str:
+    """Return where a definition stands as seen from the current directory, and its name."""
+    record = candidate.record
+    path = seen_from_here(directory, record.file_path)
+    return f"{location(record._replace(file_path=path))}  {candidate.qualified_name}"
 
 
 def reason_of(hit: Hit) -> str:
@@ -12746,7 +12804,8 @@ class SourceTree(NamedTuple):
     """An analyzed source tree: its files, and what they hold, in the order of the source.
 
     `facts` are those of the records, in their order. `kept` is for what was made of it, by what
-    it was made for, so that a second question need not wait for it.
+    it was made for, so that a second question need not wait for it. `verdicts` are those on its
+    codes.
     """
 
     sources: Sequence[Source]
@@ -12754,6 +12813,7 @@ class SourceTree(NamedTuple):
     facts: Sequence[Facts]
     errors: Errors
     kept: dict[Hashable, Any]
+    verdicts: Verdicts = NO_VERDICTS
 
 
 def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
@@ -13044,8 +13104,7 @@ def run_confirm(
     """Ask about the pairs of a run that sentences alone make, and print the summary line."""
     # 1. As for `persist`: what cannot work is refused before any work.
     path = verdicts_path(absolute_path("--db-path", args.db_path))
-    with named_errors("--db-path"):
-        verdicts = read_verdicts(path) if os.path.exists(path) else NO_VERDICTS
+    verdicts = verdicts_beside(args.db_path)
     if not can_be_written(path):
         raise UsageError(f"--db-path: {path} is not writable: let verdicts be written there")
     client = make_checked_client(args, make_client)
@@ -13073,6 +13132,13 @@ def run_confirm(
     with interrupts.deferred():
         outcomes = calls.make({**keeper.questions, **fitting})
         return report_confirmed(row, missing, fitting, outcomes, keeper)
+
+
+def verdicts_beside(db_path: str) -> Verdicts:
+    """Return the verdicts in the file beside a database, none if it is not there."""
+    path = verdicts_path(db_path)
+    with named_errors("--db-path"):
+        return read_verdicts(path) if os.path.exists(path) else NO_VERDICTS
 
 
 def candidate_groups(
@@ -13853,14 +13919,15 @@ def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
         run, records = read_run(args.db_path, args.run_id)
     facts = make_analyzer(args).facts(records)
     candidates = candidates_among(records, facts, args.kind)
-    return FindIndex(candidates), restored_path(str(run["root_path"]))
+    index = FindIndex(candidates, verdicts_beside(args.db_path))
+    return index, restored_path(str(run["root_path"]))
 
 
 def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
     """Return what the definitions of a source tree are found by."""
     if args.kind not in tree.kept:
         candidates = candidates_among(tree.records, tree.facts, args.kind)
-        tree.kept[args.kind] = FindIndex(candidates)
+        tree.kept[args.kind] = FindIndex(candidates, tree.verdicts)
     index: FindIndex = tree.kept[args.kind]
     return index
 
@@ -13882,11 +13949,12 @@ class KeptTree:
     """A source tree that is read again and again: only what has changed is analyzed again.
 
     A file has changed if its size or its time of change has. `intents` are those of stored code, by
-    its md5sum.
+    its md5sum, and `verdicts` those on such code.
     """
 
-    def __init__(self, intents: Mapping[str, str]) -> None:
+    def __init__(self, intents: Mapping[str, str], verdicts: Verdicts = NO_VERDICTS) -> None:
         self.intents = intents
+        self.verdicts = verdicts
         self.stamps: dict[str, object] = {}
         self.analyses: dict[str, Analysis] = {}
         self.tree = source_tree([], Analysis([], []))
@@ -13918,7 +13986,8 @@ class KeptTree:
             analysis.symbols.extend(symbols)
             analysis.errors.extend(errors)
         tree = source_tree(sources, analysis)
-        return tree._replace(records=[self._with_intent(record) for record in tree.records])
+        records = [self._with_intent(record) for record in tree.records]
+        return tree._replace(records=records, verdicts=self.verdicts)
 
     def _with_intent(self, record: Record) -> Record:
         intent = self.intents.get(record.md5sum)
@@ -13945,15 +14014,20 @@ def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis
     return found
 
 
+def kept_tree(db_path: Optional[str]) -> KeptTree:
+    """Return a tree to be read, with the intents of the newest run of a database, and verdicts."""
+    if db_path is None:
+        return KeptTree({})
+    with named_errors("--db-path", RUN_REMEDY):
+        records = read_run(db_path, None)[1]
+    intents = {one.md5sum: one.intent for one in records if one.intent}
+    return KeptTree(intents, verdicts_beside(db_path))
+
+
 def run_mcp(args: argparse.Namespace, *_: object) -> int:
     """Answer an agent on stdin and stdout until stdin ends."""
     check_path(args)
-    intents: dict[str, str] = {}
-    if args.db_path is not None:
-        with named_errors("--db-path", RUN_REMEDY):
-            records = read_run(args.db_path, None)[1]
-        intents = {one.md5sum: one.intent for one in records if one.intent}
-    tools = tools_for(args, KeptTree(intents))
+    tools = tools_for(args, kept_tree(args.db_path))
 
     def write(reply: str) -> None:
         print_pieces([reply])

@@ -13145,6 +13145,7 @@ def library(tmp_path):
 
 def hits_of(capsys, *options):
     """Return what `find` prints as JSON."""
+    capsys.readouterr()
     assert run("find", *options, "--format", "json") == 0
     return json.loads(capsys.readouterr().out)["hits"]
 
@@ -13208,6 +13209,47 @@ def test_find_searches_a_stored_run(library, capsys, tmp_path):
     assert (first["sentence"], first["sentence_source"]) == (sentence, "model")
     assert run("find", "cut", "--db-path", tmp_path / "db") == 0
     assert f"\n  {sentence}\n" in capsys.readouterr().out
+
+
+def keep_verdict(db, one, other, word="SAME", text="Both cut."):
+    """Keep a verdict on two codes beside a database."""
+    pair = sorted(cds.fingerprint(ast.unparse(ast.parse(code))) for code in (one, other))
+    verdict = cds.Verdict(*pair, "m", word, text, cds.timestamp())
+    cds.append_entry(cds.verdicts_path(str(db)), verdict)
+
+
+def test_find_names_the_twins_of_a_hit(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path / "lib", {"a.py": TOTAL, "b.py": OTHER, "c.py": OTHER, "d.py": PICKED})
+    db = tmp_path / "db"
+    assert persist(source, db) == 0
+    keep_verdict(db, TOTAL, OTHER)
+    keep_verdict(db, TOTAL, PICKED, "RELATED")
+    monkeypatch.chdir(tmp_path)
+    command = ("total", "--db-path", db)
+    (hit,) = hits_of(capsys, *command)
+    assert [twin["file_path"] for twin in hit["twins"]] == ["b.py", "c.py"]
+    assert hit["twins"][0]["verdict_text"] == "Both cut."
+    assert run("find", *command) == 0
+    shown = capsys.readouterr().out
+    assert "\n  SAME as lib/b.py:1-6  load: Both cut. (confirmed by m)\n" in shown
+    (other, *_) = hits_of(capsys, "load", "--db-path", db)
+    assert [twin["qualified_name"] for twin in other["twins"]] == ["total"]
+    keep_verdict(db, TOTAL, OTHER, "DIFFERENT")
+    (hit,) = hits_of(capsys, *command)
+    assert hit["twins"] == []
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "SAME" not in answer
+    keep_verdict(db, TOTAL, OTHER)
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "\n  SAME as b.py:1-6  load: Both cut. (confirmed by m)\n" in answer
+
+
+def test_find_refuses_verdicts_that_it_cannot_read(tmp_path, capsys):
+    db = tmp_path / "db"
+    assert persist(tree(tmp_path / "lib", {"a.py": TOTAL}), db) == 0
+    (tmp_path / "db-verdicts.jsonl").mkdir()
+    assert run("find", "total", "--db-path", db) == 2
+    assert "db-verdicts.jsonl is not a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
