@@ -8904,9 +8904,12 @@ def file_parts(report: Report, pair: FilePair) -> list[tuple[str, float]]:
 
 def is_copied_file(report: Report, pair: FilePair) -> bool:
     """Return whether nearly all definitions of each file, and most of it, stand in the other."""
-    of_definitions = [pair.lines / report.compared_lines[path] for path in (pair.one, pair.other)]
-    of_files = [part for _, part in file_parts(report, pair)]
-    return min(of_definitions) >= COPIED_FILE and min(of_files) >= COPIED_PART
+    for path, part in file_parts(report, pair):
+        # A script may have no definition.
+        lines = report.compared_lines.get(path, report.file_lines[path])
+        if pair.lines / lines < COPIED_FILE or part < COPIED_PART:
+            return False
+    return True
 
 
 def copied_files(report: Report) -> list[CopiedFiles]:

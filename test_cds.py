@@ -12453,37 +12453,63 @@ def add_a_copy_of_a_submodule(root):
     tree(root, {"src/f.py": OTHER})
 
 
+def add_a_copy_in_a_second_work_tree(root):
+    other = root.parent / "other"
+    git(root, "worktree", "add", "--quiet", "-b", "second", other)
+    add_a_copy(other)
+    return other
+
+
+def clone_without_history(root):
+    add_a_copy(root)
+    clone = root.parent / "clone"
+    git(root, "clone", "--quiet", "--depth", "1", root.as_uri(), clone)
+    return clone
+
+
+def lose_an_object_with_a_hostile_origin(root):
+    """Edit a file of a partial clone that lacks it and says how to fetch: by running a program."""
+    program = root.parent / "program"
+    program.write_text(f"#!/bin/sh\ntouch {root.parent / 'ran'}\n")
+    program.chmod(0o755)
+    lose_object(root, "src/a.py")
+    for name, value in fetches(program)[1].items():
+        git(root, "config", name, value)
+    tree(root, {"src/a.py": f"{TOTAL}\nx = 1\n"})
+
+
+KNOWN_ALONE = "gate: no new groups; 1 known"
+ONE_NEW = "gate: 1 new group: ID; 1 known"
+
+
 @needs_git
 @pytest.mark.parametrize(
     ("change", "verdict", "code"),
     [
-        (rename, "no new groups; 1 known", 0),
-        (move_to_a_package, "no new groups; 1 known", 0),
-        (squash, "1 new group: ID; 1 known", 3),
-        (edit_a_copy, "no new groups; 1 known", 0),
-        (delete_a_copy, "no new groups; 0 known", 0),
-        (revert, "no new groups; 1 known", 0),
-        (merge, "no new groups; 2 known", 0),
-        (add_a_copy, "1 new group: ID; 1 known", 3),
-        (add_a_copy_without_commit, "1 new group: ID; 1 known", 3),
-        (add_a_submodule, "no new groups; 2 known", 0),
-        (add_a_copy_of_a_submodule, "1 new group: ID; 1 known", 3),
+        (rename, KNOWN_ALONE, 0),
+        (move_to_a_package, KNOWN_ALONE, 0),
+        (squash, ONE_NEW, 3),
+        (edit_a_copy, KNOWN_ALONE, 0),
+        (delete_a_copy, "gate: no new groups; 0 known", 0),
+        (revert, KNOWN_ALONE, 0),
+        (merge, "gate: no new groups; 2 known", 0),
+        (add_a_copy, ONE_NEW, 3),
+        (add_a_copy_without_commit, ONE_NEW, 3),
+        (add_a_submodule, "gate: no new groups; 2 known", 0),
+        (add_a_copy_of_a_submodule, ONE_NEW, 3),
+        (clone_without_history, cds.WHOLE_HISTORY, 2),
+        (add_a_copy_in_a_second_work_tree, ONE_NEW, 3),
+        (lose_an_object_with_a_hostile_origin, cds.WHOLE_HISTORY, 2),
     ],
 )
 def test_since_tells_what_is_new(repository, capsys, change, verdict, code):
-    change(repository)
-    assert gate(repository) == code
+    other = change(repository)
+    assert gate(other or repository) == code
     told = capsys.readouterr().err.splitlines()[-1]
-    assert re.sub("[0-9a-f]{10}", "ID", told) == f"gate: {verdict}"
-
-
-@needs_git
-def test_since_reads_the_objects_of_a_second_work_tree(repository, capsys):
-    other = repository.parent / "other"
-    git(repository, "worktree", "add", "--quiet", "-b", "second", other)
-    assert gate(other) == 0
-    add_a_copy(other)
-    assert gate(other) == 3
+    start = "cds: --since: " if code == 2 else "gate: "
+    assert told.startswith(start)
+    assert re.sub("[0-9a-f]{10}", "ID", told).endswith(verdict)
+    assert not (repository.parent / "ran").exists()
 
 
 @needs_git
