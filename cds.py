@@ -13274,7 +13274,9 @@ def verdict_line(
     parts = []
     if args.max_percent is not None:
         than = "more" if has_too_many_copies(args, report) else "not more"
-        percent = f"{copied_percent(report):.1f} % of the lines of code are copies"
+        # Known copies are hidden by then.
+        copies = "copies" if baseline is None else "new copies"
+        percent = f"{copied_percent(report):.1f} % of the lines of code are {copies}"
         parts.append(f"{percent}, {than} than {args.max_percent:g} %")
     if args.against or args.since or args.fail_on:
         parts += group_verdict(report, hits, baseline)
@@ -13702,10 +13704,14 @@ def paths_below(text: str, root: str, here: str) -> Iterator[str]:
 def root_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start."""
     run = report.run
-    directory = restored_path(str(run["root_path"])) if run else str(args.path)
-    if os.path.isfile(directory):
-        directory = os.path.dirname(directory) or os.curdir
-    return directory
+    return start_directory(restored_path(str(run["root_path"])) if run else str(args.path))
+
+
+def start_directory(root: str) -> str:
+    """Return the directory in which the paths below a root start, which may be one file."""
+    if os.path.isfile(root):
+        return os.path.dirname(root) or os.curdir
+    return root
 
 
 def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
@@ -13862,7 +13868,10 @@ def run_find(args: argparse.Namespace, *_: object) -> int:
     refuse_overwriting("--output", args.output, [*read, *database_of(args)])
     snippets = read_snippets(args) if args.code is not None else []
     index, directory = find_index(args)
-    write_hits(args, index, hits_in(args, index, snippets), directory)
+    args.live.begin(f"looking through {counted(len(index.candidates), 'record')}")
+    hits = hits_in(args, index, snippets)
+    args.live.end()
+    write_hits(args, index, hits, directory)
     return EXIT_DONE
 
 
@@ -13916,14 +13925,13 @@ def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
         args.path = args.path or os.curdir
         check_path(args)
         tree = args.read_tree(args)
-        root = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
-        return index_of(args, tree), root
-    with named_errors("--db-path", RUN_REMEDY):
-        run, records = read_run(args.db_path, args.run_id)
+        return index_of(args, tree), start_directory(args.path)
+    args.live.begin("reading the run")
+    run, records = stored_run(args, args.run_id)
     facts = make_analyzer(args).facts(records)
     candidates = candidates_among(records, facts, args.kind)
     index = FindIndex(candidates, verdicts_beside(args.db_path))
-    return index, restored_path(str(run["root_path"]))
+    return index, start_directory(restored_path(str(run["root_path"])))
 
 
 def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
