@@ -2479,7 +2479,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         is_plain=is_plain_constructor(node),
         is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
+        bases=tuple(map(base_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
         comments=() if definition.kind == "file" else tuple(header_comments(node, text)),
         comment_lines=tuple(ignoring_lines(node, text)) if is_function else (),
@@ -2514,6 +2514,11 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def base_name(node: ast.expr) -> str:
+    """Return the last name of a base class, without its arguments, as in `Generic[T]`."""
+    return last_name(node.value if isinstance(node, ast.Subscript) else node)
 
 
 def implemented(definition: DefinitionNode) -> list[ast.expr]:
@@ -8525,6 +8530,7 @@ def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
     return (
         are_overrides(members, run.bases)
         or are_base_and_derived(members, run.bases)
+        or have_one_base(members, run)
         or are_hooks(members, run.hooks)
         or are_async_twins(members)
         or are_tests_and_tested(members)
@@ -8539,6 +8545,16 @@ def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collecti
     names = {member.qualified_name.rpartition(".")[2] for member in members}
     above = set.intersection(*(ancestors(name, bases) for name in names))
     return len(names) > 1 and not names.isdisjoint(above)
+
+
+def have_one_base(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members are classes with a base, or an interface, of the same code in common.
+
+    A base from elsewhere does not count: two JSON encoders of one purpose are worth seeing.
+    """
+    facts = [run.facts[sort_key(member.record)] for member in members]
+    common = set.intersection(*(set(known.bases) for known in facts))
+    return not common.isdisjoint(run.bases)
 
 
 def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:

@@ -8010,6 +8010,7 @@ def test_siblings_come_last():
         pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
         pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
         pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B[int])", "C(D[int])", "D(B)"), "load", True, id="generic base"),
         pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
         pytest.param(("A", "B"), "load", False, id="unrelated"),
         pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
@@ -8098,12 +8099,36 @@ def in_class(owner, header, number):
         pytest.param(
             "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
         ),
-        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+        pytest.param("class IRow(A):", "@implementer(IRow[T])\nclass Row:", True, id="generic"),
+        pytest.param("class Row(A):", "class Line(A):", False, id="base from elsewhere"),
     ],
 )
 def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
     decorator, _, header = other.rpartition("\n")
     files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(("class Row(Base):", "class Line(m.Base):"), True, id="one base"),
+        pytest.param(("class Row(Base[int]):", "class Line(Base[str]):"), True, id="generic base"),
+        pytest.param(
+            ("@implementer(A, Base)\nclass Row:", "@implementer(Base)\nclass Row(X):"),
+            True,
+            id="one interface",
+        ),
+        pytest.param(("class Row(Base):", "class Row(Other):"), False, id="one name, two bases"),
+        pytest.param(("class Row(Near):", "class Line(Base):"), False, id="a base further up"),
+        pytest.param(("class Row(Thread):", "class Line(Thread):"), False, id="from elsewhere"),
+    ],
+)
+def test_classes_of_one_base_in_the_same_code_are_siblings(tmp_path, headers, siblings):
+    files = {"base.py": "class Base:\n    a = 1\n\n\nclass Near(Base):\n    b = 2\n"}
+    for number, lines in enumerate(headers):
+        decorator, _, header = lines.rpartition("\n")
+        files[f"{number}.py"] = f"{decorator}\n{described(header, number)}"
     assert siblings_of(tmp_path, files) == [siblings]
 
 
