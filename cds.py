@@ -1995,8 +1995,8 @@ def functions_around(statements: str) -> list[str]:
 # A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-# As in "size (int): how many", which is no sentence.
-PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
+# As in "size (int): how many" or "@param size: how many", which is no sentence.
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:|[@:](?:arg|param|type|[ci]?var|see)\b")
 ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
 

@@ -2414,6 +2414,10 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param(
             '"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"
         ),
+        pytest.param('"""@param x: How many."""', None, id="only a field"),
+        pytest.param('"""\n    :arg int x: How many.\n    """', None, id="only another field"),
+        pytest.param('"""@ivar x: how many\n    """', None, id="only an attribute"),
+        pytest.param('"""@return: the sum."""', "@return: the sum.", id="what is returned"),
         pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
