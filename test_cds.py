@@ -7961,8 +7961,20 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
     assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
 
 
-@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+@pytest.mark.parametrize("sizes", [(2, 6), (6, 2)])
 def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    groups = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 6),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(3**0.25, abs=0.01)
+
+
+def intents_of_sizes(sizes):
+    """Return two records of one purpose, not quite in the same words, for each size."""
     records = []
     for number, size in enumerate(sizes):
         for name in "ab":
@@ -7970,14 +7982,14 @@ def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes
             code = f"def {name}{number}(c):\n{calls}"
             intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
             records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
-    groups = found_groups(records, DUPLICATES)
-    assert [(group.evidence.name, group.statements) for group in groups] == [
-        ("intent", 18),
-        ("intent", 2),
-    ]
-    large, small = groups
-    assert large.similarity == small.similarity < 1
-    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+    return records
+
+
+@pytest.mark.parametrize(("sizes", "equal"), [((8, 18), True), ((7, 18), False), ((9, 80), True)])
+def test_eight_statements_raise_the_rank_of_an_intent_as_much_as_more(sizes, equal):
+    large, small = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert {large.statements, small.statements} == {*sizes}
+    assert (large.score == small.score) is equal
 
 
 def test_overrides_across_files_rank_behind_less_similar_intents():
