@@ -6780,15 +6780,20 @@ SAME_MEANING = first_of_each_line(SYNONYMS)
 OPPOSITES = """
     accept reject
     acquire release
+    activate deactivate
     add delete
     after before
     allow deny
+    append prepend
     archive unarchive
+    ascending descending
     attach detach
     backward forward
     bind unbind
     bottom top
+    ceil floor
     child parent
+    client server
     close open
     collapse expand
     commit rollback
@@ -6799,48 +6804,63 @@ OPPOSITES = """
     decrease increase
     decrement increment
     decrypt encrypt
+    deflate inflate
     delete insert
     delete set
     deserialize serialize
     disable enable
     download upload
+    dump load
     end begin
     enter exit
     enter leave
     escape unescape
     exclude include
     export import
+    failure success
     first last
     format parse
     freeze unfreeze
     from to
     get set
     grant revoke
+    greater less
     hide show
+    horizontal vertical
     input output
     install uninstall
+    leading trailing
     left right
     load save
+    local remote
     lock unlock
     login logout
     lower upper
+    lowercase uppercase
+    marshal unmarshal
     max min
+    maximize minimize
     merge split
     mount unmount
     next previous
     pack unpack
     pause resume
+    pickle unpickle
     pop push
     prefix suffix
+    private public
+    pull push
     receive send
     register unregister
     register deregister
+    request response
     resume suspend
     set unset
     start stop
     subscribe unsubscribe
     subtract add
     unwrap wrap
+    unzip zip
 """
 DIFFERING_WORDS = 2  # in which sentences begin to differ
 
