@@ -6762,7 +6762,7 @@ SYNONYMS = """
 
 
 def word_stem(word: str) -> str:
-    """Return a word without its ending, where enough is left of it."""
+    """Return a word without its ending, if enough is left of it."""
     return ENDING.sub("", word)
 
 
@@ -6884,7 +6884,7 @@ class Sentence(NamedTuple):
 
 
 def record_sentence(record: Record, docstring: Optional[str], intents: str) -> Optional[Sentence]:
-    """Return the intent of a record, or where it has none the first sentence of its docstring.
+    """Return the intent of a record, or if it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
     """
@@ -6939,7 +6939,7 @@ def meaningful_words(sentence: str) -> frozenset[str]:
 def are_opposite(one: str, other: str) -> bool:
     """Return whether two sentences begin to differ in words of opposite meaning.
 
-    What stands behind a colon tells more of the purpose, in words that come as they like.
+    The words behind a colon do not count: they only describe the purpose further.
     """
     named = [
         [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
@@ -7375,7 +7375,7 @@ class Cluster(NamedTuple):
 
     `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
     `similarity` that of the least similar pair. For the flags see CloneGroup. `said` is how much
-    they share, None if their trigrams tell.
+    they share, None if that follows from their trigrams.
     """
 
     evidence: Evidence
