@@ -1995,8 +1995,8 @@ def functions_around(statements: str) -> list[str]:
 # A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-# As in "size (int): how many", which is no sentence.
-PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
+# As in "size (int): how many" or "@param size: how many", which is no sentence.
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:|[@:](?:arg|param|type|[ci]?var|see)\b")
 ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
 
@@ -2479,7 +2479,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         is_plain=is_plain_constructor(node),
         is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
+        bases=tuple(map(base_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
         comments=() if definition.kind == "file" else tuple(header_comments(node, text)),
         comment_lines=tuple(ignoring_lines(node, text)) if is_function else (),
@@ -2514,6 +2514,11 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def base_name(node: ast.expr) -> str:
+    """Return the last name of a base class, without its arguments, as in `Generic[T]`."""
+    return last_name(node.value if isinstance(node, ast.Subscript) else node)
 
 
 def implemented(definition: DefinitionNode) -> list[ast.expr]:
@@ -6783,7 +6788,7 @@ SYNONYMS = """
 
 
 def word_stem(word: str) -> str:
-    """Return a word without its ending, where enough is left of it."""
+    """Return a word without its ending, if enough is left of it."""
     return ENDING.sub("", word)
 
 
@@ -6801,15 +6806,20 @@ SAME_MEANING = first_of_each_line(SYNONYMS)
 OPPOSITES = """
     accept reject
     acquire release
+    activate deactivate
     add delete
     after before
     allow deny
+    append prepend
     archive unarchive
+    ascending descending
     attach detach
     backward forward
     bind unbind
     bottom top
+    ceil floor
     child parent
+    client server
     close open
     collapse expand
     commit rollback
@@ -6820,48 +6830,63 @@ OPPOSITES = """
     decrease increase
     decrement increment
     decrypt encrypt
+    deflate inflate
     delete insert
     delete set
     deserialize serialize
     disable enable
     download upload
+    dump load
     end begin
     enter exit
     enter leave
     escape unescape
     exclude include
     export import
+    failure success
     first last
     format parse
     freeze unfreeze
     from to
     get set
     grant revoke
+    greater less
     hide show
+    horizontal vertical
     input output
     install uninstall
+    leading trailing
     left right
     load save
+    local remote
     lock unlock
     login logout
     lower upper
+    lowercase uppercase
+    marshal unmarshal
     max min
+    maximize minimize
     merge split
     mount unmount
     next previous
     pack unpack
     pause resume
+    pickle unpickle
     pop push
     prefix suffix
+    private public
+    pull push
     receive send
     register unregister
     register deregister
+    request response
     resume suspend
     set unset
     start stop
     subscribe unsubscribe
     subtract add
     unwrap wrap
+    unzip zip
 """
 DIFFERING_WORDS = 2  # in which sentences begin to differ
 
@@ -6885,7 +6910,7 @@ class Sentence(NamedTuple):
 
 
 def record_sentence(record: Record, docstring: Optional[str], intents: str) -> Optional[Sentence]:
-    """Return the intent of a record, or where it has none the first sentence of its docstring.
+    """Return the intent of a record, or if it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
     """
@@ -6940,7 +6965,7 @@ def meaningful_words(sentence: str) -> frozenset[str]:
 def are_opposite(one: str, other: str) -> bool:
     """Return whether two sentences begin to differ in words of opposite meaning.
 
-    What stands behind a colon tells more of the purpose, in words that come as they like.
+    The words behind a colon do not count: they only describe the purpose further.
     """
     named = [
         [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
@@ -7376,7 +7401,7 @@ class Cluster(NamedTuple):
 
     `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
     `similarity` that of the least similar pair. For the flags see CloneGroup. `said` is how much
-    they share, None if their trigrams tell.
+    they share, None if that follows from their trigrams.
     """
 
     evidence: Evidence
@@ -8366,6 +8391,8 @@ RULES = (
 # in bits, in the trigrams that all of them share. Measured on groups labelled by hand, this beat
 # the number of statements, which ranks many small bodies first.
 
+RANKED_STATEMENTS = 8  # at most so many raise the rank of a group by intent
+
 
 def information(shared: Iterable[int], features: Features) -> float:
     """Return the information in features, in bits.
@@ -8410,8 +8437,10 @@ def group_score(cluster: Cluster, copies: int, bits: float) -> float:
     """Return the number that ranks a group; `bits` is the information that all members share."""
     if not cluster.evidence.compares_sentences:
         return round(math.sqrt(copies - 1) * bits, 1)
-    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
-    statements = min(fragment.facts.statements for fragment in cluster.fragments)
+    # Similarity first, then size: the fourth root gives 8 statements 1.7 times the score of one.
+    # More add nothing, or large classes whose sentences share a formula would come first.
+    least = min(fragment.facts.statements for fragment in cluster.fragments)
+    statements = min(least, RANKED_STATEMENTS)
     return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
 
 
@@ -8551,6 +8580,7 @@ def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
     return (
         are_overrides(members, run.bases)
         or are_base_and_derived(members, run.bases)
+        or have_one_base(members, run)
         or are_hooks(members, run.hooks)
         or are_async_twins(members)
         or are_tests_and_tested(members)
@@ -8565,6 +8595,16 @@ def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collecti
     names = {member.qualified_name.rpartition(".")[2] for member in members}
     above = set.intersection(*(ancestors(name, bases) for name in names))
     return len(names) > 1 and not names.isdisjoint(above)
+
+
+def have_one_base(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members are classes with a base, or an interface, of the same code in common.
+
+    A base from elsewhere does not count: two JSON encoders of one purpose are worth seeing.
+    """
+    facts = [run.facts[sort_key(member.record)] for member in members]
+    common = set.intersection(*(set(known.bases) for known in facts))
+    return not common.isdisjoint(run.bases)
 
 
 def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:

@@ -2414,6 +2414,10 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param(
             '"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"
         ),
+        pytest.param('"""@param x: How many."""', None, id="only a field"),
+        pytest.param('"""\n    :arg int x: How many.\n    """', None, id="only another field"),
+        pytest.param('"""@ivar x: how many\n    """', None, id="only an attribute"),
+        pytest.param('"""@return: the sum."""', "@return: the sum.", id="what is returned"),
         pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
@@ -6797,6 +6801,10 @@ def test_compared_words_hold_those_before_the_first_colon_twice():
         pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
         pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
         pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Starts the server side.", "Starts the client side.", True, id="two sides"),
+        pytest.param("Dumps a key as PEM.", "Reads a key from PEM.", True, id="dumped and read"),
+        pytest.param("Runs on success.", "Runs on an error.", True, id="success and failure"),
+        pytest.param("Restores all mails.", "Restores any mail.", False, id="all and any"),
         pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
         pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
         pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
@@ -7957,8 +7965,20 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
     assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
 
 
-@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+@pytest.mark.parametrize("sizes", [(2, 6), (6, 2)])
 def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    groups = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 6),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(3**0.25, abs=0.01)
+
+
+def intents_of_sizes(sizes):
+    """Return two records of one purpose, not quite in the same words, for each size."""
     records = []
     for number, size in enumerate(sizes):
         for name in "ab":
@@ -7966,14 +7986,14 @@ def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes
             code = f"def {name}{number}(c):\n{calls}"
             intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
             records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
-    groups = found_groups(records, DUPLICATES)
-    assert [(group.evidence.name, group.statements) for group in groups] == [
-        ("intent", 18),
-        ("intent", 2),
-    ]
-    large, small = groups
-    assert large.similarity == small.similarity < 1
-    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+    return records
+
+
+@pytest.mark.parametrize(("sizes", "equal"), [((8, 18), True), ((7, 18), False), ((9, 80), True)])
+def test_eight_statements_raise_the_rank_of_an_intent_as_much_as_more(sizes, equal):
+    large, small = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert {large.statements, small.statements} == {*sizes}
+    assert (large.score == small.score) is equal
 
 
 def test_overrides_across_files_rank_behind_less_similar_intents():
@@ -8010,6 +8030,7 @@ def test_siblings_come_last():
         pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
         pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
         pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B[int])", "C(D[int])", "D(B)"), "load", True, id="generic base"),
         pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
         pytest.param(("A", "B"), "load", False, id="unrelated"),
         pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
@@ -8098,12 +8119,36 @@ def in_class(owner, header, number):
         pytest.param(
             "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
         ),
-        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+        pytest.param("class IRow(A):", "@implementer(IRow[T])\nclass Row:", True, id="generic"),
+        pytest.param("class Row(A):", "class Line(A):", False, id="base from elsewhere"),
     ],
 )
 def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
     decorator, _, header = other.rpartition("\n")
     files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(("class Row(Base):", "class Line(m.Base):"), True, id="one base"),
+        pytest.param(("class Row(Base[int]):", "class Line(Base[str]):"), True, id="generic base"),
+        pytest.param(
+            ("@implementer(A, Base)\nclass Row:", "@implementer(Base)\nclass Row(X):"),
+            True,
+            id="one interface",
+        ),
+        pytest.param(("class Row(Base):", "class Row(Other):"), False, id="one name, two bases"),
+        pytest.param(("class Row(Near):", "class Line(Base):"), False, id="a base further up"),
+        pytest.param(("class Row(Thread):", "class Line(Thread):"), False, id="from elsewhere"),
+    ],
+)
+def test_classes_of_one_base_in_the_same_code_are_siblings(tmp_path, headers, siblings):
+    files = {"base.py": "class Base:\n    a = 1\n\n\nclass Near(Base):\n    b = 2\n"}
+    for number, lines in enumerate(headers):
+        decorator, _, header = lines.rpartition("\n")
+        files[f"{number}.py"] = f"{decorator}\n{described(header, number)}"
     assert siblings_of(tmp_path, files) == [siblings]
 
 
