@@ -8967,12 +8967,15 @@ def copied_files(report: Report) -> list[CopiedFiles]:
             groups[files].append(group)
     found = []
     for files in dict.fromkeys(sets.values()):
-        if len(groups[files]) > 1:
-            parts: dict[str, float] = dict.fromkeys(sorted(files), 0.0)
-            own = [pair for pair in pairs if pair.one in files]
-            for path, part in (each for pair in own for each in file_parts(report, pair)):
+        if len(groups[files]) < 2:
+            continue
+        parts: dict[str, float] = dict.fromkeys(sorted(files), 0.0)
+        own = [pair for pair in pairs if pair.one in files]
+        for pair in own:
+            for path, part in file_parts(report, pair):
                 parts[path] = max(parts[path], part)
-            found.append(CopiedFiles(parts, max(pair.lines for pair in own), groups[files]))
+        lines = max(pair.lines for pair in own)
+        found.append(CopiedFiles(parts, lines, groups[files]))
     return found
 
 
@@ -9307,7 +9310,11 @@ class Past(NamedTuple):
         return (identity(member), record.md5sum) in self.definitions
 
 
-def compare_with_baseline(report: Report, baseline: Report, past: Optional[Past] = None) -> Report:
+def compare_with_baseline(
+    report: Report,
+    baseline: Report,
+    past: Optional[Past] = None,
+) -> Report:
     """Return the report with the groups that hold nothing new hidden, and `stale` counted.
 
     A group is KNOWN if each two of its members stood together in a group of the baseline, and
@@ -9355,7 +9362,11 @@ def code_place(member: Member) -> Place:
     return sort_key(member.around or member.record)
 
 
-def compare_since(report: Report, baseline: Report, past: Past) -> Report:
+def compare_since(
+    report: Report,
+    baseline: Report,
+    past: Past,
+) -> Report:
     """Return the report with the groups hidden that hold nothing new since a revision.
 
     `baseline` is the report on the tree as it was. It may lack the groups without a member at
@@ -9368,7 +9379,11 @@ def compare_since(report: Report, baseline: Report, past: Past) -> Report:
             changed.append(group)
         else:
             known.append(group._replace(hidden_by=group.hidden_by or KNOWN))
-    compared = compare_with_baseline(report._replace(groups=tuple(changed)), baseline, past)
+    compared = compare_with_baseline(
+        report._replace(groups=tuple(changed)),
+        baseline,
+        past,
+    )
     groups = sorted([*known, *compared.groups], key=rank_key)
     return with_groups(report, groups)
 
@@ -9419,7 +9434,12 @@ class Counterparts:
     member. A group that a rule hid in the baseline knows its members by their code alone.
     """
 
-    def __init__(self, report: Report, baseline: Report, past: Past) -> None:
+    def __init__(
+        self,
+        report: Report,
+        baseline: Report,
+        past: Past,
+    ) -> None:
         self.options, self.baseline, self.past = report.options, baseline, past
         now = members_by_place(report.groups)
         before = members_by_place(baseline.groups)
@@ -9594,7 +9614,10 @@ def match_keys(member: Member) -> tuple[Hashable, ...]:
     return (identity(member), code), (None, code), identity(member), code
 
 
-def standing_identities(members: Iterable[Member], known: Sequence[Member]) -> set[Identity]:
+def standing_identities(
+    members: Iterable[Member],
+    known: Sequence[Member],
+) -> set[Identity]:
     """Return the identities of a baseline's members that stand where they did, edited or not.
 
     Where the code of another one stands now, that one was moved there.
@@ -9620,7 +9643,11 @@ class Matching:
     # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
     # order of its members. What a search in vain has reached leads no later one to a free member.
 
-    def __init__(self, members: Sequence[Member], known: Sequence[Member]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        known: Sequence[Member],
+    ) -> None:
         self.keys = list(map(match_keys, members))
         standing = standing_identities(members, known)
         self.serves: dict[int, int] = {}
@@ -9664,7 +9691,10 @@ class Matching:
         return False
 
     def _reachable(
-        self, start: int, reached_from: dict[int, int], exhausted: set[Hashable]
+        self,
+        start: int,
+        reached_from: dict[int, int],
+        exhausted: set[Hashable],
     ) -> Iterator[int]:
         """Yield what a member can be served by, at once and by handing on, the nearest first."""
         queue = collections.deque([start])
@@ -9676,7 +9706,11 @@ class Matching:
                     yield position
                     queue.append(self.serves[position])
 
-    def _matches(self, member: int, exhausted: set[Hashable]) -> Iterator[int]:
+    def _matches(
+        self,
+        member: int,
+        exhausted: set[Hashable],
+    ) -> Iterator[int]:
         """Yield what a member can be served by; all of one key but once, when none is free."""
         for key in self.keys[member]:
             if key in exhausted or key in self.vain or key not in self.free:
@@ -9702,7 +9736,9 @@ class Matching:
 
 
 def report_from_json(
-    text: str, evidence: Sequence[Evidence] = EVIDENCE, rules: Sequence[Rule] = RULES
+    text: str,
+    evidence: Sequence[Evidence] = EVIDENCE,
+    rules: Sequence[Rule] = RULES,
 ) -> Report:
     """Return the report that `--format json` wrote, without code; raise ValueError for other text.
 
@@ -9748,7 +9784,11 @@ def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     return DuplicateOptions(**values)
 
 
-def option_field(fields: Mapping[str, object], name: str, default: object) -> object:
+def option_field(
+    fields: Mapping[str, object],
+    name: str,
+    default: object,
+) -> object:
     """Return an option in a JSON object; raise TypeError or ValueError for another type."""
     if isinstance(default, tuple):
         return texts_field(fields, name)
@@ -9758,7 +9798,9 @@ def option_field(fields: Mapping[str, object], name: str, default: object) -> ob
 
 
 def group_from_json(
-    fields: Mapping[str, Any], evidence: Iterable[Evidence], rules: Iterable[Rule]
+    fields: Mapping[str, Any],
+    evidence: Iterable[Evidence],
+    rules: Iterable[Rule],
 ) -> CloneGroup:
     """Return a group of a report; raise LookupError, TypeError or ValueError for anything else."""
     members = tuple(map(member_from_json, fields["members"]))
@@ -9809,7 +9851,10 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
     )
 
 
-def texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def texts_field(
+    fields: Mapping[str, Any],
+    name: str,
+) -> tuple[str, ...]:
     """Return a list of texts in a JSON object; raise TypeError for anything else."""
     texts = typed_field(fields, name, list)
     if not all(isinstance(text, str) for text in texts):
@@ -9827,7 +9872,11 @@ def similarity_field(fields: Mapping[str, object], name: str) -> float:
     return value
 
 
-def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
+def typed_field(
+    fields: Mapping[str, object],
+    name: str,
+    kind: type[Value],
+) -> Value:
     """Return a field of a JSON object; raise TypeError if it is of another type."""
     value = fields[name]
     if not isinstance(value, kind):
@@ -9848,7 +9897,11 @@ def hide_elsewhere(report: Report, area: str) -> Report:
     return hide_unwanted(report, OF_AREAS, area)
 
 
-def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
+def hide_unwanted(
+    report: Report,
+    stage: str,
+    wanted: object,
+) -> Report:
     """Return the report with groups hidden by the rules of a stage that asks what is wanted."""
     groups = []
     for group in report.groups:
@@ -9916,7 +9969,9 @@ class Snippet(NamedTuple):
 
 
 def candidates_among(
-    records: Sequence[Record], facts: Sequence[Facts], kinds: Collection[str]
+    records: Sequence[Record],
+    facts: Sequence[Facts],
+    kinds: Collection[str],
 ) -> list[Candidate]:
     """Return the definitions of these kinds, in the order of the records; the facts are theirs."""
     of_definitions = facts_by_place(records, facts)
@@ -9972,7 +10027,10 @@ class FindIndex:
     @functools.cached_property
     def bodies(self) -> tuple[list[Body], StepWeights]:
         """The statements of each definition, and what they say."""
-        return number_steps(Fragment((one.record,), one.facts, ()) for one in self.candidates)
+        found = []
+        for one in self.candidates:
+            found.append(Fragment((one.record,), one.facts, ()))
+        return number_steps(found)
 
     @functools.cached_property
     def steps(self) -> dict[tuple[Label, ...], int]:
@@ -10014,7 +10072,8 @@ class FindIndex:
         asked = question_words(question)
         length = math.sqrt(self._length((word, 1.0) for word in asked))
         hits = []
-        for candidate, words, own_length in zip(self.candidates, self.words, self.lengths):
+        described = zip(self.candidates, self.words, self.lengths)
+        for candidate, words, own_length in described:
             shared = [word for word in asked if word in words]
             if shared:
                 said = math.fsum(self.squares[word] * words[word] for word in shared)
@@ -10023,16 +10082,25 @@ class FindIndex:
                 hits.append(Hit(candidate, BY_WORDS, score, tuple(met)))
         return sorted(hits, key=hit_order)
 
-    def by_code(self, snippets: Sequence[Snippet], least: float) -> list[Hit]:
+    def by_code(
+        self,
+        snippets: Sequence[Snippet],
+        least: float,
+    ) -> list[Hit]:
         """Return what is the code of a snippet, or shares `least` or a block, the best first."""
         best: dict[int, Hit] = {}
         for snippet in snippets:
             found = itertools.chain(self._like(snippet, least), self._with_block(snippet))
             for number, hit in found:
-                best[number] = min(hit, best.get(number, hit), key=hit_order)
+                other = best.get(number, hit)
+                best[number] = min(hit, other, key=hit_order)
         return sorted(best.values(), key=hit_order)
 
-    def _like(self, snippet: Snippet, least: float) -> Iterator[tuple[int, Hit]]:
+    def _like(
+        self,
+        snippet: Snippet,
+        least: float,
+    ) -> Iterator[tuple[int, Hit]]:
         """Yield what is like a snippet, by its number."""
         readings = snippet.features()
         features = self.features if snippet.md5sum else self.body_features
@@ -10096,7 +10164,11 @@ def snippets_in(analyzer: Analyzer, code: str) -> list[Snippet]:
 def snippet_of(symbol: Symbol) -> Snippet:
     """Return a definition to look for."""
     facts = symbol.facts or Facts()
-    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [facts])
+    return Snippet(
+        symbol.kind == "class",
+        fingerprint(symbol.normalized_code),
+        [facts],
+    )
 
 
 def outermost_symbols(analyzer: Analyzer, code: str) -> list[Symbol]:
@@ -10293,7 +10365,10 @@ def _twin_as_json(twin: Candidate, verdict: Verdict) -> dict[str, object]:
     }
 
 
-def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
+def record_json(
+    records: Iterable[Record],
+    errors: Iterable[AnalyzerError],
+) -> Iterator[str]:
     """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
     yield '{"records": ['
     yield from json_lines(record._asdict() for record in records)
@@ -10360,7 +10435,10 @@ def table_lines(
         yield pad_cells(cells, rooms) + "\n"
 
 
-def printable_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+def printable_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+) -> list[Sequence[str]]:
     """Return the header and the rows of a table, their cells escaped."""
     # Before any width is measured: an escape takes more columns than what it stands for.
     return [header, *([printable(cell) for cell in row] for row in rows)]
@@ -10404,7 +10482,10 @@ def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
     return shrunk
 
 
-def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[str]:
+def record_table(
+    records: Iterable[Record],
+    width: Optional[int],
+) -> Iterator[str]:
     """Yield the lines of the table of records."""
     header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
     rows = []
@@ -10414,7 +10495,10 @@ def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[st
     return table_lines(header, rows, width)
 
 
-def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[str]:
+def intent_table(
+    records: Sequence[Record],
+    width: Optional[int],
+) -> Iterator[str]:
     """Yield the lines of the table of intents, or of the reasons why there are none.
 
     Skipped records are only counted, in the last line.
@@ -10443,7 +10527,9 @@ def wrapped_table_lines(
     """Yield the lines of a table whose last column is never cut, but runs over several lines."""
     # 1. The other columns are laid out as a table of their own.
     others = [row[:-1] for row in rows]
-    heads = [line.rstrip("\n") for line in table_lines(header[:-1], others, width)]
+    heads = []
+    for line in table_lines(header[:-1], others, width):
+        heads.append(line.rstrip("\n"))
     # 2. The last stands beside them if they leave room for a sentence, else below them.
     beside = max(map(display_width, heads)) + len(COLUMN_GAP)
     is_beside = width - beside >= READABLE_WIDTH
@@ -10514,7 +10600,11 @@ class Line(NamedTuple):
     folds: bool = False
 
 
-def styled_lines(lines: Iterable[Line], width: Optional[int], is_coloured: bool) -> Iterator[str]:
+def styled_lines(
+    lines: Iterable[Line],
+    width: Optional[int],
+    is_coloured: bool,
+) -> Iterator[str]:
     """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
         # Colour comes last: its sequences take no column, and are the only ones not escaped.
@@ -10584,7 +10674,9 @@ def copied_percent(report: Report) -> float:
 
 
 def group_verdict(
-    report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
+    report: Report,
+    hits: Sequence[CloneGroup],
+    baseline: Optional[Report] = None,
 ) -> list[str]:
     """Return the verdict of a gate: the groups that hit it, and what was not compared."""
     noun = "group" if baseline is None else "new group"
@@ -10640,13 +10732,22 @@ def scope_lines(report: Report) -> Iterator[str]:
         yield printable(f"Warning: {known.warning()}")
 
 
-def groups_to_list(groups: Iterable[CloneGroup], copied: Iterable[CopiedFiles]) -> list[CloneGroup]:
+def groups_to_list(
+    groups: Iterable[CloneGroup],
+    copied: Iterable[CopiedFiles],
+) -> list[CloneGroup]:
     """Return the groups that say more than that files were copied."""
-    told = {(group.evidence.name, group.id) for files in copied for group in files.groups}
+    told: set[tuple[str, str]] = set()
+    for files in copied:
+        told.update((group.evidence.name, group.id) for group in files.groups)
     return [group for group in groups if (group.evidence.name, group.id) not in told]
 
 
-def _head_lines(report: Report, copied: Sequence[CopiedFiles], top: int) -> Iterator[Line]:
+def _head_lines(
+    report: Report,
+    copied: Sequence[CopiedFiles],
+    top: int,
+) -> Iterator[Line]:
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
@@ -10658,9 +10759,11 @@ def _head_lines(report: Report, copied: Sequence[CopiedFiles], top: int) -> Iter
     if len(copied) > top:
         yield Line(f"  {len(copied) - top} more: --top {len(copied)} shows them")
     told = [files.parts.keys() for files in copied]
-    pairs = [
-        pair for pair in report.file_pairs if not any({pair.one, pair.other} <= one for one in told)
-    ]
+    pairs = []
+    for pair in report.file_pairs:
+        both = {pair.one, pair.other}
+        if not any(both <= files for files in told):
+            pairs.append(pair)
     if pairs:
         yield Line("Files that share most:")
     for pair in pairs[:TOP_FILE_PAIRS]:
@@ -10742,7 +10845,11 @@ def _intents_of_source(report: Report) -> str:
     return f"  {what} intents: {remedy}"
 
 
-def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> Iterator[Line]:
+def _section_lines(
+    report: Report,
+    groups: Sequence[CloneGroup],
+    top: int,
+) -> Iterator[Line]:
     exact_ids = _exact_ids(report.groups)
     # A section is ranked by area first, so that each area is one stretch of it.
     for area, same in itertools.groupby(groups, operator.attrgetter("area")):
@@ -10788,7 +10895,10 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
         yield Line(text, CYAN)
 
 
-def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
+def _group_lines(
+    group: CloneGroup,
+    exact_ids: Mapping[str, str],
+) -> Iterator[Line]:
     yield from (Line(""), Line(f"{group.id}  {group_headline(group)}", CYAN))
     if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
@@ -10818,7 +10928,10 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"  and {left_out} more: --format json, or --show {group.id}")
 
 
-def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
+def _exact_lines(
+    group: CloneGroup,
+    exact_ids: Mapping[str, str],
+) -> Iterator[Line]:
     """Yield a line for each code of which a group holds several copies; blocks are no codes."""
     if group.evidence.is_part:
         return
@@ -10959,7 +11072,10 @@ def _shown_code(member: Member) -> list[str]:
 
 
 def hits_as_lines(
-    index: FindIndex, hits: Sequence[Hit], top: int, directory: str
+    index: FindIndex,
+    hits: Sequence[Hit],
+    top: int,
+    directory: str,
 ) -> Iterator[Line]:
     """Yield the best hits as text; their paths start in `directory`."""
     for hit in hits[:top]:
@@ -10982,7 +11098,10 @@ def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
     yield Line(f"  {reason_of(hit)}", DIM, folds=True)
 
 
-def _twin_lines(twins: Sequence[tuple[Candidate, Verdict]], directory: str) -> Iterator[Line]:
+def _twin_lines(
+    twins: Sequence[tuple[Candidate, Verdict]],
+    directory: str,
+) -> Iterator[Line]:
     for twin, verdict in twins[:SHOWN_MEMBERS]:
         said = f": {verdict.sentence}" if verdict.sentence else ""
         place = place_and_name(twin, directory)
@@ -12525,7 +12644,9 @@ class ProtocolError(Exception):
 
 
 def serve(
-    read_line: Callable[[int], bytes], write: Callable[[str], object], tools: Mapping[str, Tool]
+    read_line: Callable[[int], bytes],
+    write: Callable[[str], object],
+    tools: Mapping[str, Tool],
 ) -> None:
     """Answer what comes, until there is no more; `read_line(size)` gives so many bytes at most."""
     is_whole = True
@@ -12556,7 +12677,10 @@ def refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def reply_to_message(message: object, tools: Mapping[str, Tool]) -> Optional[Json]:
+def reply_to_message(
+    message: object,
+    tools: Mapping[str, Tool],
+) -> Optional[Json]:
     """Return the reply to a request; None for a notification, or a reply to no request."""
     try:
         number, method = request_in(message)
@@ -12583,7 +12707,8 @@ def request_in(message: object) -> tuple[Union[str, float, None], str]:
         raise ProtocolError(NO_REQUEST, "a request names a method")
     if "id" not in message:
         return None, method
-    if isinstance(number, bool) or not isinstance(number, (str, int, float)):
+    is_infinite = isinstance(number, float) and not math.isfinite(number)
+    if isinstance(number, bool) or is_infinite or not isinstance(number, (str, int, float)):
         raise ProtocolError(NO_REQUEST, "the id of a request is a text or a number")
     return number, method
 
@@ -12594,7 +12719,11 @@ def failure(number: Union[str, float, None], error: ProtocolError) -> Json:
     return {"jsonrpc": "2.0", "id": number, "error": told}
 
 
-def result_of(method: str, parameters: object, tools: Mapping[str, Tool]) -> Json:
+def result_of(
+    method: str,
+    parameters: object,
+    tools: Mapping[str, Tool],
+) -> Json:
     """Return the result of a request; raise ProtocolError."""
     if not isinstance(parameters, dict):
         raise ProtocolError(WRONG_PARAMETERS, "params must be an object")
@@ -12816,7 +12945,11 @@ def can_be_written(path: str) -> bool:
     return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
-def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
+def refuse_overwriting(
+    option: str,
+    path: Optional[str],
+    inputs: Iterable[str],
+) -> None:
     """Raise UsageError if the file that a command would write is one of those that it reads."""
     # By identity, because two names may lead to one file.
     if path is not None and file_identity(path) in map(file_identity, inputs):
@@ -12863,7 +12996,13 @@ def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
     """Return what an analyzer found in sources as a tree."""
     symbols = sorted(analysis.symbols, key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
-    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors, {})
+    return SourceTree(
+        sources,
+        ModelBuilder().build(symbols),
+        facts,
+        analysis.errors,
+        {},
+    )
 
 
 def build_records(
@@ -12884,21 +13023,33 @@ def read_tree(args: argparse.Namespace) -> SourceTree:
 
 
 def search_source(
-    args: argparse.Namespace, analyzer: Analyzer, option: str, written: Optional[str]
+    args: argparse.Namespace,
+    analyzer: Analyzer,
+    option: str,
+    written: Optional[str],
 ) -> Search:
     """Search what `--path` names; log what was found.
 
     Raises UsageError if the file that the command is to write, named by an option, is a source.
     """
     args.live.begin("searching")
-    search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
+    search = find_sources(
+        args.path,
+        analyzer.suffixes,
+        args.exclude,
+        analyzer.unread_suffixes,
+    )
     # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     return search
 
 
-def analyze_found(args: argparse.Namespace, analyzer: Analyzer, search: Search) -> Analysis:
+def analyze_found(
+    args: argparse.Namespace,
+    analyzer: Analyzer,
+    search: Search,
+) -> Analysis:
     """Analyze what a search found; log each error."""
     args.live.begin("analyzing", len(search.sources))
     analysis = analyzer.analyze(search.sources)
@@ -13031,7 +13182,10 @@ def run_enrich_intent(
     return EXIT_DONE
 
 
-def write_or_rescue(args: argparse.Namespace, make_pieces: Callable[[], Iterator[str]]) -> None:
+def write_or_rescue(
+    args: argparse.Namespace,
+    make_pieces: Callable[[], Iterator[str]],
+) -> None:
     """Write text as `write_pieces` does; if that fails, write it to a new file, and raise."""
     try:
         write_pieces(args, make_pieces())
@@ -13099,7 +13253,11 @@ def log_left_behind(
     log(f"runs that were not stored left {counted(len(left_behind), 'finished call')}: {saved}")
 
 
-def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
+def run_context(
+    args: argparse.Namespace,
+    root_path: str,
+    started_at: str,
+) -> RunContext:
     """Return the context of a run that ends now."""
     return RunContext(
         started_at=started_at,
@@ -13185,15 +13343,23 @@ def verdicts_beside(db_path: str) -> Verdicts:
 
 
 def candidate_groups(
-    args: argparse.Namespace, row: Mapping[str, object], records: Sequence[Record]
+    args: argparse.Namespace,
+    row: Mapping[str, object],
+    records: Sequence[Record],
 ) -> Sequence[CloneGroup]:
     """Return the groups that `duplicates` forms of a run without verdicts."""
     report = report_on_records(args, row, records)
-    return narrowed(args, report, touched_files(args, report, has_gate=False)).groups
+    return narrowed(
+        args,
+        report,
+        touched_files(args, report, has_gate=False),
+    ).groups
 
 
 def narrowed(
-    args: argparse.Namespace, report: Report, touched: Optional[Collection[str]]
+    args: argparse.Namespace,
+    report: Report,
+    touched: Optional[Collection[str]],
 ) -> Report:
     """Return the report with all groups hidden that `--touching` and `--area` leave out."""
     if touched is not None:
@@ -13229,10 +13395,24 @@ class VerdictKeeper:
         """Keep the answer to a question of known answer, by its number, or about a pair."""
         word, sentence = split_verdict(answer)
         if not isinstance(key, int):
-            append_entry(self.path, Verdict(*key, self.model, word, sentence, timestamp()))
+            append_entry(
+                self.path,
+                Verdict(
+                    *key,
+                    self.model,
+                    word,
+                    sentence,
+                    timestamp(),
+                ),
+            )
             return
         missed = self.answers.missed + (word != self.right[key])
-        self.answers = KnownAnswers(self.model, self.answers.asked + 1, missed, timestamp())
+        self.answers = KnownAnswers(
+            self.model,
+            self.answers.asked + 1,
+            missed,
+            timestamp(),
+        )
         append_entry(self.path, self.answers)
 
 
@@ -13442,7 +13622,10 @@ def read_reports(
 
 
 def compare_reports(
-    args: argparse.Namespace, report: Report, baseline: Report, past: Optional[Past]
+    args: argparse.Namespace,
+    report: Report,
+    baseline: Report,
+    past: Optional[Past],
 ) -> Report:
     """Return the report with what is not new hidden; log what the baseline could not hold."""
     args.live.begin("looking for what is new")
@@ -13506,7 +13689,9 @@ def begin_comparing(args: argparse.Namespace, records: Iterable[Record]) -> None
 
 
 def report_on_run(
-    args: argparse.Namespace, run_id: Optional[int], verdicts: Optional[Verdicts]
+    args: argparse.Namespace,
+    run_id: Optional[int],
+    verdicts: Optional[Verdicts],
 ) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
     args.live.begin("reading the run")
@@ -13643,7 +13828,11 @@ def read_baseline(path: str) -> Report:
         raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def log_limits(baseline: Report, report: Report, option: str) -> None:
+def log_limits(
+    baseline: Report,
+    report: Report,
+    option: str,
+) -> None:
     """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
@@ -13672,7 +13861,11 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
 GLOB_SIGN = re.compile("[*?[]")
 
 
-def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> Optional[set[str]]:
+def touched_files(
+    args: argparse.Namespace,
+    report: Report,
+    has_gate: bool,
+) -> Optional[set[str]]:
     """Return the files that `--touching` names, or None without it; log patterns without a file.
 
     Raises UsageError if a gate would judge nothing because of that.
@@ -13681,7 +13874,14 @@ def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> O
         return None
     root = os.path.abspath(root_directory(report, args))
     paths = {*report.file_lines, *report.unread}
-    found = {text: named_files(text, paths, root) for text in args.touching}
+    found = {
+        text: named_files(
+            text,
+            paths,
+            root,
+        )
+        for text in args.touching
+    }
     if has_gate and not any(found.values()):
         raise UsageError(
             f"--touching: no file below {root} matches {some_of(list(found))}:"
@@ -13693,7 +13893,11 @@ def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> O
     return set().union(*found.values())
 
 
-def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
+def named_files(
+    text: str,
+    paths: Collection[str],
+    root: str,
+) -> set[str]:
     """Return the paths below `root` that a pattern or path of the command line names.
 
     It may be absolute, or start in `root` or in the current directory.
@@ -13708,7 +13912,11 @@ def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
     return found
 
 
-def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
+def anchored_patterns(
+    text: str,
+    root: str,
+    here: str,
+) -> Iterator[str]:
     """Yield the patterns that a text of the command line means, each for paths below `root`."""
     if GLOB_SIGN.search(text):
         yield text
@@ -13720,7 +13928,11 @@ def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
         yield text  # a name at any depth
 
 
-def paths_below(text: str, root: str, here: str) -> Iterator[str]:
+def paths_below(
+    text: str,
+    root: str,
+    here: str,
+) -> Iterator[str]:
     """Yield a path relative to `root`, for each directory that it may start in.
 
     It may start in `root` or in `here`, or be absolute. A path outside of the root is left out; a
@@ -13754,19 +13966,37 @@ def start_directory(root: str) -> str:
     return root
 
 
-def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def write_report_json(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as JSON."""
     root = root_name(root_directory(report, args))
     write_pieces(args, report_json(report._replace(root=root)))
 
 
-def write_page(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def write_page(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as a page, which shows the code of its groups."""
-    whole = report._replace(groups=with_codes(args, report.run, report.groups))
+    whole = report._replace(
+        groups=with_codes(
+            args,
+            report.run,
+            report.groups,
+        )
+    )
     write_pieces(args, report_as_page(with_links(args, whole)))
 
 
-def write_markdown(args: argparse.Namespace, report: Report, verdict: str) -> None:
+def write_markdown(
+    args: argparse.Namespace,
+    report: Report,
+    verdict: str,
+) -> None:
     """Write a report as Markdown, with the places that an editor opens."""
     seen = report_seen_from_here(root_directory(report, args), with_links(args, report))
     write_pieces(args, report_as_markdown(seen, verdict))
@@ -13781,13 +14011,25 @@ def with_links(args: argparse.Namespace, report: Report) -> Report:
     inside = place[1] if place else ""
 
     def linked(member: Member) -> Member:
-        return member._replace(link=link_to(args.link, member.record, root, inside))
+        return member._replace(
+            link=link_to(
+                args.link,
+                member.record,
+                root,
+                inside,
+            )
+        )
 
     groups = [group._replace(members=tuple(map(linked, group.members))) for group in report.groups]
     return report._replace(groups=tuple(groups))
 
 
-def link_to(template: str, record: Record, root: str, inside: str) -> str:
+def link_to(
+    template: str,
+    record: Record,
+    root: str,
+    inside: str,
+) -> str:
     """Return the link to a record whose path starts in `root`, which is at `inside` in its tree."""
     from urllib.parse import quote
 
@@ -13809,7 +14051,11 @@ def root_name(directory: str) -> str:
     return stored_path(place[1].rstrip("/") or os.curdir)
 
 
-def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def write_sarif(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
@@ -13822,13 +14068,21 @@ def source_directory(report: Report, args: argparse.Namespace) -> str:
     return relative_path(root_directory(report, args))
 
 
-def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
+def write_report_table(
+    args: argparse.Namespace,
+    report: Report,
+    verdict: str,
+) -> None:
     """Write the groups of a report, or the one that `--show` names, as text; the verdict last."""
     directory = root_directory(report, args)
     if args.show is None:
         lines = list(report_as_lines(report_seen_from_here(directory, report), args.top))
     else:
-        (group,) = with_codes(args, report.run, [named_group(report, args.show)])
+        (group,) = with_codes(
+            args,
+            report.run,
+            [named_group(report, args.show)],
+        )
         lines = list(group_as_lines(group_seen_from_here(directory, group)))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
@@ -13836,7 +14090,11 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     write_lines(args, lines, is_fitted=args.show is None)
 
 
-def write_lines(args: argparse.Namespace, lines: Iterable[Line], is_fitted: bool) -> None:
+def write_lines(
+    args: argparse.Namespace,
+    lines: Iterable[Line],
+    is_fitted: bool,
+) -> None:
     """Write lines to stdout, as its terminal shows them best, or to `--output`."""
     is_on_stdout = args.output is None
     width = terminal_width(sys.stdout) if is_on_stdout and is_fitted else None
@@ -13866,7 +14124,11 @@ def with_codes(
     # A run is compared without most of its raw code, so the code that is shown is read now.
     places = {code_place(member) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
-        codes = read_codes(args.db_path, int(str(run["id"])), places)
+        codes = read_codes(
+            args.db_path,
+            int(str(run["id"])),
+            places,
+        )
 
     def whole(member: Member) -> Member:
         record, around = member.record, member.around
@@ -13915,7 +14177,11 @@ def run_find(args: argparse.Namespace, *_: object) -> int:
     return EXIT_DONE
 
 
-def hits_in(args: argparse.Namespace, index: FindIndex, snippets: Sequence[Snippet]) -> list[Hit]:
+def hits_in(
+    args: argparse.Namespace,
+    index: FindIndex,
+    snippets: Sequence[Snippet],
+) -> list[Hit]:
     """Return what is like the snippets, or has the words, that the command line asks for."""
     if snippets:
         return index.by_code(snippets, args.code_similarity)
@@ -13948,7 +14214,11 @@ def read_snippets(args: argparse.Namespace) -> list[Snippet]:
         return parsed_snippets(args, content, name)
 
 
-def parsed_snippets(args: argparse.Namespace, content: bytes, name: str) -> list[Snippet]:
+def parsed_snippets(
+    args: argparse.Namespace,
+    content: bytes,
+    name: str,
+) -> list[Snippet]:
     """Return the code in the bytes of a source, definition by definition; raise UsageError."""
     analyzer = make_analyzer(args, with_facts=True)
     with parsing_quietly():
@@ -13984,13 +14254,20 @@ def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
 
 
 def write_hits(
-    args: argparse.Namespace, index: FindIndex, hits: Sequence[Hit], directory: str
+    args: argparse.Namespace,
+    index: FindIndex,
+    hits: Sequence[Hit],
+    directory: str,
 ) -> None:
     """Write what was found in the form that the command line asks for."""
     if args.format == "json":
         write_pieces(args, hits_json(index, hits[: args.top]))
         return
-    write_lines(args, hits_as_lines(index, hits, args.top, directory), is_fitted=True)
+    write_lines(
+        args,
+        hits_as_lines(index, hits, args.top, directory),
+        is_fitted=True,
+    )
 
 
 # The same for agents
@@ -14003,7 +14280,11 @@ class KeptTree:
     its md5sum, and `verdicts` those on such code.
     """
 
-    def __init__(self, intents: Mapping[str, str], verdicts: Verdicts = NO_VERDICTS) -> None:
+    def __init__(
+        self,
+        intents: Mapping[str, str],
+        verdicts: Verdicts = NO_VERDICTS,
+    ) -> None:
         self.intents = intents
         self.verdicts = verdicts
         self.stamps: dict[str, object] = {}
@@ -14023,7 +14304,11 @@ class KeptTree:
             if stamps[source.file_path] != self.stamps.get(source.file_path)
         ]
         # Without any source this refuses to go on.
-        analysis = analyze_found(args, analyzer, search._replace(sources=changed or search.sources))
+        analysis = analyze_found(
+            args,
+            analyzer,
+            search._replace(sources=changed or search.sources),
+        )
         found = by_file(changed or search.sources, analysis)
         kept = {path: one for path, one in self.analyses.items() if path in stamps}
         self.analyses, self.stamps = {**kept, **found}, stamps
@@ -14054,7 +14339,10 @@ def file_stamp(path: str) -> object:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis]:
+def by_file(
+    sources: Sequence[Source],
+    analysis: Analysis,
+) -> dict[str, Analysis]:
     """Return what was found in each of the sources, by its path."""
     found = {source.file_path: Analysis([], []) for source in sources}
     for symbol in analysis.symbols:
@@ -14143,7 +14431,15 @@ def find_answer(args: argparse.Namespace, given: Json) -> str:
     args.code = given.get("code")
     check_question(args)
     content = str(args.code or "").encode("utf-8", "surrogatepass")
-    snippets = parsed_snippets(args, content, "code") if args.code is not None else []
+    snippets = (
+        parsed_snippets(
+            args,
+            content,
+            "code",
+        )
+        if args.code is not None
+        else []
+    )
     index, directory = find_index(args)
     hits = hits_in(args, index, snippets)
     return plain_text(hits_as_lines(index, hits, args.top, directory))

@@ -8866,7 +8866,7 @@ def slow_matches(one, other):
 
 
 NO_FRAGMENT = cds.Fragment((), cds.Facts(), ())
-FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
+LEAST_FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
 EACH_SAYS_NINE = cds.StepWeights([["<Call>", *map(str, range(8))]] * 99)
 
 
@@ -8882,7 +8882,7 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
         bodies.append(cds.Body(NO_FRAGMENT, steps))
     fast = {
         m.pairs
-        for m in cds.find_matches(bodies, EACH_SAYS_NINE, FOUR)
+        for m in cds.find_matches(bodies, EACH_SAYS_NINE, LEAST_FOUR)
         if (m.one, m.other) == (0, 1)
     }
     slow = slow_matches(*(body.steps for body in bodies))
@@ -8898,7 +8898,7 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
 def test_blocks_bear_hostile_input():
     """What stands in very many places seeds nothing, so that the work grows with the input."""
     equal = cds.Body(NO_FRAGMENT, (1,) * 10_000)
-    assert cds.find_matches([equal], EACH_SAYS_NINE, FOUR) == []
+    assert cds.find_matches([equal], EACH_SAYS_NINE, LEAST_FOUR) == []
     shape = cds.Body(NO_FRAGMENT, tuple(range(1, 21)))
     assert cds.find_seeds([shape] * 2_000) == {}
 
@@ -13566,6 +13566,8 @@ def test_session_lists_and_calls_tools():
         (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1e400, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": -1e400, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
         (request("none"), -32601),
         (request("server/discover"), -32601),
@@ -13727,6 +13729,28 @@ def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
     done = finish(command_of("mcp", source), input="")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert run("mcp", tmp_path / "none") == 2
+
+
+def test_agent_is_answered_after_hostile_messages(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    hostile = [
+        b"\xff\0" * 1000,
+        b"[" * 50_000,
+        b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * (cds.MESSAGE_BYTES + 10) + b'"}',
+        request("tools/call", name="find", arguments={"words": {"a": ["--output=x"]}, "top": []}),
+        request("tools/call", name="duplicates", arguments={"since": "--output=x", "top": {}}),
+        request("tools/call", name="duplicates", arguments={"touching": ["\ud800", "\0", "../.."]}),
+        request("tools/call", name="show", arguments={"id": ["a", None]}),
+        request("tools/call", name="find", arguments={"code": 1}),
+    ]
+    lines = [*hostile, request("tools/call", "last", name="find", arguments={"words": "total"})]
+    done = finish(command_of("mcp", source), input=b"\n".join(lines), text=False, cwd=tmp_path)
+    *refused, last = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert len(refused) == len(hostile)
+    assert all("error" in one or len(json.dumps(one)) < 1000 for one in refused)
+    assert "a.py:1-7  total" in last["result"]["content"][0]["text"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
 
 
 OFFICIAL_CLIENT = """\
