@@ -13754,6 +13754,7 @@ def report_before(
     args: argparse.Namespace, earlier: PastTree, tree: SourceTree, report: Report
 ) -> tuple[Report, Past]:
     """Return the report on what a tree was, as far as `compare_since` needs it, and what stood."""
+    args.live.begin("looking for what has changed")
     files = {source.file_path for source in tree.sources if earlier.holds(source)}
     changed = read_changed(args, earlier, files)
     before = tree_before(changed, tree, files, places_to_compare(report, files))
@@ -13768,6 +13769,7 @@ def read_changed(
     sources = past_sources(earlier, args.path, analyzer.suffixes, args.exclude)
     with named_errors("--since"):
         changed = earlier.read(one for one in sources if one.file_path not in unchanged)
+    args.live.begin("analyzing what stood before", len(changed))
     return source_tree(changed, analyzer.analyze(changed))
 
 

@@ -13102,6 +13102,8 @@ def test_live_line_says_each_phase_and_is_gone_at_the_end(repository):
         "searching ...",
         "analyzing N/4 ...",
         "comparing 4 records ...",
+        "looking for what has changed ...",
+        "analyzing what stood before ...",
         "comparing 3 records ...",
         "looking for what is new ...",
         "laying out the report ...",
