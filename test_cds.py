@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import base64
 import collections
 import contextlib
@@ -178,9 +179,20 @@ def persist(source, db_path, *options, client=None):
     return run("persist", "--path", source, *LOCAL, "--db-path", db_path, *options, client=client)
 
 
+@functools.cache
+def compiled():
+    """Return the path of cds.py's bytecode, which Python runs and imports as it does the file.
+
+    To compile the file takes longer than most of what the tests run.
+    """
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return py_compile.compile(CDS, os.path.join(folder, "cds.pyc"), doraise=True)
+
+
 def command_of(*argv):
-    """Return the command that runs cds.py as its user would."""
-    return [sys.executable, CDS, *map(str, argv)]
+    """Return the command that runs the program, already compiled."""
+    return [sys.executable, compiled(), *map(str, argv)]
 
 
 def finish(command, **options):
@@ -190,13 +202,13 @@ def finish(command, **options):
 
 
 def shell(*argv, **options):
-    """Run cds.py as a process of its own, as its user would."""
+    """Run the program as a process of its own."""
     return finish(command_of(*argv), **options)
 
 
 def python_command(source, *argv):
     """Return the command that runs Python source which can import cds."""
-    preamble = f"import sys; sys.path.insert(0, {str(Path(CDS).parent)!r})\n"
+    preamble = f"import sys; sys.path.insert(0, {os.path.dirname(compiled())!r})\n"
     return [sys.executable, "-c", preamble + source, *map(str, argv)]
 
 
@@ -2180,7 +2192,7 @@ PROGRAMS = [
 def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, count):
     root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(count)}) / "s"
     tree(root, {"deep.py": "x = " + "+".join(["1"] * 6000) + "\n"})
-    folder = str(Path(CDS).parent)
+    folder = os.path.dirname(compiled())
     script = f"import sys; sys.path.insert(0, {folder!r}); import cds; print('body'); {program}"
     tree(tmp_path, {"script.py": script})
     done = finish(
@@ -2307,7 +2319,7 @@ def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
     root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(300)}) / "s"
     script = f"""if True:
         import multiprocessing, os, sys
-        sys.path.insert(0, {str(Path(CDS).parent)!r})
+        sys.path.insert(0, {os.path.dirname(compiled())!r})
         import cds
         print("body")
         multiprocessing.set_start_method("spawn")
@@ -3855,7 +3867,7 @@ def test_ollama_client_calls_and_times_out_if_no_thread_can_be_started():
     with serving(answer(), silence) as (address, _):
         command = [sys.executable, "-c", WITHOUT_THREADS, address]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(CDS)
+            command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(compiled())
         )
     if not done.stdout:
         pytest.skip("this machine starts a thread of any size")
@@ -9890,7 +9902,7 @@ def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment = {**environment, "TERM": "xterm", **variables}
     reader, terminal = pty.openpty()
-    command = [sys.executable, CDS, "duplicates", "--path", str(source)]
+    command = command_of("duplicates", "--path", source)
     stdout = terminal if on_terminal else subprocess.PIPE
     done = subprocess.run(command, stdout=stdout, env=environment, timeout=60)
     shown = os.read(reader, 10_000) if on_terminal else done.stdout
@@ -11047,7 +11059,7 @@ def test_permissions_are_found_missing_before_any_work(
     words += [option, tmp_path / "kept/file"]
     before = snapshot(tmp_path)
     (tmp_path / kept).chmod(mode)
-    done = finish([sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)])
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of(*words)[1:]])
     (tmp_path / kept).chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
@@ -14122,8 +14134,8 @@ WITHOUT = """if True:
 
 
 def without(module, *argv):
-    """Run cds.py as a process of its own, in a Python that lacks a module."""
-    return finish([sys.executable, "-c", WITHOUT, module, CDS, *map(str, argv)])
+    """Run the program as a process of its own, in a Python that lacks a module."""
+    return finish([sys.executable, "-c", WITHOUT, module, *command_of(*argv)[1:]])
 
 
 @pytest.mark.parametrize("module", ["_sqlite3", "_ssl"])
@@ -14422,7 +14434,7 @@ def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(tmp_pa
     root = hostile_tree(tmp_path, library_names())
     program = f"""if True:
         import multiprocessing, sys
-        sys.path.append({str(Path(CDS).parent)!r})
+        sys.path.append({os.path.dirname(compiled())!r})
         import cds
         {A_THREAD}
         files = [cds.Source("large.py", "large.py")] * 3
@@ -14446,7 +14458,7 @@ def test_import_of_the_library_changes_no_path_nor_do_its_workers(tmp_path):
         import os, sys
         sys.path.insert(1, "relative")
         before = [sys.path[:], os.getcwd(), dict(os.environ)]
-        sys.path.append({str(Path(CDS).parent)!r})
+        sys.path.append({os.path.dirname(compiled())!r})
         import cds
         {A_THREAD}
         sources = cds.find_sources(".", ".py").sources
@@ -14843,7 +14855,11 @@ def bench_jobs(folder):
             print(address, flush=True)
             sys.stdin.read()"""
     with subprocess.Popen(
-        python_command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(CDS).parent,
     ) as server:
         address = server.stdout.readline().strip()
         words = (CDS, "enrich-intent", "--path", source, *provider(address), "--jobs", 8)
@@ -14859,7 +14875,8 @@ def bench_jobs(folder):
 def bench_memory(folder, output):
     """Print the peak of all processes' memory (PSS) for each byte of source."""
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.py"))
-    words = command_of("model-build", "--path", folder, "--format", "json", "--output", output)
+    words = [sys.executable, CDS, "model-build", "--path", folder, "--format", "json"]
+    words += ["--output", output]
     running, peak = subprocess.Popen(words, stderr=subprocess.DEVNULL), 0
     while running.poll() is None:
         pids, used = [running.pid], 0
@@ -15213,7 +15230,7 @@ print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 def used(db_path):
     """Return the CPU seconds and the peak memory in MB of `duplicates` on a database."""
-    command = command_of("duplicates", "--db-path", db_path, "--format", "json")
+    command = [sys.executable, CDS, "duplicates", "--db-path", db_path, "--format", "json"]
     measured = subprocess.check_output([sys.executable, "-c", MEASURE, *command])
     taken, peak = map(float, measured.split())
     return taken, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
