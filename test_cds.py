@@ -6763,7 +6763,7 @@ def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
         if both and len(both) / len(either) >= threshold:
             expected[i, j] = len(both) / len(either)
     assert expected
-    assert cds.similar_pairs(sets, threshold) == (expected, {})
+    assert cds.similar_pairs(sets, threshold) == cds.Similar(expected, {})
 
 
 def test_a_family_is_compared_with_its_head_alone():
@@ -6772,12 +6772,62 @@ def test_a_family_is_compared_with_its_head_alone():
     others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
     others += [(*features[:25], 500) for features in others]
     sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    pairs, families, _ = cds.similar_pairs(sets, 0.55, family_size=10)
     ((head, members),) = families.items()
     assert {head, *members} == set(range(40, 90))
     assert members == dict.fromkeys(members, pytest.approx(20 / 22))
     without = cds.similar_pairs(others, 0.55, family_size=10)
     assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+@pytest.mark.parametrize("family_size", [3, 500])
+@pytest.mark.parametrize(("threshold", "loose"), [(0.55, 0.45), (0.5, 0.2), (0.6, 0.3)])
+def test_pairs_that_are_loosely_similar_are_those_that_a_second_join_finds(
+    threshold, loose, family_size
+):
+    rng = random.Random(9)
+    sets = [tuple(sorted(rng.sample(range(90), rng.randrange(5, 70)))) for _ in range(150)]
+    sets += [(*one[: len(one) * 3 // 4], *range(100 + n, 110 + n)) for n, one in enumerate(sets)]
+    found = cds.similar_pairs(sets, threshold, family_size, loose)
+    alone = cds.similar_pairs(sets, threshold, family_size)
+    assert (found.pairs, found.families) == (alone.pairs, alone.families) and found.pairs
+    grouped = set(alone.families).union(*alone.families.values())
+    assert bool(grouped) == (family_size == 3)
+    expected = collections.defaultdict(dict)
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        # The larger one comes first, and of two as large that of the lower number.
+        _, smaller = sorted((i, j), key=lambda one: (-len(sets[one]), one))
+        similarity = cds.jaccard(sets[i], sets[j])
+        if loose <= similarity < threshold and len(sets[smaller]) >= cds.LOOSE_FEATURES:
+            expected[smaller][i, j] = similarity
+    few = [pairs for pairs in expected.values() if len(pairs) <= cds.LOOSE_PARTNERS]
+    if family_size == 500:
+        assert found.loose == {pair: one[pair] for one in few for pair in one}
+    assert found.loose and not any(grouped.intersection(pair) for pair in found.loose)
+
+
+def test_what_is_loosely_similar_to_very_many_is_in_no_such_pair():
+    patterns = [(*range(20), *range(100 + 20 * n, 120 + 20 * n)) for n in range(80)]
+    found = cds.similar_pairs(patterns, 0.55, loose=0.3)
+    assert found.pairs == {}
+    behind = collections.Counter(new for _, new in found.loose)
+    assert behind == {new: new for new in range(1, cds.LOOSE_PARTNERS + 1)}
+
+
+@pytest.mark.parametrize(("missing", "count"), [(0, 1), (1, 0)])
+def test_only_sets_of_some_size_are_loosely_similar(missing, count):
+    size = cds.LOOSE_FEATURES - missing
+    shared = range(size * 2 // 3)
+    sets = [(*shared, *range(start, start + size - len(shared))) for start in (100, 200)]
+    found = cds.similar_pairs(sets, 0.55, loose=0.45)
+    assert (len(found.pairs), len(found.loose)) == (0, count)
+
+
+def test_without_a_lower_threshold_no_pair_is_loosely_similar():
+    sets = [tuple(range(40)), tuple(range(13, 53))]
+    assert cds.similar_pairs(sets, 0.55, loose=0.45).loose == {(0, 1): 27 / 53}
+    assert cds.similar_pairs(sets, 0.55).loose == {}
+    assert cds.similar_pairs(sets, 0.45, loose=0.55) == cds.Similar({(0, 1): 27 / 53}, {})
 
 
 # ---- Intents --------------------------------------------------------------------------------
@@ -6955,7 +7005,7 @@ MANY = 800
 def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
     others = random_sentences(random.Random(7))
     alone = similar_sentences(others, 0.46).pairs
-    pairs, families = similar_sentences([*sentences, *others], 0.46)
+    pairs, families, _ = similar_sentences([*sentences, *others], 0.46)
     assert len(families) == family_count
     in_family = {index for head in families for index in (head, *families[head])}
     assert in_family == set(range(MANY))
@@ -6967,7 +7017,7 @@ def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_co
 
 def test_few_similar_sentences_are_compared_each_with_each():
     size = cds.INTENT_FAMILY_SIZE
-    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
+    pairs, families, _ = similar_sentences([LONG_INTENT] * size, 0.46)
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
@@ -7699,9 +7749,10 @@ def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
     codes = [MIDDLE, SIDE, OTHER_SIDE]
     records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
     groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [hidden_by(group) for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"], ["b", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True, False]
+    assert [group.is_loose for group in groups] == [False, False, True]
 
 
 def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
@@ -7718,6 +7769,7 @@ def test_copies_of_what_linkage_leaves_over_are_in_its_group():
         ("exact", None, ["c", "d"]),
         ("near", None, ["a", "b"]),
         ("near", None, ["a", "c", "d"]),
+        ("near", None, ["b", "c", "d"]),
     ]
 
 
@@ -7767,8 +7819,9 @@ def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
 
 def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
     report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
+    near = [group for group in report.groups if group.evidence.name == "near"]
+    order = [(group.is_loose, group.overlaps) for group in near]
+    assert order == sorted(order)
     hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
     shown = collections.Counter(
         path for group in report.groups if not group.hidden_by for path in paths_in(group)
@@ -8690,7 +8743,8 @@ def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule)
     nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
     block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
     files = {f"{number}.py": host(number, block) for number in range(2)}
-    groups = found_groups(built(tree(tmp_path, files)), BLOCKS._replace(code_similarity=1))
+    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
+    groups = found_groups(built(tree(tmp_path, files)), options)
     found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
     assert found == {"exact": None, "block": rule}
 
@@ -9448,6 +9502,86 @@ def test_pairs_of_intents_that_stood_in_the_baseline_are_known_without_a_third()
     assert compared(records[:2], records) == [("intent", ["a", "new"])]
 
 
+# Groups that are loosely alike
+
+
+def loose_pair(*extra):
+    """Return two records that share half of their code, but no block of it."""
+    halves = shares("one", range(16)), shares("other", [*range(15, 7, -1), *range(30, 34)])
+    return [record(code, f"{name}.py") for name, code in zip("ab", halves)] + [*extra]
+
+
+def test_code_that_is_loosely_alike_is_in_groups_apart():
+    records = loose_pair(*twins(TOTAL, path="t/{}.py"))
+    exact, loose = found_groups(records, DUPLICATES)
+    assert (exact.is_loose, loose.is_loose) == (False, True)
+    assert 0.45 <= loose.similarity < 0.55 and loose.hidden_by is None
+    assert [
+        group.id for group in found_groups(records, DUPLICATES._replace(loose_similarity=1))
+    ] == [exact.id]
+    counted = found_groups(records, DUPLICATES._replace(code_similarity=0.45))
+    assert [group.is_loose for group in counted] == [False, False]
+
+
+def test_loose_groups_come_after_all_others_of_their_area():
+    near = [record(code, f"{n}.py") for n, code in enumerate((TOTAL, EDITED, OTHER))]
+    other = shares("in_tests", range(50, 60))
+    tests = [record(code, f"tests/{len(code)}.py") for code in (other, f"{other}    more(rows)\n")]
+    groups = found_groups(loose_pair(*near, *tests), DUPLICATES)
+    assert [(group.area, group.is_loose) for group in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+
+
+def test_near_groups_are_the_same_with_loose_ones_beside_them():
+    def near(**options):
+        groups = found_groups(ring(), DUPLICATES._replace(**options))
+        return [group for group in groups if not group.is_loose]
+
+    assert near() == near(loose_similarity=1.0) and len(near()) > 1
+    assert any(group.is_loose for group in found_groups(ring(), DUPLICATES))
+
+
+def test_each_loose_pair_is_in_one_group_with_all_copies_that_it_is_like():
+    one, other = loose_pair()
+    code = other.raw_code.replace("return rows", "return rows or None")
+    near, loose = found_groups([one, other, record(code, "c.py")], DUPLICATES)
+    assert (paths_in(near), near.is_loose) == (["b.py", "c.py"], False)
+    assert (paths_in(loose), loose.is_loose) == (["a.py", "b.py", "c.py"], True)
+
+
+def test_a_loose_pair_without_a_place_in_a_group_is_in_one_that_overlaps():
+    loose = [group for group in found_groups(ring(), DUPLICATES) if group.is_loose]
+    pairs = [pair for group in loose for pair in itertools.combinations(paths_in(group), 2)]
+    fragments = {one.file_path: one for one in ring()}
+    facts = dict(zip(fragments, cds.PythonAnalyzer().facts(ring())))
+    numbers = cds.FeatureNumbers()
+    sets = {path: numbers.of(facts[path].labels) for path in fragments}
+    similar = {
+        pair
+        for pair in itertools.combinations(sorted(sets), 2)
+        if 0.45 <= cds.jaccard(*map(sets.get, pair)) < 0.55
+    }
+    assert similar and similar <= set(pairs)
+    assert {group.overlaps for group in loose} == {False, True}
+
+
+def test_a_loose_group_hides_no_block_in_it_and_no_intent():
+    one, other = shares("one", range(16)), shares("other", [*range(8, 16), *range(30, 34)])
+    records = [
+        record(code, f"{name}.py", intent="Count the open orders of a customer by month.")
+        for name, code in zip("ab", (one, other))
+    ]
+    groups = found_groups(records, DUPLICATES)
+    assert [(one.evidence.name, one.is_loose, one.hidden_by) for one in groups] == [
+        ("near", True, None),
+        ("block", False, None),
+        ("intent", False, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "new"),
     [
@@ -9799,7 +9933,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
+        "Similar code from 0.55 (loosely from 0.45), intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines: 50 % of a.py, 50 % of b.py",
@@ -11815,7 +11949,7 @@ def test_a_baseline_made_with_other_options_is_reported_and_still_known(tmp_path
     assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
     line = (
         "--against: the baseline was made with other options:"
-        " code_similarity 0.55 (now 0.6), exclude "
+        " code_similarity 0.55 (now 0.6), loose_similarity 0.45 (now 0.6), exclude "
     )
     assert line in capsys.readouterr().err
 
