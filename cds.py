@@ -6172,6 +6172,7 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
+    Code of less than `code_similarity`, but `loose_similarity` or more, is in loose groups.
     Bodies of `intent_statements` are large enough to compare their intents, if these say enough. If
     `best_intents`, only the best groups by intent are shown, as many as the number of sentences
     lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
@@ -6182,6 +6183,7 @@ class DuplicateOptions(NamedTuple):
     min_statements: int = 2
     min_block: int = 6
     code_similarity: float = 0.55
+    loose_similarity: float = 0.45
     intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
@@ -6226,10 +6228,10 @@ class CloneGroup(NamedTuple):
     by design: see the function of that name. A group that `is_family` has too many members to
     compare every pair: each is similar to one and the same, and `similarity` is the lowest with
     that. One that `overlaps` holds pairs that had no place in the other groups of its section, so
-    some of its members are in several. One that `is_mixed` has members in several areas: `area` is
-    the first of them.
-    `verdict` is what a model said of the pairs that made it one, if they were asked about, and
-    `verdicts` are those on all pairs of its codes.
+    some of its members are in several. One that `is_loose` shares less than near copies, and
+    counts in no gate and no percentage. One that `is_mixed` has members in several areas: `area` is
+    the first of them. `verdict` is what a model said of the pairs that made it one, if they were
+    asked about, and `verdicts` are those on all pairs of its codes.
     """
 
     id: str
@@ -6244,6 +6246,7 @@ class CloneGroup(NamedTuple):
     are_siblings: bool = False
     is_family: bool = False
     overlaps: bool = False
+    is_loose: bool = False
     is_mixed: bool = False
     verdict: Optional[str] = None
     verdicts: tuple[Verdict, ...] = ()
@@ -6500,17 +6503,23 @@ PREFIX_MATCHES = 6  # features that the prefixes of similar sets have in common
 # From so many similar sets on, not every pair is compared: a family of n would have n^2 / 2 of
 # them.
 FAMILY_SIZE = 500
+# Smaller sets share so much by chance, and there are many of them.
+LOOSE_FEATURES = 40
+# What is loosely similar to more larger sets than this is written by a pattern.
+LOOSE_PARTNERS = 20
 
 
 class Similar(NamedTuple):
     """What a set of features is similar to, by index.
 
     `pairs` holds the similarity of each pair, lower index first. `families` holds for each head the
-    members and their similarity to it; who is in a family is in no pair.
+    members and their similarity to it; who is in a family is in no pair. `loose` holds the pairs
+    that are less similar than those, but not by much, if they were asked for.
     """
 
     pairs: dict[Pair, float]
     families: dict[int, dict[int, float]]
+    loose: Mapping[Pair, float] = types.MappingProxyType({})
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float:
@@ -6521,9 +6530,15 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
 
 
 def similar_pairs(
-    sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE
+    sets: Sequence[Sequence[int]],
+    threshold: float,
+    family_size: int = FAMILY_SIZE,
+    loose: Optional[float] = None,
 ) -> Similar:
     """Return the pairs and families of sets with a Jaccard index of `threshold` or more.
+
+    Pairs of less, but of `loose` or more, are returned apart. They change no other pair, and no
+    family. Both sets have LOOSE_FEATURES, and the smaller one is in at most LOOSE_PARTNERS of them.
 
     Each set is in ascending order. The fewer sets have a feature, the lower it should be: only sets
     that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
@@ -6534,7 +6549,8 @@ def similar_pairs(
     """
     by_size = sorted(range(len(sets)), key=lambda index: -len(sets[index]))
     ordered = [sets[index] for index in by_size]
-    return SimilarityJoin(ordered, threshold, family_size).join(by_size)
+    lower = threshold if loose is None else min(loose, threshold)
+    return SimilarityJoin(ordered, threshold, family_size, lower).join(by_size)
 
 
 class Join(ABC):
@@ -6549,6 +6565,7 @@ class Join(ABC):
         # The numbers so far that are found by a key.
         self.holders: dict[object, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
+        self.loose: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
 
     @abstractmethod
@@ -6563,19 +6580,26 @@ class Join(ABC):
         """Compare everything, and return what is similar: each number is one of the indexes."""
         for number in range(len(indexes)):
             self.add(number)
-        pairs = {}
-        for new, similar in self.found.items():
-            for old, similarity in similar.items():
-                # Since they were compared, the older one may have become part of a family.
-                if old in self.found:
-                    one, other = indexes[old], indexes[new]
-                    pairs[min(one, other), max(one, other)] = similarity
         families = {}
         for head, members in self.families.items():
             families[indexes[head]] = {
                 indexes[member]: similarity for member, similarity in members.items()
             }
-        return Similar(pairs, families)
+        pairs = self.pairs_in(self.found, indexes)
+        return Similar(pairs, families, self.pairs_in(self.loose, indexes))
+
+    def pairs_in(
+        self, found: Mapping[int, Mapping[int, float]], indexes: Sequence[int]
+    ) -> dict[Pair, float]:
+        """Return as pairs of indexes what each number was found to be similar to."""
+        pairs = {}
+        for new, similar in found.items():
+            for old, similarity in similar.items():
+                # Since they were compared, one may have become part of a family.
+                if old in self.found and new in self.found:
+                    one, other = indexes[old], indexes[new]
+                    pairs[min(one, other), max(one, other)] = similarity
+        return pairs
 
     def add(self, new: int) -> None:
         """Compare a number with those before, and let those to come find it."""
@@ -6616,10 +6640,19 @@ class SimilarityJoin(Join):
     #            that they share or more: so it, and the k - 1 before it, stand in both prefixes.
     # Position:  if a shared feature of y with m behind it in y is among those k, then m + k >= n:
     #            this bounds |x|, the lower, the further on in y the feature stands.
+    # Loose:     of sets with LOOSE_FEATURES t is the lower threshold. Where y has less, t is the
+    #            higher one, and the prefix of x only longer than need be.
 
-    def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[Sequence[int]],
+        threshold: float,
+        family_size: int,
+        loose: float,
+    ) -> None:
         super().__init__(family_size)
         self.threshold = threshold
+        self.lower = loose
         self.sets = sets
         self.sizes = [len(features) for features in sets]
         # In how many of the prefixes by which sets are found each feature stands.
@@ -6633,21 +6666,34 @@ class SimilarityJoin(Join):
         self.starts = [bisect.bisect_left(growing, -n) for n in range(largest + 1)]
 
     def compare(self, new: int) -> dict[int, float]:
-        """Return the larger sets that are similar to `new`, and how much."""
+        """Return the larger sets that are similar to `new`, and how much.
+
+        Those that are loosely similar are kept apart.
+        """
         size = self.sizes[new]
-        least = self.least_shared(new, 2 * self.threshold / (1 + self.threshold))
+        threshold = self.threshold_of(new)
+        least = self.least_shared(new, 2 * threshold / (1 + threshold))
         # A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
         met = collections.Counter(self.holders_met(new, least))
         features = set(self.sets[new])
         similar = {}
+        loose = {}
         for old, count in met.items():
             if count >= enough:
                 both = len(features.intersection(self.sets[old]))
                 similarity = both / (size + self.sizes[old] - both)
                 if similarity >= self.threshold:
                     similar[old] = similarity
+                elif similarity >= threshold:
+                    loose[old] = similarity
+        if 0 < len(loose) <= LOOSE_PARTNERS:
+            self.loose[new] = loose
         return similar
+
+    def threshold_of(self, number: int) -> float:
+        """Return from where on a set is similar to larger ones, if only loosely."""
+        return self.lower if self.sizes[number] >= LOOSE_FEATURES else self.threshold
 
     def holders_met(self, new: int, least: int) -> list[int]:
         """Return for each feature in the prefix of `new` the larger sets that have it in theirs.
@@ -6655,7 +6701,8 @@ class SimilarityJoin(Join):
         Those too large are left out. A set shares `least` features with a similar one, or more.
         """
         size = self.sizes[new]
-        reach = (1 + self.threshold) / self.threshold
+        threshold = self.threshold_of(new)
+        reach = (1 + threshold) / threshold
         met: list[int] = []
         behind = size + PREFIX_MATCHES  # m + k
         for holders in map(self.holders.get, self.prefix(new, least)):
@@ -6675,7 +6722,7 @@ class SimilarityJoin(Join):
 
     def found_by(self, number: int) -> Sequence[int]:
         """Return the features of a set by which smaller ones find it."""
-        return self.prefix(number, self.least_shared(number, self.threshold))
+        return self.prefix(number, self.least_shared(number, self.threshold_of(number)))
 
     def prefix(self, number: int, least: int) -> Sequence[int]:
         """Return the features of a set among which similar ones have PREFIX_MATCHES in common."""
@@ -7411,6 +7458,7 @@ class Cluster(NamedTuple):
     hidden_by: Optional[Rule]
     is_family: bool = False
     overlaps: bool = False
+    is_loose: bool = False
     verdict: Optional[str] = None
     said: Optional[float] = None
 
@@ -7611,7 +7659,9 @@ def near_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     for of_classes in (False, True):
         shapes = collect_shapes(fragment for fragment in large if is_class(fragment) is of_classes)
         sets = [shape[0].trigrams for shape in shapes]
-        similar = similar_pairs(sets, run.options.code_similarity)
+        similar = similar_pairs(
+            sets, run.options.code_similarity, loose=run.options.loose_similarity
+        )
         clusters += Linkage(evidence, shapes, run).clusters(similar)
     return clusters
 
@@ -7802,6 +7852,8 @@ class Linkage:
 
     def __init__(self, evidence: Evidence, shapes: Sequence[Shape], run: Comparison) -> None:
         self.evidence, self.shapes, self.run = evidence, shapes, run
+        # Those that linkage made of pairs that no rule hides.
+        self.groups: list[list[int]] = []
 
     @functools.cached_property
     def nested(self) -> set[Pair]:
@@ -7809,13 +7861,15 @@ class Linkage:
         return nested_pairs(self.shapes, self.run.around)
 
     def clusters(self, similar: Similar) -> list[Cluster]:
-        """Return the clusters of what is similar, families first."""
+        """Return the clusters of what is similar, families first and loose ones last."""
         clusters: list[Cluster] = []
         in_family: set[int] = set()
         for head, members in similar.families.items():
             in_family.update((head, *members))
             clusters += self._of_family(head, members)
-        return clusters + self._of_pairs(similar.pairs, in_family)
+        clusters += self._of_pairs(similar.pairs, in_family)
+        loose = self._of_loose(similar)
+        return clusters + [cluster._replace(is_loose=True) for cluster in loose]
 
     def cluster(self, pairs: Mapping[Pair, float], rule: Optional[Rule]) -> Cluster:
         """Return the cluster of the shapes in pairs, all hidden by one rule or by none.
@@ -7905,6 +7959,7 @@ class Linkage:
             clusters += [self.cluster(inside, rule) for inside in linked]
             if rule is not None:
                 continue
+            self.groups = groups
             # 2. A similar pair must be seen, whatever groups its two are in.
             for taken in LeftOver(left, groups).take_all():
                 clusters.append(self.cluster(taken, None)._replace(overlaps=True))
@@ -7914,6 +7969,27 @@ class Linkage:
                     clusters.append(self.cluster({(index, index): 1.0}, None))
                     done.add(index)
         return clusters
+
+    def _of_loose(self, similar: Similar) -> Iterator[Cluster]:
+        """Yield the clusters of pairs that are loosely similar, when the others have their groups.
+
+        Copies that are in one group are together in these, too, with what all of them are like.
+        """
+        known = {**similar.pairs, **similar.loose}
+        seen: set[int] = set()
+        for rule, pairs in self._by_rule(similar.loose).items():
+            alike = {pair: similar.loose[pair] for pair in pairs}
+            if rule is not None:
+                for inside in self._linked(alike):
+                    yield self.cluster(inside, rule)
+                continue
+            for taken in LeftOver(alike, self.groups).take_all():
+                indexes = sorted(set(itertools.chain.from_iterable(taken)))
+                ends = itertools.combinations(indexes, 2)
+                inside = {pair: known[pair] for pair in ends}
+                overlaps = not seen.isdisjoint(indexes)
+                seen.update(indexes)
+                yield self.cluster(inside, None)._replace(overlaps=overlaps)
 
 
 # Blocks
@@ -8084,20 +8160,20 @@ class Shown:
     def __init__(self, around: Mapping[Place, Sequence[Place]]) -> None:
         self.around = around
         self.ids: dict[Place, list[str]] = collections.defaultdict(list)
-        self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
+        self.counts: collections.Counter[tuple[str, bool, Place]] = collections.Counter()
         self.parts: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
         self.definitions: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
 
     def add(self, group: CloneGroup) -> None:
         """Take in a group that is shown."""
         places = places_of(group)
-        self.counts.update((group.evidence.name, place) for place in places)
+        self.counts.update((group.evidence.name, group.is_loose, place) for place in places)
         if group.evidence.is_part:
             for path, first, last in places:
                 self.parts[path].append(((first, last), group.id))
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
-        elif group.evidence.are_copies and not group.overlaps:
+        elif group.evidence.are_copies and not group.overlaps and not group.is_loose:
             for place in places:
                 path, first, last = place
                 self.ids[place].append(group.id)
@@ -8138,7 +8214,8 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     """
     if group.evidence.is_part:
         return is_mostly_shown(group, shown)
-    counts = (shown.counts[group.evidence.name, place] for place in places_of(group))
+    section = group.evidence.name, group.is_loose
+    counts = (shown.counts[(*section, place)] for place in places_of(group))
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
@@ -8428,6 +8505,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         are_siblings=evidence.compares_sentences and are_siblings(members, run),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
+        is_loose=cluster.is_loose,
         is_mixed=len(areas) > 1,
         verdict=cluster.verdict,
     )
@@ -8779,7 +8857,7 @@ def is_test(file_path: str) -> bool:
     return is_named_test or any(directory.endswith("_tests") for directory in directories)
 
 
-def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float, float, str]:
+def rank_key(group: CloneGroup) -> tuple[object, ...]:
     """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
@@ -8788,7 +8866,8 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
     behind = group.is_mixed, group.overlaps, group.are_siblings, is_local
-    return (area_rank(group.area), VERDICT_ORDER.index(group.verdict), *behind, *by_worth)
+    area, verdict = area_rank(group.area), VERDICT_ORDER.index(group.verdict)
+    return (area, group.is_loose, verdict, *behind, *by_worth)
 
 
 # The head of the report: how many lines are copies, and which files share most
@@ -8866,8 +8945,9 @@ def count_lines(stretches: Iterable[Lines]) -> int:
 
 
 def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
-    """Return the groups that no rule hides and whose members have code in common."""
-    return [group for group in groups if group.hidden_by is None and group.evidence.are_copies]
+    """Return the groups that no rule hides and whose members have much code in common."""
+    shown = (group for group in groups if group.hidden_by is None and not group.is_loose)
+    return [group for group in shown if group.evidence.are_copies]
 
 
 # Copies that a comment accepts
@@ -9337,12 +9417,19 @@ def compare_with_baseline(
 
 
 def is_accepted(group: CloneGroup) -> bool:
+    """Return whether a group that counts was shown, or hidden because it was accepted before."""
+    return is_listed(group) and not group.is_loose
+
+
+def is_listed(group: CloneGroup) -> bool:
     """Return whether a group was shown, or hidden because it was accepted before."""
     return group.hidden_by is None or group.hidden_by.accepts
 
 
 def is_vouched_for(group: CloneGroup) -> bool:
     """Return whether a group was accepted, be it with others that make it superfluous."""
+    if group.is_loose:
+        return False
     return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
 
 
@@ -9501,6 +9588,8 @@ class Counterparts:
 
     def is_unjudged(self, group: CloneGroup) -> bool:
         """Return whether no pair that the baseline could have held is new in a group."""
+        if group.is_loose:
+            return False
         judged = [member for member in group.members if self.could_hold(group, member)]
         if len(judged) < group.copies and self.stood_together(group, judged):
             return True
@@ -9820,6 +9909,7 @@ def group_from_json(
         score=fields["score"],
         is_family=fields.get("is_family", False),
         overlaps=fields.get("overlaps", False),
+        is_loose=fields.get("is_loose", False),
         members=members,
     )
 
@@ -10401,6 +10491,7 @@ FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
 NEW_MARK = "+"
 SHOWN_COMMENTS = 5  # of those that hide nothing
+LOOSE_NOTE = "loosely alike: no gate counts it"
 # A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 LINES_AROUND = 3  # a part of a definition
@@ -10686,7 +10777,8 @@ def group_verdict(
         parts = [f"{counted(len(hits), noun)}: {', '.join(ids)}"]
     if len(hits) > MAX_VERDICT_IDS:
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
-    hidden = count_hidden(report)
+    judged = tuple(group for group in report.groups if not group.is_loose)
+    hidden = count_hidden(report._replace(groups=judged))
     if baseline is not None:
         parts.append(f"{hidden[KNOWN.name]} {KNOWN.name}")
     if report.stale is not None:
@@ -10722,6 +10814,8 @@ def scope_lines(report: Report) -> Iterator[str]:
     files = counted(len(report.file_lines), "file")
     yield f"{records} of {', '.join(options.kinds)} in {files}"
     similar = f"Similar code from {options.code_similarity}"
+    if options.loose_similarity < options.code_similarity:
+        similar += f" (loosely from {options.loose_similarity})"
     similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
     if report.since:
@@ -10967,6 +11061,8 @@ def group_headline(group: CloneGroup) -> str:
         parts.append(FAMILY_NOTE)
     if group.overlaps:
         parts.append(OVERLAP_NOTE)
+    if group.is_loose:
+        parts.append(LOOSE_NOTE)
     return ", ".join(parts)
 
 
@@ -12306,8 +12402,8 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
     """Return the groups that are shown, then those that the baseline has."""
     # Without a result for a known group, its alert would count as fixed. New ones come first, so
     # that the limit costs known ones before any of them.
-    listed = [group for group in report.groups if is_accepted(group)]
-    return sorted(listed, key=lambda group: group.hidden_by is not None)
+    listed = [group for group in report.groups if is_listed(group)]
+    return sorted(listed, key=lambda group: (group.is_loose, group.hidden_by is not None))
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
@@ -12411,7 +12507,7 @@ def sarif_result(
 
 def sarif_level(report: Report, group: CloneGroup) -> str:
     """Return how much a group matters: against a baseline, only new ones are errors."""
-    if group.hidden_by is not None:
+    if group.hidden_by is not None or group.is_loose:
         return "note"
     evidence = group.evidence
     return evidence.sarif_level if report.stale is None else evidence.sarif_new_level
@@ -13513,8 +13609,13 @@ def gate_hits(
     fail_on: Union[str, Sequence[str], None],
     baseline: Optional[Report] = None,
 ) -> list[CloneGroup]:
-    """Return the groups that hit the gate: all that are shown, unless it names less."""
-    shown = [group for kind in report.evidence for group in shown_groups(report, kind)]
+    """Return the groups that hit the gate: all shown that are not loose, unless it names less."""
+    shown = [
+        group
+        for kind in report.evidence
+        for group in shown_groups(report, kind)
+        if not group.is_loose
+    ]
     if fail_on in (None, ANY):
         return shown
     if fail_on == NEW:
@@ -13642,7 +13743,6 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     options = DuplicateOptions(
         kinds=args.kind,
         min_block=args.min_block,
-        code_similarity=args.code_similarity,
         # A stored run left out already what it was to leave out.
         exclude=tuple(getattr(args, "exclude", ())),
         intents=args.intents,
@@ -13651,6 +13751,9 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     least = args.min_statements
     if least is not None:
         options = options._replace(min_statements=least, intent_statements=least)
+    least_code = args.code_similarity
+    if least_code is not None:
+        options = options._replace(code_similarity=least_code, loose_similarity=least_code)
     if args.intent_similarity is not None:
         options = options._replace(intent_similarity=args.intent_similarity, best_intents=False)
     return options
@@ -14981,7 +15084,13 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "N", "type": natural_int},
             REPORT_DEFAULTS.min_block,
         ),
-        CODE_SIMILARITY,
+        # Without a default, so that an explicit one can be told from none.
+        CODE_SIMILARITY._replace(
+            default=None,
+            help=f"{CODE_SIMILARITY.help}; without it there are groups apart"
+            f" from {REPORT_DEFAULTS.loose_similarity} on"
+            f" (default: {REPORT_DEFAULTS.code_similarity})",
+        ),
         Option(
             "--intent-similarity",
             "show all groups of intents that share so much, above 0 to 1 (default: only the best"

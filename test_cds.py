@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import base64
 import collections
 import contextlib
@@ -14,6 +15,7 @@ import gc
 import hashlib
 import html
 import http.server
+import importlib.util
 import io
 import itertools
 import json
@@ -178,9 +180,30 @@ def persist(source, db_path, *options, client=None):
     return run("persist", "--path", source, *LOCAL, "--db-path", db_path, *options, client=client)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tests_are_no_garbage():
+    """Spare the garbage collector the thousands of collected tests whenever it runs."""
+    gc.freeze()
+
+
+@functools.cache
+def compiled():
+    """Return the path of cds.py's bytecode, which Python runs and imports as it does the file.
+
+    To compile the file takes longer than most of what the tests run.
+    """
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # It is valid beside any copy of the file.
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    return py_compile.compile(
+        CDS, os.path.join(folder, "cds.pyc"), doraise=True, invalidation_mode=mode
+    )
+
+
 def command_of(*argv):
-    """Return the command that runs cds.py as its user would."""
-    return [sys.executable, CDS, *map(str, argv)]
+    """Return the command that runs the program, already compiled."""
+    return [sys.executable, compiled(), *map(str, argv)]
 
 
 def finish(command, **options):
@@ -190,13 +213,13 @@ def finish(command, **options):
 
 
 def shell(*argv, **options):
-    """Run cds.py as a process of its own, as its user would."""
+    """Run the program as a process of its own."""
     return finish(command_of(*argv), **options)
 
 
 def python_command(source, *argv):
     """Return the command that runs Python source which can import cds."""
-    preamble = f"import sys; sys.path.insert(0, {str(Path(CDS).parent)!r})\n"
+    preamble = f"import sys; sys.path.insert(0, {os.path.dirname(compiled())!r})\n"
     return [sys.executable, "-c", preamble + source, *map(str, argv)]
 
 
@@ -1326,7 +1349,7 @@ def test_stored_path_is_text_of_its_own_for_every_name(tmp_path, capsys, name, s
 # ---- Analysis -------------------------------------------------------------------------------
 
 # Each holds one statement more at `{}`.
-BLOCKS = [
+COMPOUND_STATEMENTS = [
     pytest.param("if a:\n    {}", id="if"),
     pytest.param("if a:\n    b\nelif c:\n    {}", id="elif"),
     pytest.param("if a:\n    b\nelse:\n    {}", id="else"),
@@ -1407,7 +1430,7 @@ def test_kind_depends_on_what_stands_directly_around(tmp_path, source, expected)
     assert kinds_and_headers(records) == expected
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", COMPOUND_STATEMENTS)
 def test_definitions_are_found_in_every_block_in_line_order(tmp_path, block):
     source = "def g(): 0\n" + block.format("def f(): 0") + "\ndef h(): 0"
     inside = source.replace("\n", "\n    ")
@@ -1637,7 +1660,7 @@ def test_normalized_code_has_no_string_statements(tmp_path, source, normalized_c
     assert records_of(tmp_path, source)[0].normalized_code == normalized_code
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", COMPOUND_STATEMENTS)
 def test_normalized_code_has_pass_in_a_block_left_empty(tmp_path, block):
     source, expected = (block.format("'a'; 'b'"), ast.unparse(ast.parse(block.format("pass"))))
     in_method = "class A:\n\n    async def f(self):\n        "
@@ -2180,7 +2203,7 @@ PROGRAMS = [
 def test_command_line_works_from_a_script_without_a_guard(tmp_path, program, count):
     root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(count)}) / "s"
     tree(root, {"deep.py": "x = " + "+".join(["1"] * 6000) + "\n"})
-    folder = str(Path(CDS).parent)
+    folder = os.path.dirname(compiled())
     script = f"import sys; sys.path.insert(0, {folder!r}); import cds; print('body'); {program}"
     tree(tmp_path, {"script.py": script})
     done = finish(
@@ -2307,7 +2330,7 @@ def test_classes_start_no_process_whatever_there_is_to_analyze(tmp_path):
     root = tree(tmp_path, {f"s/m{n:03}.py": "x = 1" for n in range(300)}) / "s"
     script = f"""if True:
         import multiprocessing, os, sys
-        sys.path.insert(0, {str(Path(CDS).parent)!r})
+        sys.path.insert(0, {os.path.dirname(compiled())!r})
         import cds
         print("body")
         multiprocessing.set_start_method("spawn")
@@ -3859,7 +3882,7 @@ def test_ollama_client_calls_and_times_out_if_no_thread_can_be_started():
     with serving(answer(), silence) as (address, _):
         command = [sys.executable, "-c", WITHOUT_THREADS, address]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(CDS)
+            command, capture_output=True, text=True, timeout=60, cwd=os.path.dirname(compiled())
         )
     if not done.stdout:
         pytest.skip("this machine starts a thread of any size")
@@ -6312,7 +6335,7 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
     if not os.path.exists("/proc/self/fd"):
         pytest.skip("no /proc here")
     db, ended = tmp_path / "db", []
-    source = tree(tmp_path / "s", {"a.py": many_functions(2000)})
+    source = tree(tmp_path / "s", {"a.py": many_functions(400)})
 
     def slow(handler):
         time.sleep(0.005)
@@ -6321,23 +6344,17 @@ def test_power_cut_costs_no_call_that_ended_a_second_before(tmp_path):
 
     with serving(slow) as (address, _):
         words = ("persist", "--path", source, *provider(address), "--db-path", db)
-        for _ in range(2):
-            ended.clear()
-            process = subprocess.Popen(
-                python_command(program, *words, "--reuse-intents"), stderr=subprocess.DEVNULL
-            )
-            wait_for(lambda: len(ended) > 200)
-            process.kill()
-            process.wait()
-            cut = time.monotonic()
-            (noted,) = tmp_path.glob("*.synced")
-            path = noted.with_suffix("")
-            os.truncate(path, int(noted.read_text()))
-            noted.unlink()
-            surely = sum(end < cut - 1 for end in ended)
-            held = len(path.read_bytes().splitlines())
-            assert surely <= held <= len(ended)
-            path.unlink()
+        process = subprocess.Popen(python_command(program, *words), stderr=subprocess.DEVNULL)
+        wait_for(lambda: ended and ended[-1] - ended[0] > 1.3)
+        process.kill()
+        process.wait()
+    cut = time.monotonic()
+    (noted,) = tmp_path.glob("*.synced")
+    path = noted.with_suffix("")
+    os.truncate(path, int(noted.read_text()))
+    surely = sum(end < cut - 1 for end in ended)
+    held = len(path.read_bytes().splitlines())
+    assert 0 < surely <= held <= len(ended)
 
 
 # ---- Verdicts -------------------------------------------------------------------------------
@@ -6746,7 +6763,7 @@ def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
         if both and len(both) / len(either) >= threshold:
             expected[i, j] = len(both) / len(either)
     assert expected
-    assert cds.similar_pairs(sets, threshold) == (expected, {})
+    assert cds.similar_pairs(sets, threshold) == cds.Similar(expected, {})
 
 
 def test_a_family_is_compared_with_its_head_alone():
@@ -6755,12 +6772,62 @@ def test_a_family_is_compared_with_its_head_alone():
     others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
     others += [(*features[:25], 500) for features in others]
     sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    pairs, families, _ = cds.similar_pairs(sets, 0.55, family_size=10)
     ((head, members),) = families.items()
     assert {head, *members} == set(range(40, 90))
     assert members == dict.fromkeys(members, pytest.approx(20 / 22))
     without = cds.similar_pairs(others, 0.55, family_size=10)
     assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+@pytest.mark.parametrize("family_size", [3, 500])
+@pytest.mark.parametrize(("threshold", "loose"), [(0.55, 0.45), (0.5, 0.2), (0.6, 0.3)])
+def test_pairs_that_are_loosely_similar_are_those_that_a_second_join_finds(
+    threshold, loose, family_size
+):
+    rng = random.Random(9)
+    sets = [tuple(sorted(rng.sample(range(90), rng.randrange(5, 70)))) for _ in range(150)]
+    sets += [(*one[: len(one) * 3 // 4], *range(100 + n, 110 + n)) for n, one in enumerate(sets)]
+    found = cds.similar_pairs(sets, threshold, family_size, loose)
+    alone = cds.similar_pairs(sets, threshold, family_size)
+    assert (found.pairs, found.families) == (alone.pairs, alone.families) and found.pairs
+    grouped = set(alone.families).union(*alone.families.values())
+    assert bool(grouped) == (family_size == 3)
+    expected = collections.defaultdict(dict)
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        # The larger one comes first, and of two as large that of the lower number.
+        _, smaller = sorted((i, j), key=lambda one: (-len(sets[one]), one))
+        similarity = cds.jaccard(sets[i], sets[j])
+        if loose <= similarity < threshold and len(sets[smaller]) >= cds.LOOSE_FEATURES:
+            expected[smaller][i, j] = similarity
+    few = [pairs for pairs in expected.values() if len(pairs) <= cds.LOOSE_PARTNERS]
+    if family_size == 500:
+        assert found.loose == {pair: one[pair] for one in few for pair in one}
+    assert found.loose and not any(grouped.intersection(pair) for pair in found.loose)
+
+
+def test_what_is_loosely_similar_to_very_many_is_in_no_such_pair():
+    patterns = [(*range(20), *range(100 + 20 * n, 120 + 20 * n)) for n in range(80)]
+    found = cds.similar_pairs(patterns, 0.55, loose=0.3)
+    assert found.pairs == {}
+    behind = collections.Counter(new for _, new in found.loose)
+    assert behind == {new: new for new in range(1, cds.LOOSE_PARTNERS + 1)}
+
+
+@pytest.mark.parametrize(("missing", "count"), [(0, 1), (1, 0)])
+def test_only_sets_of_some_size_are_loosely_similar(missing, count):
+    size = cds.LOOSE_FEATURES - missing
+    shared = range(size * 2 // 3)
+    sets = [(*shared, *range(start, start + size - len(shared))) for start in (100, 200)]
+    found = cds.similar_pairs(sets, 0.55, loose=0.45)
+    assert (len(found.pairs), len(found.loose)) == (0, count)
+
+
+def test_without_a_lower_threshold_no_pair_is_loosely_similar():
+    sets = [tuple(range(40)), tuple(range(13, 53))]
+    assert cds.similar_pairs(sets, 0.55, loose=0.45).loose == {(0, 1): 27 / 53}
+    assert cds.similar_pairs(sets, 0.55).loose == {}
+    assert cds.similar_pairs(sets, 0.45, loose=0.55) == cds.Similar({(0, 1): 27 / 53}, {})
 
 
 # ---- Intents --------------------------------------------------------------------------------
@@ -6938,7 +7005,7 @@ MANY = 800
 def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
     others = random_sentences(random.Random(7))
     alone = similar_sentences(others, 0.46).pairs
-    pairs, families = similar_sentences([*sentences, *others], 0.46)
+    pairs, families, _ = similar_sentences([*sentences, *others], 0.46)
     assert len(families) == family_count
     in_family = {index for head in families for index in (head, *families[head])}
     assert in_family == set(range(MANY))
@@ -6950,7 +7017,7 @@ def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_co
 
 def test_few_similar_sentences_are_compared_each_with_each():
     size = cds.INTENT_FAMILY_SIZE
-    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
+    pairs, families, _ = similar_sentences([LONG_INTENT] * size, 0.46)
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
@@ -7682,9 +7749,10 @@ def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
     codes = [MIDDLE, SIDE, OTHER_SIDE]
     records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
     groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [hidden_by(group) for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"], ["b", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True, False]
+    assert [group.is_loose for group in groups] == [False, False, True]
 
 
 def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
@@ -7701,6 +7769,7 @@ def test_copies_of_what_linkage_leaves_over_are_in_its_group():
         ("exact", None, ["c", "d"]),
         ("near", None, ["a", "b"]),
         ("near", None, ["a", "c", "d"]),
+        ("near", None, ["b", "c", "d"]),
     ]
 
 
@@ -7750,8 +7819,9 @@ def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
 
 def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
     report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
+    near = [group for group in report.groups if group.evidence.name == "near"]
+    order = [(group.is_loose, group.overlaps) for group in near]
+    assert order == sorted(order)
     hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
     shown = collections.Counter(
         path for group in report.groups if not group.hidden_by for path in paths_in(group)
@@ -8673,7 +8743,8 @@ def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule)
     nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
     block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
     files = {f"{number}.py": host(number, block) for number in range(2)}
-    groups = found_groups(built(tree(tmp_path, files)), BLOCKS._replace(code_similarity=1))
+    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
+    groups = found_groups(built(tree(tmp_path, files)), options)
     found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
     assert found == {"exact": None, "block": rule}
 
@@ -9431,6 +9502,86 @@ def test_pairs_of_intents_that_stood_in_the_baseline_are_known_without_a_third()
     assert compared(records[:2], records) == [("intent", ["a", "new"])]
 
 
+# Groups that are loosely alike
+
+
+def loose_pair(*extra):
+    """Return two records that share half of their code, but no block of it."""
+    halves = shares("one", range(16)), shares("other", [*range(15, 7, -1), *range(30, 34)])
+    return [record(code, f"{name}.py") for name, code in zip("ab", halves)] + [*extra]
+
+
+def test_code_that_is_loosely_alike_is_in_groups_apart():
+    records = loose_pair(*twins(TOTAL, path="t/{}.py"))
+    exact, loose = found_groups(records, DUPLICATES)
+    assert (exact.is_loose, loose.is_loose) == (False, True)
+    assert 0.45 <= loose.similarity < 0.55 and loose.hidden_by is None
+    assert [
+        group.id for group in found_groups(records, DUPLICATES._replace(loose_similarity=1))
+    ] == [exact.id]
+    counted = found_groups(records, DUPLICATES._replace(code_similarity=0.45))
+    assert [group.is_loose for group in counted] == [False, False]
+
+
+def test_loose_groups_come_after_all_others_of_their_area():
+    near = [record(code, f"{n}.py") for n, code in enumerate((TOTAL, EDITED, OTHER))]
+    other = shares("in_tests", range(50, 60))
+    tests = [record(code, f"tests/{len(code)}.py") for code in (other, f"{other}    more(rows)\n")]
+    groups = found_groups(loose_pair(*near, *tests), DUPLICATES)
+    assert [(group.area, group.is_loose) for group in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+
+
+def test_near_groups_are_the_same_with_loose_ones_beside_them():
+    def near(**options):
+        groups = found_groups(ring(), DUPLICATES._replace(**options))
+        return [group for group in groups if not group.is_loose]
+
+    assert near() == near(loose_similarity=1.0) and len(near()) > 1
+    assert any(group.is_loose for group in found_groups(ring(), DUPLICATES))
+
+
+def test_each_loose_pair_is_in_one_group_with_all_copies_that_it_is_like():
+    one, other = loose_pair()
+    code = other.raw_code.replace("return rows", "return rows or None")
+    near, loose = found_groups([one, other, record(code, "c.py")], DUPLICATES)
+    assert (paths_in(near), near.is_loose) == (["b.py", "c.py"], False)
+    assert (paths_in(loose), loose.is_loose) == (["a.py", "b.py", "c.py"], True)
+
+
+def test_a_loose_pair_without_a_place_in_a_group_is_in_one_that_overlaps():
+    loose = [group for group in found_groups(ring(), DUPLICATES) if group.is_loose]
+    pairs = [pair for group in loose for pair in itertools.combinations(paths_in(group), 2)]
+    fragments = {one.file_path: one for one in ring()}
+    facts = dict(zip(fragments, cds.PythonAnalyzer().facts(ring())))
+    numbers = cds.FeatureNumbers()
+    sets = {path: numbers.of(facts[path].labels) for path in fragments}
+    similar = {
+        pair
+        for pair in itertools.combinations(sorted(sets), 2)
+        if 0.45 <= cds.jaccard(*map(sets.get, pair)) < 0.55
+    }
+    assert similar and similar <= set(pairs)
+    assert {group.overlaps for group in loose} == {False, True}
+
+
+def test_a_loose_group_hides_no_block_in_it_and_no_intent():
+    one, other = shares("one", range(16)), shares("other", [*range(8, 16), *range(30, 34)])
+    records = [
+        record(code, f"{name}.py", intent="Count the open orders of a customer by month.")
+        for name, code in zip("ab", (one, other))
+    ]
+    groups = found_groups(records, DUPLICATES)
+    assert [(one.evidence.name, one.is_loose, one.hidden_by) for one in groups] == [
+        ("near", True, None),
+        ("block", False, None),
+        ("intent", False, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "new"),
     [
@@ -9782,7 +9933,7 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
+        "Similar code from 0.55 (loosely from 0.45), intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
         "  7 lines: 50 % of a.py, 50 % of b.py",
@@ -10018,7 +10169,7 @@ def test_colour_is_for_terminals_unless_the_environment_says_otherwise(
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment = {**environment, "TERM": "xterm", **variables}
     reader, terminal = pty.openpty()
-    command = [sys.executable, CDS, "duplicates", "--path", str(source)]
+    command = command_of("duplicates", "--path", source)
     stdout = terminal if on_terminal else subprocess.PIPE
     done = subprocess.run(command, stdout=stdout, env=environment, timeout=60)
     shown = os.read(reader, 10_000) if on_terminal else done.stdout
@@ -10100,7 +10251,7 @@ def test_page_asks_nothing_of_any_network():
     assert not re.search(r"://|url\(|@import|fetch\(|XMLHttp|import\(", page)
 
 
-HOSTILE = (
+HOSTILE_TEXT = (
     """</script></style><script>alert('&')</script><img src="x"> \x00 \u202e \u2028 \x1b[31m"""
 )
 
@@ -10108,14 +10259,16 @@ HOSTILE = (
 def test_page_shows_hostile_text_and_obeys_none_of_it():
     pair = [
         member._replace(
-            file_path=f"{HOSTILE}/{number}.py", intent=HOSTILE, raw_code=f"{HOSTILE}\n{number}"
+            file_path=f"{HOSTILE_TEXT}/{number}.py",
+            intent=HOSTILE_TEXT,
+            raw_code=f"{HOSTILE_TEXT}\n{number}",
         )
         for number, member in enumerate(twins(TOTAL))
     ]
-    page = page_of(pair, run={**RUN, "root_path": f"/{HOSTILE}"})
+    page = page_of(pair, run={**RUN, "root_path": f"/{HOSTILE_TEXT}"})
     assert (page.count("<script"), page.count("<style"), page.count("<img")) == (1, 1, 0)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028\u202a-\u202e]", page)
-    shown = HOSTILE.encode("unicode_escape").decode()
+    shown = HOSTILE_TEXT.encode("unicode_escape").decode()
     # Code, intent, place and files of both.
     assert html.unescape(page).count(shown) >= 8
 
@@ -11175,7 +11328,7 @@ def test_permissions_are_found_missing_before_any_work(
     words += [option, tmp_path / "kept/file"]
     before = snapshot(tmp_path)
     (tmp_path / kept).chmod(mode)
-    done = finish([sys.executable, "-c", UNPRIVILEGED, CDS, *map(str, words)])
+    done = finish([sys.executable, "-c", UNPRIVILEGED, *command_of(*words)[1:]])
     (tmp_path / kept).chmod(0o700)
     if done.returncode == 77:
         pytest.skip("root may not drop its capabilities here")
@@ -11796,7 +11949,7 @@ def test_a_baseline_made_with_other_options_is_reported_and_still_known(tmp_path
     assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
     line = (
         "--against: the baseline was made with other options:"
-        " code_similarity 0.55 (now 0.6), exclude "
+        " code_similarity 0.55 (now 0.6), loose_similarity 0.45 (now 0.6), exclude "
     )
     assert line in capsys.readouterr().err
 
@@ -14380,8 +14533,8 @@ WITHOUT = """if True:
 
 
 def without(module, *argv):
-    """Run cds.py as a process of its own, in a Python that lacks a module."""
-    return finish([sys.executable, "-c", WITHOUT, module, CDS, *map(str, argv)])
+    """Run the program as a process of its own, in a Python that lacks a module."""
+    return finish([sys.executable, "-c", WITHOUT, module, *command_of(*argv)[1:]])
 
 
 @pytest.mark.parametrize("module", ["_sqlite3", "_ssl"])
@@ -14449,7 +14602,7 @@ def test_classes_say_that_this_python_lacks_sqlite(tmp_path):
 # The program and the modules of the tree that it analyzes
 
 # As in the tree of somebody who wants CDS to run it: each module says that it was.
-HOSTILE = """import os
+HOSTILE_MODULE = """import os
 with open({marker!r}, "a") as file:
     file.write(__name__ + chr(10))
 """
@@ -14478,8 +14631,8 @@ def library_names():
 
 
 def hostile_tree(tmp_path, names, form="{}.py"):
-    """Make a tree of modules of these names, and of enough files for two workers; return it."""
-    source = HOSTILE.format(marker=str(tmp_path / "marker"))
+    """Make a tree of modules of these names, and of a file that takes a worker; return it."""
+    source = HOSTILE_MODULE.format(marker=str(tmp_path / "marker"))
     content = source
     if form == "{}.pyc":
         compiled = tmp_path / "compiled.pyc"
@@ -14490,7 +14643,7 @@ def hostile_tree(tmp_path, names, form="{}.py"):
     files = {form.format(name): content for name in names}
     # Large enough for a worker even if there is one processor.
     files["large.py"] = "#" * cds.HARMLESS_BYTES + "\n"
-    files.update({f"filler/m{number:03}.py": TOTAL for number in range(130)})
+    files.update({f"filler/m{number}.py": TOTAL for number in range(3)})
     return tree(tmp_path / "tree", files)
 
 
@@ -14520,7 +14673,9 @@ def zip_of(folder, main=None, name="cds.py"):
 def start_in(root, elsewhere, way):
     """Prepare one way to start CDS with the tree as current directory; return its words."""
     program = Path(CDS).read_bytes()
-    tree(elsewhere, {"cds.py": program})
+    # An installed module, unlike a script, is compiled once.
+    cache = importlib.util.cache_from_source("cds.py")
+    tree(elsewhere, {"cds.py": program, cache: Path(compiled()).read_bytes()})
     if way == "script in the tree":
         tree(root, {"cds.py": program})
         return ["cds.py"]
@@ -14605,7 +14760,7 @@ def test_no_module_of_the_analyzed_tree_is_run(tmp_path, way, method):
     elsewhere = tmp_path / "elsewhere"
     words = start_in(root, elsewhere, way)
     done, started = run_there(tmp_path, words, *DUPLICATES_THERE, method=method, paths=[elsewhere])
-    assert (ran(tmp_path), copies(done)) == ([], 130)
+    assert (ran(tmp_path), copies(done)) == ([], 3)
     # A zip file, like standard input, is nothing that a new process could load the program from.
     can_start = way not in ("standard input", "zip file of the program alone")
     assert (started > 2) == (can_start and method != "fork")
@@ -14654,7 +14809,7 @@ def test_module_run_by_its_name_imports_nothing_more_from_the_tree(tmp_path, pla
     paths = [] if place == "tree" else [elsewhere]
     words = ["-m", "cds"]
     done, started = run_there(tmp_path, words, *DUPLICATES_THERE, method=method, paths=paths)
-    assert (ran(tmp_path), copies(done)) == ([], 130)
+    assert (ran(tmp_path), copies(done)) == ([], 3)
     assert (started > 2) == (method == "spawn")
 
 
@@ -14672,7 +14827,7 @@ def test_program_does_not_look_into_the_current_directory_though_it_is_named(tmp
     (tmp_path / "link").symlink_to(root)
     words = start_in(root, tmp_path / "elsewhere", "script elsewhere")
     done, _ = run_there(tmp_path, words, *DUPLICATES_THERE, paths=[entry.format(tmp_path)])
-    assert (ran(tmp_path), copies(done)) == ([], 130)
+    assert (ran(tmp_path), copies(done)) == ([], 3)
 
 
 @pytest.mark.parametrize("options", [("-E",), ("-S",), ("-I",), ("-E", "-S")], ids=" ".join)
@@ -14680,7 +14835,7 @@ def test_workers_run_no_module_of_the_tree_whatever_the_options_of_python(tmp_pa
     root = hostile_tree(tmp_path, library_names())
     program = f"""if True:
         import multiprocessing, sys
-        sys.path.append({str(Path(CDS).parent)!r})
+        sys.path.append({os.path.dirname(compiled())!r})
         import cds
         {A_THREAD}
         files = [cds.Source("large.py", "large.py")] * 3
@@ -14704,7 +14859,7 @@ def test_import_of_the_library_changes_no_path_nor_do_its_workers(tmp_path):
         import os, sys
         sys.path.insert(1, "relative")
         before = [sys.path[:], os.getcwd(), dict(os.environ)]
-        sys.path.append({str(Path(CDS).parent)!r})
+        sys.path.append({os.path.dirname(compiled())!r})
         import cds
         {A_THREAD}
         sources = cds.find_sources(".", ".py").sources
@@ -14779,6 +14934,13 @@ def test_tests_are_in_the_rooms_of_what_they_test():
     tested_elsewhere = ("Errors", "Records", "Building", "Blocks", "Find", "Markdown", "Session")
     rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
     assert rooms_of(__file__) == ["Helpers", *rooms]
+
+
+def test_no_constant_of_the_tests_is_defined_twice():
+    # A function sees the last value only, so a test far above would use what stands far below.
+    names = re.findall(r"^([A-Z_]{2,})\b.* = ", Path(__file__).read_text("utf-8"), re.MULTILINE)
+    again = [name for name, count in collections.Counter(names).items() if count > 1]
+    assert len(names) > 100 and again == []
 
 
 def test_docstring_from_code_runs_as_it_stands(tmp_path):
@@ -15142,7 +15304,11 @@ def bench_jobs(folder):
             print(address, flush=True)
             sys.stdin.read()"""
     with subprocess.Popen(
-        python_command(code), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(CDS).parent,
     ) as server:
         address = server.stdout.readline().strip()
         words = (CDS, "enrich-intent", "--path", source, *provider(address), "--jobs", 8)
@@ -15158,7 +15324,8 @@ def bench_jobs(folder):
 def bench_memory(folder, output):
     """Print the peak of all processes' memory (PSS) for each byte of source."""
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.py"))
-    words = command_of("model-build", "--path", folder, "--format", "json", "--output", output)
+    words = [sys.executable, CDS, "model-build", "--path", folder, "--format", "json"]
+    words += ["--output", output]
     running, peak = subprocess.Popen(words, stderr=subprocess.DEVNULL), 0
     while running.poll() is None:
         pids, used = [running.pid], 0
@@ -15512,7 +15679,7 @@ print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 def used(db_path):
     """Return the CPU seconds and the peak memory in MB of `duplicates` on a database."""
-    command = command_of("duplicates", "--db-path", db_path, "--format", "json")
+    command = [sys.executable, CDS, "duplicates", "--db-path", db_path, "--format", "json"]
     measured = subprocess.check_output([sys.executable, "-c", MEASURE, *command])
     taken, peak = map(float, measured.split())
     return taken, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
