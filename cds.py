@@ -47,9 +47,9 @@ code agree between Python 3.11 and 3.14; 3.9 and 3.10 unparse some code differen
 
 Rooms, in the order in which the data flows: Errors, Records, Text, Messages, Globs, Search,
 Analysis, Building, Enrichment, Transport, Chat, Ollama, OpenAI, Persistence, Pending, Verdicts,
-Evidence, Fragments, Similarity, Intents, Groups, Report, Confirmation, Baseline, Find, JSON,
-Tables, Page, Markdown, SARIF, Files, Session, Commands, Command line. A call goes to a room above
-or within its own.
+Evidence, Fragments, Similarity, Intents, Blocks, Groups, Report, Confirmation, Baseline, Find,
+JSON, Tables, Page, Markdown, SARIF, Files, Session, Commands, Command line. A call goes to a room
+above or within its own.
 """
 
 # No `from __future__` stands here: it is an import like any other, and would run a `__future__.py`
@@ -85,6 +85,7 @@ import ast
 import bisect
 import collections
 import contextlib
+import copy
 import errno
 import fnmatch
 import functools
@@ -303,7 +304,8 @@ class Facts(NamedTuple):
     file, or those on the header of a definition that begin with `# cds:`, from its first decorator
     to the line of its colon. `steps` say where the labels of each statement of a function's body
     begin and end, in the order of the source: a compound statement is its header, followed by the
-    statements in it, and a definition has no labels.
+    statements in it, and a definition has no labels. `comment_lines` are those of the comments
+    `# cds: ignore` in a function. A file has what a function of its statements would have.
     """
 
     name: str = ""
@@ -321,6 +323,7 @@ class Facts(NamedTuple):
     docstring: Optional[str] = None
     comments: tuple[str, ...] = ()
     steps: tuple[Span, ...] = ()
+    comment_lines: tuple[int, ...] = ()
 
 
 class Symbol(NamedTuple):
@@ -1235,7 +1238,10 @@ def refuse_bare_layout(directory: str) -> None:
 
 def place_in_work_tree(directory: str) -> Optional[tuple[str, str]]:
     """Return the top of the work tree around a directory, and its path there, empty or with `/`."""
-    top = real_path = os.path.realpath(directory)
+    try:
+        top = real_path = os.path.realpath(directory)
+    except ValueError:  # a null character, which the path of a stored run may hold
+        return None
     while not os.path.lexists(os.path.join(top, ".git")):
         parent = os.path.dirname(top)
         if parent == top:
@@ -1748,8 +1754,9 @@ def normalize(source: str, raised: Exceptions, with_facts: bool) -> NormalizedMo
     definitions = find_definitions(ast.parse(source))
     facts = {}
     if with_facts:
-        facts = facts_of_definitions(definitions, source_text(source))
-        facts[0] = facts_of_file(source)
+        text = source_text(source)
+        facts = facts_of_definitions(definitions, text)
+        facts[0] = facts_of_module(definitions, source, text)
     texts, failures = normalized_texts(definitions, raised)  # uses up the trees
     return NormalizedModule(definitions, texts, failures, facts)
 
@@ -1988,8 +1995,8 @@ def functions_around(statements: str) -> list[str]:
 # A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-# As in "size (int): how many", which is no sentence.
-PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
+# As in "size (int): how many" or "@param size: how many", which is no sentence.
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:|[@:](?:arg|param|type|[ci]?var|see)\b")
 ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
 
@@ -2012,22 +2019,24 @@ def first_sentence(text: Optional[str]) -> Optional[str]:
 COMMENT_TO_US = re.compile(r"#[ \t]*cds:")
 
 
-def comments_to_us(node: DefinitionNode, lines: Sequence[str]) -> Iterator[str]:
-    """Yield the comments on the header of a definition that begin with `# cds:`."""
+def comments_to_us(code: str) -> dict[int, str]:
+    """Return the comments of some code that begin with `# cds:`, by their lines."""
     import tokenize
 
-    first, _ = line_span(node, lines)
-    last, _ = header_colon(node, lines)
     # To read tokens takes as long as to parse.
-    if not any(map(COMMENT_TO_US.search, lines[first - 1 : last])):
-        return
-    code = (line.rstrip("\r\n") + "\n" for line in lines[first - 1 :])
-    for token in tokenize.generate_tokens(lambda: next(code, "")):
-        if token.start[0] > last - first + 1:
-            return
-        found = COMMENT_TO_US.search(token.string) if token.type == tokenize.COMMENT else None
-        if found:
-            yield token.string[found.start() :].rstrip()
+    if not COMMENT_TO_US.search(code):
+        return {}
+    lines = (line.rstrip("\r\n") + "\n" for line in io.StringIO(code, newline=""))
+    comments = {}
+    try:
+        for token in tokenize.generate_tokens(lambda: next(lines, "")):
+            found = COMMENT_TO_US.search(token.string) if token.type == tokenize.COMMENT else None
+            if found:
+                comments[token.start[0]] = token.string[found.start() :].rstrip()
+    except (tokenize.TokenError, SyntaxError):
+        # The parser takes some code that the tokenizer does not: what it has read holds.
+        return comments
+    return comments
 
 
 # Facts: a report compares them. They are made while a tree is at hand, which is laid out flat, so
@@ -2063,8 +2072,7 @@ for _kind in DEFINITIONS:
 TYPE_LABELS: dict[type, str] = {kind: f"<{kind.__name__}>" for kind in NODE_TYPES}
 CONSTANT_LABEL = TYPE_LABELS[ast.Constant]
 CALL_LABEL = TYPE_LABELS[ast.Call]
-# The comments that a file begins with are looked for in so much of it, which a stored run reads
-# too.
+# The comments that a file begins with are looked for in so much of it.
 HEAD_CHARACTERS = 4_000
 FIRST_CODE = re.compile(r"(?:\A|[\r\n])[ \t\f]*[^\s#]")
 ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
@@ -2084,17 +2092,24 @@ PlacedName = tuple[int, str]
 
 
 class SourceText(NamedTuple):
-    """The lines of a text that is parsed, and how many stand before it in its file."""
+    """The lines of a text that is parsed, and how many stand before it in its file.
+
+    For `comments` see `comments_to_us`.
+    """
 
     lines: Sequence[str]
     lines_before: int
-    has_comments_to_us: bool
+    comments: Mapping[int, str]
+
+    def comments_in(self, first: int, last: int) -> dict[int, str]:
+        """Return the comments from one line to another."""
+        return {line: text for line, text in self.comments.items() if first <= line <= last}
 
 
 def source_text(code: str, lines_before: int = 0) -> SourceText:
     """Return a text with its lines, which end as they do for the parser."""
     lines = io.StringIO(code, newline="").readlines()
-    return SourceText(lines, lines_before, COMMENT_TO_US.search(code) is not None)
+    return SourceText(lines, lines_before, comments_to_us(code))
 
 
 class SpanEnd(NamedTuple):
@@ -2450,12 +2465,13 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
     statements = labels.count(MARK) // len(MARKS)
     first = outline.first_statements[number]
     called = called_names(outline, number, definition.kind)
+    is_function = isinstance(node, FunctionNode)
     return Facts(
         name=node.name,
         parameters=tuple(parameter_names(node)),
         is_async=isinstance(node, ast.AsyncFunctionDef),
         labels=tuple(map(local.get, labels, labels)),
-        steps=tuple(outline.body_steps(number)) if isinstance(node, FunctionNode) else (),
+        steps=tuple(outline.body_steps(number)) if is_function else (),
         first_lines=outline.first_lines[first : first + statements],
         last_lines=outline.last_lines[first : first + statements],
         statements=statements - 1,
@@ -2463,10 +2479,32 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         is_plain=is_plain_constructor(node),
         is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
+        bases=tuple(map(base_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
-        comments=tuple(comments_to_us(node, text.lines)) if text.has_comments_to_us else (),
+        comments=() if definition.kind == "file" else tuple(header_comments(node, text)),
+        comment_lines=tuple(ignoring_lines(node, text)) if is_function else (),
     )
+
+
+def header_comments(node: DefinitionNode, text: SourceText) -> Iterable[str]:
+    """Return the comments to this program on the header of a definition."""
+    if not text.comments:
+        return ()
+    first, _ = line_span(node, text.lines)
+    last, _ = header_colon(node, text.lines)
+    return text.comments_in(first, last).values()
+
+
+# With a reason behind a colon, or not; another comment may follow.
+ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#]|\Z)")
+
+
+def ignoring_lines(node: DefinitionNode, text: SourceText) -> Iterator[int]:
+    """Yield the lines of a function, in its file, with a comment that accepts copies."""
+    comments = text.comments_in(*line_span(node, text.lines)) if text.comments else {}
+    for line, comment in comments.items():
+        if ACCEPTED_COPY.search(comment):
+            yield line + text.lines_before
 
 
 def place_lines(outline: Outline, text: SourceText) -> None:
@@ -2476,6 +2514,11 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def base_name(node: ast.expr) -> str:
+    """Return the last name of a base class, without its arguments, as in `Generic[T]`."""
+    return last_name(node.value if isinstance(node, ast.Subscript) else node)
 
 
 def implemented(definition: DefinitionNode) -> list[ast.expr]:
@@ -2558,6 +2601,73 @@ def facts_of_definitions(definitions: Sequence[Definition], text: SourceText) ->
     return facts
 
 
+# The statements of a file outside of its definitions
+
+MODULE_NAME = "<module>"  # as in a traceback
+STAND_IN = "class _"  # before its brackets
+
+
+EMPTY_CLASS, EMPTY_FUNCTION = ast.parse(f"{STAND_IN}(): 0\ndef f(): 0").body
+
+
+def facts_of_module(definitions: Sequence[Definition], source: str, text: SourceText) -> Facts:
+    """Return the facts of a file: its first comments, and what a function of its statements has.
+
+    `definitions` are those in it, the file itself first; `text` is its source.
+    """
+    file, *others = definitions
+    facts = facts_of_file(source)
+    module: Any = file.node
+    if all(map(is_idle, module.body)):  # as in many files
+        return facts
+    outermost = [one for one in others if one.outer == 0]
+    # They are laid out by themselves, and a stored run leaves them out too.
+    for one in outermost:
+        one.block[one.position] = stand_in(one.node, text)
+    function = function_of_statements(module, text)
+    whole = facts_in(lay_out(function), 0, file._replace(node=function), text)
+    for one in outermost:
+        one.block[one.position] = one.node
+    return whole._replace(comments=facts.comments)
+
+
+def is_idle(statement: ast.stmt) -> bool:
+    """Return whether a statement of a file defines or imports something, or names a literal."""
+    if isinstance(statement, ASSIGNMENTS):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, (*FunctionNode, ast.ClassDef, ast.Import, ast.ImportFrom))
+
+
+def stand_in(definition: ast.AST, text: SourceText) -> Any:
+    """Return a definition without a name and a body, where another one begins."""
+    node: Any = copy.copy(EMPTY_CLASS)
+    node.name, node.body = "", []
+    node.lineno, _ = line_span(definition, text.lines)
+    node.end_lineno = node.lineno
+    return node
+
+
+def function_of_statements(module: ast.Module, text: SourceText) -> Any:
+    """Return a function with the statements of a module."""
+    function: Any = copy.copy(EMPTY_FUNCTION)
+    function.name, function.body = MODULE_NAME, module.body
+    function.lineno, function.end_lineno = line_span(module, text.lines)
+    return function
+
+
+def code_without(code: str, definitions: Iterable[Record]) -> str:
+    """Return the code of a file with an empty class on the lines of each of these definitions."""
+    lines = io.StringIO(code, newline="").readlines()
+    for one in definitions:
+        for index in range(one.start_line - 1, min(one.end_line, len(lines))):
+            text = lines[index]
+            is_first, is_last = index == one.start_line - 1, index == one.end_line - 1
+            # Within its brackets a line may be empty.
+            header = f"{text[: -len(text.lstrip())]}{STAND_IN}(" if is_first else ""
+            lines[index] = header + ("): 0" if is_last else "") + "\n"
+    return "".join(lines)
+
+
 # The facts of what is stored
 
 
@@ -2565,13 +2675,27 @@ def facts_of_records(records: Sequence[Record]) -> list[Facts]:
     """Return the facts of records of whole files, in the order of the records."""
     definitions = sorted((one for one in records if one.kind != "file"), key=sort_key)
     found = {}
+    outermost = collections.defaultdict(list)
     for nest in nests(definitions):
+        outermost[nest[0].file_path].append(nest[0])
         for record, facts in zip(nest, facts_of_nest(nest)):
             found[sort_key(record)] = facts
     return [
-        facts_of_file(record.raw_code) if record.kind == "file" else found[sort_key(record)]
+        facts_of_stored_file(record, outermost[record.file_path])
+        if record.kind == "file"
+        else found[sort_key(record)]
         for record in records
     ]
+
+
+def facts_of_stored_file(record: Record, outermost: Iterable[Record]) -> Facts:
+    """Return the facts of a file, of which the outermost definitions are given."""
+    code = code_without(record.raw_code, outermost)
+    tree = parsed_module(code)
+    # Another Python wrote it: its comments are known all the same.
+    if tree is None:
+        return facts_of_file(record.raw_code)
+    return facts_of_module(find_definitions(tree), record.raw_code, source_text(code))
 
 
 def nests(definitions: Iterable[Record]) -> Iterator[list[Record]]:
@@ -5107,7 +5231,7 @@ SELECT_RUN = "SELECT * FROM runs WHERE id = coalesce(?, (SELECT max(id) FROM run
 # The code of a file is that of its definitions once more, so only its first lines are read.
 SELECT_RECORDS = """
 SELECT kind, file_path, signature, start_line, end_line,
-    CASE kind WHEN 'file' THEN substr(raw_code, 1, 4000) ELSE raw_code END AS raw_code,
+    raw_code,
     CASE kind WHEN 'file' THEN '' ELSE normalized_code END AS normalized_code,
     md5sum, intent, intent_status, intent_error
 FROM records WHERE run_id = ? ORDER BY id"""
@@ -5325,7 +5449,6 @@ def read_run(
 ) -> tuple[dict[str, object], list[Record]]:
     """Return the row of a run (the newest without `run_id`) and its records.
 
-    The code of a file ends after its first 4,000 characters: the rest is that of its definitions.
     `accepts` is asked of each definition, as `Analyzer.accepts` is.
     Raises PersistenceError if there is no such run, or a value that `persist` never stores; such is
     the normalized code of a definition that is not accepted.
@@ -6083,7 +6206,7 @@ class Member(NamedTuple):
     statements: int = 0
     closest: float = 1.0
     features: tuple[int, ...] = ()
-    around: Optional[Place] = None
+    around: Optional[Record] = None
     is_new: bool = False
     is_accepted: bool = False
     link: Optional[str] = None
@@ -6200,13 +6323,13 @@ class Fragment(NamedTuple):
     """Records of one `md5sum`, sorted by place, and the facts of their code.
 
     `trigrams` holds the ranks of its features, ascending: the rarest come first. What is part of a
-    definition says where that stands `around` it.
+    definition or file has that as what is `around` it.
     """
 
     records: tuple[Record, ...]
     facts: Facts
     trigrams: tuple[int, ...]
-    around: Optional[Place] = None
+    around: Optional[Record] = None
 
 
 # Fragments with the same set of trigrams: they differ in the names of locals and in literals only.
@@ -6686,7 +6809,7 @@ SYNONYMS = """
 
 
 def word_stem(word: str) -> str:
-    """Return a word without its ending, where enough is left of it."""
+    """Return a word without its ending, if enough is left of it."""
     return ENDING.sub("", word)
 
 
@@ -6704,15 +6827,20 @@ SAME_MEANING = first_of_each_line(SYNONYMS)
 OPPOSITES = """
     accept reject
     acquire release
+    activate deactivate
     add delete
     after before
     allow deny
+    append prepend
     archive unarchive
+    ascending descending
     attach detach
     backward forward
     bind unbind
     bottom top
+    ceil floor
     child parent
+    client server
     close open
     collapse expand
     commit rollback
@@ -6723,48 +6851,63 @@ OPPOSITES = """
     decrease increase
     decrement increment
     decrypt encrypt
+    deflate inflate
     delete insert
     delete set
     deserialize serialize
     disable enable
     download upload
+    dump load
     end begin
     enter exit
     enter leave
     escape unescape
     exclude include
     export import
+    failure success
     first last
     format parse
     freeze unfreeze
     from to
     get set
     grant revoke
+    greater less
     hide show
+    horizontal vertical
     input output
     install uninstall
+    leading trailing
     left right
     load save
+    local remote
     lock unlock
     login logout
     lower upper
+    lowercase uppercase
+    marshal unmarshal
     max min
+    maximize minimize
     merge split
     mount unmount
     next previous
     pack unpack
     pause resume
+    pickle unpickle
     pop push
     prefix suffix
+    private public
+    pull push
     receive send
     register unregister
     register deregister
+    request response
     resume suspend
     set unset
     start stop
     subscribe unsubscribe
     subtract add
     unwrap wrap
+    unzip zip
 """
 DIFFERING_WORDS = 2  # in which sentences begin to differ
 
@@ -6788,7 +6931,7 @@ class Sentence(NamedTuple):
 
 
 def record_sentence(record: Record, docstring: Optional[str], intents: str) -> Optional[Sentence]:
-    """Return the intent of a record, or where it has none the first sentence of its docstring.
+    """Return the intent of a record, or if it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
     """
@@ -6843,7 +6986,7 @@ def meaningful_words(sentence: str) -> frozenset[str]:
 def are_opposite(one: str, other: str) -> bool:
     """Return whether two sentences begin to differ in words of opposite meaning.
 
-    What stands behind a colon tells more of the purpose, in words that come as they like.
+    The words behind a colon do not count: they only describe the purpose further.
     """
     named = [
         [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
@@ -6987,7 +7130,8 @@ class IntentJoin(Join):
 # fewer agree behind them: so one that was added or changed does not end it.
 
 BLOCK = "block"
-NO_STEP = 0
+NO_STEP = 0  # a definition, or what imports something: it is equal to nothing
+IMPORTING = frozenset((TYPE_LABELS[ast.Import], TYPE_LABELS[ast.ImportFrom]))
 SEED_PLACES = 40  # two statements that stand in more places in a row seed nothing
 LONGEST_GAP = 2  # statements of either body that may differ in a row
 # What a match must say, by StepWeights. Fitted on three trees, on which single idioms say less.
@@ -7048,26 +7192,38 @@ class StepWeights(dict[int, int]):
         return sum(map(self.__getitem__, set(steps)))
 
 
+def step_labels(facts: Facts) -> list[tuple[Label, ...]]:
+    """Return the labels of each of the steps of a function; none of what imports something."""
+    found = [facts.labels[first:end] for first, end in facts.steps]
+    place = len(MARKS)  # of the type of a statement
+    return [labels if IMPORTING.isdisjoint(labels[place : place + 1]) else () for labels in found]
+
+
 def number_steps(fragments: Iterable[Fragment]) -> tuple[list[Body], StepWeights]:
     """Return the bodies of functions, with a number for each different statement."""
     numbers: dict[tuple[Label, ...], int] = {(): NO_STEP}
     bodies = []
     for fragment in fragments:
-        labels = fragment.facts.labels
-        found = [labels[first:end] for first, end in fragment.facts.steps]
+        found = step_labels(fragment.facts)
         steps = tuple(numbers.setdefault(one, len(numbers)) for one in found)
         bodies.append(Body(fragment, steps))
     return bodies, StepWeights(list(numbers))
+
+
+def two_in_a_row(steps: Steps) -> Iterator[tuple[int, Pair]]:
+    """Yield each two statements that follow each other and may be part of a block; their index."""
+    for at, two in enumerate(zip(steps, steps[1:])):
+        # One statement repeated is no block.
+        if NO_STEP not in two and two[0] != two[1]:
+            yield at, two
 
 
 def find_seeds(bodies: Sequence[Body]) -> dict[Pair, list[Pair]]:
     """Return for each two bodies where the same two statements stand in a row, in either."""
     places: dict[Pair, list[Pair]] = collections.defaultdict(list)
     for number, body in enumerate(bodies):
-        for at, two in enumerate(zip(body.steps, body.steps[1:])):
-            # One statement repeated is no block.
-            if NO_STEP not in two and two[0] != two[1]:
-                places[two].append((number, at))
+        for at, two in two_in_a_row(body.steps):
+            places[two].append((number, at))
     seeds: dict[Pair, list[Pair]] = collections.defaultdict(list)
     for found in places.values():
         if len(found) <= SEED_PLACES:
@@ -7113,26 +7269,58 @@ def matched_pairs(one: Steps, other: Steps, seeds: Iterable[Pair]) -> Iterator[t
         taken.update(pairs)
 
 
-def find_matches(bodies: Sequence[Body], weights: StepWeights, min_block: int) -> list[Match]:
-    """Return the matches that are worth showing, those that say most first.
+class LeastBlock(NamedTuple):
+    """What a block must have: statements that it spans in both bodies, and what it says.
 
-    Each spans `min_block` statements of both bodies, or more; all but LONGEST_GAP of so many agree.
+    All but LONGEST_GAP of so many statements agree.
     """
+
+    steps: int
+    said: int
+
+    def is_met(self, match: Match) -> bool:
+        """Return whether a match is worth showing."""
+        size = min(last - first + 1 for first, last in match.spans())
+        is_long = size >= self.steps and len(match.pairs) >= self.steps - LONGEST_GAP
+        return is_long and match.said >= self.said
+
+
+def find_matches(bodies: Sequence[Body], weights: StepWeights, least: LeastBlock) -> list[Match]:
+    """Return the matches that are worth showing, those that say most first."""
     sets = [frozenset(body.steps) for body in bodies]
     found = []
     for (one, other), seeds in find_seeds(bodies).items():
         # Most that share two statements share little else: only what may say enough is matched.
-        if weights.of(sets[one] & sets[other]) < LEAST_SAID:
+        if weights.of(sets[one] & sets[other]) < least.said:
             continue
         steps = bodies[one].steps
         for pairs in matched_pairs(steps, bodies[other].steps, seeds):
             said = weights.of(steps[here] for here, _ in pairs)
             match = Match(one, other, pairs, said)
-            size = min(last - first + 1 for first, last in match.spans())
-            is_long = size >= min_block and len(pairs) >= min_block - LONGEST_GAP
-            if is_long and said >= LEAST_SAID:
+            if least.is_met(match):
                 found.append(match)
     return sorted(found, key=lambda match: (-match.said, match))
+
+
+def matches_of(
+    steps: Steps, bodies: Sequence[Body], weights: StepWeights, min_block: int
+) -> Iterator[Match]:
+    """Yield the matches of some statements with bodies, of `min_block` statements or all of them.
+
+    What says less than a block must is found if no more of it could agree.
+    """
+    least = LeastBlock(min(min_block, len(steps)), min(LEAST_SAID, weights.of(steps)))
+    places = collections.defaultdict(list)
+    for at, two in two_in_a_row(steps):
+        places[two].append(at)
+    for number, body in enumerate(bodies):
+        seeds = [
+            (at, there) for there, two in two_in_a_row(body.steps) for at in places.get(two, ())
+        ]
+        for pairs in matched_pairs(steps, body.steps, seeds):
+            match = Match(0, number, pairs, weights.of(steps[here] for here, _ in pairs))
+            if least.is_met(match):
+                yield match
 
 
 # Where blocks stand
@@ -7234,7 +7422,7 @@ class Cluster(NamedTuple):
 
     `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
     `similarity` that of the least similar pair. For the flags see CloneGroup. `said` is how much
-    they share, None if their trigrams tell.
+    they share, None if that follows from their trigrams.
     """
 
     evidence: Evidence
@@ -7259,8 +7447,8 @@ class Comparison(NamedTuple):
     their code. By place, `sentences` holds the intents, `names` the qualified names, and `around`
     the places that enclose another one. `bases` holds those of the classes of each name, `areas`
     the area of each file. `hooks` are the names of functions that a framework finds. `accepted`
-    are the places of definitions with a comment that accepts copies, `facts` those of every
-    definition by place.
+    are the places of definitions, and of statements, with a comment that accepts copies, `facts`
+    those of every definition by place. `modules` are the files, for their statements.
     """
 
     fragments: Sequence[Fragment]
@@ -7277,6 +7465,7 @@ class Comparison(NamedTuple):
     accepted: Collection[Place] = frozenset()
     verdicts: Verdicts = NO_VERDICTS
     facts: Mapping[Place, Facts] = {}
+    modules: Sequence[Fragment] = ()
 
     def text_of(self, fragment: Fragment) -> str:
         """Return the intent of a fragment, or nothing."""
@@ -7791,12 +7980,17 @@ class LinkedBlock(NamedTuple):
 def block_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     """Return the clusters of equal statements inside functions."""
     least_steps = run.options.min_block
-    large = (one for one in run.fragments if len(one.facts.steps) >= least_steps)
+    large = [
+        fragment
+        for fragment in (*run.fragments, *run.modules)
+        if len(fragment.facts.steps) >= least_steps
+    ]
     bodies, weights = number_steps(large)
+    matches = find_matches(bodies, weights, LeastBlock(least_steps, LEAST_SAID))
     least = run.options.code_similarity
     linked = [
         block
-        for block in linked_blocks(Stretches(find_matches(bodies, weights, least_steps)))
+        for block in linked_blocks(Stretches(matches))
         if not all(are_alike(bodies, match, least) for match in block.matches.values())
     ]
     blocks = BlockFragments(bodies, run.facts, run.names)
@@ -7806,7 +8000,9 @@ def block_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
 def are_alike(bodies: Sequence[Body], match: Match, least: float) -> bool:
     """Return whether two functions are near copies: then what they share is no news."""
     one, other = (bodies[number].fragment.trigrams for number in (match.one, match.other))
-    return match.one != match.other and jaccard(one, other) >= least
+    # Those of files are not known.
+    are_known = one and other
+    return bool(are_known) and match.one != match.other and jaccard(one, other) >= least
 
 
 def linked_blocks(stretches: Stretches) -> list[LinkedBlock]:
@@ -7841,28 +8037,30 @@ class BlockFragments(NamedTuple):
         md5sum = fingerprint("\n".join(label or "" for label in labels))
         fragments = []
         for record in body.fragment.records:
-            name = self.names.get(sort_key(record), "")
+            name = known.name if record.kind == "file" else self.names.get(sort_key(record), "")
             facts = Facts(name=name, labels=tuple(labels), statements=len(steps))
-            part = self.part(record, stretch, md5sum)
+            # A file may have the place of the only definition in it.
+            lines = step_lines(known if record.kind == "file" else self.facts[sort_key(record)])
+            part = part_of(record, lines[stretch.first : stretch.last + 1], md5sum)
             trigrams = tuple(sorted({*steps} - {NO_STEP}))
-            fragments.append(Fragment((part,), facts, trigrams, sort_key(record)))
+            fragments.append(Fragment((part,), facts, trigrams, record))
         return fragments
 
-    def part(self, record: Record, stretch: Stretch, md5sum: str) -> Record:
-        """Return the lines of a record that a stretch stands on, as a record of their own."""
-        spans = step_lines(self.facts[sort_key(record)])[stretch.first : stretch.last + 1]
-        # Where a run does not hold the code as it stood in its file, the lines are not known.
-        first = spans[0][0] if spans else record.start_line
-        last = max((end for _, end in spans), default=record.end_line)
-        return record._replace(
-            kind=BLOCK,
-            signature=None,
-            start_line=first,
-            end_line=last,
-            raw_code=code_between(record.raw_code, first - record.start_line, last - first),
-            md5sum=md5sum,
-            intent=None,
-        )
+
+def part_of(record: Record, lines: Sequence[Lines], md5sum: str) -> Record:
+    """Return the statements of a record that are on these lines, as a record of their own."""
+    # If a run does not hold the code as it stood in its file, the lines are not known.
+    first = lines[0][0] if lines else record.start_line
+    last = max((end for _, end in lines), default=record.end_line)
+    return record._replace(
+        kind=BLOCK,
+        signature=None,
+        start_line=first,
+        end_line=last,
+        raw_code=code_between(record.raw_code, first - record.start_line, last - first),
+        md5sum=md5sum,
+        intent=None,
+    )
 
 
 def block_cluster(
@@ -7903,9 +8101,11 @@ def hide_superfluous(groups: Sequence[CloneGroup], rules: Sequence[Rule]) -> lis
     """
     around = enclosing_places(member.record for group in groups for member in group.members)
 
-    def outermost_first(number: int) -> tuple[int, int]:
-        depths = (len(around.get(place, ())) for place in places_of(groups[number]))
-        return min(depths), number
+    def outermost_first(number: int) -> tuple[bool, int, int]:
+        group = groups[number]
+        depths = (len(around.get(place, ())) for place in places_of(group))
+        # What stands in a part may be a definition, which says more than the part.
+        return group.evidence.is_part, min(depths), number
 
     shown = Shown(around)
     marked = list(groups)
@@ -7936,6 +8136,7 @@ class Shown:
         self.ids: dict[Place, list[str]] = collections.defaultdict(list)
         self.counts: collections.Counter[tuple[str, bool, Place]] = collections.Counter()
         self.parts: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
+        self.definitions: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
 
     def add(self, group: CloneGroup) -> None:
         """Take in a group that is shown."""
@@ -7946,19 +8147,34 @@ class Shown:
                 self.parts[path].append(((first, last), group.id))
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
-        if group.evidence.are_copies and not group.overlaps and not group.is_loose:
+        elif group.evidence.are_copies and not group.overlaps and not group.is_loose:
             for place in places:
+                path, first, last = place
                 self.ids[place].append(group.id)
+                self.definitions[path].append(((first, last), group.id))
+
+    def holding(self, place: Place) -> Iterator[tuple[str, Place]]:
+        """Yield the ids of groups with a member around a place, and the places of the members."""
+        for outer in self.around.get(place, ()):
+            for there in self.ids.get(outer, ()):
+                yield there, outer
+
+    def covering(self, place: Place) -> Iterator[tuple[str, Place]]:
+        """Yield the same of members that have half of the lines of a place, or more."""
+        path, first, last = place
+        for (start, end), there in self.definitions[path]:
+            if 2 * (min(last, end) - max(first, start) + 1) >= last - first + 1:
+                yield there, (path, start, end)
 
 
 def is_contained(group: CloneGroup, shown: Shown) -> bool:
-    """Return whether all members lie inside members of one group of the same code."""
+    """Return whether all members lie inside members of one group of the same code.
+
+    Of a part of a definition half is enough.
+    """
     places = places_of(group)
-    holders: set[tuple[str, Place]] = set()
-    for place in places:
-        for outer in shown.around.get(place, ()):
-            for there in shown.ids.get(outer, ()):
-                holders.add((there, outer))
+    found = shown.covering if group.evidence.is_part else shown.holding
+    holders = set(itertools.chain.from_iterable(map(found, places)))
     # Two places in one outer record are a repetition within it, which merging would keep: so the
     # outer records are counted, each once.
     held = collections.Counter(one for one, _ in holders)
@@ -7975,10 +8191,6 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     section = group.evidence.name, group.is_loose
     counts = (shown.counts[(*section, place)] for place in places_of(group))
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
-
-
-# With a reason behind a colon, or not; another comment may follow.
-ACCEPTED_COPY = re.compile(r"#[ \t]*cds:[ \t]*ignore[ \t]*(?:[:#]|\Z)")
 
 
 def accepts_copies(facts: Facts) -> bool:
@@ -8182,7 +8394,9 @@ RULES = (
     ),
     Rule(
         name="contained",
-        sentence="Parts of the members of one group that is shown.",
+        sentence=(
+            "Parts of the members of one group that is shown, and blocks of which these have half."
+        ),
         stage=OF_GROUPS,
         hides=is_contained,
         vouches=True,
@@ -8227,6 +8441,8 @@ RULES = (
 # A group is the more worth merging the more its members share. So it is ranked by the information,
 # in bits, in the trigrams that all of them share. Measured on groups labelled by hand, this beat
 # the number of statements, which ranks many small bodies first.
+
+RANKED_STATEMENTS = 8  # at most so many raise the rank of a group by intent
 
 
 def information(shared: Iterable[int], features: Features) -> float:
@@ -8273,16 +8489,21 @@ def group_score(cluster: Cluster, copies: int, bits: float) -> float:
     """Return the number that ranks a group; `bits` is the information that all members share."""
     if not cluster.evidence.compares_sentences:
         return round(math.sqrt(copies - 1) * bits, 1)
-    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
-    statements = min(fragment.facts.statements for fragment in cluster.fragments)
+    # Similarity first, then size: the fourth root gives 8 statements 1.7 times the score of one.
+    # More add nothing, or large classes whose sentences share a formula would come first.
+    least = min(fragment.facts.statements for fragment in cluster.fragments)
+    statements = min(least, RANKED_STATEMENTS)
     return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
+
+
+ID_LENGTH = 10
 
 
 def group_id(cluster: Cluster) -> str:
     """Return the id of a cluster, which depends on its code alone."""
     # Sorted, since a name of a file must not be in it, not even by the order of the members.
     sums = sorted(fragment.records[0].md5sum for fragment in cluster.fragments)
-    return fingerprint("\n".join(sums))[:10]
+    return fingerprint("\n".join(sums))[:ID_LENGTH]
 
 
 def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison) -> list[Member]:
@@ -8307,9 +8528,9 @@ def describe_members(cluster: Cluster, shared: Collection[int], run: Comparison)
                 closest=similarity,
                 features=fragment.trigrams,
                 around=fragment.around,
-                is_accepted=place in run.accepted,
             )
-            members.append(member)
+            has_comment = any(place in run.accepted for place in comment_places(member))
+            members.append(member._replace(is_accepted=has_comment))
     return sorted(members, key=lambda member: sort_key(member.record))
 
 
@@ -8327,13 +8548,12 @@ def rounded(part: float) -> float:
 
 def own_labels(fragments: Sequence[Fragment]) -> dict[str, tuple[str, ...]]:
     """Return, by md5sum, the labels that each of these fragments has alone."""
-    labels = {
-        fragment.records[0].md5sum: source_labels(fragment.facts.labels) for fragment in fragments
-    }
-    holders = collections.Counter(itertools.chain.from_iterable(labels.values()))
+    labels = [source_labels(fragment.facts.labels) for fragment in fragments]
+    # Blocks of the same code are fragments of their own each.
+    holders = collections.Counter(itertools.chain.from_iterable(labels))
     own = {}
-    for md5sum, found in labels.items():
-        own[md5sum] = tuple(label for label in found if holders[label] == 1)
+    for fragment, found in zip(fragments, labels):
+        own[fragment.records[0].md5sum] = tuple(label for label in found if holders[label] == 1)
     return own
 
 
@@ -8412,6 +8632,7 @@ def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
     return (
         are_overrides(members, run.bases)
         or are_base_and_derived(members, run.bases)
+        or have_one_base(members, run)
         or are_hooks(members, run.hooks)
         or are_async_twins(members)
         or are_tests_and_tested(members)
@@ -8426,6 +8647,16 @@ def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collecti
     names = {member.qualified_name.rpartition(".")[2] for member in members}
     above = set.intersection(*(ancestors(name, bases) for name in names))
     return len(names) > 1 and not names.isdisjoint(above)
+
+
+def have_one_base(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members are classes with a base, or an interface, of the same code in common.
+
+    A base from elsewhere does not count: two JSON encoders of one purpose are worth seeing.
+    """
+    facts = [run.facts[sort_key(member.record)] for member in members]
+    common = set.intersection(*(set(known.bases) for known in facts))
+    return not common.isdisjoint(run.bases)
 
 
 def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:
@@ -8706,6 +8937,37 @@ def hide_accepted(report: Report) -> Report:
     return with_groups(report, groups)
 
 
+def find_accepted(records: Iterable[Record], facts: Iterable[Facts]) -> set[Place]:
+    """Return where comments accept copies: the places of definitions, and of statements.
+
+    That of a statement begins and ends at its first line.
+    """
+    accepted = set()
+    for record, known in zip(records, facts):
+        if record.kind != "file" and accepts_copies(known):
+            accepted.add(sort_key(record))
+        accepted.update((record.file_path, line, line) for line in ignoring_statements(known))
+    return accepted
+
+
+def ignoring_statements(facts: Facts) -> Iterator[int]:
+    """Yield the first line of each statement of a function that has a comment to accept copies."""
+    if not facts.comment_lines:
+        return
+    for (first, last), (begin, end) in zip(step_lines(facts), facts.steps):
+        # A definition in it has no labels, and comments of its own.
+        if begin < end and any(first <= line <= last for line in facts.comment_lines):
+            yield first
+
+
+def comment_places(member: Member) -> list[Place]:
+    """Return where comments may stand that accept copies of a member."""
+    record = member.record
+    if member.around is None:
+        return [sort_key(record)]
+    return [(record.file_path, record.start_line, record.start_line), sort_key(member.around)]
+
+
 def find_vain_comments(groups: Iterable[CloneGroup], run: Comparison) -> tuple[Place, ...]:
     """Return where comments stand that accept copies and hide none of the groups, sorted.
 
@@ -8716,7 +8978,8 @@ def find_vain_comments(groups: Iterable[CloneGroup], run: Comparison) -> tuple[P
     vain = set(run.accepted)
     for group in groups:
         if group.hidden_by is None and has_accepted_copies(group, None):
-            vain.difference_update(places_of(group))
+            for member in group.members:
+                vain.difference_update(comment_places(member))
     return tuple(sorted(vain))
 
 
@@ -8779,8 +9042,23 @@ def compare_records(
         rules=rules if verdicts is None else (*rules, REFUTED),
         verdicts=verdicts or NO_VERDICTS,
         facts=by_place,
-        accepted={place for place, known in by_place.items() if accepts_copies(known)},
+        accepted=find_accepted(records, facts),
+        modules=modules_among(records, facts, options),
     )
+
+
+def modules_among(
+    records: Iterable[Record], facts: Iterable[Facts], options: DuplicateOptions
+) -> list[Fragment]:
+    """Return the files as fragments for blocks, if functions are compared, sorted by `md5sum`."""
+    if "function" not in options.kinds:
+        return []
+    found = [
+        Fragment((record,), known, ())
+        for record, known in zip(records, facts)
+        if record.kind == "file"
+    ]
+    return sorted(found, key=lambda fragment: fragment.records[0].md5sum)
 
 
 def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGroup]:
@@ -8789,8 +9067,19 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     for kind in evidence:
         described = (describe_group(cluster, run) for cluster in kind.find(kind, run))
         found = [with_verdicts(group, run.verdicts) for group in described]
-        groups += sorted(found, key=rank_key)
+        groups += with_own_ids(sorted(found, key=rank_key))
     return hide_weaker(hide_superfluous(groups, run.rules), run)
+
+
+def with_own_ids(groups: Iterable[CloneGroup]) -> Iterator[CloneGroup]:
+    """Yield groups with the ids changed that another one has already."""
+    # Blocks of the same code are not always in one group, since not every pair need be a match.
+    counts: collections.Counter[str] = collections.Counter()
+    for group in groups:
+        counts[group.id] += 1
+        count = counts[group.id]
+        own_id = fingerprint(f"{group.id}\n{count}")[:ID_LENGTH]
+        yield group if count == 1 else group._replace(id=own_id)
 
 
 def facts_by_place(records: Iterable[Record], facts: Iterable[Facts]) -> dict[Place, Facts]:
@@ -9004,17 +9293,21 @@ Identity = tuple[str, str, str]
 class Past(NamedTuple):
     """What stood in a tree before: `files` by their paths, `definitions` by identity and md5sum.
 
-    A baseline alone knows of neither: it has what its groups hold.
+    `codes` are those of the definitions and files by `name_of`. A baseline alone knows of none of
+    them: it has what its groups hold.
     """
 
     files: Collection[str] = frozenset()
     definitions: Collection[tuple[Identity, str]] = frozenset()
+    codes: Mapping[tuple[str, str], Sequence[str]] = {}
 
     def holds(self, member: Member) -> bool:
         """Return whether a member stood where it stands, with the same code."""
         record = member.record
         if record.file_path in self.files:
             return True
+        if member.around:
+            return any(record.raw_code in code for code in self.codes.get(name_of(member), ()))
         return (identity(member), record.md5sum) in self.definitions
 
 
@@ -9063,9 +9356,14 @@ def is_changed(group: CloneGroup, unchanged: Collection[str]) -> bool:
 
 
 def places_to_compare(report: Report, unchanged: Collection[str]) -> set[Place]:
-    """Return where members stand of the groups that `compare_since` must judge."""
+    """Return the places of the code with a member of the groups that `compare_since` must judge."""
     changed = (group for group in report.groups if is_changed(group, unchanged))
-    return set(itertools.chain.from_iterable(map(places_of, changed)))
+    return {code_place(member) for group in changed for member in group.members}
+
+
+def code_place(member: Member) -> Place:
+    """Return the place of the record that holds the code of a member: itself, or around it."""
+    return sort_key(member.around or member.record)
 
 
 def compare_since(report: Report, baseline: Report, past: Past) -> Report:
@@ -9091,6 +9389,11 @@ def identity(member: Member) -> Identity:
     return member.record.file_path, member.record.kind, member.qualified_name
 
 
+def name_of(member: Member) -> tuple[str, str]:
+    """Return the file and the qualified name of a definition, or of the one around a part."""
+    return member.record.file_path, member.qualified_name
+
+
 def members_by_place(groups: Iterable[CloneGroup]) -> dict[Place, Member]:
     """Return each member of groups once."""
     members: dict[Place, Member] = {}
@@ -9107,11 +9410,6 @@ def numbers_by_place(groups: Iterable[CloneGroup]) -> dict[Place, list[int]]:
         for place in places_of(group):
             numbers[place].append(number)
     return numbers
-
-
-def name_of(member: Member) -> tuple[str, str]:
-    """Return the file and the qualified name of a definition, or of the one around a part."""
-    return member.record.file_path, member.qualified_name
 
 
 def numbers_by_name(groups: Iterable[CloneGroup]) -> dict[tuple[str, str], list[int]]:
@@ -9580,10 +9878,10 @@ def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
 # What exists already that does this? Words are looked for in what code is for and in its names, by
 # the measure of the intents. Who asks may know other words than the author, so a word is looked for
 # by its meaning too; that the word itself is there counts on top. Code is looked for by what makes
-# fragments near, however small it is.
+# fragments near, however small it is, and its statements by what makes a block.
 
-BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE = "words", "exact", "near"
-FOUND_BY = (BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE)  # in the order of the hits
+BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE, BY_BLOCK = "words", "exact", "near", BLOCK
+FOUND_BY = (BY_WORDS, BY_SAME_CODE, BY_SIMILAR_CODE, BY_BLOCK)  # in the order of the hits
 # The fewer words a sentence has, the more each of them counts. Those of a question are fewer still
 # than those of two sentences that are compared, so more ghost words are needed.
 QUESTION_GHOST_WORDS = 10
@@ -9605,7 +9903,7 @@ class Hit(NamedTuple):
     """A definition that was found, by one of FOUND_BY.
 
     `score`, 0 to 1, says how much it has of what was looked for; `words` are those of the question
-    that it has, or others of the same meaning.
+    that it has, or others of the same meaning. One found by a block has the lines of that.
     """
 
     candidate: Candidate
@@ -9617,13 +9915,18 @@ class Hit(NamedTuple):
 class Snippet(NamedTuple):
     """Code to look for.
 
-    `labels` are those of each way to read it. A snippet of statements has no md5sum, and is looked
-    for in the bodies of functions.
+    `readings` are the facts of each way to read it. A snippet of statements has no md5sum, and is
+    the body of a function: it is looked for in those of others.
     """
 
     is_class: bool
     md5sum: Optional[str]
-    labels: Sequence[Sequence[Label]]
+    readings: Sequence[Facts]
+
+    def features(self) -> list[FeatureCounts]:
+        """Return the features of each way to read it."""
+        labels = [facts.labels for facts in self.readings]
+        return list(map(feature_counts, labels if self.md5sum else map(body_labels, labels)))
 
 
 def candidates_among(
@@ -9676,6 +9979,17 @@ class FindIndex:
         """The features of the body of each definition."""
         return [feature_counts(body_labels(one.facts.labels)) for one in self.candidates]
 
+    @functools.cached_property
+    def bodies(self) -> tuple[list[Body], StepWeights]:
+        """The statements of each definition, and what they say."""
+        return number_steps(Fragment((one.record,), one.facts, ()) for one in self.candidates)
+
+    @functools.cached_property
+    def steps(self) -> dict[tuple[Label, ...], int]:
+        """The number of each different statement."""
+        _, weights = self.bodies
+        return {tuple(labels): number for number, labels in enumerate(weights.labels)}
+
     def _length(self, weights: Iterable[tuple[str, float]]) -> float:
         return math.fsum(self.squares.get(word, 1.0) * weight**2 for word, weight in weights)
 
@@ -9694,16 +10008,17 @@ class FindIndex:
         return sorted(hits, key=hit_order)
 
     def by_code(self, snippets: Sequence[Snippet], least: float) -> list[Hit]:
-        """Return what is the code of a snippet, or shares `least` of it, the best first."""
+        """Return what is the code of a snippet, or shares `least` or a block, the best first."""
         best: dict[int, Hit] = {}
         for snippet in snippets:
-            for number, hit in self._like(snippet, least):
+            found = itertools.chain(self._like(snippet, least), self._with_block(snippet))
+            for number, hit in found:
                 best[number] = min(hit, best.get(number, hit), key=hit_order)
         return sorted(best.values(), key=hit_order)
 
     def _like(self, snippet: Snippet, least: float) -> Iterator[tuple[int, Hit]]:
         """Yield what is like a snippet, by its number."""
-        readings = [feature_counts(labels) for labels in snippet.labels]
+        readings = snippet.features()
         features = self.features if snippet.md5sum else self.body_features
         for number, (candidate, own) in enumerate(zip(self.candidates, features)):
             record = candidate.record
@@ -9713,6 +10028,27 @@ class FindIndex:
                 score = max(shared_features(own, other) for other in readings)
                 if score >= least:
                     yield number, Hit(candidate, BY_SIMILAR_CODE, rounded(score))
+
+    def _with_block(self, snippet: Snippet) -> Iterator[tuple[int, Hit]]:
+        """Yield what has a block of a snippet's statements, by its number."""
+        bodies, weights = self.bodies
+        for facts in snippet.readings:
+            # What stands nowhere can be equal to nothing.
+            steps = tuple(self.steps.get(one, NO_STEP) for one in step_labels(facts))
+            for match in matches_of(steps, bodies, weights, DuplicateOptions().min_block):
+                candidate = self.candidates[match.other]
+                part = rounded(len(match.pairs) / len(steps))
+                yield match.other, Hit(at_block(candidate, match), BY_BLOCK, part)
+
+
+def at_block(candidate: Candidate, match: Match) -> Candidate:
+    """Return a definition with the lines of the block that a match has in it, if they are known."""
+    _, (first, last) = match.spans()
+    lines = step_lines(candidate.facts)[first : last + 1]
+    if not lines:
+        return candidate
+    start, end = lines[0][0], max(end for _, end in lines)
+    return candidate._replace(record=candidate.record._replace(start_line=start, end_line=end))
 
 
 def hit_order(hit: Hit) -> tuple[int, float, Place]:
@@ -9734,17 +10070,17 @@ def snippets_in(analyzer: Analyzer, code: str) -> list[Snippet]:
     symbols = outermost_symbols(analyzer, code)
     if symbols:
         return list(map(snippet_of, symbols))
-    bodies = []
+    bodies: list[Facts] = []
     for source in functions_around(code):
         for function in outermost_symbols(analyzer, source):
-            bodies.append(body_labels(*snippet_of(function).labels))
-    return [Snippet(is_class=False, md5sum=None, labels=bodies)]
+            bodies += snippet_of(function).readings
+    return [Snippet(is_class=False, md5sum=None, readings=bodies)]
 
 
 def snippet_of(symbol: Symbol) -> Snippet:
     """Return a definition to look for."""
-    labels = symbol.facts.labels if symbol.facts else ()
-    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [labels])
+    facts = symbol.facts or Facts()
+    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [facts])
 
 
 def outermost_symbols(analyzer: Analyzer, code: str) -> list[Symbol]:
@@ -9956,6 +10292,7 @@ SHOWN_COMMENTS = 5  # of those that hide nothing
 LOOSE_NOTE = "loosely alike: no gate counts it"
 # A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
+LINES_AROUND = 3  # a part of a definition
 SHOWN_LABELS = 6
 FOLD_INDENT = 2
 COLUMN_GAP = "  "
@@ -10408,7 +10745,9 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
 
 
 def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
-    """Yield a line for each code of which a group holds several copies."""
+    """Yield a line for each code of which a group holds several copies; blocks are no codes."""
+    if group.evidence.is_part:
+        return
     md5sums = [member.record.md5sum for member in group.members]
     for md5sum, count in collections.Counter(md5sums).items():
         if count > 1:
@@ -10498,9 +10837,24 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
         yield Line("")
         # Code of the same purpose differs in everything.
         if member is first or group.evidence.compares_sentences:
-            yield from map(Line, _shown_code(member))
+            yield from _code_lines(member)
         else:
             yield from _diff_lines(first, member)
+
+
+def _code_lines(member: Member) -> Iterator[Line]:
+    """Yield the code of a member; that of a part, dim, with the lines around it."""
+    record, around = member.record, member.around
+    if around is None:
+        yield from map(Line, _shown_code(member))
+        return
+    first = max(record.start_line - LINES_AROUND, around.start_line)
+    last = min(record.end_line + LINES_AROUND, around.end_line)
+    code = code_between(around.raw_code, first - around.start_line, last - first)
+    wider = member._replace(record=record._replace(raw_code=code))
+    for number, line in enumerate(_shown_code(wider), first):
+        is_part = record.start_line <= number <= record.end_line
+        yield Line(line, PLAIN if is_part else DIM)
 
 
 def _diff_lines(one: Member, other: Member) -> Iterator[Line]:
@@ -10563,6 +10917,8 @@ def reason_of(hit: Hit) -> str:
         return "exact: the same code"
     if hit.found_by == BY_SIMILAR_CODE:
         return f"near: similarity {in_percent(hit.score) / 100:.2f}"
+    if hit.found_by == BY_BLOCK:
+        return f"block: {in_percent(hit.score)} % of the statements"
     return f"has {', '.join(hit.words)}"
 
 
@@ -13091,7 +13447,7 @@ def report_before(
     files = {source.file_path for source in tree.sources if earlier.holds(source)}
     changed = read_changed(args, earlier, files)
     before = tree_before(changed, tree, files, places_to_compare(report, files))
-    return report_on_tree(args, before, None), Past(files, standing_definitions(changed))
+    return report_on_tree(args, before, None), past_of(changed, files)
 
 
 def read_changed(
@@ -13113,7 +13469,7 @@ def tree_before(
 ) -> SourceTree:
     """Return a tree as it was: what was changed, and what the unchanged files of today hold.
 
-    Of these, only the definitions at `compared` keep what near copies are found by.
+    Of these, only the records at `compared` keep what near copies and blocks are found by.
     """
     records, facts = [*changed.records], [*changed.facts]
     for record, known in zip(tree.records, tree.facts):
@@ -13121,18 +13477,24 @@ def tree_before(
             records.append(record)
             # The others stay for their sentences: how much a word weighs depends on all.
             is_compared = sort_key(record) in compared
-            facts.append(known if is_compared else known._replace(labels=()))
+            facts.append(known if is_compared else known._replace(labels=(), steps=()))
     return SourceTree([], records, facts, changed.errors, {})
 
 
-def standing_definitions(tree: SourceTree) -> set[tuple[Identity, str]]:
-    """Return the identity and the md5sum of each definition of a tree."""
-    definitions = [record for record in tree.records if record.kind != "file"]
-    facts = facts_by_place(tree.records, tree.facts)
+def past_of(changed: SourceTree, unchanged: Collection[str]) -> Past:
+    """Return what stood in a tree: what is given of the changed files, and all of the others."""
+    definitions = [record for record in changed.records if record.kind != "file"]
+    facts = facts_by_place(changed.records, changed.facts)
     names = qualified_names(facts, enclosing_places(definitions))
-    return {
-        ((one.file_path, one.kind, names.get(sort_key(one), "")), one.md5sum) for one in definitions
-    }
+    identities = set()
+    codes = collections.defaultdict(list)
+    for record in changed.records:
+        is_file = record.kind == "file"
+        name = MODULE_NAME if is_file else names.get(sort_key(record), "")
+        codes[record.file_path, name].append(record.raw_code)
+        if not is_file:
+            identities.add(((record.file_path, record.kind, name), record.md5sum))
+    return Past(unchanged, identities, codes)
 
 
 def read_baseline(path: str) -> Report:
@@ -13314,7 +13676,7 @@ def root_name(directory: str) -> str:
     """Return where a directory is in its work tree, or its name alone where there is none."""
     place = place_in_work_tree(directory)
     if place is None:
-        return stored_path(os.path.basename(os.path.realpath(directory)))
+        return stored_path(os.path.basename(os.path.abspath(directory)))
     return stored_path(place[1].rstrip("/") or os.curdir)
 
 
@@ -13364,11 +13726,6 @@ REPORT_WRITERS = {
 }
 
 
-def code_place(member: Member) -> Place:
-    """Return where the stored code stands that holds a member's."""
-    return member.around or sort_key(member.record)
-
-
 def with_codes(
     args: argparse.Namespace,
     run: Optional[Mapping[str, object]],
@@ -13383,12 +13740,13 @@ def with_codes(
         codes = read_codes(args.db_path, int(str(run["id"])), places)
 
     def whole(member: Member) -> Member:
-        record, (_, first, _) = member.record, code_place(member)
+        record, around = member.record, member.around
         code = codes.get(code_place(member), record.raw_code)
-        if member.around:
-            last = record.end_line - record.start_line
-            code = code_between(code, record.start_line - first, last)
-        return member._replace(record=record._replace(raw_code=code))
+        if around is None:
+            return member._replace(record=record._replace(raw_code=code))
+        first, count = record.start_line - around.start_line, record.end_line - record.start_line
+        part = record._replace(raw_code=code_between(code, first, count))
+        return member._replace(record=part, around=around._replace(raw_code=code))
 
     completed = []
     for group in groups:
@@ -13761,8 +14119,11 @@ def positive_int(text: str) -> int:
 
 
 def natural_int(text: str) -> int:
-    """Return 0, or a whole number as `positive_int` does; raise as that does."""
-    return 0 if text == "0" else positive_int(text)
+    """Return 0, or what `positive_int` does; raise ArgumentTypeError for anything else."""
+    try:
+        return 0 if text == "0" else positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def positive_seconds(text: str) -> float:
@@ -13824,6 +14185,11 @@ def whole_number(value: object) -> int:
     return positive_int(str(value) if type(value) is int else repr(value))
 
 
+def count_number(value: object) -> int:
+    """Return 0 or a whole number above it; raise ArgumentTypeError for anything else."""
+    return natural_int(str(value) if type(value) is int else repr(value))
+
+
 def similarity_number(value: object) -> float:
     """Return a number above 0 and up to 1; raise ArgumentTypeError for anything else."""
     return similarity_bound(str(value) if type(value) in (int, float) else repr(value))
@@ -13841,7 +14207,7 @@ SETTINGS: Mapping[str, Callable[[object], object]] = {
     "exclude": text_list,
     "kind": kind_list,
     "min-statements": whole_number,
-    "min-block": whole_number,
+    "min-block": count_number,
     "code-similarity": similarity_number,
     "intent-similarity": similarity_number,
     "intents": intent_choice,

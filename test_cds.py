@@ -591,6 +591,11 @@ WORST_TEXTS = {
     "WORD_OR_SIGN": ("a+", "", "", "cds.marked_words(text, text + 'a')"),
     "NAME_OR_NUMBER": ("a+", "", "", "cds.line_shape(text)"),
     "GLOB_SIGN": ("[", "", "", "pattern.sub('', text)"),
+    "ACCEPTED_COPY": ("# \t", "# cds", "", "pattern.search(text)"),
+    "BACKTICKS": ("` ", "", "", "pattern.findall(text)"),
+    "CAMEL_CASE": ("aA", "", "", "pattern.sub(' ', text)"),
+    "LINK_FIELD": ("{line", "", "", "pattern.sub('', text)"),
+    "SETTINGS_TABLE": ("\n \t", "", "[tool", "pattern.search(text.encode())"),
     # Not patterns by name, but as foreign.
     "a wrong option": ("must be of ", "", "", OLLAMA),
     "a missing model": ("model ", "", "", OLLAMA),
@@ -2409,6 +2414,10 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param(
             '"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"
         ),
+        pytest.param('"""@param x: How many."""', None, id="only a field"),
+        pytest.param('"""\n    :arg int x: How many.\n    """', None, id="only another field"),
+        pytest.param('"""@ivar x: how many\n    """', None, id="only an attribute"),
+        pytest.param('"""@return: the sum."""', "@return: the sum.", id="what is returned"),
         pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
@@ -5580,12 +5589,11 @@ def test_read_run_gives_the_newest_run_or_the_one_named(tmp_path):
     assert cds.read_run(db, 1)[1] == [record(TOTAL), file]
 
 
-def test_read_run_reads_no_more_of_a_file_than_its_header(tmp_path):
-    db = str(tmp_path / "db")
-    store(db, [record("# A comment.\n" + "x = 1\n" * 9999, kind="file")])
+def test_read_run_reads_the_code_of_a_file_but_once(tmp_path):
+    db, code = str(tmp_path / "db"), "# A comment.\n" + "x = 1\n" * 9999
+    store(db, [record(code, kind="file")])
     (file,) = cds.read_run(db)[1]
-    assert file.raw_code.startswith("# A comment.\nx = 1\n") and len(file.raw_code) < 5000
-    assert (file.end_line, file.normalized_code) == (9999, "")
+    assert (file.raw_code, file.end_line, file.normalized_code) == (code, 9999, "")
 
 
 @pytest.mark.parametrize("form", [("--show", ""), ("--format", "html")], ids=" ".join)
@@ -6843,6 +6851,10 @@ def test_compared_words_hold_those_before_the_first_colon_twice():
         pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
         pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
         pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Starts the server side.", "Starts the client side.", True, id="two sides"),
+        pytest.param("Dumps a key as PEM.", "Reads a key from PEM.", True, id="dumped and read"),
+        pytest.param("Runs on success.", "Runs on an error.", True, id="success and failure"),
+        pytest.param("Restores all mails.", "Restores any mail.", False, id="all and any"),
         pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
         pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
         pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
@@ -6912,7 +6924,7 @@ def test_similar_intents_finds_what_comparing_everything_finds(threshold, seed):
     }
     expected = {pair: score for pair, score in scores.items() if score >= threshold}
     found = similar_sentences(sentences, threshold, family_size=140)
-    assert found == (pytest.approx(expected), {})
+    assert found == (pytest.approx(expected), {}, {})
     assert 0 < len(expected) < len(scores)
 
 
@@ -7140,7 +7152,8 @@ def test_near_groups_are_what_comparing_every_pair_finds(tmp_path, seed):
     expected = every_pair_grouped(records, options)
     found = []
     for group in found_groups(records, options):
-        if group.evidence.name == "near" and not group.overlaps:
+        is_near = group.evidence.name == "near" and not group.is_loose
+        if is_near and not group.overlaps:
             found.append(
                 (hidden_by(group), [cds.sort_key(member.record) for member in group.members])
             )
@@ -7708,8 +7721,10 @@ def ring(size=30):
 
 
 def members_by_overlap(report, evidence):
-    """Return the paths in the groups that do not overlap, and in those that do."""
-    groups = [group for group in report.groups if group.evidence.name == evidence]
+    """Return the paths in the groups that do not overlap, and in those that do; not loose ones."""
+    groups = [
+        group for group in report.groups if group.evidence.name == evidence and not group.is_loose
+    ]
     return [
         [paths_in(group) for group in groups if group.overlaps is overlaps]
         for overlaps in (False, True)
@@ -8006,8 +8021,20 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
     assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
 
 
-@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+@pytest.mark.parametrize("sizes", [(2, 6), (6, 2)])
 def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    groups = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 6),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(3**0.25, abs=0.01)
+
+
+def intents_of_sizes(sizes):
+    """Return two records of one purpose, not quite in the same words, for each size."""
     records = []
     for number, size in enumerate(sizes):
         for name in "ab":
@@ -8015,14 +8042,14 @@ def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes
             code = f"def {name}{number}(c):\n{calls}"
             intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
             records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
-    groups = found_groups(records, DUPLICATES)
-    assert [(group.evidence.name, group.statements) for group in groups] == [
-        ("intent", 18),
-        ("intent", 2),
-    ]
-    large, small = groups
-    assert large.similarity == small.similarity < 1
-    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+    return records
+
+
+@pytest.mark.parametrize(("sizes", "equal"), [((8, 18), True), ((7, 18), False), ((9, 80), True)])
+def test_eight_statements_raise_the_rank_of_an_intent_as_much_as_more(sizes, equal):
+    large, small = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert {large.statements, small.statements} == {*sizes}
+    assert (large.score == small.score) is equal
 
 
 def test_overrides_across_files_rank_behind_less_similar_intents():
@@ -8059,6 +8086,7 @@ def test_siblings_come_last():
         pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
         pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
         pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B[int])", "C(D[int])", "D(B)"), "load", True, id="generic base"),
         pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
         pytest.param(("A", "B"), "load", False, id="unrelated"),
         pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
@@ -8147,12 +8175,36 @@ def in_class(owner, header, number):
         pytest.param(
             "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
         ),
-        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+        pytest.param("class IRow(A):", "@implementer(IRow[T])\nclass Row:", True, id="generic"),
+        pytest.param("class Row(A):", "class Line(A):", False, id="base from elsewhere"),
     ],
 )
 def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
     decorator, _, header = other.rpartition("\n")
     files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(("class Row(Base):", "class Line(m.Base):"), True, id="one base"),
+        pytest.param(("class Row(Base[int]):", "class Line(Base[str]):"), True, id="generic base"),
+        pytest.param(
+            ("@implementer(A, Base)\nclass Row:", "@implementer(Base)\nclass Row(X):"),
+            True,
+            id="one interface",
+        ),
+        pytest.param(("class Row(Base):", "class Row(Other):"), False, id="one name, two bases"),
+        pytest.param(("class Row(Near):", "class Line(Base):"), False, id="a base further up"),
+        pytest.param(("class Row(Thread):", "class Line(Thread):"), False, id="from elsewhere"),
+    ],
+)
+def test_classes_of_one_base_in_the_same_code_are_siblings(tmp_path, headers, siblings):
+    files = {"base.py": "class Base:\n    a = 1\n\n\nclass Near(Base):\n    b = 2\n"}
+    for number, lines in enumerate(headers):
+        decorator, _, header = lines.rpartition("\n")
+        files[f"{number}.py"] = f"{decorator}\n{described(header, number)}"
     assert siblings_of(tmp_path, files) == [siblings]
 
 
@@ -8408,7 +8460,7 @@ def test_lines_in_copies_beyond_the_first_are_counted_once(tmp_path):
 def test_file_pairs_rank_by_the_lines_they_share_and_code_first(tmp_path):
     files = {"a.py": TOTAL + OTHER, "b.py": TOTAL + OTHER, "c.py": OTHER}
     files |= {f"tests/{n}.py": TOTAL.replace("log", "lg") + EDITED for n in "de"}
-    report = report_on(tmp_path, files, code_similarity=1)
+    report = report_on(tmp_path, files, code_similarity=1, min_block=0)
     pairs = [tuple(pair) for pair in report.file_pairs]
     assert pairs[0] == ("a.py", "b.py", 13)
     assert pairs[1][2] == 6 and pairs[-1] == ("tests/d.py", "tests/e.py", 15)
@@ -8531,6 +8583,11 @@ def test_a_block_of_three_places_is_one_group(tmp_path):
         pytest.param("".join(f"    table[{n}] = ({n}, 'x')\n" for n in range(9)), id="table"),
         pytest.param("    self.add(key.first, key.second)\n" * 9, id="repeated"),
         pytest.param("".join(f"    import a{n}\n" for n in range(9)), id="imports"),
+        pytest.param(
+            "".join(f"    import a{n}\n" for n in range(9))
+            + "".join(BLOCK_LINES.splitlines(True)[:3]),
+            id="imports-and-little-more",
+        ),
         pytest.param("".join(BLOCK_LINES.splitlines(True)[:3]), id="short"),
     ],
 )
@@ -8545,6 +8602,70 @@ def test_min_block_bounds_what_is_found_and_turns_blocks_off(tmp_path):
     records = built(tmp_path / "src")
     report = cds.build_report(records, BLOCKS._replace(min_block=0))
     assert "block" not in [evidence.name for evidence in report.evidence]
+
+
+IN_FILE = textwrap.dedent(BLOCK_LINES).replace("self.", "REGISTRY.").replace("key", "KEY")
+IN_FUNCTION = f"def store(path):\n{textwrap.indent(IN_FILE, '    ')}    return open(path).read()\n"
+AROUND_IN_FILE = (
+    ("import os\n", "print(os.getcwd(), sep=chr(9))\n"),
+    ("import re\n@wraps\ndef f():\n    return 1\n\n", "with open(FILE) as file:\n    run(file)\n"),
+    (
+        "if DEBUG:\n    class A:\n        x = 1\n\n        y = 2\n",
+        "A = [one for one in B if one]\n",
+    ),
+)
+
+
+@pytest.mark.parametrize("other", [*AROUND_IN_FILE, None], ids=["1", "2", "3", "function"])
+def test_the_statements_of_a_file_hold_blocks(tmp_path, capsys, other):
+    before, _ = AROUND_IN_FILE[1]
+    second = IN_FUNCTION if other is None else f"{other[0]}{IN_FILE}{other[1]}"
+    files = {"a.py": f"{before}{IN_FILE}z = {{**y}}\n", "b.py": second + "x = 1\n"}
+    source = tree(tmp_path / "src", files)
+    store(tmp_path / "db", built(source))
+    outputs = []
+    for words in (("--path", source), ("--db-path", tmp_path / "db")):
+        assert run("duplicates", *words, "--format", "json") == 0
+        outputs.append(report_groups(capsys.readouterr().out))
+    assert outputs[0] == outputs[1]
+    (group,) = (one for one in outputs[0] if one["evidence"] == "block")
+    one, another = group["members"]
+    assert (one["qualified_name"], one["start_line"], one["end_line"]) == ("<module>", 6, 12)
+    assert another["qualified_name"] == ("store" if other is None else "<module>")
+    assert another["end_line"] - another["start_line"] == 6
+
+
+def test_the_body_of_a_class_holds_no_block(tmp_path):
+    in_class = "class {}:\n" + textwrap.indent(IN_FILE, "    ") + "    x = {}\n"
+    sources = in_class.format("A", 1), in_class.format("B", "[one(2) for one in two]")
+    assert not blocks_in(tmp_path, *sources)
+
+
+@pytest.mark.parametrize(("times", "rule"), [(0, None), (3, "contained")])
+def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule):
+    nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
+    block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
+    files = {f"{number}.py": host(number, block) for number in range(2)}
+    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
+    groups = found_groups(built(tree(tmp_path, files)), options)
+    found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
+    assert found == {"exact": None, "block": rule}
+
+
+def test_equal_blocks_of_a_group_differ_in_nothing(tmp_path):
+    changed = BLOCK_LINES.replace("self.history.append", "print")
+    (group,) = blocks_in(tmp_path, host(0), host(1), host(2, changed))
+    assert [member.differs for member in group.members] == [(), (), ("print",)]
+    assert "exact copies" not in "".join(line.text for line in cds._group_lines(group, {}))
+
+
+def test_a_block_is_hidden_by_a_better_one_that_has_most_of_it(tmp_path):
+    twice = 2 * BLOCK_LINES
+    best, *others = blocks_in(tmp_path, host(0, twice), host(1, twice))
+    assert (best.hidden_by, best.statements) == (None, 14)
+    assert {group.hidden_by and group.hidden_by.name for group in others} == {"overlap"}
+    (group,) = blocks_in(tmp_path, host(0, twice), host(1))
+    assert (group.hidden_by, group.copies) == (None, 3)
 
 
 def test_near_copies_have_no_block(tmp_path):
@@ -8575,6 +8696,16 @@ def test_the_id_of_a_block_follows_from_its_code_alone(tmp_path):
     assert before.id == after.id
 
 
+def test_blocks_of_the_same_code_in_several_groups_have_ids_of_their_own(tmp_path):
+    """Two functions share more than the block that each has in common with a third one."""
+    more = "".join(f"    self.row_{n}.put(entry, size={n})\n" for n in range(8))
+    sources = host(0), host(1, BLOCK_LINES + more), host(2, BLOCK_LINES + more)
+    groups = blocks_in(tmp_path, *sources)
+    sums = [tuple(member.record.md5sum for member in group.members) for group in groups]
+    assert len(groups) == 3 and len(set(sums)) == 2
+    assert len({group.id for group in groups}) == 3
+
+
 def test_blocks_of_a_stored_run_are_those_of_its_tree(tmp_path, capsys):
     source = tree(tmp_path / "src", {f"{n}.py": host(n) for n in range(3)})
     db = tmp_path / "db"
@@ -8588,7 +8719,65 @@ def test_blocks_of_a_stored_run_are_those_of_its_tree(tmp_path, capsys):
     for words in (("--path", source), ("--db-path", db)):
         assert run("duplicates", *words, *UNLIKE, "--show", block) == 0
         shown = capsys.readouterr().out
-        assert "self.flush_pending(entry)" in shown and "self.begin" not in shown
+        assert "self.flush_pending(entry)" in shown and shown.count("self.begin_m0()") == 1
+
+
+def test_a_block_is_shown_with_the_lines_around_it(tmp_path, capsys, monkeypatch):
+    more = BLOCK_LINES.replace("    for", "    log.debug(key)\n    for")
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1, more)})
+    monkeypatch.chdir(source)
+    (group,) = blocks_in(tmp_path, host(0), host(1, more))
+    for name in ("db", None):
+        words = ("--path", ".")
+        if name:
+            store(tmp_path / name, built(source))
+            words = ("--db-path", tmp_path / name)
+        assert run("duplicates", *words, *UNLIKE, "--show", group.id) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert title == f"{group.id}  block, 2 copies, 7 statements, similarity 0.93"
+        assert re.fullmatch(r"1\. (.*/)?0\.py:4-10  Store\.m0", lines[1])
+        expected = host(0).splitlines()[1:12]
+        assert lines[3:14] == [line.removeprefix("  ") for line in expected]
+        assert [line for line in lines if line[:1] == "+"][1:] == ["+log.debug(key)"]
+
+
+def test_each_output_has_the_lines_of_a_block_alone(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1)})
+    words = ("duplicates", "--path", source, *UNLIKE, "--format")
+    texts = {}
+    for form in ("json", "html", "sarif", "markdown", "table"):
+        assert run(*words, form) == 0
+        texts[form] = capsys.readouterr().out
+    assert "flush_pending" in texts["html"] and "begin_m0" not in texts["html"]
+    assert re.search(r"0\.py:4-10  Store\.m0\n", texts["table"])
+    assert "Store.m0" in texts["markdown"] and "4-10" in texts["markdown"]
+    (result,) = json.loads(texts["sarif"])["runs"][0]["results"]
+    assert result["ruleId"] == "block-clone"
+    region = result["locations"][0]["physicalLocation"]["region"]
+    assert (region["startLine"], region["endLine"]) == (4, 10)
+    (group,) = report_groups(texts["json"])
+    fields = [member[name] for member in group["members"] for name in ("kind", "start_line")]
+    assert fields == ["block", 4, "block", 4]
+
+
+@pytest.mark.parametrize(("path", "hidden"), [("1.py", None), ("2.py", "untouched")])
+def test_touching_keeps_the_blocks_of_a_file(tmp_path, capsys, path, hidden):
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1), "2.py": "x = 1\n"})
+    words = ("duplicates", "--path", source, *UNLIKE, "--touching", path, "--format", "json")
+    assert run(*words) == 0
+    (group,) = report_groups(capsys.readouterr().out)
+    assert group["hidden_by"] == hidden
+
+
+def test_the_json_of_blocks_is_the_same_twice(tmp_path, capsys):
+    files = {f"{number % 3}/{number}.py": host(number % 3) for number in range(9)}
+    source = tree(tmp_path / "src", {**files, "one.py": IN_FILE, "two.py": f"{IN_FILE}x = y()"})
+    outputs = []
+    for seed in ("1", "2"):
+        words = ("duplicates", "--path", source, *UNLIKE, "--format", "json")
+        done = shell(*words, env={**os.environ, "PYTHONHASHSEED": seed})
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1] and '"evidence": "block"' in outputs[0]
 
 
 def test_a_new_block_hits_the_gate_and_a_known_one_does_not(tmp_path, capsys):
@@ -8651,6 +8840,7 @@ def slow_matches(one, other):
 
 
 NO_FRAGMENT = cds.Fragment((), cds.Facts(), ())
+FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
 EACH_SAYS_NINE = cds.StepWeights([["<Call>", *map(str, range(8))]] * 99)
 
 
@@ -8665,7 +8855,9 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
         steps = tuple(noise[:4] + steps + noise[4:])
         bodies.append(cds.Body(NO_FRAGMENT, steps))
     fast = {
-        m.pairs for m in cds.find_matches(bodies, EACH_SAYS_NINE, 4) if (m.one, m.other) == (0, 1)
+        m.pairs
+        for m in cds.find_matches(bodies, EACH_SAYS_NINE, FOUR)
+        if (m.one, m.other) == (0, 1)
     }
     slow = slow_matches(*(body.steps for body in bodies))
     long = {
@@ -8680,7 +8872,7 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
 def test_blocks_bear_hostile_input():
     """What stands in very many places seeds nothing, so that the work grows with the input."""
     equal = cds.Body(NO_FRAGMENT, (1,) * 10_000)
-    assert cds.find_matches([equal], EACH_SAYS_NINE, 6) == []
+    assert cds.find_matches([equal], EACH_SAYS_NINE, FOUR) == []
     shape = cds.Body(NO_FRAGMENT, tuple(range(1, 21)))
     assert cds.find_seeds([shape] * 2_000) == {}
 
@@ -9657,12 +9849,15 @@ def test_the_table_says_what_it_compared_found_and_hid():
         "",
         "2. Near: similar code (0 groups)",
         "",
-        "3. Same intent, different code (0 groups)",
+        "3. Block: the same statements inside functions (0 groups)",
+        "",
+        "4. Same intent, different code (0 groups)",
         "  empty: no record has an intent (6 skipped)",
         "",
         "Hidden: 1 stub, 1 min-statements (--format json holds them)",
         "Exact: 1 in code",
         "Near: no groups",
+        "Block: no groups",
         "Intent: no groups",
     ]
 
@@ -9681,7 +9876,7 @@ def test_table_json_page_and_verdict_count_what_cannot_be_parsed():
 def test_the_table_of_a_source_tree_says_what_intents_would_need():
     lines = lines_of(twins(TOTAL), run=None)
     assert lines[0] == "2 records of function, method, class in 2 files"
-    assert lines[lines.index("3. Same intent, different code (0 groups)") + 1].startswith(
+    assert lines[lines.index("4. Same intent, different code (0 groups)") + 1].startswith(
         "  needs intents: "
     )
 
@@ -9695,7 +9890,7 @@ def test_the_table_gives_each_area_its_own_top_and_total():
         *twins(codes["ten"], path="tests/b/{}.py"),
     ]
     records += twins(codes["hot"], path=files["generated"])
-    report = cds.build_report(records, DUPLICATES._replace(code_similarity=1))
+    report = cds.build_report(records, DUPLICATES._replace(code_similarity=1, min_block=0))
     assert [group.area for group in report.groups] == [
         "code",
         "code",
@@ -12451,6 +12646,72 @@ def test_since_marks_the_edit_that_makes_a_pair(repository, capsys):
     assert marks == [" ", " ", "+"]
 
 
+@pytest.fixture
+def repository_of_blocks(tmp_path):
+    """Return a repository with two accepted blocks, in methods and in files."""
+    root = tmp_path / "blocks"
+    root.mkdir()
+    git(root, "init", "--quiet", "--initial-branch=main")
+    files = {"a.py": host(0), "b.py": host(1), "c.py": IN_FILE, "d.py": f"{IN_FILE}one = two()\n"}
+    commit(root, {f"src/{path}": source for path, source in files.items()})
+    git(root, "checkout", "--quiet", "-b", "work")
+    return root
+
+
+PASTED = "def pasted(self, key):\n    n = 3\n{}    while n: self.go(n, other=[x for x in self.y])\n"
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("files", "marked"),
+    [
+        ({}, []),
+        ({"a.py": host(0).replace("begin_m0", "start")}, []),
+        ({"a.py": host(0, BLOCK_LINES.replace("self.history.append", "print"))}, []),
+        ({"d.py": f"{IN_FILE}one = two(*three)\nprint(one.four, end=five)\n"}, []),
+        ({"b.py": host(1) + PASTED.format(BLOCK_LINES)}, ["pasted"]),
+        ({"e.py": PASTED.format(BLOCK_LINES)}, ["pasted"]),
+        ({"e.py": f"import os\n{IN_FILE}os.remove(one)\n"}, ["<module>"]),
+        ({"e.py": IN_FUNCTION}, ["store"]),
+        (
+            {
+                "e.py": PASTED.format(
+                    BLOCK_LINES.replace("default=None)", "default=None)  # cds: ignore")
+                )
+            },
+            ["pasted"],
+        ),
+    ],
+    ids=[
+        *("nothing", "edit", "edit-of-a-block", "edit-of-a-file", "pasted", "in-a-new-file"),
+        *("statements-of-a-file", "from-a-file-into-a-function", "pasted-with-a-comment"),
+    ],
+)
+def test_since_counts_a_pasted_block(repository_of_blocks, capsys, files, marked):
+    tree(repository_of_blocks / "src", files)
+    code = gate(repository_of_blocks, *UNLIKE, "--format", "json")
+    groups = report_groups(capsys.readouterr().out)
+    shown = [group for group in groups if group["hidden_by"] is None]
+    assert code == (3 if marked else 0)
+    new = [one["qualified_name"] for group in shown for one in group["members"] if one["is_new"]]
+    assert new == marked
+    assert all(group["evidence"] == "block" for group in groups)
+
+
+@needs_git
+def test_since_marks_no_block_that_stood_in_an_edited_file(repository_of_blocks, capsys):
+    only = "".join(f"    self.shelf_{n}.put(key, part_{n}(key))\n" for n in range(7))
+    commit(repository_of_blocks, {"src/f.py": host(0, only)})
+    git(repository_of_blocks, "branch", "--force", "main")
+    tree(repository_of_blocks / "src", {"f.py": f"import os\n{host(0, only)}"})
+    tree(repository_of_blocks / "src", {"g.py": PASTED.format(only)})
+    assert gate(repository_of_blocks, *UNLIKE, "--format", "json") == 3
+    groups = report_groups(capsys.readouterr().out)
+    (shown,) = [group for group in groups if group["hidden_by"] is None]
+    marks = [(one["qualified_name"], one["is_new"]) for one in shown["members"]]
+    assert marks == [("Store.m0", False), ("pasted", True)]
+
+
 @needs_git
 def test_since_tells_the_head_of_what_is_shown(repository, capsys, monkeypatch):
     monkeypatch.chdir(repository / "src")
@@ -12650,6 +12911,52 @@ def test_comment_on_a_class_accepts_what_is_in_it(tmp_path, capsys):
     code = f"class A:\n{textwrap.indent(OTHER, '    ')}\n{textwrap.indent(TOTAL, '    ')}"
     root = tree(tmp_path, {"a.py": code, "b.py": with_comment(code)})
     assert sorted(hidden_rules(capsys, root)) == ["contained", "contained", "ignored"]
+
+
+FIRST_LINE = BLOCK_LINES.partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "rule"),
+    [
+        (f"{FIRST_LINE}  # cds: ignore", "ignored"),
+        (f"{FIRST_LINE}  # cds: ignore: a protocol", "ignored"),
+        (FIRST_LINE.replace("(", "(  # cds: ignore\n        "), "ignored"),
+        (FIRST_LINE.replace(")", "\n    )  # cds: ignore"), "ignored"),
+        (f"    # cds: ignore\n{FIRST_LINE}", None),
+        (f"{FIRST_LINE}\n    # cds: ignore", None),
+        (f"{FIRST_LINE}  # cds: ignored", None),
+        (FIRST_LINE.replace("None", "'# cds: ignore'"), None),
+    ],
+)
+def test_comment_on_a_statement_accepts_the_block_that_begins_there(tmp_path, capsys, first, rule):
+    block = BLOCK_LINES.replace(FIRST_LINE, first)
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1, block)})
+    assert hidden_rules(capsys, source, *UNLIKE) == [rule]
+    store(tmp_path / "db", built(source))
+    command = ("duplicates", "--db-path", tmp_path / "db", *UNLIKE, "--format", "json")
+    assert run(*command) == 0
+    assert [one["hidden_by"] for one in report_groups(capsys.readouterr().out)] == [rule]
+
+
+@pytest.mark.parametrize("source", [host(1), f"import os\n{IN_FILE}print(os)\n"])
+def test_comment_on_a_statement_hides_no_other_block(tmp_path, capsys, source):
+    """One on the second statement of a block, or on a statement elsewhere, hides nothing."""
+    line = next(line for line in source.splitlines() if "raise" in line)
+    other = host(0) if "Store" in source else IN_FILE
+    files = {"0.py": other, "1.py": source.replace(line, f"{line}  # cds: ignore")}
+    root = tree(tmp_path / "src", files)
+    assert run("duplicates", "--path", root, *UNLIKE, "--format", "json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [group["hidden_by"] for group in report["groups"]] == [None]
+    number = source.splitlines().index(line) + 1
+    assert report["vain_comments"] == [f"1.py:{number}"]
+
+
+def test_comment_on_a_definition_accepts_the_blocks_in_it(tmp_path, capsys):
+    accepted = host(1).replace("(self, key):", "(self, key):  # cds: ignore")
+    root = tree(tmp_path / "src", {"0.py": host(0), "1.py": accepted})
+    assert hidden_rules(capsys, root, *UNLIKE) == ["ignored"]
 
 
 def test_comment_that_hides_nothing_is_told(tmp_path, capsys, monkeypatch):
@@ -13037,6 +13344,54 @@ def test_find_takes_code(library, capsys, tmp_path, code, found):
     assert [(hit["qualified_name"], hit["found_by"], hit["score"]) for hit in hits] == found
 
 
+@pytest.fixture
+def library_of_blocks(tmp_path):
+    """Return a source tree with a function, one like it, and one that holds its statements."""
+    longer = HOST.format(
+        name="longer",
+        block=BLOCK_LINES,
+        after="\n    ".join(f"self.rows.put_{n}(self.a{n}, size={n})" for n in range(20)),
+    )
+    exact = f"def whole(self, key):\n{BLOCK_LINES}"
+    near = exact.replace("whole", "like").replace("self.flush_pending(entry)", "return entry")
+    files = {"c.py": exact, "b.py": near, "a.py": longer, "d.py": TOTAL}
+    return tree(tmp_path / "src", files)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (
+            f"def whole(self, key):\n{BLOCK_LINES}",
+            [("whole", "exact", 1), ("like", "near", 1), ("Store.longer", "block", 4)],
+        ),
+        (BLOCK_LINES, [("whole", "near", 1), ("like", "near", 1), ("Store.longer", "block", 4)]),
+        (
+            "".join(BLOCK_LINES.splitlines(True)[-2:]),
+            [("Store.longer", "block", 9), ("whole", "block", 7)],
+        ),
+        ("self.a0 = 1\nself.a1 = 2\n", []),
+    ],
+    ids=["definition", "statements", "two-statements", "unknown"],
+)
+def test_find_takes_code_for_blocks_last(library_of_blocks, capsys, tmp_path, code, found):
+    path = tmp_path / "code"
+    path.write_text(code)
+    for words in (("--path", library_of_blocks), ("--db-path", tmp_path / "db")):
+        if words[0] == "--db-path":
+            store(tmp_path / "db", built(library_of_blocks))
+        hits = hits_of(capsys, "--code", path, *words)
+        named = [(hit["qualified_name"], hit["found_by"], hit["start_line"]) for hit in hits]
+        assert named == found
+
+
+def test_find_says_how_much_of_a_block_it_found(library_of_blocks):
+    code = BLOCK_LINES + "".join(f"    self.own_{n}(key)\n" for n in range(14))
+    done = shell("find", "--code", "-", "--path", library_of_blocks, input=code)
+    assert "  block: 33 % of the statements" in done.stdout.splitlines()
+    assert "a.py:4-10  Store.longer" in done.stdout
+
+
 def test_find_takes_code_from_stdin(library):
     done = shell("find", "--code", "-", "--path", library, input=CHUNKS)
     assert done.stdout.splitlines()[-3:] == ["  exact: the same code", "", "1 hit in 4 records"]
@@ -13223,6 +13578,22 @@ def test_agent_gets_what_the_commands_print(tmp_path, capsys, monkeypatch):
         source, ("duplicates", {}), ("find", {"words": "split"}), ("show", {"id": group_id})
     )
     assert answers == [(text.rstrip("\n"), False) for text in expected]
+
+
+def test_agent_gets_blocks(library_of_blocks, capsys):
+    source = library_of_blocks
+    assert run("duplicates", source, "--format", "json") == 0
+    groups = report_groups(capsys.readouterr().out)
+    group_id = next(group["id"] for group in groups if group["evidence"] == "block")
+    (report, shown, found), _ = asked(
+        source,
+        ("duplicates", {"touching": ["a.py"]}),
+        ("show", {"id": group_id}),
+        ("find", {"code": "".join(BLOCK_LINES.splitlines(True)[-2:])}),
+    )
+    assert group_id in report[0] and "a.py:4-10  Store.longer" in report[0]
+    assert "block, 3 copies" in shown[0] and "self.flush_pending(entry)" in shown[0]
+    assert "block: 100 % of the statements" in found[0] and "a.py:9-10" in found[0]
 
 
 def test_agent_finds_code_and_what_it_touched(tmp_path):
@@ -13625,11 +13996,12 @@ def test_verdicts_rank_mark_and_hide_what_was_asked(tmp_path, capsys):
     table = capsys.readouterr().out
     assert "  SAME: A also weighs <b>. (confirmed by m)\n" in table
     assert "  RELATED: A is a part of B. (in the words of m)\n" in table
-    section = table[table.index("3. Same intent") :]
+    section = table[table.index("4. Same intent") :]
     shown = [subject for subject in order if f"{subject}like" in section]
     assert shown == [first, third]
     letter = same["members"][0]["letter"]
-    assert f"\n  {letter} {same['members'][0]['file_path']}:" in table
+    place = re.escape(same["members"][0]["file_path"])
+    assert re.search(rf"^  {letter} \S*/src/{place}:", table, re.MULTILINE)
     assert run("duplicates", "--db-path", db, "--show", same["id"]) == 0
     assert "SAME: A also weighs <b>. (confirmed by m)\n" in capsys.readouterr().out
     assert run("duplicates", "--db-path", db, "--format", "html") == 0
@@ -14328,7 +14700,7 @@ def test_rooms_are_those_that_the_docstring_lists():
 
 def test_tests_are_in_the_rooms_of_what_they_test():
     # What these hold is tested by way of the others.
-    tested_elsewhere = ("Errors", "Records", "Building")
+    tested_elsewhere = ("Errors", "Records", "Building", "Blocks", "Find", "Markdown", "Session")
     rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
     assert rooms_of(__file__) == ["Helpers", *rooms]
 
@@ -14457,6 +14829,8 @@ def options_of(capsys, *options):
         ('exclude = ["tests", "x"]', "exclude", ["tests", "x"]),
         ('kind = ["class", "method"]', "kinds", ["class", "method"]),
         ("min-statements = 7", "min_statements", 7),
+        ("min-block = 9", "min_block", 9),
+        ("min-block = 0", "min_block", 0),
         ("code-similarity = 1", "code_similarity", 1),
         ("intent-similarity = 0.9", "intent_similarity", 0.9),
         ('intents = "model"', "intents", "model"),
@@ -14505,6 +14879,8 @@ def test_settings_of_the_nearest_file_alone_are_read(project, capsys):
         ("kind = ['file']", "tool.cds.kind: 'file' is not one of class, function, method"),
         ("min-statements = true", "tool.cds.min-statements: 'True' is not a whole number"),
         ("min-statements = 0", "tool.cds.min-statements: '0' is not a whole number"),
+        ("min-block = -1", "tool.cds.min-block: '-1' is not a whole number"),
+        ("min-block = false", "tool.cds.min-block: 'False' is not a whole number"),
         ("top = 1.5", "tool.cds.top: '1.5' is not a whole number"),
         ("code-similarity = nan", "tool.cds.code-similarity: 'nan' is not a number above 0"),
         ("intents = []", "tool.cds.intents: [] is not one of model, docstring, both"),
@@ -14793,6 +15169,12 @@ def mutation_benchmark(folder: Path, *, count: int = 300, seed: int = 6) -> None
 
 
 BLOCK_SIZES = range(6, 15)  # statements
+# Unlike those of any other copy, or these would share what was added to both.
+OWN_STATEMENTS = (
+    "added_{0} = helper_{0}(renamed_0)",
+    "if renamed_0 is None:\n    raise Error{0}('added')",
+    "logger_{0}.debug('added')",
+)
 # What cannot stand in any other function, or would mean something else there.
 BOUND_TO_PLACE = (*cds.FunctionNode, ast.ClassDef, ast.Return, ast.Yield, ast.YieldFrom, ast.Await)
 
@@ -14826,11 +15208,14 @@ def _edited(block: list[ast.stmt], rng: random.Random, *, keep: bool) -> list[as
     blocks = [one for one in blocks if isinstance(one[0], ast.stmt)]
     simple = [(one, at) for one in blocks for at in range(len(one)) if not _inner_blocks(one[at])]
     changed, at = rng.choice([place for place in simple if not keep or place != simple[0]])
-    new = rng.choice(NEW_STATEMENTS).format(rng.randrange(99))
+    new = rng.choice(OWN_STATEMENTS).format(rng.randrange(10**6))
     changed[at : at + (not keep)] = ast.parse(new).body
     return block
 
 
+LEAST = cds.LeastBlock(min(BLOCK_SIZES), cds.LEAST_SAID)
+# Code that was alike before it was put elsewhere is not unrelated, even if less of it was.
+LAX = cds.LeastBlock(LEAST.steps - 2, LEAST.said // 2)
 BLOCK_CHANGES = (verbatim, renamed, with_one_more, with_one_changed)
 
 
@@ -14838,7 +15223,7 @@ def block_benchmark(folder: Path, *, count: int = 200, seeds: Sequence[int] = ra
     """Print how many blocks are found that were put into unlike functions, by kind of change."""
     records = [one for one in built(folder) if one.kind in ("function", "method")]
     facts = dict(zip(map(cds.sort_key, records), cds.PythonAnalyzer().facts(records)))
-    known = _matched(records, facts)
+    known = _matched(records, facts, LAX)
     for change in BLOCK_CHANGES:
         found, unrelated = 0, 0
         for seed in seeds:
@@ -14859,14 +15244,14 @@ def block_benchmark(folder: Path, *, count: int = 200, seeds: Sequence[int] = ra
         print(f"blocks {change.__name__}: recall {recall:.3f}, unrelated {unrelated}", flush=True)
 
 
-def _matched(records, known_facts) -> set[frozenset[str]]:
+def _matched(records, known_facts, least=LEAST) -> set[frozenset[str]]:
     """Return which two functions have a block in common: md5sums, of copies the file's name."""
     new = [one for one in records if cds.sort_key(one) not in known_facts]
     facts = {**known_facts, **dict(zip(map(cds.sort_key, new), cds.PythonAnalyzer().facts(new)))}
     fragments, _ = cds.collect_fragments(records, facts, ("function", "method"))
     large = [one for one in fragments if len(one.facts.steps) >= min(BLOCK_SIZES)]
     bodies, weights = cds.number_steps(large)
-    matches = cds.find_matches(bodies, weights, min(BLOCK_SIZES))
+    matches = cds.find_matches(bodies, weights, least)
 
     def name(number: int) -> str:
         first = bodies[number].fragment.records[0]
