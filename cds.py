@@ -1995,8 +1995,8 @@ def functions_around(statements: str) -> list[str]:
 # A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
-# As in "size (int): how many", which is no sentence.
-PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:")
+# As in "size (int): how many" or "@param size: how many", which is no sentence.
+PARAMETER = re.compile(r"\*{0,2}\w+ \([^\n]*\)[ \t]*:|[@:](?:arg|param|type|[ci]?var|see)\b")
 ROLE = re.compile(r"(?::[a-z+-]{1,40}){1,4}:(?=`)")  # as in :class:`Record`
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[^a-z\s]|\s*$)")
 
@@ -2479,7 +2479,7 @@ def facts_in(outline: Outline, number: int, definition: Definition, text: Source
         is_plain=is_plain_constructor(node),
         is_accessor=is_accessor(node),
         calls=tuple(sorted(filter(str.isidentifier, set(called)))),
-        bases=tuple(map(last_name, (*getattr(node, "bases", ()), *implemented(node)))),
+        bases=tuple(map(base_name, (*getattr(node, "bases", ()), *implemented(node)))),
         docstring=first_sentence(definition.docstring),
         comments=() if definition.kind == "file" else tuple(header_comments(node, text)),
         comment_lines=tuple(ignoring_lines(node, text)) if is_function else (),
@@ -2514,6 +2514,11 @@ def place_lines(outline: Outline, text: SourceText) -> None:
     if text.lines_before:
         for lines in (outline.first_lines, outline.last_lines):
             lines[:] = array("I", (line + text.lines_before for line in lines))
+
+
+def base_name(node: ast.expr) -> str:
+    """Return the last name of a base class, without its arguments, as in `Generic[T]`."""
+    return last_name(node.value if isinstance(node, ast.Subscript) else node)
 
 
 def implemented(definition: DefinitionNode) -> list[ast.expr]:
@@ -5464,6 +5469,13 @@ def read_run(
         return run, records
 
 
+def read_root(db_path: str, run_id: Optional[int] = None) -> str:
+    """Return the path that a run was made of; raise PersistenceError as `read_run` does."""
+    with reading(db_path) as connection:
+        refuse_other_tables(connection, db_path)
+        return restored_path(select_run(connection, db_path, run_id)["root_path"])
+
+
 def select_run(
     connection: "sqlite3.Connection", db_path: str, run_id: Optional[int]
 ) -> dict[str, Any]:
@@ -6160,6 +6172,7 @@ def first_rule(
 class DuplicateOptions(NamedTuple):
     """What `duplicates` compares; similarities are above 0 (nothing shared) and at most 1.
 
+    Code of less than `code_similarity`, but `loose_similarity` or more, is in loose groups.
     Bodies of `intent_statements` are large enough to compare their intents, if these say enough. If
     `best_intents`, only the best groups by intent are shown, as many as the number of sentences
     lets expect. `exclude` holds the patterns that the search for source was given; `intents` is one
@@ -6170,6 +6183,7 @@ class DuplicateOptions(NamedTuple):
     min_statements: int = 2
     min_block: int = 6
     code_similarity: float = 0.55
+    loose_similarity: float = 0.45
     intent_similarity: float = 0.28
     exclude: tuple[str, ...] = ()
     intents: str = BOTH
@@ -6214,10 +6228,10 @@ class CloneGroup(NamedTuple):
     by design: see the function of that name. A group that `is_family` has too many members to
     compare every pair: each is similar to one and the same, and `similarity` is the lowest with
     that. One that `overlaps` holds pairs that had no place in the other groups of its section, so
-    some of its members are in several. One that `is_mixed` has members in several areas: `area` is
-    the first of them.
-    `verdict` is what a model said of the pairs that made it one, if they were asked about, and
-    `verdicts` are those on all pairs of its codes.
+    some of its members are in several. One that `is_loose` shares less than near copies, and
+    counts in no gate and no percentage. One that `is_mixed` has members in several areas: `area` is
+    the first of them. `verdict` is what a model said of the pairs that made it one, if they were
+    asked about, and `verdicts` are those on all pairs of its codes.
     """
 
     id: str
@@ -6232,6 +6246,7 @@ class CloneGroup(NamedTuple):
     are_siblings: bool = False
     is_family: bool = False
     overlaps: bool = False
+    is_loose: bool = False
     is_mixed: bool = False
     verdict: Optional[str] = None
     verdicts: tuple[Verdict, ...] = ()
@@ -6245,25 +6260,43 @@ class FilePair(NamedTuple):
     lines: int
 
 
+class CopiedFiles(NamedTuple):
+    """Files that are copies of one another: one finding.
+
+    `parts` gives the part of the lines of each file that stands in another one of them; `lines` is
+    how many that are at most. `groups` are those that say no more than this.
+    """
+
+    parts: Mapping[str, float]
+    lines: int
+    groups: Sequence[CloneGroup]
+
+    def new_files(self) -> set[str]:
+        """Return the files of which each member of the groups is new."""
+        members = [member for group in self.groups for member in group.members]
+        known = {member.record.file_path for member in members if not member.is_new}
+        return self.parts.keys() - known
+
+
 class Report(NamedTuple):
     """What `duplicates` found: all that its outputs show.
 
     `run` is the row of the `runs` table, or None if the source was read directly. `groups` holds
     the hidden ones too, by section, area and rank. `record_count` counts the records compared,
     `without_intent` those of them without an intent, by status; `file_lines` gives the number of
-    lines of each file; `area_lines` those of the files of each area, and how many of them are in
-    copies beyond the first; `file_pairs` the files that share most. `error_count` counts the errors
-    of the analyzer, `stale` the groups that only a baseline has (None without one),
-    `from_docstrings` the records whose docstring stands in for an intent, `unparsed_count` those
-    whose normalized code this Python cannot parse: they are in no near group. `unread` holds the
-    paths of the files, and directories, without any record because of an error, as far as they are
-    known. `evidence` says which kinds the report could hold, in the order of its sections, `rules`
-    which rules could hide a group, `holds_overlaps` whether it could hold groups that overlap,
-    `has_verdicts` whether there was a file of verdicts, and `distrusted` how the models did that
-    missed too many questions of known answer. `areas` gives the area of each file, `since` the
-    revision that the tree was compared with, `root` where its paths start in their work tree.
-    `vain_comments` are the places of the definitions whose comment accepts copies and hides no
-    group.
+    lines of each file, `compared_lines` that of its lines in records compared; `area_lines` those
+    of the files of each area, and how many of them are in copies beyond the first; `file_pairs` the
+    files that share most. `error_count` counts the errors of the analyzer, `stale` the groups that
+    only a baseline has (None without one), `from_docstrings` the records whose docstring stands in
+    for an intent, `unparsed_count` those whose normalized code this Python cannot parse: they are
+    in no near group. `unread` holds the paths of the files, and directories, without any record
+    because of an error, as far as they are known. `evidence` says which kinds the report could
+    hold, in the order of its sections, `rules` which rules could hide a group, `holds_overlaps`
+    whether it could hold groups that overlap, `has_verdicts` whether there was a file of verdicts,
+    and `distrusted` how the models did that missed too many questions of known answer. `areas`
+    gives the area of each file, `since` the revision that the tree was compared with, `root` where
+    its paths start in their work tree. `vain_comments` are the places of the definitions whose
+    comment accepts copies and hides no group.
     """
 
     run: Optional[Mapping[str, object]]
@@ -6282,6 +6315,7 @@ class Report(NamedTuple):
     holds_overlaps: bool = True
     areas: Mapping[str, str] = types.MappingProxyType({})
     area_lines: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+    compared_lines: Mapping[str, int] = types.MappingProxyType({})
     file_pairs: tuple[FilePair, ...] = ()
     since: Optional[str] = None
     root: Optional[str] = None
@@ -6469,17 +6503,23 @@ PREFIX_MATCHES = 6  # features that the prefixes of similar sets have in common
 # From so many similar sets on, not every pair is compared: a family of n would have n^2 / 2 of
 # them.
 FAMILY_SIZE = 500
+# Smaller sets share so much by chance, and there are many of them.
+LOOSE_FEATURES = 40
+# What is loosely similar to more larger sets than this is written by a pattern.
+LOOSE_PARTNERS = 20
 
 
 class Similar(NamedTuple):
     """What a set of features is similar to, by index.
 
     `pairs` holds the similarity of each pair, lower index first. `families` holds for each head the
-    members and their similarity to it; who is in a family is in no pair.
+    members and their similarity to it; who is in a family is in no pair. `loose` holds the pairs
+    that are less similar than those, but not by much, if they were asked for.
     """
 
     pairs: dict[Pair, float]
     families: dict[int, dict[int, float]]
+    loose: Mapping[Pair, float] = types.MappingProxyType({})
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float:
@@ -6490,9 +6530,15 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
 
 
 def similar_pairs(
-    sets: Sequence[Sequence[int]], threshold: float, family_size: int = FAMILY_SIZE
+    sets: Sequence[Sequence[int]],
+    threshold: float,
+    family_size: int = FAMILY_SIZE,
+    loose: Optional[float] = None,
 ) -> Similar:
     """Return the pairs and families of sets with a Jaccard index of `threshold` or more.
+
+    Pairs of less, but of `loose` or more, are returned apart. They change no other pair, and no
+    family. Both sets have LOOSE_FEATURES, and the smaller one is in at most LOOSE_PARTNERS of them.
 
     Each set is in ascending order. The fewer sets have a feature, the lower it should be: only sets
     that share PREFIX_MATCHES features of their prefixes, where the rare ones stand, are compared
@@ -6503,7 +6549,8 @@ def similar_pairs(
     """
     by_size = sorted(range(len(sets)), key=lambda index: -len(sets[index]))
     ordered = [sets[index] for index in by_size]
-    return SimilarityJoin(ordered, threshold, family_size).join(by_size)
+    lower = threshold if loose is None else min(loose, threshold)
+    return SimilarityJoin(ordered, threshold, family_size, lower).join(by_size)
 
 
 class Join(ABC):
@@ -6518,6 +6565,7 @@ class Join(ABC):
         # The numbers so far that are found by a key.
         self.holders: dict[object, list[int]] = collections.defaultdict(list)
         self.found: dict[int, dict[int, float]] = {}
+        self.loose: dict[int, dict[int, float]] = {}
         self.families: dict[int, dict[int, float]] = {}
 
     @abstractmethod
@@ -6532,19 +6580,26 @@ class Join(ABC):
         """Compare everything, and return what is similar: each number is one of the indexes."""
         for number in range(len(indexes)):
             self.add(number)
-        pairs = {}
-        for new, similar in self.found.items():
-            for old, similarity in similar.items():
-                # Since they were compared, the older one may have become part of a family.
-                if old in self.found:
-                    one, other = indexes[old], indexes[new]
-                    pairs[min(one, other), max(one, other)] = similarity
         families = {}
         for head, members in self.families.items():
             families[indexes[head]] = {
                 indexes[member]: similarity for member, similarity in members.items()
             }
-        return Similar(pairs, families)
+        pairs = self.pairs_in(self.found, indexes)
+        return Similar(pairs, families, self.pairs_in(self.loose, indexes))
+
+    def pairs_in(
+        self, found: Mapping[int, Mapping[int, float]], indexes: Sequence[int]
+    ) -> dict[Pair, float]:
+        """Return as pairs of indexes what each number was found to be similar to."""
+        pairs = {}
+        for new, similar in found.items():
+            for old, similarity in similar.items():
+                # Since they were compared, one may have become part of a family.
+                if old in self.found and new in self.found:
+                    one, other = indexes[old], indexes[new]
+                    pairs[min(one, other), max(one, other)] = similarity
+        return pairs
 
     def add(self, new: int) -> None:
         """Compare a number with those before, and let those to come find it."""
@@ -6585,10 +6640,19 @@ class SimilarityJoin(Join):
     #            that they share or more: so it, and the k - 1 before it, stand in both prefixes.
     # Position:  if a shared feature of y with m behind it in y is among those k, then m + k >= n:
     #            this bounds |x|, the lower, the further on in y the feature stands.
+    # Loose:     of sets with LOOSE_FEATURES t is the lower threshold. Where y has less, t is the
+    #            higher one, and the prefix of x only longer than need be.
 
-    def __init__(self, sets: Sequence[Sequence[int]], threshold: float, family_size: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[Sequence[int]],
+        threshold: float,
+        family_size: int,
+        loose: float,
+    ) -> None:
         super().__init__(family_size)
         self.threshold = threshold
+        self.lower = loose
         self.sets = sets
         self.sizes = [len(features) for features in sets]
         # In how many of the prefixes by which sets are found each feature stands.
@@ -6602,21 +6666,34 @@ class SimilarityJoin(Join):
         self.starts = [bisect.bisect_left(growing, -n) for n in range(largest + 1)]
 
     def compare(self, new: int) -> dict[int, float]:
-        """Return the larger sets that are similar to `new`, and how much."""
+        """Return the larger sets that are similar to `new`, and how much.
+
+        Those that are loosely similar are kept apart.
+        """
         size = self.sizes[new]
-        least = self.least_shared(new, 2 * self.threshold / (1 + self.threshold))
+        threshold = self.threshold_of(new)
+        least = self.least_shared(new, 2 * threshold / (1 + threshold))
         # A set that shares less than k features in all has every one of them in its prefix.
         enough = min(PREFIX_MATCHES, least)
         met = collections.Counter(self.holders_met(new, least))
         features = set(self.sets[new])
         similar = {}
+        loose = {}
         for old, count in met.items():
             if count >= enough:
                 both = len(features.intersection(self.sets[old]))
                 similarity = both / (size + self.sizes[old] - both)
                 if similarity >= self.threshold:
                     similar[old] = similarity
+                elif similarity >= threshold:
+                    loose[old] = similarity
+        if 0 < len(loose) <= LOOSE_PARTNERS:
+            self.loose[new] = loose
         return similar
+
+    def threshold_of(self, number: int) -> float:
+        """Return from where on a set is similar to larger ones, if only loosely."""
+        return self.lower if self.sizes[number] >= LOOSE_FEATURES else self.threshold
 
     def holders_met(self, new: int, least: int) -> list[int]:
         """Return for each feature in the prefix of `new` the larger sets that have it in theirs.
@@ -6624,7 +6701,8 @@ class SimilarityJoin(Join):
         Those too large are left out. A set shares `least` features with a similar one, or more.
         """
         size = self.sizes[new]
-        reach = (1 + self.threshold) / self.threshold
+        threshold = self.threshold_of(new)
+        reach = (1 + threshold) / threshold
         met: list[int] = []
         behind = size + PREFIX_MATCHES  # m + k
         for holders in map(self.holders.get, self.prefix(new, least)):
@@ -6644,7 +6722,7 @@ class SimilarityJoin(Join):
 
     def found_by(self, number: int) -> Sequence[int]:
         """Return the features of a set by which smaller ones find it."""
-        return self.prefix(number, self.least_shared(number, self.threshold))
+        return self.prefix(number, self.least_shared(number, self.threshold_of(number)))
 
     def prefix(self, number: int, least: int) -> Sequence[int]:
         """Return the features of a set among which similar ones have PREFIX_MATCHES in common."""
@@ -6757,7 +6835,7 @@ SYNONYMS = """
 
 
 def word_stem(word: str) -> str:
-    """Return a word without its ending, where enough is left of it."""
+    """Return a word without its ending, if enough is left of it."""
     return ENDING.sub("", word)
 
 
@@ -6775,15 +6853,20 @@ SAME_MEANING = first_of_each_line(SYNONYMS)
 OPPOSITES = """
     accept reject
     acquire release
+    activate deactivate
     add delete
     after before
     allow deny
+    append prepend
     archive unarchive
+    ascending descending
     attach detach
     backward forward
     bind unbind
     bottom top
+    ceil floor
     child parent
+    client server
     close open
     collapse expand
     commit rollback
@@ -6794,48 +6877,63 @@ OPPOSITES = """
     decrease increase
     decrement increment
     decrypt encrypt
+    deflate inflate
     delete insert
     delete set
     deserialize serialize
     disable enable
     download upload
+    dump load
     end begin
     enter exit
     enter leave
     escape unescape
     exclude include
     export import
+    failure success
     first last
     format parse
     freeze unfreeze
     from to
     get set
     grant revoke
+    greater less
     hide show
+    horizontal vertical
     input output
     install uninstall
+    leading trailing
     left right
     load save
+    local remote
     lock unlock
     login logout
     lower upper
+    lowercase uppercase
+    marshal unmarshal
     max min
+    maximize minimize
     merge split
     mount unmount
     next previous
     pack unpack
     pause resume
+    pickle unpickle
     pop push
     prefix suffix
+    private public
+    pull push
     receive send
     register unregister
     register deregister
+    request response
     resume suspend
     set unset
     start stop
     subscribe unsubscribe
     subtract add
     unwrap wrap
+    unzip zip
 """
 DIFFERING_WORDS = 2  # in which sentences begin to differ
 
@@ -6859,7 +6957,7 @@ class Sentence(NamedTuple):
 
 
 def record_sentence(record: Record, docstring: Optional[str], intents: str) -> Optional[Sentence]:
-    """Return the intent of a record, or where it has none the first sentence of its docstring.
+    """Return the intent of a record, or if it has none the first sentence of its docstring.
 
     `intents`, one of INTENT_CHOICES, says which of the two are taken.
     """
@@ -6914,7 +7012,7 @@ def meaningful_words(sentence: str) -> frozenset[str]:
 def are_opposite(one: str, other: str) -> bool:
     """Return whether two sentences begin to differ in words of opposite meaning.
 
-    What stands behind a colon tells more of the purpose, in words that come as they like.
+    The words behind a colon do not count: they only describe the purpose further.
     """
     named = [
         [meaning(word) for word in WORD.findall(sentence.partition(": ")[0].lower())]
@@ -7350,7 +7448,7 @@ class Cluster(NamedTuple):
 
     `closest` holds for each fragment the similarity of what is most similar to it in the cluster,
     `similarity` that of the least similar pair. For the flags see CloneGroup. `said` is how much
-    they share, None if their trigrams tell.
+    they share, None if that follows from their trigrams.
     """
 
     evidence: Evidence
@@ -7360,6 +7458,7 @@ class Cluster(NamedTuple):
     hidden_by: Optional[Rule]
     is_family: bool = False
     overlaps: bool = False
+    is_loose: bool = False
     verdict: Optional[str] = None
     said: Optional[float] = None
 
@@ -7560,7 +7659,9 @@ def near_clusters(evidence: Evidence, run: Comparison) -> list[Cluster]:
     for of_classes in (False, True):
         shapes = collect_shapes(fragment for fragment in large if is_class(fragment) is of_classes)
         sets = [shape[0].trigrams for shape in shapes]
-        similar = similar_pairs(sets, run.options.code_similarity)
+        similar = similar_pairs(
+            sets, run.options.code_similarity, loose=run.options.loose_similarity
+        )
         clusters += Linkage(evidence, shapes, run).clusters(similar)
     return clusters
 
@@ -7751,6 +7852,8 @@ class Linkage:
 
     def __init__(self, evidence: Evidence, shapes: Sequence[Shape], run: Comparison) -> None:
         self.evidence, self.shapes, self.run = evidence, shapes, run
+        # Those that linkage made of pairs that no rule hides.
+        self.groups: list[list[int]] = []
 
     @functools.cached_property
     def nested(self) -> set[Pair]:
@@ -7758,13 +7861,15 @@ class Linkage:
         return nested_pairs(self.shapes, self.run.around)
 
     def clusters(self, similar: Similar) -> list[Cluster]:
-        """Return the clusters of what is similar, families first."""
+        """Return the clusters of what is similar, families first and loose ones last."""
         clusters: list[Cluster] = []
         in_family: set[int] = set()
         for head, members in similar.families.items():
             in_family.update((head, *members))
             clusters += self._of_family(head, members)
-        return clusters + self._of_pairs(similar.pairs, in_family)
+        clusters += self._of_pairs(similar.pairs, in_family)
+        loose = self._of_loose(similar)
+        return clusters + [cluster._replace(is_loose=True) for cluster in loose]
 
     def cluster(self, pairs: Mapping[Pair, float], rule: Optional[Rule]) -> Cluster:
         """Return the cluster of the shapes in pairs, all hidden by one rule or by none.
@@ -7854,6 +7959,7 @@ class Linkage:
             clusters += [self.cluster(inside, rule) for inside in linked]
             if rule is not None:
                 continue
+            self.groups = groups
             # 2. A similar pair must be seen, whatever groups its two are in.
             for taken in LeftOver(left, groups).take_all():
                 clusters.append(self.cluster(taken, None)._replace(overlaps=True))
@@ -7863,6 +7969,27 @@ class Linkage:
                     clusters.append(self.cluster({(index, index): 1.0}, None))
                     done.add(index)
         return clusters
+
+    def _of_loose(self, similar: Similar) -> Iterator[Cluster]:
+        """Yield the clusters of pairs that are loosely similar, when the others have their groups.
+
+        Copies that are in one group are together in these, too, with what all of them are like.
+        """
+        known = {**similar.pairs, **similar.loose}
+        seen: set[int] = set()
+        for rule, pairs in self._by_rule(similar.loose).items():
+            alike = {pair: similar.loose[pair] for pair in pairs}
+            if rule is not None:
+                for inside in self._linked(alike):
+                    yield self.cluster(inside, rule)
+                continue
+            for taken in LeftOver(alike, self.groups).take_all():
+                indexes = sorted(set(itertools.chain.from_iterable(taken)))
+                ends = itertools.combinations(indexes, 2)
+                inside = {pair: known[pair] for pair in ends}
+                overlaps = not seen.isdisjoint(indexes)
+                seen.update(indexes)
+                yield self.cluster(inside, None)._replace(overlaps=overlaps)
 
 
 # Blocks
@@ -8033,20 +8160,20 @@ class Shown:
     def __init__(self, around: Mapping[Place, Sequence[Place]]) -> None:
         self.around = around
         self.ids: dict[Place, list[str]] = collections.defaultdict(list)
-        self.counts: collections.Counter[tuple[str, Place]] = collections.Counter()
+        self.counts: collections.Counter[tuple[str, bool, Place]] = collections.Counter()
         self.parts: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
         self.definitions: dict[str, list[tuple[Lines, str]]] = collections.defaultdict(list)
 
     def add(self, group: CloneGroup) -> None:
         """Take in a group that is shown."""
         places = places_of(group)
-        self.counts.update((group.evidence.name, place) for place in places)
+        self.counts.update((group.evidence.name, group.is_loose, place) for place in places)
         if group.evidence.is_part:
             for path, first, last in places:
                 self.parts[path].append(((first, last), group.id))
         # What encloses must be of the same code, or merging it would not merge the parts; and what
         # overlaps ranks low, so that the parts could be seen late.
-        elif group.evidence.are_copies and not group.overlaps:
+        elif group.evidence.are_copies and not group.overlaps and not group.is_loose:
             for place in places:
                 path, first, last = place
                 self.ids[place].append(group.id)
@@ -8087,7 +8214,8 @@ def is_overlap(group: CloneGroup, shown: Shown) -> bool:
     """
     if group.evidence.is_part:
         return is_mostly_shown(group, shown)
-    counts = (shown.counts[group.evidence.name, place] for place in places_of(group))
+    section = group.evidence.name, group.is_loose
+    counts = (shown.counts[(*section, place)] for place in places_of(group))
     return group.overlaps and min(counts) >= GROUPS_A_MEMBER
 
 
@@ -8340,6 +8468,8 @@ RULES = (
 # in bits, in the trigrams that all of them share. Measured on groups labelled by hand, this beat
 # the number of statements, which ranks many small bodies first.
 
+RANKED_STATEMENTS = 8  # at most so many raise the rank of a group by intent
+
 
 def information(shared: Iterable[int], features: Features) -> float:
     """Return the information in features, in bits.
@@ -8375,6 +8505,7 @@ def describe_group(cluster: Cluster, run: Comparison) -> CloneGroup:
         are_siblings=evidence.compares_sentences and are_siblings(members, run),
         is_family=cluster.is_family,
         overlaps=cluster.overlaps,
+        is_loose=cluster.is_loose,
         is_mixed=len(areas) > 1,
         verdict=cluster.verdict,
     )
@@ -8384,8 +8515,10 @@ def group_score(cluster: Cluster, copies: int, bits: float) -> float:
     """Return the number that ranks a group; `bits` is the information that all members share."""
     if not cluster.evidence.compares_sentences:
         return round(math.sqrt(copies - 1) * bits, 1)
-    # Similarity first, then size: the fourth root lets 16 statements double the score of one.
-    statements = min(fragment.facts.statements for fragment in cluster.fragments)
+    # Similarity first, then size: the fourth root gives 8 statements 1.7 times the score of one.
+    # More add nothing, or large classes whose sentences share a formula would come first.
+    least = min(fragment.facts.statements for fragment in cluster.fragments)
+    statements = min(least, RANKED_STATEMENTS)
     return round(rounded(cluster.similarity) * math.pow(statements, 0.25), 3)
 
 
@@ -8525,6 +8658,7 @@ def are_siblings(members: Sequence[Member], run: Comparison) -> bool:
     return (
         are_overrides(members, run.bases)
         or are_base_and_derived(members, run.bases)
+        or have_one_base(members, run)
         or are_hooks(members, run.hooks)
         or are_async_twins(members)
         or are_tests_and_tested(members)
@@ -8539,6 +8673,16 @@ def are_base_and_derived(members: Sequence[Member], bases: Mapping[str, Collecti
     names = {member.qualified_name.rpartition(".")[2] for member in members}
     above = set.intersection(*(ancestors(name, bases) for name in names))
     return len(names) > 1 and not names.isdisjoint(above)
+
+
+def have_one_base(members: Sequence[Member], run: Comparison) -> bool:
+    """Return whether members are classes with a base, or an interface, of the same code in common.
+
+    A base from elsewhere does not count: two JSON encoders of one purpose are worth seeing.
+    """
+    facts = [run.facts[sort_key(member.record)] for member in members]
+    common = set.intersection(*(set(known.bases) for known in facts))
+    return not common.isdisjoint(run.bases)
 
 
 def are_hooks(members: Sequence[Member], hooks: Collection[str]) -> bool:
@@ -8713,7 +8857,7 @@ def is_test(file_path: str) -> bool:
     return is_named_test or any(directory.endswith("_tests") for directory in directories)
 
 
-def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float, float, str]:
+def rank_key(group: CloneGroup) -> tuple[object, ...]:
     """Return the key by which the groups of a section are sorted: by area, then by worth."""
     # Who reads one file knows what is in it: of like intents, those across files come first.
     is_local = group.evidence.compares_sentences and within_one_file(group.members)
@@ -8722,12 +8866,14 @@ def rank_key(group: CloneGroup) -> tuple[int, int, bool, bool, bool, bool, float
     by_worth = (-group.score, -group.similarity, group.id)
     # Most of what overlaps is in the other groups already.
     behind = group.is_mixed, group.overlaps, group.are_siblings, is_local
-    return (area_rank(group.area), VERDICT_ORDER.index(group.verdict), *behind, *by_worth)
+    area, verdict = area_rank(group.area), VERDICT_ORDER.index(group.verdict)
+    return (area, group.is_loose, verdict, *behind, *by_worth)
 
 
 # The head of the report: how many lines are copies, and which files share most
 
-COPIED_FILE = 0.9  # of its lines; imports and constants are in no group
+COPIED_FILE = 0.9  # of its lines in definitions; imports and constants are in no group
+COPIED_PART = 0.5  # of all its lines
 PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
 
 
@@ -8799,8 +8945,9 @@ def count_lines(stretches: Iterable[Lines]) -> int:
 
 
 def shown_copies(groups: Iterable[CloneGroup]) -> list[CloneGroup]:
-    """Return the groups that no rule hides and whose members have code in common."""
-    return [group for group in groups if group.hidden_by is None and group.evidence.are_copies]
+    """Return the groups that no rule hides and whose members have much code in common."""
+    shown = (group for group in groups if group.hidden_by is None and not group.is_loose)
+    return [group for group in shown if group.evidence.are_copies]
 
 
 # Copies that a comment accepts
@@ -8876,8 +9023,51 @@ def file_parts(report: Report, pair: FilePair) -> list[tuple[str, float]]:
 
 
 def is_copied_file(report: Report, pair: FilePair) -> bool:
-    """Return whether nearly all of each file stands in the other."""
-    return all(part >= COPIED_FILE for _, part in file_parts(report, pair))
+    """Return whether nearly all definitions of each file, and most of it, stand in the other."""
+    for path, part in file_parts(report, pair):
+        # A script may have no definition.
+        lines = report.compared_lines.get(path, report.file_lines[path])
+        if pair.lines / lines < COPIED_FILE or part < COPIED_PART:
+            return False
+    return True
+
+
+def copied_files(report: Report) -> list[CopiedFiles]:
+    """Return the files that were copied whole, as far as several groups come of that.
+
+    Such groups have one member in each of some of the files, and no other one.
+    """
+    pairs = [pair for pair in report.file_pairs if is_copied_file(report, pair)]
+    sets = joined_files(pairs)
+    groups: dict[frozenset[str], list[CloneGroup]] = collections.defaultdict(list)
+    for group in shown_copies(report.groups):
+        paths = {member.record.file_path for member in group.members}
+        files = sets.get(min(paths), frozenset())
+        if len(paths) == group.copies and paths <= files:
+            groups[files].append(group)
+    found = []
+    for files in dict.fromkeys(sets.values()):
+        if len(groups[files]) < 2:
+            continue
+        parts: dict[str, float] = dict.fromkeys(sorted(files), 0.0)
+        own = [pair for pair in pairs if pair.one in files]
+        for pair in own:
+            for path, part in file_parts(report, pair):
+                parts[path] = max(parts[path], part)
+        lines = max(pair.lines for pair in own)
+        found.append(CopiedFiles(parts, lines, groups[files]))
+    return found
+
+
+def joined_files(pairs: Iterable[FilePair]) -> dict[str, frozenset[str]]:
+    """Return, for each file of some pairs, the set of files that pairs join it with."""
+    sets: dict[str, frozenset[str]] = {}
+    for pair in pairs:
+        both = {pair.one, pair.other}
+        joined = both.union(*(sets.get(path, ()) for path in both))
+        for path in joined:
+            sets[path] = frozenset(joined)
+    return sets
 
 
 def count_hidden(report: Report) -> dict[str, int]:
@@ -8999,6 +9189,7 @@ def build_report(
         record_count=len(compared),
         without_intent=collections.Counter(one.intent_status for one in compared if not one.intent),
         file_lines=file_lines,
+        compared_lines=count_compared_lines(compared),
         error_count=error_count,
         evidence=evidence,
         rules=tuple(whole.rules),
@@ -9035,6 +9226,14 @@ def count_file_lines(records: Iterable[Record]) -> dict[str, int]:
     for record in records:
         lines[record.file_path] = max(lines[record.file_path], record.end_line)
     return dict(lines)
+
+
+def count_compared_lines(records: Iterable[Record]) -> dict[str, int]:
+    """Return how many lines of each file are in records that are compared."""
+    lines: dict[str, list[Lines]] = collections.defaultdict(list)
+    for record in records:
+        lines[record.file_path].append((record.start_line, record.end_line))
+    return {path: count_lines(stretches) for path, stretches in lines.items()}
 
 
 # ---- Confirmation ---------------------------------------------------------------------------
@@ -9191,7 +9390,11 @@ class Past(NamedTuple):
         return (identity(member), record.md5sum) in self.definitions
 
 
-def compare_with_baseline(report: Report, baseline: Report, past: Optional[Past] = None) -> Report:
+def compare_with_baseline(
+    report: Report,
+    baseline: Report,
+    past: Optional[Past] = None,
+) -> Report:
     """Return the report with the groups that hold nothing new hidden, and `stale` counted.
 
     A group is KNOWN if each two of its members stood together in a group of the baseline, and
@@ -9214,12 +9417,19 @@ def compare_with_baseline(report: Report, baseline: Report, past: Optional[Past]
 
 
 def is_accepted(group: CloneGroup) -> bool:
+    """Return whether a group that counts was shown, or hidden because it was accepted before."""
+    return is_listed(group) and not group.is_loose
+
+
+def is_listed(group: CloneGroup) -> bool:
     """Return whether a group was shown, or hidden because it was accepted before."""
     return group.hidden_by is None or group.hidden_by.accepts
 
 
 def is_vouched_for(group: CloneGroup) -> bool:
     """Return whether a group was accepted, be it with others that make it superfluous."""
+    if group.is_loose:
+        return False
     return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
 
 
@@ -9239,7 +9449,11 @@ def code_place(member: Member) -> Place:
     return sort_key(member.around or member.record)
 
 
-def compare_since(report: Report, baseline: Report, past: Past) -> Report:
+def compare_since(
+    report: Report,
+    baseline: Report,
+    past: Past,
+) -> Report:
     """Return the report with the groups hidden that hold nothing new since a revision.
 
     `baseline` is the report on the tree as it was. It may lack the groups without a member at
@@ -9252,7 +9466,11 @@ def compare_since(report: Report, baseline: Report, past: Past) -> Report:
             changed.append(group)
         else:
             known.append(group._replace(hidden_by=group.hidden_by or KNOWN))
-    compared = compare_with_baseline(report._replace(groups=tuple(changed)), baseline, past)
+    compared = compare_with_baseline(
+        report._replace(groups=tuple(changed)),
+        baseline,
+        past,
+    )
     groups = sorted([*known, *compared.groups], key=rank_key)
     return with_groups(report, groups)
 
@@ -9303,7 +9521,12 @@ class Counterparts:
     member. A group that a rule hid in the baseline knows its members by their code alone.
     """
 
-    def __init__(self, report: Report, baseline: Report, past: Past) -> None:
+    def __init__(
+        self,
+        report: Report,
+        baseline: Report,
+        past: Past,
+    ) -> None:
         self.options, self.baseline, self.past = report.options, baseline, past
         now = members_by_place(report.groups)
         before = members_by_place(baseline.groups)
@@ -9365,6 +9588,8 @@ class Counterparts:
 
     def is_unjudged(self, group: CloneGroup) -> bool:
         """Return whether no pair that the baseline could have held is new in a group."""
+        if group.is_loose:
+            return False
         judged = [member for member in group.members if self.could_hold(group, member)]
         if len(judged) < group.copies and self.stood_together(group, judged):
             return True
@@ -9478,7 +9703,10 @@ def match_keys(member: Member) -> tuple[Hashable, ...]:
     return (identity(member), code), (None, code), identity(member), code
 
 
-def standing_identities(members: Iterable[Member], known: Sequence[Member]) -> set[Identity]:
+def standing_identities(
+    members: Iterable[Member],
+    known: Sequence[Member],
+) -> set[Identity]:
     """Return the identities of a baseline's members that stand where they did, edited or not.
 
     Where the code of another one stands now, that one was moved there.
@@ -9504,7 +9732,11 @@ class Matching:
     # "Two theorems in graph theory", 1957). A greedy choice would call a group new because of the
     # order of its members. What a search in vain has reached leads no later one to a free member.
 
-    def __init__(self, members: Sequence[Member], known: Sequence[Member]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        known: Sequence[Member],
+    ) -> None:
         self.keys = list(map(match_keys, members))
         standing = standing_identities(members, known)
         self.serves: dict[int, int] = {}
@@ -9548,7 +9780,10 @@ class Matching:
         return False
 
     def _reachable(
-        self, start: int, reached_from: dict[int, int], exhausted: set[Hashable]
+        self,
+        start: int,
+        reached_from: dict[int, int],
+        exhausted: set[Hashable],
     ) -> Iterator[int]:
         """Yield what a member can be served by, at once and by handing on, the nearest first."""
         queue = collections.deque([start])
@@ -9560,7 +9795,11 @@ class Matching:
                     yield position
                     queue.append(self.serves[position])
 
-    def _matches(self, member: int, exhausted: set[Hashable]) -> Iterator[int]:
+    def _matches(
+        self,
+        member: int,
+        exhausted: set[Hashable],
+    ) -> Iterator[int]:
         """Yield what a member can be served by; all of one key but once, when none is free."""
         for key in self.keys[member]:
             if key in exhausted or key in self.vain or key not in self.free:
@@ -9586,7 +9825,9 @@ class Matching:
 
 
 def report_from_json(
-    text: str, evidence: Sequence[Evidence] = EVIDENCE, rules: Sequence[Rule] = RULES
+    text: str,
+    evidence: Sequence[Evidence] = EVIDENCE,
+    rules: Sequence[Rule] = RULES,
 ) -> Report:
     """Return the report that `--format json` wrote, without code; raise ValueError for other text.
 
@@ -9632,7 +9873,11 @@ def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
     return DuplicateOptions(**values)
 
 
-def option_field(fields: Mapping[str, object], name: str, default: object) -> object:
+def option_field(
+    fields: Mapping[str, object],
+    name: str,
+    default: object,
+) -> object:
     """Return an option in a JSON object; raise TypeError or ValueError for another type."""
     if isinstance(default, tuple):
         return texts_field(fields, name)
@@ -9642,7 +9887,9 @@ def option_field(fields: Mapping[str, object], name: str, default: object) -> ob
 
 
 def group_from_json(
-    fields: Mapping[str, Any], evidence: Iterable[Evidence], rules: Iterable[Rule]
+    fields: Mapping[str, Any],
+    evidence: Iterable[Evidence],
+    rules: Iterable[Rule],
 ) -> CloneGroup:
     """Return a group of a report; raise LookupError, TypeError or ValueError for anything else."""
     members = tuple(map(member_from_json, fields["members"]))
@@ -9662,6 +9909,7 @@ def group_from_json(
         score=fields["score"],
         is_family=fields.get("is_family", False),
         overlaps=fields.get("overlaps", False),
+        is_loose=fields.get("is_loose", False),
         members=members,
     )
 
@@ -9693,7 +9941,10 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
     )
 
 
-def texts_field(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def texts_field(
+    fields: Mapping[str, Any],
+    name: str,
+) -> tuple[str, ...]:
     """Return a list of texts in a JSON object; raise TypeError for anything else."""
     texts = typed_field(fields, name, list)
     if not all(isinstance(text, str) for text in texts):
@@ -9711,7 +9962,11 @@ def similarity_field(fields: Mapping[str, object], name: str) -> float:
     return value
 
 
-def typed_field(fields: Mapping[str, object], name: str, kind: type[Value]) -> Value:
+def typed_field(
+    fields: Mapping[str, object],
+    name: str,
+    kind: type[Value],
+) -> Value:
     """Return a field of a JSON object; raise TypeError if it is of another type."""
     value = fields[name]
     if not isinstance(value, kind):
@@ -9732,7 +9987,11 @@ def hide_elsewhere(report: Report, area: str) -> Report:
     return hide_unwanted(report, OF_AREAS, area)
 
 
-def hide_unwanted(report: Report, stage: str, wanted: object) -> Report:
+def hide_unwanted(
+    report: Report,
+    stage: str,
+    wanted: object,
+) -> Report:
     """Return the report with groups hidden by the rules of a stage that asks what is wanted."""
     groups = []
     for group in report.groups:
@@ -9800,7 +10059,9 @@ class Snippet(NamedTuple):
 
 
 def candidates_among(
-    records: Sequence[Record], facts: Sequence[Facts], kinds: Collection[str]
+    records: Sequence[Record],
+    facts: Sequence[Facts],
+    kinds: Collection[str],
 ) -> list[Candidate]:
     """Return the definitions of these kinds, in the order of the records; the facts are theirs."""
     of_definitions = facts_by_place(records, facts)
@@ -9816,10 +10077,14 @@ def candidates_among(
 
 
 class FindIndex:
-    """What definitions are found by, made once for any number of questions."""
+    """What definitions are found by, made once for any number of questions.
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
+    `verdicts` are those on their codes.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], verdicts: Verdicts = NO_VERDICTS) -> None:
         self.candidates = candidates
+        self.verdicts = verdicts
 
     @functools.cached_property
     def words(self) -> list[dict[str, float]]:
@@ -9852,13 +10117,42 @@ class FindIndex:
     @functools.cached_property
     def bodies(self) -> tuple[list[Body], StepWeights]:
         """The statements of each definition, and what they say."""
-        return number_steps(Fragment((one.record,), one.facts, ()) for one in self.candidates)
+        found = []
+        for one in self.candidates:
+            found.append(Fragment((one.record,), one.facts, ()))
+        return number_steps(found)
 
     @functools.cached_property
     def steps(self) -> dict[tuple[Label, ...], int]:
         """The number of each different statement."""
         _, weights = self.bodies
         return {tuple(labels): number for number, labels in enumerate(weights.labels)}
+
+    @functools.cached_property
+    def same(self) -> dict[str, list[tuple[str, Verdict]]]:
+        """The codes that do the same as each code, with the verdict that says so, by md5sum."""
+        found: dict[str, list[tuple[str, Verdict]]] = collections.defaultdict(list)
+        for (one, other), verdict in sorted(self.verdicts.newest.items()):
+            if verdict.verdict == SAME:
+                found[one].append((other, verdict))
+                found[other].append((one, verdict))
+        return dict(found)
+
+    @functools.cached_property
+    def by_md5sum(self) -> dict[str, list[Candidate]]:
+        """The definitions of each code."""
+        found: dict[str, list[Candidate]] = collections.defaultdict(list)
+        for candidate in self.candidates:
+            found[candidate.record.md5sum].append(candidate)
+        return dict(found)
+
+    def twins(self, candidate: Candidate) -> list[tuple[Candidate, Verdict]]:
+        """Return what a model called the same as a definition, each with its verdict."""
+        found = []
+        for md5sum, verdict in self.same.get(candidate.record.md5sum, ()):
+            for twin in self.by_md5sum.get(md5sum, ()):
+                found.append((twin, verdict))
+        return found
 
     def _length(self, weights: Iterable[tuple[str, float]]) -> float:
         return math.fsum(self.squares.get(word, 1.0) * weight**2 for word, weight in weights)
@@ -9868,7 +10162,8 @@ class FindIndex:
         asked = question_words(question)
         length = math.sqrt(self._length((word, 1.0) for word in asked))
         hits = []
-        for candidate, words, own_length in zip(self.candidates, self.words, self.lengths):
+        described = zip(self.candidates, self.words, self.lengths)
+        for candidate, words, own_length in described:
             shared = [word for word in asked if word in words]
             if shared:
                 said = math.fsum(self.squares[word] * words[word] for word in shared)
@@ -9877,16 +10172,25 @@ class FindIndex:
                 hits.append(Hit(candidate, BY_WORDS, score, tuple(met)))
         return sorted(hits, key=hit_order)
 
-    def by_code(self, snippets: Sequence[Snippet], least: float) -> list[Hit]:
+    def by_code(
+        self,
+        snippets: Sequence[Snippet],
+        least: float,
+    ) -> list[Hit]:
         """Return what is the code of a snippet, or shares `least` or a block, the best first."""
         best: dict[int, Hit] = {}
         for snippet in snippets:
             found = itertools.chain(self._like(snippet, least), self._with_block(snippet))
             for number, hit in found:
-                best[number] = min(hit, best.get(number, hit), key=hit_order)
+                other = best.get(number, hit)
+                best[number] = min(hit, other, key=hit_order)
         return sorted(best.values(), key=hit_order)
 
-    def _like(self, snippet: Snippet, least: float) -> Iterator[tuple[int, Hit]]:
+    def _like(
+        self,
+        snippet: Snippet,
+        least: float,
+    ) -> Iterator[tuple[int, Hit]]:
         """Yield what is like a snippet, by its number."""
         readings = snippet.features()
         features = self.features if snippet.md5sum else self.body_features
@@ -9950,7 +10254,11 @@ def snippets_in(analyzer: Analyzer, code: str) -> list[Snippet]:
 def snippet_of(symbol: Symbol) -> Snippet:
     """Return a definition to look for."""
     facts = symbol.facts or Facts()
-    return Snippet(symbol.kind == "class", fingerprint(symbol.normalized_code), [facts])
+    return Snippet(
+        symbol.kind == "class",
+        fingerprint(symbol.normalized_code),
+        [facts],
+    )
 
 
 def outermost_symbols(analyzer: Analyzer, code: str) -> list[Symbol]:
@@ -10055,6 +10363,14 @@ def report_json(report: Report) -> Iterator[str]:
             for area, (lines, beyond) in report.area_lines.items()
         },
         "hidden": count_hidden(report),
+        "copied_files": [
+            {
+                "files": list(files.parts),
+                "lines": files.lines,
+                "groups": [group.id for group in files.groups],
+            }
+            for files in copied_files(report)
+        ],
     }
     if report.has_verdicts:
         head["has_verdicts"] = True
@@ -10103,11 +10419,11 @@ def _member_as_json(member: Member) -> dict[str, object]:
 def hits_json(index: FindIndex, hits: Iterable[Hit]) -> Iterator[str]:
     """Yield the JSON object of what was found in pieces, one hit a line, all of it ASCII."""
     yield f'{{"record_count": {len(index.candidates)}, "hits": ['
-    yield from json_lines(map(_hit_as_json, hits))
+    yield from json_lines(_hit_as_json(index, hit) for hit in hits)
     yield "]}\n"
 
 
-def _hit_as_json(hit: Hit) -> dict[str, object]:
+def _hit_as_json(index: FindIndex, hit: Hit) -> dict[str, object]:
     candidate = hit.candidate
     record, sentence = candidate.record, candidate.sentence
     return {
@@ -10123,10 +10439,26 @@ def _hit_as_json(hit: Hit) -> dict[str, object]:
         "sentence": sentence and sentence.text,
         "sentence_source": sentence and sentence.source,
         "md5sum": record.md5sum,
+        "twins": [_twin_as_json(*twin) for twin in index.twins(candidate)],
     }
 
 
-def record_json(records: Iterable[Record], errors: Iterable[AnalyzerError]) -> Iterator[str]:
+def _twin_as_json(twin: Candidate, verdict: Verdict) -> dict[str, object]:
+    record = twin.record
+    return {
+        "file_path": record.file_path,
+        "start_line": record.start_line,
+        "end_line": record.end_line,
+        "qualified_name": twin.qualified_name,
+        "verdict_text": verdict.sentence,
+        "verdict_model": verdict.model,
+    }
+
+
+def record_json(
+    records: Iterable[Record],
+    errors: Iterable[AnalyzerError],
+) -> Iterator[str]:
     """Yield the JSON object of records and errors in pieces, one record a line, all of it ASCII."""
     yield '{"records": ['
     yield from json_lines(record._asdict() for record in records)
@@ -10159,6 +10491,7 @@ FAMILY_NOTE = "a family: each compared with one member alone"
 OVERLAP_NOTE = "some are in other groups too"
 NEW_MARK = "+"
 SHOWN_COMMENTS = 5  # of those that hide nothing
+LOOSE_NOTE = "loosely alike: no gate counts it"
 # A group must be judged at a glance; `--format json` and `--show` have the rest.
 SHOWN_MEMBERS = 5
 LINES_AROUND = 3  # a part of a definition
@@ -10193,7 +10526,10 @@ def table_lines(
         yield pad_cells(cells, rooms) + "\n"
 
 
-def printable_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+def printable_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+) -> list[Sequence[str]]:
     """Return the header and the rows of a table, their cells escaped."""
     # Before any width is measured: an escape takes more columns than what it stands for.
     return [header, *([printable(cell) for cell in row] for row in rows)]
@@ -10237,7 +10573,10 @@ def shrink_widths(widths: Sequence[int], width: int) -> list[int]:
     return shrunk
 
 
-def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[str]:
+def record_table(
+    records: Iterable[Record],
+    width: Optional[int],
+) -> Iterator[str]:
     """Yield the lines of the table of records."""
     header = ("KIND", PLACE, "SIGNATURE", "MD5SUM")
     rows = []
@@ -10247,7 +10586,10 @@ def record_table(records: Iterable[Record], width: Optional[int]) -> Iterator[st
     return table_lines(header, rows, width)
 
 
-def intent_table(records: Sequence[Record], width: Optional[int]) -> Iterator[str]:
+def intent_table(
+    records: Sequence[Record],
+    width: Optional[int],
+) -> Iterator[str]:
     """Yield the lines of the table of intents, or of the reasons why there are none.
 
     Skipped records are only counted, in the last line.
@@ -10276,7 +10618,9 @@ def wrapped_table_lines(
     """Yield the lines of a table whose last column is never cut, but runs over several lines."""
     # 1. The other columns are laid out as a table of their own.
     others = [row[:-1] for row in rows]
-    heads = [line.rstrip("\n") for line in table_lines(header[:-1], others, width)]
+    heads = []
+    for line in table_lines(header[:-1], others, width):
+        heads.append(line.rstrip("\n"))
     # 2. The last stands beside them if they leave room for a sentence, else below them.
     beside = max(map(display_width, heads)) + len(COLUMN_GAP)
     is_beside = width - beside >= READABLE_WIDTH
@@ -10310,10 +10654,14 @@ def report_seen_from_here(directory: str, report: Report) -> Report:
     comments = []
     for path, first, last in report.vain_comments:
         comments.append((seen_from_here(directory, path), first, last))
-    lines = {seen_from_here(directory, path): count for path, count in report.file_lines.items()}
+
+    def seen(lines: Mapping[str, int]) -> dict[str, int]:
+        return {seen_from_here(directory, path): count for path, count in lines.items()}
+
     return report._replace(
         groups=tuple(group_seen_from_here(directory, group) for group in report.groups),
-        file_lines=lines,
+        file_lines=seen(report.file_lines),
+        compared_lines=seen(report.compared_lines),
         file_pairs=tuple(pairs),
         vain_comments=tuple(comments),
     )
@@ -10343,7 +10691,11 @@ class Line(NamedTuple):
     folds: bool = False
 
 
-def styled_lines(lines: Iterable[Line], width: Optional[int], is_coloured: bool) -> Iterator[str]:
+def styled_lines(
+    lines: Iterable[Line],
+    width: Optional[int],
+    is_coloured: bool,
+) -> Iterator[str]:
     """Yield lines in `width` columns, escaped, and in colour if that is asked for."""
     for line in lines:
         # Colour comes last: its sequences take no column, and are the only ones not escaped.
@@ -10386,12 +10738,18 @@ def wants_colour(stream: Optional[TextIO]) -> bool:
 
 def report_as_lines(report: Report, top: int) -> Iterator[Line]:
     """Yield the report as text: `top` groups of each section and area."""
-    for text in _head_lines(report):
+    copied = copied_files(report)
+    for text in scope_lines(report):
         yield Line(text)
+    yield from _head_lines(report, copied, top)
     for evidence, title in section_titles(report):
-        shown = shown_groups(report, evidence)
+        found = shown_groups(report, evidence)
+        shown = groups_to_list(found, copied)
+        count = counted(len(found), "group")
+        if len(shown) < len(found):
+            count += f", {len(found) - len(shown)} of copied files"
         yield Line("")
-        yield Line(f"{title} ({counted(len(shown), 'group')})", BOLD)
+        yield Line(f"{title} ({count})", BOLD)
         if evidence.compares_sentences:
             for text in intent_notes(report):
                 yield Line(text, folds=True)
@@ -10407,7 +10765,9 @@ def copied_percent(report: Report) -> float:
 
 
 def group_verdict(
-    report: Report, hits: Sequence[CloneGroup], baseline: Optional[Report] = None
+    report: Report,
+    hits: Sequence[CloneGroup],
+    baseline: Optional[Report] = None,
 ) -> list[str]:
     """Return the verdict of a gate: the groups that hit it, and what was not compared."""
     noun = "group" if baseline is None else "new group"
@@ -10417,7 +10777,8 @@ def group_verdict(
         parts = [f"{counted(len(hits), noun)}: {', '.join(ids)}"]
     if len(hits) > MAX_VERDICT_IDS:
         parts[0] += f" and {len(hits) - MAX_VERDICT_IDS} more"
-    hidden = count_hidden(report)
+    judged = tuple(group for group in report.groups if not group.is_loose)
+    hidden = count_hidden(report._replace(groups=judged))
     if baseline is not None:
         parts.append(f"{hidden[KNOWN.name]} {KNOWN.name}")
     if report.stale is not None:
@@ -10453,6 +10814,8 @@ def scope_lines(report: Report) -> Iterator[str]:
     files = counted(len(report.file_lines), "file")
     yield f"{records} of {', '.join(options.kinds)} in {files}"
     similar = f"Similar code from {options.code_similarity}"
+    if options.loose_similarity < options.code_similarity:
+        similar += f" (loosely from {options.loose_similarity})"
     similar += f", intents from {options.intent_similarity}"
     yield f"{similar}, bodies from {counted(options.min_statements, 'statement')}"
     if report.since:
@@ -10463,18 +10826,60 @@ def scope_lines(report: Report) -> Iterator[str]:
         yield printable(f"Warning: {known.warning()}")
 
 
-def _head_lines(report: Report) -> Iterator[str]:
-    yield from scope_lines(report)
+def groups_to_list(
+    groups: Iterable[CloneGroup],
+    copied: Iterable[CopiedFiles],
+) -> list[CloneGroup]:
+    """Return the groups that say more than that files were copied."""
+    told: set[tuple[str, str]] = set()
+    for files in copied:
+        told.update((group.evidence.name, group.id) for group in files.groups)
+    return [group for group in groups if (group.evidence.name, group.id) not in told]
+
+
+def _head_lines(
+    report: Report,
+    copied: Sequence[CopiedFiles],
+    top: int,
+) -> Iterator[Line]:
     for area, (lines, beyond) in report.area_lines.items():
         if lines:
             of_lines = f"{counted(lines, 'line')} of {AREAS[area]}"
-            yield f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}"
-    if report.file_pairs:
-        yield "Files that share most:"
-    for pair in report.file_pairs[:TOP_FILE_PAIRS]:
-        places = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
-        note = "  a copied file" if is_copied_file(report, pair) else ""
-        yield f"  {counted(pair.lines, 'line')}  {'  '.join(places)}{note}"
+            yield Line(f"In copies beyond the first: {100 * beyond / lines:.1f} % of {of_lines}")
+    if copied:
+        yield Line("Copied files, whose groups are not listed below:")
+    for files in copied[:top]:
+        yield from _copied_lines(files)
+    if len(copied) > top:
+        yield Line(f"  {len(copied) - top} more: --top {len(copied)} shows them")
+    told = [files.parts.keys() for files in copied]
+    pairs = []
+    for pair in report.file_pairs:
+        both = {pair.one, pair.other}
+        if not any(both <= files for files in told):
+            pairs.append(pair)
+    if pairs:
+        yield Line("Files that share most:")
+    for pair in pairs[:TOP_FILE_PAIRS]:
+        parts = parts_text(file_parts(report, pair))
+        yield Line(f"  {counted(pair.lines, 'line')}: {parts}", folds=True)
+
+
+def _copied_lines(files: CopiedFiles) -> Iterator[Line]:
+    groups = counted(len(files.groups), "group")
+    yield Line(f"  {counted(files.lines, 'line')}, {groups}")
+    new = files.new_files()
+    parts = list(files.parts.items())
+    for path, part in parts[:SHOWN_MEMBERS]:
+        mark = NEW_MARK if path in new else " "
+        yield Line(f"  {mark} {path} ({in_percent(part)} %)", folds=True)
+    if len(parts) > SHOWN_MEMBERS:
+        yield Line(f"    and {len(parts) - SHOWN_MEMBERS} more")
+
+
+def parts_text(parts: Iterable[tuple[str, float]]) -> str:
+    """Return which part of each file stands in another one."""
+    return ", ".join(f"{in_percent(part)} % of {path}" for path, part in parts)
 
 
 def _foot_lines(report: Report) -> Iterator[str]:
@@ -10534,7 +10939,11 @@ def _intents_of_source(report: Report) -> str:
     return f"  {what} intents: {remedy}"
 
 
-def _section_lines(report: Report, groups: Sequence[CloneGroup], top: int) -> Iterator[Line]:
+def _section_lines(
+    report: Report,
+    groups: Sequence[CloneGroup],
+    top: int,
+) -> Iterator[Line]:
     exact_ids = _exact_ids(report.groups)
     # A section is ranked by area first, so that each area is one stretch of it.
     for area, same in itertools.groupby(groups, operator.attrgetter("area")):
@@ -10580,7 +10989,10 @@ def _sibling_lines(ranked: Sequence[CloneGroup], top: int) -> Iterator[Line]:
         yield Line(text, CYAN)
 
 
-def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
+def _group_lines(
+    group: CloneGroup,
+    exact_ids: Mapping[str, str],
+) -> Iterator[Line]:
     yield from (Line(""), Line(f"{group.id}  {group_headline(group)}", CYAN))
     if not group.evidence.is_same_code:
         yield from _exact_lines(group, exact_ids)
@@ -10610,7 +11022,10 @@ def _group_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Li
         yield Line(f"  and {left_out} more: --format json, or --show {group.id}")
 
 
-def _exact_lines(group: CloneGroup, exact_ids: Mapping[str, str]) -> Iterator[Line]:
+def _exact_lines(
+    group: CloneGroup,
+    exact_ids: Mapping[str, str],
+) -> Iterator[Line]:
     """Yield a line for each code of which a group holds several copies; blocks are no codes."""
     if group.evidence.is_part:
         return
@@ -10646,6 +11061,8 @@ def group_headline(group: CloneGroup) -> str:
         parts.append(FAMILY_NOTE)
     if group.overlaps:
         parts.append(OVERLAP_NOTE)
+    if group.is_loose:
+        parts.append(LOOSE_NOTE)
     return ", ".join(parts)
 
 
@@ -10751,11 +11168,15 @@ def _shown_code(member: Member) -> list[str]:
 
 
 def hits_as_lines(
-    index: FindIndex, hits: Sequence[Hit], top: int, directory: str
+    index: FindIndex,
+    hits: Sequence[Hit],
+    top: int,
+    directory: str,
 ) -> Iterator[Line]:
     """Yield the best hits as text; their paths start in `directory`."""
     for hit in hits[:top]:
         yield from _hit_lines(hit, directory)
+        yield from _twin_lines(index.twins(hit.candidate), directory)
         yield Line("")
     records = counted(len(index.candidates), "record")
     shown = min(top, len(hits))
@@ -10765,14 +11186,31 @@ def hits_as_lines(
 
 def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
     record, sentence = hit.candidate.record, hit.candidate.sentence
-    path = seen_from_here(directory, record.file_path)
-    place = location(record._replace(file_path=path))
-    yield Line(f"{place}  {hit.candidate.qualified_name}", CYAN, folds=True)
+    yield Line(place_and_name(hit.candidate, directory), CYAN, folds=True)
     yield Line(f"  {header_line(record)}", folds=True)
     if sentence:
         label = "docstring: " if sentence.source == DOCSTRING else ""
         yield Line(f"  {label}{sentence.text}", DIM, folds=True)
     yield Line(f"  {reason_of(hit)}", DIM, folds=True)
+
+
+def _twin_lines(
+    twins: Sequence[tuple[Candidate, Verdict]],
+    directory: str,
+) -> Iterator[Line]:
+    for twin, verdict in twins[:SHOWN_MEMBERS]:
+        said = f": {verdict.sentence}" if verdict.sentence else ""
+        place = place_and_name(twin, directory)
+        yield Line(f"  {SAME} as {place}{said} (confirmed by {verdict.model})", DIM, folds=True)
+    if len(twins) > SHOWN_MEMBERS:
+        yield Line(f"  and as {len(twins) - SHOWN_MEMBERS} more", DIM)
+
+
+def place_and_name(candidate: Candidate, directory: str) -> str:
+    """Return where a definition stands as seen from the current directory, and its name."""
+    record = candidate.record
+    path = seen_from_here(directory, record.file_path)
+    return f"{location(record._replace(file_path=path))}  {candidate.qualified_name}"
 
 
 def reason_of(hit: Hit) -> str:
@@ -11356,7 +11794,8 @@ def page_file_pairs(report: Report) -> Iterator[str]:
     yield '<table class="pairs">\n<tr><th>Lines<th>File<th>Other file\n'
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
         cells = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
-        yield f"<tr><td>{pair.lines}<td>{'<td>'.join(map(escaped, cells))}\n"
+        note = ", a copied file" if is_copied_file(report, pair) else ""
+        yield f"<tr><td>{pair.lines}{note}<td>{'<td>'.join(map(escaped, cells))}\n"
     yield "</table>\n</details>\n"
 
 
@@ -11855,21 +12294,45 @@ def report_as_markdown(
     report: Report, verdict: str, max_bytes: int = MARKDOWN_BYTES
 ) -> Iterator[str]:
     """Yield a report as Markdown of at most `max_bytes` in UTF-8: the verdict, then the groups."""
-    titles = dict(section_titles(report))
-    shown = [group for kind in titles for group in shown_groups(report, kind)]
-    head = f"**{verdict}**\n" if verdict else f"**{counted(len(shown), 'group')} of copies**\n"
-    yield head
-    rest = f"\n{len(shown)} more groups: `--format json` has them\n"
+    count = sum(len(shown_groups(report, evidence)) for evidence in report.evidence)
+    head = f"**{verdict}**\n" if verdict else f"**{counted(count, 'group')} of copies**\n"
+    rest = f"\n{count} more findings: `--format json` has them\n"
     room = max_bytes - byte_count(head) - byte_count(rest)
-    for number, group in enumerate(shown):
-        is_first = number == 0 or group.evidence != shown[number - 1].evidence
-        text = f"\n### {titles[group.evidence]}\n" if is_first else ""
-        text += markdown_group(group)
-        room -= byte_count(text)
+    yield head
+    findings = list(markdown_findings(report))
+    for number, (title, text) in enumerate(findings):
+        is_first = number == 0 or title != findings[number - 1][0]
+        heading = f"\n### {title}\n" if is_first else ""
+        room -= byte_count(heading + text)
         if room < 0:
-            yield f"\n{counted(len(shown) - number, 'more group')}: `--format json` has them\n"
+            more = counted(len(findings) - number, "more finding")
+            yield f"\n{more}: `--format json` has them\n"
             return
-        yield text
+        yield heading + text
+
+
+def markdown_findings(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield the title of the section and the text of each copied file and of each other group."""
+    copied = copied_files(report)
+    for files in copied:
+        yield "Copied files", markdown_copied(files)
+    for evidence, title in section_titles(report):
+        for group in groups_to_list(shown_groups(report, evidence), copied):
+            yield title, markdown_group(group)
+
+
+def markdown_copied(files: CopiedFiles) -> str:
+    """Return files that are copies of one another as a list of them."""
+    groups = counted(len(files.groups), "group")
+    lines = [f"\n{counted(files.lines, 'line')}, {groups}\n"]
+    new = files.new_files()
+    parts = list(files.parts.items())
+    for path, part in parts[:SHOWN_MEMBERS]:
+        mark = " **new**" if path in new else ""
+        lines.append(f"- {in_percent(part)} % of {code_span(path)}{mark}")
+    if len(parts) > SHOWN_MEMBERS:
+        lines.append(f"- and {len(parts) - SHOWN_MEMBERS} more")
+    return "\n".join(lines) + "\n"
 
 
 def markdown_group(group: CloneGroup) -> str:
@@ -11939,8 +12402,8 @@ def sarif_groups(report: Report) -> list[CloneGroup]:
     """Return the groups that are shown, then those that the baseline has."""
     # Without a result for a known group, its alert would count as fixed. New ones come first, so
     # that the limit costs known ones before any of them.
-    listed = [group for group in report.groups if is_accepted(group)]
-    return sorted(listed, key=lambda group: group.hidden_by is not None)
+    listed = [group for group in report.groups if is_listed(group)]
+    return sorted(listed, key=lambda group: (group.is_loose, group.hidden_by is not None))
 
 
 def sarif_omissions(listed: Sequence[CloneGroup]) -> list[str]:
@@ -12044,7 +12507,7 @@ def sarif_result(
 
 def sarif_level(report: Report, group: CloneGroup) -> str:
     """Return how much a group matters: against a baseline, only new ones are errors."""
-    if group.hidden_by is not None:
+    if group.hidden_by is not None or group.is_loose:
         return "note"
     evidence = group.evidence
     return evidence.sarif_level if report.stale is None else evidence.sarif_new_level
@@ -12277,7 +12740,9 @@ class ProtocolError(Exception):
 
 
 def serve(
-    read_line: Callable[[int], bytes], write: Callable[[str], object], tools: Mapping[str, Tool]
+    read_line: Callable[[int], bytes],
+    write: Callable[[str], object],
+    tools: Mapping[str, Tool],
 ) -> None:
     """Answer what comes, until there is no more; `read_line(size)` gives so many bytes at most."""
     is_whole = True
@@ -12308,7 +12773,10 @@ def refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def reply_to_message(message: object, tools: Mapping[str, Tool]) -> Optional[Json]:
+def reply_to_message(
+    message: object,
+    tools: Mapping[str, Tool],
+) -> Optional[Json]:
     """Return the reply to a request; None for a notification, or a reply to no request."""
     try:
         number, method = request_in(message)
@@ -12335,7 +12803,8 @@ def request_in(message: object) -> tuple[Union[str, float, None], str]:
         raise ProtocolError(NO_REQUEST, "a request names a method")
     if "id" not in message:
         return None, method
-    if isinstance(number, bool) or not isinstance(number, (str, int, float)):
+    is_infinite = isinstance(number, float) and not math.isfinite(number)
+    if isinstance(number, bool) or is_infinite or not isinstance(number, (str, int, float)):
         raise ProtocolError(NO_REQUEST, "the id of a request is a text or a number")
     return number, method
 
@@ -12346,7 +12815,11 @@ def failure(number: Union[str, float, None], error: ProtocolError) -> Json:
     return {"jsonrpc": "2.0", "id": number, "error": told}
 
 
-def result_of(method: str, parameters: object, tools: Mapping[str, Tool]) -> Json:
+def result_of(
+    method: str,
+    parameters: object,
+    tools: Mapping[str, Tool],
+) -> Json:
     """Return the result of a request; raise ProtocolError."""
     if not isinstance(parameters, dict):
         raise ProtocolError(WRONG_PARAMETERS, "params must be an object")
@@ -12568,7 +13041,11 @@ def can_be_written(path: str) -> bool:
     return os.access(path if os.path.exists(path) else directory, os.W_OK)
 
 
-def refuse_overwriting(option: str, path: Optional[str], inputs: Iterable[str]) -> None:
+def refuse_overwriting(
+    option: str,
+    path: Optional[str],
+    inputs: Iterable[str],
+) -> None:
     """Raise UsageError if the file that a command would write is one of those that it reads."""
     # By identity, because two names may lead to one file.
     if path is not None and file_identity(path) in map(file_identity, inputs):
@@ -12599,7 +13076,8 @@ class SourceTree(NamedTuple):
     """An analyzed source tree: its files, and what they hold, in the order of the source.
 
     `facts` are those of the records, in their order. `kept` is for what was made of it, by what
-    it was made for, so that a second question need not wait for it.
+    it was made for, so that a second question need not wait for it. `verdicts` are those on its
+    codes.
     """
 
     sources: Sequence[Source]
@@ -12607,13 +13085,20 @@ class SourceTree(NamedTuple):
     facts: Sequence[Facts]
     errors: Errors
     kept: dict[Hashable, Any]
+    verdicts: Verdicts = NO_VERDICTS
 
 
 def source_tree(sources: Sequence[Source], analysis: Analysis) -> SourceTree:
     """Return what an analyzer found in sources as a tree."""
     symbols = sorted(analysis.symbols, key=source_order)
     facts = [symbol.facts or Facts() for symbol in symbols]
-    return SourceTree(sources, ModelBuilder().build(symbols), facts, analysis.errors, {})
+    return SourceTree(
+        sources,
+        ModelBuilder().build(symbols),
+        facts,
+        analysis.errors,
+        {},
+    )
 
 
 def build_records(
@@ -12634,21 +13119,33 @@ def read_tree(args: argparse.Namespace) -> SourceTree:
 
 
 def search_source(
-    args: argparse.Namespace, analyzer: Analyzer, option: str, written: Optional[str]
+    args: argparse.Namespace,
+    analyzer: Analyzer,
+    option: str,
+    written: Optional[str],
 ) -> Search:
     """Search what `--path` names; log what was found.
 
     Raises UsageError if the file that the command is to write, named by an option, is a source.
     """
     args.live.begin("searching")
-    search = find_sources(args.path, analyzer.suffixes, args.exclude, analyzer.unread_suffixes)
+    search = find_sources(
+        args.path,
+        analyzer.suffixes,
+        args.exclude,
+        analyzer.unread_suffixes,
+    )
     # As soon as the files are known, so that a wrong `--output` costs no source.
     refuse_overwriting(option, written, [source.path for source in search.sources])
     log_search(search, args.path)
     return search
 
 
-def analyze_found(args: argparse.Namespace, analyzer: Analyzer, search: Search) -> Analysis:
+def analyze_found(
+    args: argparse.Namespace,
+    analyzer: Analyzer,
+    search: Search,
+) -> Analysis:
     """Analyze what a search found; log each error."""
     args.live.begin("analyzing", len(search.sources))
     analysis = analyzer.analyze(search.sources)
@@ -12781,7 +13278,10 @@ def run_enrich_intent(
     return EXIT_DONE
 
 
-def write_or_rescue(args: argparse.Namespace, make_pieces: Callable[[], Iterator[str]]) -> None:
+def write_or_rescue(
+    args: argparse.Namespace,
+    make_pieces: Callable[[], Iterator[str]],
+) -> None:
     """Write text as `write_pieces` does; if that fails, write it to a new file, and raise."""
     try:
         write_pieces(args, make_pieces())
@@ -12849,7 +13349,11 @@ def log_left_behind(
     log(f"runs that were not stored left {counted(len(left_behind), 'finished call')}: {saved}")
 
 
-def run_context(args: argparse.Namespace, root_path: str, started_at: str) -> RunContext:
+def run_context(
+    args: argparse.Namespace,
+    root_path: str,
+    started_at: str,
+) -> RunContext:
     """Return the context of a run that ends now."""
     return RunContext(
         started_at=started_at,
@@ -12897,8 +13401,7 @@ def run_confirm(
     """Ask about the pairs of a run that sentences alone make, and print the summary line."""
     # 1. As for `persist`: what cannot work is refused before any work.
     path = verdicts_path(absolute_path("--db-path", args.db_path))
-    with named_errors("--db-path"):
-        verdicts = read_verdicts(path) if os.path.exists(path) else NO_VERDICTS
+    verdicts = verdicts_beside(args.db_path)
     if not can_be_written(path):
         raise UsageError(f"--db-path: {path} is not writable: let verdicts be written there")
     client = make_checked_client(args, make_client)
@@ -12928,16 +13431,31 @@ def run_confirm(
         return report_confirmed(row, missing, fitting, outcomes, keeper)
 
 
+def verdicts_beside(db_path: str) -> Verdicts:
+    """Return the verdicts in the file beside a database, none if it is not there."""
+    path = verdicts_path(db_path)
+    with named_errors("--db-path"):
+        return read_verdicts(path) if os.path.exists(path) else NO_VERDICTS
+
+
 def candidate_groups(
-    args: argparse.Namespace, row: Mapping[str, object], records: Sequence[Record]
+    args: argparse.Namespace,
+    row: Mapping[str, object],
+    records: Sequence[Record],
 ) -> Sequence[CloneGroup]:
     """Return the groups that `duplicates` forms of a run without verdicts."""
     report = report_on_records(args, row, records)
-    return narrowed(args, report, touched_files(args, report, has_gate=False)).groups
+    return narrowed(
+        args,
+        report,
+        touched_files(args, report, has_gate=False),
+    ).groups
 
 
 def narrowed(
-    args: argparse.Namespace, report: Report, touched: Optional[Collection[str]]
+    args: argparse.Namespace,
+    report: Report,
+    touched: Optional[Collection[str]],
 ) -> Report:
     """Return the report with all groups hidden that `--touching` and `--area` leave out."""
     if touched is not None:
@@ -12973,10 +13491,24 @@ class VerdictKeeper:
         """Keep the answer to a question of known answer, by its number, or about a pair."""
         word, sentence = split_verdict(answer)
         if not isinstance(key, int):
-            append_entry(self.path, Verdict(*key, self.model, word, sentence, timestamp()))
+            append_entry(
+                self.path,
+                Verdict(
+                    *key,
+                    self.model,
+                    word,
+                    sentence,
+                    timestamp(),
+                ),
+            )
             return
         missed = self.answers.missed + (word != self.right[key])
-        self.answers = KnownAnswers(self.model, self.answers.asked + 1, missed, timestamp())
+        self.answers = KnownAnswers(
+            self.model,
+            self.answers.asked + 1,
+            missed,
+            timestamp(),
+        )
         append_entry(self.path, self.answers)
 
 
@@ -13058,7 +13590,9 @@ def verdict_line(
     parts = []
     if args.max_percent is not None:
         than = "more" if has_too_many_copies(args, report) else "not more"
-        percent = f"{copied_percent(report):.1f} % of the lines of code are copies"
+        # Known copies are hidden by then.
+        copies = "copies" if baseline is None else "new copies"
+        percent = f"{copied_percent(report):.1f} % of the lines of code are {copies}"
         parts.append(f"{percent}, {than} than {args.max_percent:g} %")
     if args.against or args.since or args.fail_on:
         parts += group_verdict(report, hits, baseline)
@@ -13075,8 +13609,13 @@ def gate_hits(
     fail_on: Union[str, Sequence[str], None],
     baseline: Optional[Report] = None,
 ) -> list[CloneGroup]:
-    """Return the groups that hit the gate: all that are shown, unless it names less."""
-    shown = [group for kind in report.evidence for group in shown_groups(report, kind)]
+    """Return the groups that hit the gate: all shown that are not loose, unless it names less."""
+    shown = [
+        group
+        for kind in report.evidence
+        for group in shown_groups(report, kind)
+        if not group.is_loose
+    ]
     if fail_on in (None, ANY):
         return shown
     if fail_on == NEW:
@@ -13166,7 +13705,11 @@ def read_reports(
     That is a baseline, and with `--since` what stood in the tree before.
     """
     # A baseline that cannot be read is refused before any work.
-    baseline = read_baseline(args.against) if isinstance(args.against, str) else None
+    baseline = None
+    if isinstance(args.against, str):
+        args.live.begin("reading the baseline")
+        baseline = read_baseline(args.against)
+        args.live.end()
     verdicts = given_verdicts(args)
     if args.since is not None:
         return reports_since(args, verdicts)
@@ -13180,7 +13723,10 @@ def read_reports(
 
 
 def compare_reports(
-    args: argparse.Namespace, report: Report, baseline: Report, past: Optional[Past]
+    args: argparse.Namespace,
+    report: Report,
+    baseline: Report,
+    past: Optional[Past],
 ) -> Report:
     """Return the report with what is not new hidden; log what the baseline could not hold."""
     args.live.begin("looking for what is new")
@@ -13197,7 +13743,6 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     options = DuplicateOptions(
         kinds=args.kind,
         min_block=args.min_block,
-        code_similarity=args.code_similarity,
         # A stored run left out already what it was to leave out.
         exclude=tuple(getattr(args, "exclude", ())),
         intents=args.intents,
@@ -13206,6 +13751,9 @@ def duplicate_options(args: argparse.Namespace) -> DuplicateOptions:
     least = args.min_statements
     if least is not None:
         options = options._replace(min_statements=least, intent_statements=least)
+    least_code = args.code_similarity
+    if least_code is not None:
+        options = options._replace(code_similarity=least_code, loose_similarity=least_code)
     if args.intent_similarity is not None:
         options = options._replace(intent_similarity=args.intent_similarity, best_intents=False)
     return options
@@ -13223,7 +13771,7 @@ def report_on_tree(
     """Return the report on a source tree."""
     options = duplicate_options(args)
     if options not in tree.kept:
-        args.live.begin(f"comparing {counted(len(tree.records), 'record')}")
+        begin_comparing(args, tree.records)
         tree.kept[options] = build_report(
             tree.records,
             options,
@@ -13237,8 +13785,16 @@ def report_on_tree(
     return report
 
 
+def begin_comparing(args: argparse.Namespace, records: Iterable[Record]) -> None:
+    """Say on the live line how many records are compared now."""
+    count = sum(record.kind in args.kind for record in records)
+    args.live.begin(f"comparing {counted(count, 'record')}")
+
+
 def report_on_run(
-    args: argparse.Namespace, run_id: Optional[int], verdicts: Optional[Verdicts]
+    args: argparse.Namespace,
+    run_id: Optional[int],
+    verdicts: Optional[Verdicts],
 ) -> Report:
     """Return the report on a run of the file that `--db-path` names."""
     args.live.begin("reading the run")
@@ -13263,7 +13819,7 @@ def report_on_records(
     facts = make_analyzer(args).facts(records)
     # Only what is to be shown is needed again, and `read_codes` reads it.
     records = [record._replace(raw_code="") for record in records]
-    args.live.begin(f"comparing {counted(len(records), 'record')}")
+    begin_comparing(args, records)
     report = build_report(
         records,
         duplicate_options(args),
@@ -13375,7 +13931,11 @@ def read_baseline(path: str) -> Report:
         raise UsageError(f"--against: {path} {reason}: {remedy}") from error
 
 
-def log_limits(baseline: Report, report: Report, option: str) -> None:
+def log_limits(
+    baseline: Report,
+    report: Report,
+    option: str,
+) -> None:
     """Log what a baseline could not hold, and whether it should be written anew."""
     others = other_options(baseline.options, report.options)
     if others:
@@ -13404,7 +13964,11 @@ def other_options(before: DuplicateOptions, now: DuplicateOptions) -> list[str]:
 GLOB_SIGN = re.compile("[*?[]")
 
 
-def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> Optional[set[str]]:
+def touched_files(
+    args: argparse.Namespace,
+    report: Report,
+    has_gate: bool,
+) -> Optional[set[str]]:
     """Return the files that `--touching` names, or None without it; log patterns without a file.
 
     Raises UsageError if a gate would judge nothing because of that.
@@ -13413,7 +13977,14 @@ def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> O
         return None
     root = os.path.abspath(root_directory(report, args))
     paths = {*report.file_lines, *report.unread}
-    found = {text: named_files(text, paths, root) for text in args.touching}
+    found = {
+        text: named_files(
+            text,
+            paths,
+            root,
+        )
+        for text in args.touching
+    }
     if has_gate and not any(found.values()):
         raise UsageError(
             f"--touching: no file below {root} matches {some_of(list(found))}:"
@@ -13425,7 +13996,11 @@ def touched_files(args: argparse.Namespace, report: Report, has_gate: bool) -> O
     return set().union(*found.values())
 
 
-def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
+def named_files(
+    text: str,
+    paths: Collection[str],
+    root: str,
+) -> set[str]:
     """Return the paths below `root` that a pattern or path of the command line names.
 
     It may be absolute, or start in `root` or in the current directory.
@@ -13440,7 +14015,11 @@ def named_files(text: str, paths: Collection[str], root: str) -> set[str]:
     return found
 
 
-def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
+def anchored_patterns(
+    text: str,
+    root: str,
+    here: str,
+) -> Iterator[str]:
     """Yield the patterns that a text of the command line means, each for paths below `root`."""
     if GLOB_SIGN.search(text):
         yield text
@@ -13452,7 +14031,11 @@ def anchored_patterns(text: str, root: str, here: str) -> Iterator[str]:
         yield text  # a name at any depth
 
 
-def paths_below(text: str, root: str, here: str) -> Iterator[str]:
+def paths_below(
+    text: str,
+    root: str,
+    here: str,
+) -> Iterator[str]:
     """Yield a path relative to `root`, for each directory that it may start in.
 
     It may start in `root` or in `here`, or be absolute. A path outside of the root is left out; a
@@ -13476,25 +14059,47 @@ def paths_below(text: str, root: str, here: str) -> Iterator[str]:
 def root_directory(report: Report, args: argparse.Namespace) -> str:
     """Return the directory in which a report's file paths start."""
     run = report.run
-    directory = restored_path(str(run["root_path"])) if run else str(args.path)
-    if os.path.isfile(directory):
-        directory = os.path.dirname(directory) or os.curdir
-    return directory
+    return start_directory(restored_path(str(run["root_path"])) if run else str(args.path))
 
 
-def write_report_json(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def start_directory(root: str) -> str:
+    """Return the directory in which the paths below a root start, which may be one file."""
+    if os.path.isfile(root):
+        return os.path.dirname(root) or os.curdir
+    return root
+
+
+def write_report_json(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as JSON."""
     root = root_name(root_directory(report, args))
     write_pieces(args, report_json(report._replace(root=root)))
 
 
-def write_page(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def write_page(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as a page, which shows the code of its groups."""
-    whole = report._replace(groups=with_codes(args, report.run, report.groups))
+    whole = report._replace(
+        groups=with_codes(
+            args,
+            report.run,
+            report.groups,
+        )
+    )
     write_pieces(args, report_as_page(with_links(args, whole)))
 
 
-def write_markdown(args: argparse.Namespace, report: Report, verdict: str) -> None:
+def write_markdown(
+    args: argparse.Namespace,
+    report: Report,
+    verdict: str,
+) -> None:
     """Write a report as Markdown, with the places that an editor opens."""
     seen = report_seen_from_here(root_directory(report, args), with_links(args, report))
     write_pieces(args, report_as_markdown(seen, verdict))
@@ -13509,13 +14114,25 @@ def with_links(args: argparse.Namespace, report: Report) -> Report:
     inside = place[1] if place else ""
 
     def linked(member: Member) -> Member:
-        return member._replace(link=link_to(args.link, member.record, root, inside))
+        return member._replace(
+            link=link_to(
+                args.link,
+                member.record,
+                root,
+                inside,
+            )
+        )
 
     groups = [group._replace(members=tuple(map(linked, group.members))) for group in report.groups]
     return report._replace(groups=tuple(groups))
 
 
-def link_to(template: str, record: Record, root: str, inside: str) -> str:
+def link_to(
+    template: str,
+    record: Record,
+    root: str,
+    inside: str,
+) -> str:
     """Return the link to a record whose path starts in `root`, which is at `inside` in its tree."""
     from urllib.parse import quote
 
@@ -13537,7 +14154,11 @@ def root_name(directory: str) -> str:
     return stored_path(place[1].rstrip("/") or os.curdir)
 
 
-def write_sarif(args: argparse.Namespace, report: Report, _verdict: str) -> None:
+def write_sarif(
+    args: argparse.Namespace,
+    report: Report,
+    _verdict: str,
+) -> None:
     """Write a report as SARIF; log how many groups it leaves out."""
     sarif = report_as_sarif(report, source_directory(report, args))
     write_pieces(args, [json.dumps(sarif), "\n"])
@@ -13550,13 +14171,21 @@ def source_directory(report: Report, args: argparse.Namespace) -> str:
     return relative_path(root_directory(report, args))
 
 
-def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -> None:
+def write_report_table(
+    args: argparse.Namespace,
+    report: Report,
+    verdict: str,
+) -> None:
     """Write the groups of a report, or the one that `--show` names, as text; the verdict last."""
     directory = root_directory(report, args)
     if args.show is None:
         lines = list(report_as_lines(report_seen_from_here(directory, report), args.top))
     else:
-        (group,) = with_codes(args, report.run, [named_group(report, args.show)])
+        (group,) = with_codes(
+            args,
+            report.run,
+            [named_group(report, args.show)],
+        )
         lines = list(group_as_lines(group_seen_from_here(directory, group)))
     if verdict:
         lines.append(Line(verdict, BOLD, folds=True))
@@ -13564,7 +14193,11 @@ def write_report_table(args: argparse.Namespace, report: Report, verdict: str) -
     write_lines(args, lines, is_fitted=args.show is None)
 
 
-def write_lines(args: argparse.Namespace, lines: Iterable[Line], is_fitted: bool) -> None:
+def write_lines(
+    args: argparse.Namespace,
+    lines: Iterable[Line],
+    is_fitted: bool,
+) -> None:
     """Write lines to stdout, as its terminal shows them best, or to `--output`."""
     is_on_stdout = args.output is None
     width = terminal_width(sys.stdout) if is_on_stdout and is_fitted else None
@@ -13594,7 +14227,11 @@ def with_codes(
     # A run is compared without most of its raw code, so the code that is shown is read now.
     places = {code_place(member) for group in groups for member in group.members}
     with named_errors("--db-path", RUN_REMEDY):
-        codes = read_codes(args.db_path, int(str(run["id"])), places)
+        codes = read_codes(
+            args.db_path,
+            int(str(run["id"])),
+            places,
+        )
 
     def whole(member: Member) -> Member:
         record, around = member.record, member.around
@@ -13636,11 +14273,18 @@ def run_find(args: argparse.Namespace, *_: object) -> int:
     refuse_overwriting("--output", args.output, [*read, *database_of(args)])
     snippets = read_snippets(args) if args.code is not None else []
     index, directory = find_index(args)
-    write_hits(args, index, hits_in(args, index, snippets), directory)
+    args.live.begin(f"looking through {counted(len(index.candidates), 'record')}")
+    hits = hits_in(args, index, snippets)
+    args.live.end()
+    write_hits(args, index, hits, directory)
     return EXIT_DONE
 
 
-def hits_in(args: argparse.Namespace, index: FindIndex, snippets: Sequence[Snippet]) -> list[Hit]:
+def hits_in(
+    args: argparse.Namespace,
+    index: FindIndex,
+    snippets: Sequence[Snippet],
+) -> list[Hit]:
     """Return what is like the snippets, or has the words, that the command line asks for."""
     if snippets:
         return index.by_code(snippets, args.code_similarity)
@@ -13673,7 +14317,11 @@ def read_snippets(args: argparse.Namespace) -> list[Snippet]:
         return parsed_snippets(args, content, name)
 
 
-def parsed_snippets(args: argparse.Namespace, content: bytes, name: str) -> list[Snippet]:
+def parsed_snippets(
+    args: argparse.Namespace,
+    content: bytes,
+    name: str,
+) -> list[Snippet]:
     """Return the code in the bytes of a source, definition by definition; raise UsageError."""
     analyzer = make_analyzer(args, with_facts=True)
     with parsing_quietly():
@@ -13690,32 +14338,39 @@ def find_index(args: argparse.Namespace) -> tuple[FindIndex, str]:
         args.path = args.path or os.curdir
         check_path(args)
         tree = args.read_tree(args)
-        root = args.path if os.path.isdir(args.path) else os.path.dirname(args.path)
-        return index_of(args, tree), root
-    with named_errors("--db-path", RUN_REMEDY):
-        run, records = read_run(args.db_path, args.run_id)
+        return index_of(args, tree), start_directory(args.path)
+    args.live.begin("reading the run")
+    run, records = stored_run(args, args.run_id)
     facts = make_analyzer(args).facts(records)
     candidates = candidates_among(records, facts, args.kind)
-    return FindIndex(candidates), restored_path(str(run["root_path"]))
+    index = FindIndex(candidates, verdicts_beside(args.db_path))
+    return index, start_directory(restored_path(str(run["root_path"])))
 
 
 def index_of(args: argparse.Namespace, tree: SourceTree) -> FindIndex:
     """Return what the definitions of a source tree are found by."""
     if args.kind not in tree.kept:
         candidates = candidates_among(tree.records, tree.facts, args.kind)
-        tree.kept[args.kind] = FindIndex(candidates)
+        tree.kept[args.kind] = FindIndex(candidates, tree.verdicts)
     index: FindIndex = tree.kept[args.kind]
     return index
 
 
 def write_hits(
-    args: argparse.Namespace, index: FindIndex, hits: Sequence[Hit], directory: str
+    args: argparse.Namespace,
+    index: FindIndex,
+    hits: Sequence[Hit],
+    directory: str,
 ) -> None:
     """Write what was found in the form that the command line asks for."""
     if args.format == "json":
         write_pieces(args, hits_json(index, hits[: args.top]))
         return
-    write_lines(args, hits_as_lines(index, hits, args.top, directory), is_fitted=True)
+    write_lines(
+        args,
+        hits_as_lines(index, hits, args.top, directory),
+        is_fitted=True,
+    )
 
 
 # The same for agents
@@ -13725,11 +14380,16 @@ class KeptTree:
     """A source tree that is read again and again: only what has changed is analyzed again.
 
     A file has changed if its size or its time of change has. `intents` are those of stored code, by
-    its md5sum.
+    its md5sum, and `verdicts` those on such code.
     """
 
-    def __init__(self, intents: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        intents: Mapping[str, str],
+        verdicts: Verdicts = NO_VERDICTS,
+    ) -> None:
         self.intents = intents
+        self.verdicts = verdicts
         self.stamps: dict[str, object] = {}
         self.analyses: dict[str, Analysis] = {}
         self.tree = source_tree([], Analysis([], []))
@@ -13747,7 +14407,11 @@ class KeptTree:
             if stamps[source.file_path] != self.stamps.get(source.file_path)
         ]
         # Without any source this refuses to go on.
-        analysis = analyze_found(args, analyzer, search._replace(sources=changed or search.sources))
+        analysis = analyze_found(
+            args,
+            analyzer,
+            search._replace(sources=changed or search.sources),
+        )
         found = by_file(changed or search.sources, analysis)
         kept = {path: one for path, one in self.analyses.items() if path in stamps}
         self.analyses, self.stamps = {**kept, **found}, stamps
@@ -13761,7 +14425,8 @@ class KeptTree:
             analysis.symbols.extend(symbols)
             analysis.errors.extend(errors)
         tree = source_tree(sources, analysis)
-        return tree._replace(records=[self._with_intent(record) for record in tree.records])
+        records = [self._with_intent(record) for record in tree.records]
+        return tree._replace(records=records, verdicts=self.verdicts)
 
     def _with_intent(self, record: Record) -> Record:
         intent = self.intents.get(record.md5sum)
@@ -13777,7 +14442,10 @@ def file_stamp(path: str) -> object:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis]:
+def by_file(
+    sources: Sequence[Source],
+    analysis: Analysis,
+) -> dict[str, Analysis]:
     """Return what was found in each of the sources, by its path."""
     found = {source.file_path: Analysis([], []) for source in sources}
     for symbol in analysis.symbols:
@@ -13788,15 +14456,20 @@ def by_file(sources: Sequence[Source], analysis: Analysis) -> dict[str, Analysis
     return found
 
 
+def kept_tree(db_path: Optional[str]) -> KeptTree:
+    """Return a tree to be read, with the intents of the newest run of a database, and verdicts."""
+    if db_path is None:
+        return KeptTree({})
+    with named_errors("--db-path", RUN_REMEDY):
+        records = read_run(db_path, None)[1]
+    intents = {one.md5sum: one.intent for one in records if one.intent}
+    return KeptTree(intents, verdicts_beside(db_path))
+
+
 def run_mcp(args: argparse.Namespace, *_: object) -> int:
     """Answer an agent on stdin and stdout until stdin ends."""
     check_path(args)
-    intents: dict[str, str] = {}
-    if args.db_path is not None:
-        with named_errors("--db-path", RUN_REMEDY):
-            records = read_run(args.db_path, None)[1]
-        intents = {one.md5sum: one.intent for one in records if one.intent}
-    tools = tools_for(args, KeptTree(intents))
+    tools = tools_for(args, kept_tree(args.db_path))
 
     def write(reply: str) -> None:
         print_pieces([reply])
@@ -13861,7 +14534,15 @@ def find_answer(args: argparse.Namespace, given: Json) -> str:
     args.code = given.get("code")
     check_question(args)
     content = str(args.code or "").encode("utf-8", "surrogatepass")
-    snippets = parsed_snippets(args, content, "code") if args.code is not None else []
+    snippets = (
+        parsed_snippets(
+            args,
+            content,
+            "code",
+        )
+        if args.code is not None
+        else []
+    )
     index, directory = find_index(args)
     hits = hits_in(args, index, snippets)
     return plain_text(hits_as_lines(index, hits, args.top, directory))
@@ -14019,7 +14700,7 @@ def storable_text(text: str) -> str:
 # analyzed tree, so nothing in it can name an output, a provider or a program.
 
 SETTINGS_FILE = "pyproject.toml"
-SETTINGS_COMMANDS = ("duplicates", "find")
+SETTINGS_COMMANDS = ("duplicates", "confirm", "find", "mcp")
 # How the table begins, or a key that makes one; found in a file that cannot be read as TOML, too.
 SETTINGS_TABLE = re.compile(rb"^[ \t]*\[?[ \t]*tool[ \t]*\.[ \t]*[\"']?cds\b", re.MULTILINE)
 
@@ -14077,9 +14758,10 @@ def settings_for(args: argparse.Namespace) -> dict[str, object]:
 
     Raises UsageError, which names the file and the key, for what is no setting.
     """
-    if args.command not in SETTINGS_COMMANDS or args.db_path is not None:
+    if args.command not in SETTINGS_COMMANDS:
         return {}
-    path = settings_path(args.path or os.curdir)
+    source = settings_source(args)
+    path = settings_path(source) if source is not None else None
     table = read_settings(path, args) if path else {}
     options = {}
     for name, value in table.items():
@@ -14092,10 +14774,35 @@ def settings_for(args: argparse.Namespace) -> dict[str, object]:
             raise UsageError(f"{path}: tool.cds.{name}: {error}") from error
     if table:
         log(f"settings: {path}: {', '.join(table)}")
-    if args.exclude:
-        # What is given twice on the command line adds up; the two places do not.
-        options.pop("exclude", None)
+    for name in settings_that_do_not_hold(args):
+        options.pop(name, None)
     return options
+
+
+def settings_source(args: argparse.Namespace) -> Optional[str]:
+    """Return what settings stand above: the source, or that of the run; None if it is gone."""
+    if not is_of_run(args):
+        return str(args.path or os.curdir)
+    try:
+        root = read_root(args.db_path, args.run_id)
+    except CdsError:  # the command meets it again, and says what to do
+        return None
+    return root if os.path.exists(root) else None
+
+
+def is_of_run(args: argparse.Namespace) -> bool:
+    """Return whether a command is about a stored run, and not about a source tree."""
+    return args.db_path is not None and getattr(args, "path", None) is None
+
+
+def settings_that_do_not_hold(args: argparse.Namespace) -> Iterator[str]:
+    """Yield the settings that mean nothing, or something else, for a command line."""
+    # What is given twice on the command line adds up; the two places do not. And a stored run left
+    # out already what it was to leave out.
+    if is_of_run(args) or getattr(args, "exclude", None):
+        yield "exclude"
+    if args.command == "confirm":
+        yield "top"  # there it bounds the calls, not what is shown
 
 
 def settings_path(source: str) -> Optional[str]:
@@ -14141,7 +14848,7 @@ def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
 def refuse_unread_settings(path: str, args: argparse.Namespace) -> None:
     """Log that this Python reads no settings; raise UsageError where a gate depends on them."""
     told = f"{path}: tool.cds is not read: that takes Python 3.11"
-    if getattr(args, "fail_on", None):
+    if getattr(args, "fail_on", None) or getattr(args, "max_percent", None) is not None:
         raise UsageError(f"{told}: a gate must not depend on the Python")
     log(f"warning: {told}")
 
@@ -14375,7 +15082,13 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "N", "type": natural_int},
             REPORT_DEFAULTS.min_block,
         ),
-        CODE_SIMILARITY,
+        # Without a default, so that an explicit one can be told from none.
+        CODE_SIMILARITY._replace(
+            default=None,
+            help=f"{CODE_SIMILARITY.help}; without it there are groups apart"
+            f" from {REPORT_DEFAULTS.loose_similarity} on"
+            f" (default: {REPORT_DEFAULTS.code_similarity})",
+        ),
         Option(
             "--intent-similarity",
             "show all groups of intents that share so much, above 0 to 1 (default: only the best"

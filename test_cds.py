@@ -2437,6 +2437,10 @@ def test_workers_end_with_the_process_that_started_them(running):
         pytest.param(
             '"""rows (`int`, *optional*, defaults to 1): How many."""', None, id="a parameter"
         ),
+        pytest.param('"""@param x: How many."""', None, id="only a field"),
+        pytest.param('"""\n    :arg int x: How many.\n    """', None, id="only another field"),
+        pytest.param('"""@ivar x: how many\n    """', None, id="only an attribute"),
+        pytest.param('"""@return: the sum."""', "@return: the sum.", id="what is returned"),
         pytest.param('"""Add (or sum) it: all."""', "Add (or sum) it: all.", id="brackets"),
         pytest.param('"""   """', None, id="blank"),
         pytest.param('f"""Add {x}."""', None, id="formatted"),
@@ -6759,7 +6763,7 @@ def test_similar_pairs_are_what_comparing_every_pair_finds(threshold):
         if both and len(both) / len(either) >= threshold:
             expected[i, j] = len(both) / len(either)
     assert expected
-    assert cds.similar_pairs(sets, threshold) == (expected, {})
+    assert cds.similar_pairs(sets, threshold) == cds.Similar(expected, {})
 
 
 def test_a_family_is_compared_with_its_head_alone():
@@ -6768,12 +6772,62 @@ def test_a_family_is_compared_with_its_head_alone():
     others = [tuple(sorted(rng.sample(range(200, 400), 30))) for _ in range(20)]
     others += [(*features[:25], 500) for features in others]
     sets = [*others, *wrappers]
-    pairs, families = cds.similar_pairs(sets, 0.55, family_size=10)
+    pairs, families, _ = cds.similar_pairs(sets, 0.55, family_size=10)
     ((head, members),) = families.items()
     assert {head, *members} == set(range(40, 90))
     assert members == dict.fromkeys(members, pytest.approx(20 / 22))
     without = cds.similar_pairs(others, 0.55, family_size=10)
     assert pairs == without.pairs and without.families == {} and len(pairs) == 20
+
+
+@pytest.mark.parametrize("family_size", [3, 500])
+@pytest.mark.parametrize(("threshold", "loose"), [(0.55, 0.45), (0.5, 0.2), (0.6, 0.3)])
+def test_pairs_that_are_loosely_similar_are_those_that_a_second_join_finds(
+    threshold, loose, family_size
+):
+    rng = random.Random(9)
+    sets = [tuple(sorted(rng.sample(range(90), rng.randrange(5, 70)))) for _ in range(150)]
+    sets += [(*one[: len(one) * 3 // 4], *range(100 + n, 110 + n)) for n, one in enumerate(sets)]
+    found = cds.similar_pairs(sets, threshold, family_size, loose)
+    alone = cds.similar_pairs(sets, threshold, family_size)
+    assert (found.pairs, found.families) == (alone.pairs, alone.families) and found.pairs
+    grouped = set(alone.families).union(*alone.families.values())
+    assert bool(grouped) == (family_size == 3)
+    expected = collections.defaultdict(dict)
+    for i, j in itertools.combinations(range(len(sets)), 2):
+        # The larger one comes first, and of two as large that of the lower number.
+        _, smaller = sorted((i, j), key=lambda one: (-len(sets[one]), one))
+        similarity = cds.jaccard(sets[i], sets[j])
+        if loose <= similarity < threshold and len(sets[smaller]) >= cds.LOOSE_FEATURES:
+            expected[smaller][i, j] = similarity
+    few = [pairs for pairs in expected.values() if len(pairs) <= cds.LOOSE_PARTNERS]
+    if family_size == 500:
+        assert found.loose == {pair: one[pair] for one in few for pair in one}
+    assert found.loose and not any(grouped.intersection(pair) for pair in found.loose)
+
+
+def test_what_is_loosely_similar_to_very_many_is_in_no_such_pair():
+    patterns = [(*range(20), *range(100 + 20 * n, 120 + 20 * n)) for n in range(80)]
+    found = cds.similar_pairs(patterns, 0.55, loose=0.3)
+    assert found.pairs == {}
+    behind = collections.Counter(new for _, new in found.loose)
+    assert behind == {new: new for new in range(1, cds.LOOSE_PARTNERS + 1)}
+
+
+@pytest.mark.parametrize(("missing", "count"), [(0, 1), (1, 0)])
+def test_only_sets_of_some_size_are_loosely_similar(missing, count):
+    size = cds.LOOSE_FEATURES - missing
+    shared = range(size * 2 // 3)
+    sets = [(*shared, *range(start, start + size - len(shared))) for start in (100, 200)]
+    found = cds.similar_pairs(sets, 0.55, loose=0.45)
+    assert (len(found.pairs), len(found.loose)) == (0, count)
+
+
+def test_without_a_lower_threshold_no_pair_is_loosely_similar():
+    sets = [tuple(range(40)), tuple(range(13, 53))]
+    assert cds.similar_pairs(sets, 0.55, loose=0.45).loose == {(0, 1): 27 / 53}
+    assert cds.similar_pairs(sets, 0.55).loose == {}
+    assert cds.similar_pairs(sets, 0.45, loose=0.55) == cds.Similar({(0, 1): 27 / 53}, {})
 
 
 # ---- Intents --------------------------------------------------------------------------------
@@ -6814,6 +6868,10 @@ def test_compared_words_hold_those_before_the_first_colon_twice():
         pytest.param("Opens the door: closes it.", "Closes a door: opens it.", True, id="named"),
         pytest.param("Safely parses a date.", "Formats a date.", True, id="second word"),
         pytest.param("Removes a user.", "Safely adds the user.", True, id="added and removed"),
+        pytest.param("Starts the server side.", "Starts the client side.", True, id="two sides"),
+        pytest.param("Dumps a key as PEM.", "Reads a key from PEM.", True, id="dumped and read"),
+        pytest.param("Runs on success.", "Runs on an error.", True, id="success and failure"),
+        pytest.param("Restores all mails.", "Restores any mail.", False, id="all and any"),
         pytest.param("Parses a date.", "Parses the dates.", False, id="the same"),
         pytest.param("Opens and closes it.", "Opens it.", False, id="both in one"),
         pytest.param("Encodes a value.", "Compresses a value.", False, id="no pair"),
@@ -6947,7 +7005,7 @@ MANY = 800
 def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_count):
     others = random_sentences(random.Random(7))
     alone = similar_sentences(others, 0.46).pairs
-    pairs, families = similar_sentences([*sentences, *others], 0.46)
+    pairs, families, _ = similar_sentences([*sentences, *others], 0.46)
     assert len(families) == family_count
     in_family = {index for head in families for index in (head, *families[head])}
     assert in_family == set(range(MANY))
@@ -6959,7 +7017,7 @@ def test_many_similar_sentences_are_compared_with_one_alone(sentences, family_co
 
 def test_few_similar_sentences_are_compared_each_with_each():
     size = cds.INTENT_FAMILY_SIZE
-    pairs, families = similar_sentences([LONG_INTENT] * size, 0.46)
+    pairs, families, _ = similar_sentences([LONG_INTENT] * size, 0.46)
     assert len(pairs) == size * (size - 1) // 2 and families == {}
 
 
@@ -7691,9 +7749,10 @@ def test_a_near_pair_that_linkage_leaves_over_is_a_group_of_its_own():
     codes = [MIDDLE, SIDE, OTHER_SIDE]
     records = [record(code, path) for code, path in zip(codes, ("a", "b", "new"))]
     groups = found_groups(records, DUPLICATES)
-    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"]]
-    assert [hidden_by(group) for group in groups] == [None, None]
-    assert [group.similarity > 0.55 for group in groups] == [True, True]
+    assert [paths_in(group) for group in groups] == [["a", "b"], ["a", "new"], ["b", "new"]]
+    assert [hidden_by(group) for group in groups] == [None, None, None]
+    assert [group.similarity > 0.55 for group in groups] == [True, True, False]
+    assert [group.is_loose for group in groups] == [False, False, True]
 
 
 def test_a_pair_of_intents_that_linkage_leaves_over_is_a_group_of_its_own():
@@ -7710,6 +7769,7 @@ def test_copies_of_what_linkage_leaves_over_are_in_its_group():
         ("exact", None, ["c", "d"]),
         ("near", None, ["a", "b"]),
         ("near", None, ["a", "c", "d"]),
+        ("near", None, ["b", "c", "d"]),
     ]
 
 
@@ -7759,8 +7819,9 @@ def test_ids_of_groups_that_overlap_are_unique_and_follow_from_the_code():
 
 def test_groups_that_overlap_come_last_and_are_counted_beyond_a_few_a_member():
     report = cds.build_report(ring(), DUPLICATES)
-    overlaps = [group.overlaps for group in report.groups]
-    assert overlaps == sorted(overlaps)
+    near = [group for group in report.groups if group.evidence.name == "near"]
+    order = [(group.is_loose, group.overlaps) for group in near]
+    assert order == sorted(order)
     hidden = [group for group in report.groups if hidden_by(group) == "overlap"]
     shown = collections.Counter(
         path for group in report.groups if not group.hidden_by for path in paths_in(group)
@@ -7974,8 +8035,20 @@ def test_intents_rank_by_similarity_and_size_and_across_files_first():
     assert third_section(*records[:4], *local)[-1] == ("def f4():", False)
 
 
-@pytest.mark.parametrize("sizes", [(2, 18), (18, 2)])
+@pytest.mark.parametrize("sizes", [(2, 6), (6, 2)])
 def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes):
+    groups = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert [(group.evidence.name, group.statements) for group in groups] == [
+        ("intent", 6),
+        ("intent", 2),
+    ]
+    large, small = groups
+    assert large.similarity == small.similarity < 1
+    assert large.score / small.score == pytest.approx(3**0.25, abs=0.01)
+
+
+def intents_of_sizes(sizes):
+    """Return two records of one purpose, not quite in the same words, for each size."""
     records = []
     for number, size in enumerate(sizes):
         for name in "ab":
@@ -7983,14 +8056,14 @@ def test_intents_of_equal_similarity_rank_by_the_fourth_root_of_their_size(sizes
             code = f"def {name}{number}(c):\n{calls}"
             intent = "alpha{0} beta{0} gamma{0} delta{0} " + name
             records.append(record(code, f"{name}{number}.py", intent=intent.format(number)))
-    groups = found_groups(records, DUPLICATES)
-    assert [(group.evidence.name, group.statements) for group in groups] == [
-        ("intent", 18),
-        ("intent", 2),
-    ]
-    large, small = groups
-    assert large.similarity == small.similarity < 1
-    assert large.score / small.score == pytest.approx(9**0.25, abs=0.01)
+    return records
+
+
+@pytest.mark.parametrize(("sizes", "equal"), [((8, 18), True), ((7, 18), False), ((9, 80), True)])
+def test_eight_statements_raise_the_rank_of_an_intent_as_much_as_more(sizes, equal):
+    large, small = found_groups(intents_of_sizes(sizes), DUPLICATES)
+    assert {large.statements, small.statements} == {*sizes}
+    assert (large.score == small.score) is equal
 
 
 def test_overrides_across_files_rank_behind_less_similar_intents():
@@ -8027,6 +8100,7 @@ def test_siblings_come_last():
         pytest.param(("A(m.Base)", "B(X, Base)"), "load", True, id="dotted base"),
         pytest.param(("A", "B(A)"), "load", True, id="base and subclass"),
         pytest.param(("A(B)", "C(D)", "D(B)"), "load", True, id="distant base"),
+        pytest.param(("A(B[int])", "C(D[int])", "D(B)"), "load", True, id="generic base"),
         pytest.param(("A(B)", "B(A)"), "load", True, id="circle"),
         pytest.param(("A", "B"), "load", False, id="unrelated"),
         pytest.param(("A(ABC)", "B(abc.ABC)"), "load", False, id="base of no method"),
@@ -8115,12 +8189,36 @@ def in_class(owner, header, number):
         pytest.param(
             "class IRow(A):", "@implementer(X, IRow)\nclass Row(A):", True, id="interface"
         ),
-        pytest.param("class Row(A):", "class Line(A):", False, id="classes of one base"),
+        pytest.param("class IRow(A):", "@implementer(IRow[T])\nclass Row:", True, id="generic"),
+        pytest.param("class Row(A):", "class Line(A):", False, id="base from elsewhere"),
     ],
 )
 def test_async_twins_and_what_derives_from_another_are_siblings(tmp_path, one, other, siblings):
     decorator, _, header = other.rpartition("\n")
     files = {"a.py": described(one, 1), "b.py": f"{decorator}\n{described(header, 2)}"}
+    assert siblings_of(tmp_path, files) == [siblings]
+
+
+@pytest.mark.parametrize(
+    ("headers", "siblings"),
+    [
+        pytest.param(("class Row(Base):", "class Line(m.Base):"), True, id="one base"),
+        pytest.param(("class Row(Base[int]):", "class Line(Base[str]):"), True, id="generic base"),
+        pytest.param(
+            ("@implementer(A, Base)\nclass Row:", "@implementer(Base)\nclass Row(X):"),
+            True,
+            id="one interface",
+        ),
+        pytest.param(("class Row(Base):", "class Row(Other):"), False, id="one name, two bases"),
+        pytest.param(("class Row(Near):", "class Line(Base):"), False, id="a base further up"),
+        pytest.param(("class Row(Thread):", "class Line(Thread):"), False, id="from elsewhere"),
+    ],
+)
+def test_classes_of_one_base_in_the_same_code_are_siblings(tmp_path, headers, siblings):
+    files = {"base.py": "class Base:\n    a = 1\n\n\nclass Near(Base):\n    b = 2\n"}
+    for number, lines in enumerate(headers):
+        decorator, _, header = lines.rpartition("\n")
+        files[f"{number}.py"] = f"{decorator}\n{described(header, number)}"
     assert siblings_of(tmp_path, files) == [siblings]
 
 
@@ -8420,6 +8518,89 @@ def test_lines_are_counted_however_far_down_they_stand(places, beyond, pairs):
     assert sorted(found) == sorted((*sorted(pair[:2]), pair[2]) for pair in pairs)
 
 
+# Files that were copied whole
+
+PICKED = """\
+def pick(values, limit):
+    found = {}
+    for value in values:
+        if value.size > limit:
+            found[value.name] = value.weight * 2
+    return sorted(found.items())
+"""
+LOCKED = """\
+def locked(store):
+    with store.lock:
+        store.count += 1
+        store.check()
+        yield store.name
+"""
+MODULE = f"import json\n\n\n{TOTAL}\n\n{OTHER}"
+ITEMS = "NAMES = (\n" + '    "name",\n' * 40 + ")\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.py": MODULE, "b.py": MODULE}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": MODULE.replace("text", "content")}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": f"import os\n{MODULE}"}, [("a.py b.py", 13, 2)]),
+        ({"a.py": MODULE, "b.py": MODULE, "c.py": MODULE}, [("a.py b.py c.py", 13, 2)]),
+        (
+            {"a.py": MODULE + PICKED, "b.py": MODULE + PICKED, "c.py": f"{PICKED}\n\n{LOCKED}"},
+            [("a.py b.py", 19, 1 + 1)],
+        ),
+        ({"a.py": TOTAL, "b.py": TOTAL}, []),
+        ({"a.py": MODULE, "b.py": MODULE + PICKED}, []),
+        ({"a.py": MODULE + ITEMS, "b.py": MODULE + ITEMS}, []),
+        ({"a.py": MODULE, "b.py": TOTAL, "c.py": OTHER}, []),
+        ({"a.py": MODULE + MODULE}, []),
+    ],
+    ids=[
+        "same",
+        "renamed",
+        "other-imports",
+        "three",
+        "and-parts-elsewhere",
+        "one-group",
+        "more-definitions",
+        "mostly-other-lines",
+        "parts",
+        "one-file",
+    ],
+)
+def test_a_copied_file_is_one_finding(tmp_path, files, expected):
+    report = report_on(tmp_path, files)
+    copied = cds.copied_files(report)
+    assert [(" ".join(one.parts), one.lines, len(one.groups)) for one in copied] == expected
+    shown = [group for kind in report.evidence for group in cds.shown_groups(report, kind)]
+    listed = cds.groups_to_list(shown, copied)
+    assert len(listed) == len(shown) - sum(len(one.groups) for one in copied)
+
+
+def test_copied_files_are_told_in_each_form(tmp_path):
+    report = report_on(tmp_path, {f"{n}.py": MODULE for n in "ab"} | {"c.py": PICKED})
+    shown = "\n".join(line.text for line in cds.report_as_lines(report, 20))
+    assert "below:\n  13 lines, 2 groups\n    a.py (72 %)\n    b.py (72 %)\n\n1." in shown
+    assert "1. Exact: the same code (2 groups, 2 of copied files)\n\n2." in shown
+    text = "".join(cds.report_as_markdown(report, ""))
+    told = "### Copied files\n\n13 lines, 2 groups\n\n- 72 % of `a.py`\n- 72 % of `b.py`\n"
+    assert text == f"**2 groups of copies**\n\n{told}"
+    fields = json.loads("".join(cds.report_json(report)))
+    ids = [group["id"] for group in fields["groups"]]
+    assert fields["copied_files"] == [{"files": ["a.py", "b.py"], "lines": 13, "groups": ids}]
+    assert "<td>13, a copied file<td>a.py (72 %)" in "".join(cds.report_as_page(report))
+
+
+def test_many_copied_files_are_counted(tmp_path):
+    codes = {"a": (TOTAL, OTHER), "b": (PICKED, LOCKED)}
+    files = {f"{n}{k}.py": "\n".join(codes[n]) for n in "ab" for k in "xyzuvw"}
+    report = report_on(tmp_path, files)
+    shown = [line.text for line in cds.report_as_lines(report, 1)]
+    assert shown.count("    and 1 more") == 1
+    assert "  1 more: --top 2 shows them" in shown
+
+
 # Blocks: statements that stand in functions which differ otherwise
 
 BLOCK_LINES = """\
@@ -8562,7 +8743,8 @@ def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule)
     nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
     block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
     files = {f"{number}.py": host(number, block) for number in range(2)}
-    groups = found_groups(built(tree(tmp_path, files)), BLOCKS._replace(code_similarity=1))
+    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
+    groups = found_groups(built(tree(tmp_path, files)), options)
     found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
     assert found == {"exact": None, "block": rule}
 
@@ -8755,7 +8937,7 @@ def slow_matches(one, other):
 
 
 NO_FRAGMENT = cds.Fragment((), cds.Facts(), ())
-FOUR_STEPS = cds.LeastBlock(4, cds.LEAST_SAID)
+LEAST_FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
 EACH_SAYS_NINE = cds.StepWeights([["<Call>", *map(str, range(8))]] * 99)
 
 
@@ -8771,7 +8953,7 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
         bodies.append(cds.Body(NO_FRAGMENT, steps))
     fast = {
         m.pairs
-        for m in cds.find_matches(bodies, EACH_SAYS_NINE, FOUR_STEPS)
+        for m in cds.find_matches(bodies, EACH_SAYS_NINE, LEAST_FOUR)
         if (m.one, m.other) == (0, 1)
     }
     slow = slow_matches(*(body.steps for body in bodies))
@@ -8787,7 +8969,7 @@ def test_matches_are_those_of_a_search_without_an_index(seed):
 def test_blocks_bear_hostile_input():
     """What stands in very many places seeds nothing, so that the work grows with the input."""
     equal = cds.Body(NO_FRAGMENT, (1,) * 10_000)
-    assert cds.find_matches([equal], EACH_SAYS_NINE, FOUR_STEPS) == []
+    assert cds.find_matches([equal], EACH_SAYS_NINE, LEAST_FOUR) == []
     shape = cds.Body(NO_FRAGMENT, tuple(range(1, 21)))
     assert cds.find_seeds([shape] * 2_000) == {}
 
@@ -9320,6 +9502,86 @@ def test_pairs_of_intents_that_stood_in_the_baseline_are_known_without_a_third()
     assert compared(records[:2], records) == [("intent", ["a", "new"])]
 
 
+# Groups that are loosely alike
+
+
+def loose_pair(*extra):
+    """Return two records that share half of their code, but no block of it."""
+    halves = shares("one", range(16)), shares("other", [*range(15, 7, -1), *range(30, 34)])
+    return [record(code, f"{name}.py") for name, code in zip("ab", halves)] + [*extra]
+
+
+def test_code_that_is_loosely_alike_is_in_groups_apart():
+    records = loose_pair(*twins(TOTAL, path="t/{}.py"))
+    exact, loose = found_groups(records, DUPLICATES)
+    assert (exact.is_loose, loose.is_loose) == (False, True)
+    assert 0.45 <= loose.similarity < 0.55 and loose.hidden_by is None
+    assert [
+        group.id for group in found_groups(records, DUPLICATES._replace(loose_similarity=1))
+    ] == [exact.id]
+    counted = found_groups(records, DUPLICATES._replace(code_similarity=0.45))
+    assert [group.is_loose for group in counted] == [False, False]
+
+
+def test_loose_groups_come_after_all_others_of_their_area():
+    near = [record(code, f"{n}.py") for n, code in enumerate((TOTAL, EDITED, OTHER))]
+    other = shares("in_tests", range(50, 60))
+    tests = [record(code, f"tests/{len(code)}.py") for code in (other, f"{other}    more(rows)\n")]
+    groups = found_groups(loose_pair(*near, *tests), DUPLICATES)
+    assert [(group.area, group.is_loose) for group in groups] == [
+        ("code", False),
+        ("code", True),
+        ("tests", False),
+    ]
+
+
+def test_near_groups_are_the_same_with_loose_ones_beside_them():
+    def near(**options):
+        groups = found_groups(ring(), DUPLICATES._replace(**options))
+        return [group for group in groups if not group.is_loose]
+
+    assert near() == near(loose_similarity=1.0) and len(near()) > 1
+    assert any(group.is_loose for group in found_groups(ring(), DUPLICATES))
+
+
+def test_each_loose_pair_is_in_one_group_with_all_copies_that_it_is_like():
+    one, other = loose_pair()
+    code = other.raw_code.replace("return rows", "return rows or None")
+    near, loose = found_groups([one, other, record(code, "c.py")], DUPLICATES)
+    assert (paths_in(near), near.is_loose) == (["b.py", "c.py"], False)
+    assert (paths_in(loose), loose.is_loose) == (["a.py", "b.py", "c.py"], True)
+
+
+def test_a_loose_pair_without_a_place_in_a_group_is_in_one_that_overlaps():
+    loose = [group for group in found_groups(ring(), DUPLICATES) if group.is_loose]
+    pairs = [pair for group in loose for pair in itertools.combinations(paths_in(group), 2)]
+    fragments = {one.file_path: one for one in ring()}
+    facts = dict(zip(fragments, cds.PythonAnalyzer().facts(ring())))
+    numbers = cds.FeatureNumbers()
+    sets = {path: numbers.of(facts[path].labels) for path in fragments}
+    similar = {
+        pair
+        for pair in itertools.combinations(sorted(sets), 2)
+        if 0.45 <= cds.jaccard(*map(sets.get, pair)) < 0.55
+    }
+    assert similar and similar <= set(pairs)
+    assert {group.overlaps for group in loose} == {False, True}
+
+
+def test_a_loose_group_hides_no_block_in_it_and_no_intent():
+    one, other = shares("one", range(16)), shares("other", [*range(8, 16), *range(30, 34)])
+    records = [
+        record(code, f"{name}.py", intent="Count the open orders of a customer by month.")
+        for name, code in zip("ab", (one, other))
+    ]
+    groups = found_groups(records, DUPLICATES)
+    assert [(one.evidence.name, one.is_loose, one.hidden_by) for one in groups] == [
+        ("near", True, None),
+        ("block", False, None),
+        ("intent", False, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "new"),
     [
@@ -9671,10 +9933,10 @@ def test_the_table_says_what_it_compared_found_and_hid():
     assert lines_of(records) == [
         "Run 1 of /src, 2026-01-01",
         "6 records of function, method, class in 2 files",
-        "Similar code from 0.55, intents from 0.28, bodies from 2 statements",
+        "Similar code from 0.55 (loosely from 0.45), intents from 0.28, bodies from 2 statements",
         "In copies beyond the first: 25.0 % of 28 lines of code",
         "Files that share most:",
-        "  7 lines  a.py (50 %)  b.py (50 %)",
+        "  7 lines: 50 % of a.py, 50 % of b.py",
         "",
         "1. Exact: the same code (1 group)",
         "",
@@ -10199,7 +10461,7 @@ def test_page_head_has_figures_and_the_files_that_share_most():
     lines = 7 + 7 + 6
     assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
     assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
-    assert "<tr><td>7<td>a.py (100 %)<td>b.py (100 %)" in head
+    assert "<tr><td>7, a copied file<td>a.py (100 %)<td>b.py (100 %)" in head
 
 
 def test_page_lays_out_its_sections_with_tests_and_hidden_groups_last():
@@ -11687,7 +11949,7 @@ def test_a_baseline_made_with_other_options_is_reported_and_still_known(tmp_path
     assert run("duplicates", "--path", source, *against, "--code-similarity", "0.6") == 0
     line = (
         "--against: the baseline was made with other options:"
-        " code_similarity 0.55 (now 0.6), exclude "
+        " code_similarity 0.55 (now 0.6), loose_similarity 0.45 (now 0.6), exclude "
     )
     assert line in capsys.readouterr().err
 
@@ -12389,37 +12651,63 @@ def add_a_copy_of_a_submodule(root):
     tree(root, {"src/f.py": OTHER})
 
 
+def add_a_copy_in_a_second_work_tree(root):
+    other = root.parent / "other"
+    git(root, "worktree", "add", "--quiet", "-b", "second", other)
+    add_a_copy(other)
+    return other
+
+
+def clone_without_history(root):
+    add_a_copy(root)
+    clone = root.parent / "clone"
+    git(root, "clone", "--quiet", "--depth", "1", root.as_uri(), clone)
+    return clone
+
+
+def lose_an_object_with_a_hostile_origin(root):
+    """Edit a file of a partial clone that lacks it and says how to fetch: by running a program."""
+    program = root.parent / "program"
+    program.write_text(f"#!/bin/sh\ntouch {root.parent / 'ran'}\n")
+    program.chmod(0o755)
+    lose_object(root, "src/a.py")
+    for name, value in fetches(program)[1].items():
+        git(root, "config", name, value)
+    tree(root, {"src/a.py": f"{TOTAL}\nx = 1\n"})
+
+
+KNOWN_ALONE = "gate: no new groups; 1 known"
+ONE_NEW = "gate: 1 new group: ID; 1 known"
+
+
 @needs_git
 @pytest.mark.parametrize(
     ("change", "verdict", "code"),
     [
-        (rename, "no new groups; 1 known", 0),
-        (move_to_a_package, "no new groups; 1 known", 0),
-        (squash, "1 new group: ID; 1 known", 3),
-        (edit_a_copy, "no new groups; 1 known", 0),
-        (delete_a_copy, "no new groups; 0 known", 0),
-        (revert, "no new groups; 1 known", 0),
-        (merge, "no new groups; 2 known", 0),
-        (add_a_copy, "1 new group: ID; 1 known", 3),
-        (add_a_copy_without_commit, "1 new group: ID; 1 known", 3),
-        (add_a_submodule, "no new groups; 2 known", 0),
-        (add_a_copy_of_a_submodule, "1 new group: ID; 1 known", 3),
+        (rename, KNOWN_ALONE, 0),
+        (move_to_a_package, KNOWN_ALONE, 0),
+        (squash, ONE_NEW, 3),
+        (edit_a_copy, KNOWN_ALONE, 0),
+        (delete_a_copy, "gate: no new groups; 0 known", 0),
+        (revert, KNOWN_ALONE, 0),
+        (merge, "gate: no new groups; 2 known", 0),
+        (add_a_copy, ONE_NEW, 3),
+        (add_a_copy_without_commit, ONE_NEW, 3),
+        (add_a_submodule, "gate: no new groups; 2 known", 0),
+        (add_a_copy_of_a_submodule, ONE_NEW, 3),
+        (clone_without_history, cds.WHOLE_HISTORY, 2),
+        (add_a_copy_in_a_second_work_tree, ONE_NEW, 3),
+        (lose_an_object_with_a_hostile_origin, cds.WHOLE_HISTORY, 2),
     ],
 )
 def test_since_tells_what_is_new(repository, capsys, change, verdict, code):
-    change(repository)
-    assert gate(repository) == code
+    other = change(repository)
+    assert gate(other or repository) == code
     told = capsys.readouterr().err.splitlines()[-1]
-    assert re.sub("[0-9a-f]{10}", "ID", told) == f"gate: {verdict}"
-
-
-@needs_git
-def test_since_reads_the_objects_of_a_second_work_tree(repository, capsys):
-    other = repository.parent / "other"
-    git(repository, "worktree", "add", "--quiet", "-b", "second", other)
-    assert gate(other) == 0
-    add_a_copy(other)
-    assert gate(other) == 3
+    start = "cds: --since: " if code == 2 else "gate: "
+    assert told.startswith(start)
+    assert re.sub("[0-9a-f]{10}", "ID", told).endswith(verdict)
+    assert not (repository.parent / "ran").exists()
 
 
 @needs_git
@@ -12557,7 +12845,7 @@ def test_since_tells_the_head_of_what_is_shown(repository, capsys, monkeypatch):
     add_a_copy(repository)
     assert gate(repository) == 3
     shown = capsys.readouterr().out
-    assert "6 lines  c.py (100 %)  d.py (100 %)  a copied file" in shown
+    assert "6 lines: 100 % of c.py, 100 % of d.py" in shown
     assert "a.py (" not in shown
 
 
@@ -12921,6 +13209,32 @@ def test_max_percent_is_a_gate(tmp_path, capsys, percent, code, than):
     assert f"{told}; 2 groups: " in capsys.readouterr().out
 
 
+@needs_git
+def test_max_percent_judges_what_is_new(repository, capsys):
+    command = ("duplicates", repository / "src", "--since", "main", "--max-percent", "10")
+    assert run(*command) == 0
+    told = "gate: 0.0 % of the lines of code are new copies, not more than 10 %; no new groups"
+    assert told in capsys.readouterr().out
+    add_a_copy(repository)
+    assert run(*command, "--format", "markdown") == 3
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert re.match(
+        r"\*\*gate: \d+\.\d % of the lines of code are new copies, more than 10 %", shown
+    )
+
+
+@needs_terminal
+def test_live_line_of_find_says_each_phase(library, tmp_path):
+    words = ("find", "split", "--path", library)
+    shown = shown_on_terminal(*words, columns=80, stream="stderr")
+    assert "\x1b[Klooking through 4 records ..." in shown
+    assert persist(library, tmp_path / "db") == 0
+    shown = shown_on_terminal(
+        "find", "x", "--db-path", tmp_path / "db", columns=80, stream="stderr"
+    )
+    assert "\x1b[Kreading the run ..." in shown
+
+
 @pytest.mark.parametrize("percent", ["-1", "101", "nan", "x"])
 def test_max_percent_is_a_percentage(tmp_path, capsys, percent):
     assert run("duplicates", tmp_path, f"--max-percent={percent}") == 2
@@ -12934,13 +13248,14 @@ def test_live_line_says_each_phase_and_is_gone_at_the_end(repository):
     words = ("duplicates", repository / "src", "--since", "main")
     shown = shown_on_terminal(*words, columns=80, stream="stderr")
     pieces = [piece.strip() for piece in shown.split("\r\x1b[K")]
-    phases = [piece for piece in pieces if piece.endswith(" ...")]
-    assert phases == [
+    # How often a phase is drawn depends on the time that it takes.
+    phases = [re.sub("[0-9]+/", "N/", piece) for piece in pieces if piece.endswith(" ...")]
+    assert list(dict.fromkeys(phases)) == [
         "asking git what stood since main ...",
         "searching ...",
-        "analyzing 0/4 ...",
-        "comparing 8 records ...",
-        "comparing 6 records ...",
+        "analyzing N/4 ...",
+        "comparing 4 records ...",
+        "comparing 3 records ...",
         "looking for what is new ...",
         "laying out the report ...",
     ]
@@ -13006,7 +13321,7 @@ def test_markdown_stays_small(tmp_path, capsys):
         )
     text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
     assert 50_000 < len(text.encode()) <= 60_000
-    assert re.search(r"\n\d+ more groups: `--format json` has them\n\Z", text)
+    assert re.search(r"\n\d+ more findings: `--format json` has them\n\Z", text)
 
 
 @pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
@@ -13081,6 +13396,7 @@ def library(tmp_path):
 
 def hits_of(capsys, *options):
     """Return what `find` prints as JSON."""
+    capsys.readouterr()
     assert run("find", *options, "--format", "json") == 0
     return json.loads(capsys.readouterr().out)["hits"]
 
@@ -13144,6 +13460,56 @@ def test_find_searches_a_stored_run(library, capsys, tmp_path):
     assert (first["sentence"], first["sentence_source"]) == (sentence, "model")
     assert run("find", "cut", "--db-path", tmp_path / "db") == 0
     assert f"\n  {sentence}\n" in capsys.readouterr().out
+
+
+def test_find_prints_the_place_in_a_tree_of_one_file(library, capsys, monkeypatch):
+    monkeypatch.chdir(library.parent)
+    assert persist("lib/chunks.py", "db") == 0
+    for source in (("--path", "lib/chunks.py"), ("--db-path", "db")):
+        capsys.readouterr()
+        assert run("find", "chunked", *source) == 0
+        assert capsys.readouterr().out.startswith("lib/chunks.py:1-5  chunked\n")
+
+
+def keep_verdict(db, one, other, word="SAME", text="Both cut."):
+    """Keep a verdict on two codes beside a database."""
+    pair = sorted(cds.fingerprint(ast.unparse(ast.parse(code))) for code in (one, other))
+    verdict = cds.Verdict(*pair, "m", word, text, cds.timestamp())
+    cds.append_entry(cds.verdicts_path(str(db)), verdict)
+
+
+def test_find_names_the_twins_of_a_hit(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path / "lib", {"a.py": TOTAL, "b.py": OTHER, "c.py": OTHER, "d.py": PICKED})
+    db = tmp_path / "db"
+    assert persist(source, db) == 0
+    keep_verdict(db, TOTAL, OTHER)
+    keep_verdict(db, TOTAL, PICKED, "RELATED")
+    monkeypatch.chdir(tmp_path)
+    command = ("total", "--db-path", db)
+    (hit,) = hits_of(capsys, *command)
+    assert [twin["file_path"] for twin in hit["twins"]] == ["b.py", "c.py"]
+    assert hit["twins"][0]["verdict_text"] == "Both cut."
+    assert run("find", *command) == 0
+    shown = capsys.readouterr().out
+    assert "\n  SAME as lib/b.py:1-6  load: Both cut. (confirmed by m)\n" in shown
+    (other, *_) = hits_of(capsys, "load", "--db-path", db)
+    assert [twin["qualified_name"] for twin in other["twins"]] == ["total"]
+    keep_verdict(db, TOTAL, OTHER, "DIFFERENT")
+    (hit,) = hits_of(capsys, *command)
+    assert hit["twins"] == []
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "SAME" not in answer
+    keep_verdict(db, TOTAL, OTHER)
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "\n  SAME as b.py:1-6  load: Both cut. (confirmed by m)\n" in answer
+
+
+def test_find_refuses_verdicts_that_it_cannot_read(tmp_path, capsys):
+    db = tmp_path / "db"
+    assert persist(tree(tmp_path / "lib", {"a.py": TOTAL}), db) == 0
+    (tmp_path / "db-verdicts.jsonl").mkdir()
+    assert run("find", "total", "--db-path", db) == 2
+    assert "db-verdicts.jsonl is not a regular file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -13353,6 +13719,8 @@ def test_session_lists_and_calls_tools():
         (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1e400, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": -1e400, "method": "ping"}', -32600),
         (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
         (request("none"), -32601),
         (request("server/discover"), -32601),
@@ -13514,6 +13882,28 @@ def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
     done = finish(command_of("mcp", source), input="")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert run("mcp", tmp_path / "none") == 2
+
+
+def test_agent_is_answered_after_hostile_messages(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    hostile = [
+        b"\xff\0" * 1000,
+        b"[" * 50_000,
+        b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * (cds.MESSAGE_BYTES + 10) + b'"}',
+        request("tools/call", name="find", arguments={"words": {"a": ["--output=x"]}, "top": []}),
+        request("tools/call", name="duplicates", arguments={"since": "--output=x", "top": {}}),
+        request("tools/call", name="duplicates", arguments={"touching": ["\ud800", "\0", "../.."]}),
+        request("tools/call", name="show", arguments={"id": ["a", None]}),
+        request("tools/call", name="find", arguments={"code": 1}),
+    ]
+    lines = [*hostile, request("tools/call", "last", name="find", arguments={"words": "total"})]
+    done = finish(command_of("mcp", source), input=b"\n".join(lines), text=False, cwd=tmp_path)
+    *refused, last = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert len(refused) == len(hostile)
+    assert all("error" in one or len(json.dumps(one)) < 1000 for one in refused)
+    assert "a.py:1-7  total" in last["result"]["content"][0]["text"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
 
 
 OFFICIAL_CLIENT = """\
@@ -14759,12 +15149,53 @@ def test_file_without_settings_need_not_be_valid(project, capsys, text):
     assert "settings" not in capsys.readouterr().err
 
 
+@needs_tomllib
+def test_settings_of_a_run_are_those_above_its_root(project, capsys, tmp_path):
+    db = tmp_path / "db"
+    write_settings(project, 'exclude = ["tests"]\nmin-statements = 7\ntop = 1')
+    assert persist(project, db) == 0
+    capsys.readouterr()
+    options = options_of(capsys, "--db-path", db, "--run-id", "1")
+    assert (options["min_statements"], options["exclude"]) == (7, [])
+    assert run("find", "total", "--db-path", db) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 hits in 2 records"
+    project.rename(project.with_name("other"))
+    assert options_of(capsys, "--db-path", db)["min_statements"] == 2
+    assert run("duplicates", "--db-path", db.with_name("none")) == 2
+    assert capsys.readouterr().err.startswith("cds: --db-path: ")
+
+
+@needs_tomllib
+def test_settings_hold_for_confirm(project, capsys, tmp_path):
+    db = tmp_path / "db"
+    write_settings(project, "intent-similarity = 0.9\ntop = 1\nkind = ['class']")
+    assert persist(project, db) == 0
+    args = cds.parse_arguments(["confirm", "--db-path", str(db), *LOCAL])
+    assert (args.intent_similarity, args.top, args.kind) == (0.9, 100, ("class",))
+    write_settings(project, "model = 'x'")
+    assert run("confirm", "--db-path", db, *LOCAL) == 2
+    assert "tool.cds.model is no setting" in capsys.readouterr().err
+
+
+@needs_tomllib
+def test_settings_hold_for_an_agent(project, tmp_path):
+    write_settings(project, 'exclude = ["tests"]\ntop = 1')
+    ((text, _),), told = asked(project, ("find", {"words": "total"}))
+    assert text.endswith("1 hit in 1 record")
+    assert told.startswith(f"settings: {project.parent}/pyproject.toml: exclude, top\n")
+    write_settings(project, "output = 'x'")
+    done = finish(command_of("mcp", project), input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tool.cds.output is no setting" in done.stderr
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 11), reason="this Python reads them")
 def test_old_python_says_that_it_reads_no_settings(project, capsys):
     write_settings(project, "min-statements = 7")
     assert options_of(capsys, "--path", project)["min_statements"] == 2
-    assert run("duplicates", "--path", project, "--fail-on", "any") == 2
-    assert "a gate must not depend on the Python" in capsys.readouterr().err
+    for gate in (("--fail-on", "any"), ("--max-percent", "0")):
+        assert run("duplicates", "--path", project, *gate) == 2
+        assert "a gate must not depend on the Python" in capsys.readouterr().err
 
 
 def test_settings_are_not_for_commands_that_store(project, capsys, tmp_path):
