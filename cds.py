@@ -6131,6 +6131,11 @@ class Evidence(NamedTuple):
     similarity_option: Optional[str] = None
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
 
+    @property
+    def has_similarity(self) -> bool:
+        """Whether its groups are more or less similar, and say how much."""
+        return self.names_differences or self.compares_sentences
+
 
 # The stages at which rules are applied, and the arguments of a rule's function there.
 OF_PAIRS = "pairs"  # (SimilarPair, Comparison), before the pairs are linked
@@ -9137,13 +9142,15 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     for kind in evidence:
         described = (describe_group(cluster, run) for cluster in kind.find(kind, run))
         found = [with_verdicts(group, run.verdicts) for group in described]
-        groups += with_own_ids(sorted(found, key=rank_key))
+        groups += sorted(found, key=rank_key)
+    groups = list(with_own_ids(groups))
     return hide_weaker(hide_superfluous(groups, run.rules), run)
 
 
 def with_own_ids(groups: Iterable[CloneGroup]) -> Iterator[CloneGroup]:
     """Yield groups with the ids changed that another one has already."""
-    # Blocks of the same code are not always in one group, since not every pair need be a match.
+    # Blocks of the same code are not always in one group, since not every pair need be a match; and
+    # two kinds of evidence may find the same code.
     counts: collections.Counter[str] = collections.Counter()
     for group in groups:
         counts[group.id] += 1
@@ -9858,8 +9865,14 @@ def report_from_json(
             holds_overlaps=version > 1,
             has_verdicts=fields.get("has_verdicts") is True,
         )
+    except UnknownEvidenceError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("is no complete report") from error
+
+
+class UnknownEvidenceError(ValueError):
+    """A report has groups of a kind that this version does not know."""
 
 
 def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
@@ -9900,7 +9913,7 @@ def group_from_json(
         name = typed_field(fields, "hidden_by", str)
     return CloneGroup(
         id=typed_field(fields, "id", str),
-        evidence={kind.name: kind for kind in evidence}[fields["evidence"]],
+        evidence=evidence_of_name(typed_field(fields, "evidence", str), evidence),
         similarity=fields["similarity"],
         copies=len(members),
         statements=fields["statements"],
@@ -9912,6 +9925,14 @@ def group_from_json(
         is_loose=fields.get("is_loose", False),
         members=members,
     )
+
+
+def evidence_of_name(name: str, evidence: Iterable[Evidence]) -> Evidence:
+    """Return the evidence of this name; raise UnknownEvidenceError if this version has none."""
+    for kind in evidence:
+        if kind.name == name:
+            return kind
+    raise UnknownEvidenceError(f"has groups of the evidence {name!r}, unknown to this version")
 
 
 def rule_of_name(name: str, rules: Iterable[Rule]) -> Rule:
@@ -10402,13 +10423,14 @@ def _group_as_json(group: CloneGroup) -> dict[str, object]:
 
 def _member_as_json(member: Member) -> dict[str, object]:
     record = member.record
-    fields = {name: getattr(record, name) for name in MEMBER_FIELDS}
+    # A group may compare another sentence than the one that is stored, such as a docstring's.
+    shown = record._replace(intent=member.intent)
+    fields = {name: getattr(shown, name) for name in MEMBER_FIELDS}
     return {
         **fields,
         "qualified_name": member.qualified_name,
         "shared": member.shared,
         "differs": member.differs,
-        "intent": member.intent,
         "intent_source": member.intent_source,
         "is_new": member.is_new,
         "is_accepted": member.is_accepted,
@@ -11048,7 +11070,7 @@ def group_headline(group: CloneGroup) -> str:
     if group.verdict:
         parts.insert(0, group.verdict)
     # A pair that only a verdict makes one has none.
-    if not group.evidence.is_same_code and group.similarity:
+    if group.evidence.has_similarity and group.similarity:
         parts.append(_similarity_of(group))
     if group.evidence.names_differences and group.similarity == 1:
         parts.append("only names and literals differ")
@@ -11976,7 +11998,7 @@ def group_facts(group: CloneGroup) -> Iterator[str]:
     rule = group.hidden_by.name if group.hidden_by else ""
     tags = (rule, "siblings" if group.are_siblings else "")
     yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
-    if not group.evidence.is_same_code:
+    if group.evidence.has_similarity:
         yield f'<meter value="{group.similarity:.2f}"></meter>'
     yield group_headline(group)
 
