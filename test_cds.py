@@ -4207,7 +4207,7 @@ def test_client_gives_a_model_that_thinks_anyway_more_tokens_and_keeps_what_help
     assert server.budgets == [(False, 256), ("low", 2048), ("low", 2048), ("low", 2048)]
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "the model thinks before it answers, though told not to: calls take longer from now on"
+        "the model thinks before it answers, though asked not to: calls take longer from now on"
     ]
 
 
