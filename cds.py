@@ -551,11 +551,11 @@ def counted(count: int, noun: str) -> str:
 
 def some_of(texts: Sequence[str], most: int = 3) -> str:
     """Return the first few of some texts, and how many more there are."""
-    told = list(texts[:most])
+    named = list(texts[:most])
     left_out = len(texts) - most
     if left_out > 0:
-        told.append(f"and {left_out} more")
-    return ", ".join(told)
+        named.append(f"and {left_out} more")
+    return ", ".join(named)
 
 
 def stored_path(path: str) -> str:
@@ -581,7 +581,7 @@ def restored_path(stored: str) -> str:
 
 
 def relative_path(path: str) -> str:
-    """Return a path as relative to the current directory, where that can be said."""
+    """Return a path as relative to the current directory, if that can be said."""
     try:
         return os.path.relpath(path or os.curdir)
     except (OSError, ValueError):
@@ -1314,9 +1314,9 @@ class PastTree:
             return False
         try:
             content = read_bytes(source.path)
-        except OSError:  # the analysis meets it again, and tells
+        except OSError:  # the analysis meets it again, and reports it
             return False
-        # git may have been told to write the ends of lines as Windows has them.
+        # git may be set to write the ends of lines as Windows has them.
         as_stored = content.replace(b"\r\n", b"\n")
         return blob.id in (blob_id(content, blob.id), blob_id(as_stored, blob.id))
 
@@ -1969,7 +1969,7 @@ def functions_around(statements: str) -> list[str]:
     """Return source of functions with these statements as their body.
 
     One takes as parameters what the statements read and do not bind, one has no parameters: what
-    those names are is not known. Raises SyntaxError where there is no statement.
+    those names are is not known. Raises SyntaxError if there is no statement.
     """
     import builtins
     import textwrap
@@ -1992,7 +1992,7 @@ def functions_around(statements: str) -> list[str]:
 # Docstrings: the first sentence.
 
 # A blank line, a field list, an underline, a directive or a section's heading ends a paragraph.
-# A field, as `:param x:`, is told from a role, as :class:`Record`, by what follows its last colon.
+# A field, as `:param x:`, differs from a role, as :class:`Record`, by what follows its last colon.
 PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n|:\w[^`\n]*:(?=\s|\Z)|@\w|\.\. |[-=~*]{3,}|\w+:[ \t]*\n)")
 EXAMPLE = re.compile(r"(?:^|\n)[ \t]*>>>")
 # As in "size (int): how many" or "@param size: how many", which is no sentence.
@@ -3482,7 +3482,7 @@ class IntentEnricher:
 class Calls:
     """Makes the calls of a command to a model, whatever they ask, until no other is worth making.
 
-    `stop` tells after `make` why it made fewer calls than there were to make, or is None.
+    `stop` says after `make` why it made fewer calls than there were to make, or is None.
     """
 
     def __init__(
@@ -4615,7 +4615,7 @@ class AnswerBudget:
                 return None
             if not self._is_reported:
                 log(
-                    "the model thinks before it answers, though told not to:"
+                    "the model thinks before it answers, though asked not to:"
                     " calls take longer from now on"
                 )
                 self._is_reported = True
@@ -5893,7 +5893,7 @@ def sync_directory(path: str) -> None:
 VERDICTS_ENDING = "-verdicts.jsonl"
 VERDICTS_BYTES = 1 << 28
 VERDICT_LINE_BYTES = 1 << 16  # no entry is longer
-# A model that misses so many questions of known answer is not trusted to tell codes apart.
+# A model that misses so many questions of known answer is not trusted to compare codes.
 TOO_MANY_MISSED = 2
 # The md5sums of two codes, the lower one first: those of A and B.
 CodePair = tuple[str, str]
@@ -6130,6 +6130,11 @@ class Evidence(NamedTuple):
     size_option: Optional[str] = None
     similarity_option: Optional[str] = None
     similar_members: Optional[Callable[[Sequence["Member"], float], "Similar"]] = None
+
+    @property
+    def has_similarity(self) -> bool:
+        """Whether its groups are more or less similar, and say how much."""
+        return self.names_differences or self.compares_sentences
 
 
 # The stages at which rules are applied, and the arguments of a rule's function there.
@@ -9137,13 +9142,15 @@ def find_groups(run: Comparison, evidence: Iterable[Evidence]) -> list[CloneGrou
     for kind in evidence:
         described = (describe_group(cluster, run) for cluster in kind.find(kind, run))
         found = [with_verdicts(group, run.verdicts) for group in described]
-        groups += with_own_ids(sorted(found, key=rank_key))
+        groups += sorted(found, key=rank_key)
+    groups = list(with_own_ids(groups))
     return hide_weaker(hide_superfluous(groups, run.rules), run)
 
 
 def with_own_ids(groups: Iterable[CloneGroup]) -> Iterator[CloneGroup]:
     """Yield groups with the ids changed that another one has already."""
-    # Blocks of the same code are not always in one group, since not every pair need be a match.
+    # Blocks of the same code are not always in one group, since not every pair need be a match; and
+    # two kinds of evidence may find the same code.
     counts: collections.Counter[str] = collections.Counter()
     for group in groups:
         counts[group.id] += 1
@@ -9858,8 +9865,14 @@ def report_from_json(
             holds_overlaps=version > 1,
             has_verdicts=fields.get("has_verdicts") is True,
         )
+    except UnknownEvidenceError:
+        raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("is no complete report") from error
+
+
+class UnknownEvidenceError(ValueError):
+    """A report has groups of a kind that this version does not know."""
 
 
 def options_from_json(fields: Mapping[str, object]) -> DuplicateOptions:
@@ -9900,7 +9913,7 @@ def group_from_json(
         name = typed_field(fields, "hidden_by", str)
     return CloneGroup(
         id=typed_field(fields, "id", str),
-        evidence={kind.name: kind for kind in evidence}[fields["evidence"]],
+        evidence=evidence_of_name(typed_field(fields, "evidence", str), evidence),
         similarity=fields["similarity"],
         copies=len(members),
         statements=fields["statements"],
@@ -9912,6 +9925,14 @@ def group_from_json(
         is_loose=fields.get("is_loose", False),
         members=members,
     )
+
+
+def evidence_of_name(name: str, evidence: Iterable[Evidence]) -> Evidence:
+    """Return the evidence of this name; raise UnknownEvidenceError if this version has none."""
+    for kind in evidence:
+        if kind.name == name:
+            return kind
+    raise UnknownEvidenceError(f"has groups of the evidence {name!r}, unknown to this version")
 
 
 def rule_of_name(name: str, rules: Iterable[Rule]) -> Rule:
@@ -10402,13 +10423,14 @@ def _group_as_json(group: CloneGroup) -> dict[str, object]:
 
 def _member_as_json(member: Member) -> dict[str, object]:
     record = member.record
-    fields = {name: getattr(record, name) for name in MEMBER_FIELDS}
+    # A group may compare another sentence than the one that is stored, such as a docstring's.
+    shown = record._replace(intent=member.intent)
+    fields = {name: getattr(shown, name) for name in MEMBER_FIELDS}
     return {
         **fields,
         "qualified_name": member.qualified_name,
         "shared": member.shared,
         "differs": member.differs,
-        "intent": member.intent,
         "intent_source": member.intent_source,
         "is_new": member.is_new,
         "is_accepted": member.is_accepted,
@@ -10831,10 +10853,10 @@ def groups_to_list(
     copied: Iterable[CopiedFiles],
 ) -> list[CloneGroup]:
     """Return the groups that say more than that files were copied."""
-    told: set[tuple[str, str]] = set()
+    shown: set[tuple[str, str]] = set()
     for files in copied:
-        told.update((group.evidence.name, group.id) for group in files.groups)
-    return [group for group in groups if (group.evidence.name, group.id) not in told]
+        shown.update((group.evidence.name, group.id) for group in files.groups)
+    return [group for group in groups if (group.evidence.name, group.id) not in shown]
 
 
 def _head_lines(
@@ -10852,11 +10874,11 @@ def _head_lines(
         yield from _copied_lines(files)
     if len(copied) > top:
         yield Line(f"  {len(copied) - top} more: --top {len(copied)} shows them")
-    told = [files.parts.keys() for files in copied]
+    listed = [files.parts.keys() for files in copied]
     pairs = []
     for pair in report.file_pairs:
         both = {pair.one, pair.other}
-        if not any(both <= files for files in told):
+        if not any(both <= files for files in listed):
             pairs.append(pair)
     if pairs:
         yield Line("Files that share most:")
@@ -11048,7 +11070,7 @@ def group_headline(group: CloneGroup) -> str:
     if group.verdict:
         parts.insert(0, group.verdict)
     # A pair that only a verdict makes one has none.
-    if not group.evidence.is_same_code and group.similarity:
+    if group.evidence.has_similarity and group.similarity:
         parts.append(_similarity_of(group))
     if group.evidence.names_differences and group.similarity == 1:
         parts.append("only names and literals differ")
@@ -11180,8 +11202,9 @@ def hits_as_lines(
         yield Line("")
     records = counted(len(index.candidates), "record")
     shown = min(top, len(hits))
-    told = f"{shown} of {counted(len(hits), 'hit')}" if shown < len(hits) else counted(shown, "hit")
-    yield Line(f"{told} in {records}", folds=True)
+    hit_count = counted(len(hits), "hit")
+    head = f"{shown} of {hit_count}" if shown < len(hits) else hit_count
+    yield Line(f"{head} in {records}", folds=True)
 
 
 def _hit_lines(hit: Hit, directory: str) -> Iterator[Line]:
@@ -11976,7 +11999,7 @@ def group_facts(group: CloneGroup) -> Iterator[str]:
     rule = group.hidden_by.name if group.hidden_by else ""
     tags = (rule, "siblings" if group.are_siblings else "")
     yield from (f"<b>{escaped(tag)}</b>" for tag in tags if tag)
-    if not group.evidence.is_same_code:
+    if group.evidence.has_similarity:
         yield f'<meter value="{group.similarity:.2f}"></meter>'
     yield group_headline(group)
 
@@ -12756,7 +12779,7 @@ def serve(
 
 
 def reply_to(line: bytes, tools: Mapping[str, Tool]) -> object:
-    """Return the reply to a line, or None where there is none."""
+    """Return the reply to a line, or None if there is none."""
     try:
         message = json.loads(line.decode(), parse_constant=refuse_constant)
     except (ValueError, RecursionError):
@@ -12793,7 +12816,7 @@ def reply_to_message(
 
 
 def request_in(message: object) -> tuple[Union[str, float, None], str]:
-    """Return the id and the method of a request; the id is None where no reply is expected."""
+    """Return the id and the method of a request; the id is None if no reply is expected."""
     if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
         raise ProtocolError(NO_REQUEST, "this is no message of JSON-RPC 2.0")
     number, method = message.get("id"), message.get("method")
@@ -12811,8 +12834,8 @@ def request_in(message: object) -> tuple[Union[str, float, None], str]:
 
 def failure(number: Union[str, float, None], error: ProtocolError) -> Json:
     """Return the reply that says what is wrong."""
-    told = {"code": error.code, "message": str(error)}
-    return {"jsonrpc": "2.0", "id": number, "error": told}
+    described = {"code": error.code, "message": str(error)}
+    return {"jsonrpc": "2.0", "id": number, "error": described}
 
 
 def result_of(
@@ -12835,7 +12858,7 @@ def result_of(
 
 
 def greeting(parameters: Json) -> Json:
-    """Return what the client is told first: the revision that it asked for, or the newest."""
+    """Return the first reply to a client: the revision that it asked for, or the newest."""
     wanted = parameters.get("protocolVersion")
     return {
         "protocolVersion": wanted if wanted in PROTOCOL_VERSIONS else PROTOCOL_VERSIONS[0],
@@ -12845,7 +12868,7 @@ def greeting(parameters: Json) -> Json:
 
 
 def listed_tool(name: str, tool: Tool) -> Json:
-    """Return what a client is told of a tool."""
+    """Return the description of a tool for a client."""
     schema = {"type": "object", "properties": tool.parameters, "additionalProperties": False}
     return {"name": name, "description": tool.description, "inputSchema": schema}
 
@@ -13840,7 +13863,7 @@ def reports_since(
 ) -> tuple[Report, Report, Past]:
     """Return the report on a source tree, that on what it was, and what stood there."""
     check_path(args)
-    # First, since what is wrong with the revision must be told of before any work.
+    # First, since what is wrong with the revision must be reported before any work.
     args.live.begin(f"asking git what stood since {args.since}")
     with named_errors("--since"):
         earlier = tree_since(args.path, args.since)
@@ -14149,7 +14172,7 @@ def link_to(
 
 
 def root_name(directory: str) -> str:
-    """Return where a directory is in its work tree, or its name alone where there is none."""
+    """Return where a directory is in its work tree, or its name alone if there is none."""
     place = place_in_work_tree(directory)
     if place is None:
         return stored_path(os.path.basename(os.path.abspath(directory)))
@@ -14439,7 +14462,7 @@ def file_stamp(path: str) -> object:
     """Return what is the same as long as nobody writes to a file."""
     try:
         found = os.stat(path)
-    except OSError:  # the analysis meets it again, and tells
+    except OSError:  # the analysis meets it again, and reports it
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
 
@@ -14551,7 +14574,7 @@ def find_answer(args: argparse.Namespace, given: Json) -> str:
 
 
 def duplicates_answer(args: argparse.Namespace) -> str:
-    """Return a report as text, with its verdict where it was compared."""
+    """Return a report as text, with its verdict if it was compared."""
     check_gate(args)
     report, baseline = judged_report(args)
     lines = list(
@@ -14630,7 +14653,7 @@ def named_tokens(known: Sequence[str], text: str) -> tuple[str, ...]:
 
 
 def link_template(text: str) -> str:
-    """Return a template of links; raise ArgumentTypeError where it cannot be one."""
+    """Return a template of links; raise ArgumentTypeError if it cannot be one."""
     if not re.match("(?:https?|vscode)://", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} begins with none of https://, http://, vscode://"
@@ -14848,11 +14871,11 @@ def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
 
 
 def refuse_unread_settings(path: str, args: argparse.Namespace) -> None:
-    """Log that this Python reads no settings; raise UsageError where a gate depends on them."""
-    told = f"{path}: tool.cds is not read: that takes Python 3.11"
+    """Log that this Python reads no settings; raise UsageError if a gate depends on them."""
+    reason = f"{path}: tool.cds is not read: that takes Python 3.11"
     if getattr(args, "fail_on", None) or getattr(args, "max_percent", None) is not None:
-        raise UsageError(f"{told}: a gate must not depend on the Python")
-    log(f"warning: {told}")
+        raise UsageError(f"{reason}: a gate must not depend on the Python")
+    log(f"warning: {reason}")
 
 
 # Parsers
@@ -15084,7 +15107,7 @@ COMPARISON_OPTIONS = OptionGroup(
             {"metavar": "N", "type": natural_int},
             REPORT_DEFAULTS.min_block,
         ),
-        # Without a default, so that an explicit one can be told from none.
+        # Without a default, so that an explicit one differs from none.
         CODE_SIMILARITY._replace(
             default=None,
             help=f"{CODE_SIMILARITY.help}; without it there are groups apart"
@@ -15186,8 +15209,8 @@ PLACE_OPTIONS = OptionGroup(
 
 def output_options(*formats: str) -> OptionGroup:
     """Return the options of a command that prints its result in one of these formats."""
-    told = "form of the output, or else what the ending of FILE says (default: table)"
-    chosen = Option("--format", told, {"choices": formats})
+    text = "form of the output, or else what the ending of FILE says (default: table)"
+    chosen = Option("--format", text, {"choices": formats})
     written = Option("--output", "write to FILE instead of stdout", FILE)
     return OptionGroup("output", [chosen, written])
 
@@ -15357,7 +15380,7 @@ def run_command_line(
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or None where help or the version was asked for."""
+    """Return the options of a command line, or None if help or the version was asked for."""
     args = parse_with(argv, {})
     settings = settings_for(args) if args else {}
     # Where they are is known only once the command line is read; what it gives wins.
@@ -15380,7 +15403,7 @@ def format_of(path: str, command: str) -> str:
 def parse_with(
     argv: Optional[Sequence[str]], defaults: Mapping[str, object]
 ) -> Optional[argparse.Namespace]:
-    """Return the options of a command line, or None where what it asked for is printed now."""
+    """Return the options of a command line, or None if what it asked for is printed now."""
     # The text of argparse is collected, so that it is printed as carefully as any other output.
     printed = io.StringIO()
     try:
