@@ -5238,6 +5238,7 @@ FROM records WHERE run_id = ? ORDER BY id"""
 SELECT_CODES = """
 SELECT file_path, start_line, end_line, raw_code
 FROM records WHERE run_id = ? AND kind <> 'file'"""
+SELECT_SOURCES = "SELECT file_path, raw_code FROM records WHERE run_id = ? AND kind = 'file'"
 SELECT_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 PYTHON_TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
 # No file of source has more lines: an analyzer reads 16 MiB of one.
@@ -5563,6 +5564,13 @@ def read_codes(
             if (path, start, end) in places:
                 codes[path, start, end] = code
         return codes
+
+
+def read_sources(db_path: str, run_id: int, paths: Collection[str]) -> dict[str, str]:
+    """Return the code of some files of a run by their path, as far as the run holds it."""
+    with reading(db_path) as connection:
+        sources = connection.execute(SELECT_SOURCES, (run_id,))
+        return {path: code for path, code in sources if path in paths}
 
 
 # Rescue
@@ -6236,7 +6244,8 @@ class CloneGroup(NamedTuple):
     some of its members are in several. One that `is_loose` shares less than near copies, and
     counts in no gate and no percentage. One that `is_mixed` has members in several areas: `area` is
     the first of them. `verdict` is what a model said of the pairs that made it one, if they were
-    asked about, and `verdicts` are those on all pairs of its codes.
+    asked about, and `verdicts` are those on all pairs of its codes. `note` is what a person wrote
+    on it in a baseline.
     """
 
     id: str
@@ -6255,6 +6264,7 @@ class CloneGroup(NamedTuple):
     is_mixed: bool = False
     verdict: Optional[str] = None
     verdicts: tuple[Verdict, ...] = ()
+    note: Optional[str] = None
 
 
 class FilePair(NamedTuple):
@@ -6301,7 +6311,8 @@ class Report(NamedTuple):
     and `distrusted` how the models did that missed too many questions of known answer. `areas`
     gives the area of each file, `since` the revision that the tree was compared with, `root` where
     its paths start in their work tree. `vain_comments` are the places of the definitions whose
-    comment accepts copies and hides no group.
+    comment accepts copies and hides no group. `sources` holds the code of files, as far as it is
+    known.
     """
 
     run: Optional[Mapping[str, object]]
@@ -6327,6 +6338,7 @@ class Report(NamedTuple):
     vain_comments: tuple[Place, ...] = ()
     has_verdicts: bool = False
     distrusted: tuple[KnownAnswers, ...] = ()
+    sources: Mapping[str, str] = types.MappingProxyType({})
 
 
 def area_rank(area: str) -> int:
@@ -8880,6 +8892,7 @@ def rank_key(group: CloneGroup) -> tuple[object, ...]:
 COPIED_FILE = 0.9  # of its lines in definitions; imports and constants are in no group
 COPIED_PART = 0.5  # of all its lines
 PAIRED_FILES = 100  # at most: code in more files says nothing about two of them
+MAP_DEPTH = 20  # of directories; a tree of thousands would be beyond any reader, and browser
 
 
 def count_area_lines(
@@ -8888,17 +8901,75 @@ def count_area_lines(
     areas: Mapping[str, str],
 ) -> dict[str, tuple[int, int]]:
     """Return the lines of each area, and how many of them are in copies beyond the first."""
-    copied: dict[str, list[Lines]] = collections.defaultdict(list)
-    for group in shown_copies(groups):
-        for path, lines in lines_by_file(group.members[1:]).items():
-            copied[path] += lines
+    copied = count_copied_lines(groups)
     totals = dict.fromkeys(AREAS, 0)
     beyond = dict.fromkeys(AREAS, 0)
     for path, count in file_lines.items():
         area = areas[path]
         totals[area] += count
-        beyond[area] += count_lines(copied[path])
+        beyond[area] += copied.get(path, 0)
     return {area: (totals[area], beyond[area]) for area in AREAS}
+
+
+def count_copied_lines(groups: Iterable[CloneGroup]) -> dict[str, int]:
+    """Return how many lines of each file are in copies beyond the first, where there are any."""
+    copied: dict[str, list[Lines]] = collections.defaultdict(list)
+    for group in shown_copies(groups):
+        for path, lines in lines_by_file(group.members[1:]).items():
+            copied[path] += lines
+    return {path: count_lines(lines) for path, lines in copied.items()}
+
+
+class MapEntry(NamedTuple):
+    """A file of a tree, or a directory, whose path ends with `/`; that of the root is empty.
+
+    `copied` of its `lines` are in copies beyond the first. `entries` are those of a directory that
+    have such lines, the most lines first.
+    """
+
+    path: str
+    lines: int
+    copied: int
+    entries: tuple["MapEntry", ...] = ()
+
+
+def map_area(report: Report, area: str) -> MapEntry:
+    """Return the directories and files of an area, from the root on."""
+    copied = count_copied_lines(report.groups)
+    files = [
+        MapEntry(path, lines, copied.get(path, 0))
+        for path, lines in report.file_lines.items()
+        if report.areas[path] == area
+    ]
+    return map_directory("", files, MAP_DEPTH)
+
+
+def map_directory(path: str, files: Sequence[MapEntry], depth: int) -> MapEntry:
+    """Return the directory at a path, with all files below it.
+
+    What is deeper than `depth` directories stands in the last one. A directory that holds nothing
+    but another one is that one.
+    """
+    entries = []
+    inside: dict[str, list[MapEntry]] = collections.defaultdict(list)
+    for file in files:
+        name, slash, _ = file.path[len(path) :].partition("/")
+        if slash and depth:
+            inside[f"{path}{name}/"].append(file)
+        else:
+            entries.append(file)
+    entries += [map_directory(name, below, depth - 1) for name, below in inside.items()]
+    if path and len(inside) == len(entries) == 1:
+        return entries[0]
+    copied = sorted(
+        (entry for entry in entries if entry.copied), key=lambda entry: (-entry.copied, entry.path)
+    )
+    return MapEntry(
+        path,
+        sum(entry.lines for entry in entries),
+        sum(entry.copied for entry in entries),
+        tuple(copied),
+    )
 
 
 def rank_file_pairs(groups: Iterable[CloneGroup], areas: Mapping[str, str]) -> tuple[FilePair, ...]:
@@ -9204,6 +9275,7 @@ def build_report(
         unread=tuple(sorted({*error_paths} - file_lines.keys())),
         has_verdicts=verdicts is not None,
         distrusted=whole.verdicts.distrusted(),
+        sources={one.file_path: one.raw_code for one in records if one.kind == "file"},
     )
     return with_findings(report, whole, find_groups(whole, evidence))
 
@@ -9406,7 +9478,8 @@ def compare_with_baseline(
 
     A group is KNOWN if each two of its members stood together in a group of the baseline, and
     UNJUDGED if all others are members that the baseline could not hold. What members stood there
-    is said by Counterparts. In the groups that are left, members are marked that are new.
+    is said by Counterparts. In the groups that are left, members are marked that are new. What a
+    person wrote on an accepted group is kept.
     """
     counterparts = Counterparts(report, baseline, past or Past())
     groups = []
@@ -9418,6 +9491,7 @@ def compare_with_baseline(
                 group = group._replace(members=tuple(counterparts.marked(group)))
             if rule is None or group.hidden_by is None:
                 group = group._replace(hidden_by=rule)
+            group = group._replace(note=counterparts.note_on(group))
         groups.append(group)
     stale = counterparts.count_stale(report.groups)
     return report._replace(groups=tuple(hide_superfluous(groups, report.rules)), stale=stale)
@@ -9438,6 +9512,45 @@ def is_vouched_for(group: CloneGroup) -> bool:
     if group.is_loose:
         return False
     return is_accepted(group) or (group.hidden_by is not None and group.hidden_by.vouches)
+
+
+def covers_of(groups: Sequence[CloneGroup]) -> dict[int, list[list[int]]]:
+    """Return what makes groups superfluous: for each member, the groups that hold most of it.
+
+    All are numbered by their positions. If of each member one such group is accepted, so is the
+    superfluous one: a baseline without it would take it for new.
+    """
+    stretches: dict[str, list[tuple[Lines, int]]] = collections.defaultdict(list)
+    for number, group in enumerate(groups):
+        if is_accepted(group):
+            for member in group.members:
+                stretches[member.record.file_path].append((lines_of_record(member.record), number))
+    covers = {}
+    for number, group in enumerate(groups):
+        if group.hidden_by is not None and group.hidden_by.vouches:
+            covers[number] = [
+                sorted(
+                    {
+                        other
+                        for lines, other in stretches[member.record.file_path]
+                        if groups[other].evidence.are_copies or not group.evidence.are_copies
+                        if holds_most(lines, lines_of_record(member.record))
+                    }
+                )
+                for member in group.members
+            ]
+    return covers
+
+
+def lines_of_record(record: Record) -> Lines:
+    """Return the first and the last line of a record."""
+    return record.start_line, record.end_line
+
+
+def holds_most(outer: Lines, inner: Lines) -> bool:
+    """Return whether lines hold the most of others."""
+    common = min(outer[1], inner[1]) - max(outer[0], inner[0]) + 1
+    return common >= OVERLAPPING_PART * (inner[1] - inner[0] + 1)
 
 
 def is_changed(group: CloneGroup, unchanged: Collection[str]) -> bool:
@@ -9656,6 +9769,18 @@ class Counterparts:
         if member.intent_source == MODEL and self.baseline.run is None:
             return False
         return self.baseline.options.intents == self.options.intents
+
+    def note_on(self, group: CloneGroup) -> Optional[str]:
+        """Return the notes on the accepted groups in which two members stood together, if any.
+
+        If there is none of the same evidence, they are those on the others.
+        """
+        standings = [self.standing(member, group.evidence) for member in group.members]
+        common = [self.baseline.groups[number] for number in sorted(repeated(standings))]
+        accepted = [known for known in common if is_accepted(known)]
+        same = [known for known in accepted if known.evidence == group.evidence]
+        notes = dict.fromkeys(known.note for known in same or accepted if known.note)
+        return "\n".join(notes) or None
 
     def count_stale(self, groups: Iterable[CloneGroup]) -> int:
         """Return how many accepted groups of the baseline no group has two members of any more."""
@@ -9911,19 +10036,24 @@ def group_from_json(
     name = fields["hidden_by"]
     if name is not None:
         name = typed_field(fields, "hidden_by", str)
+    note = fields.get("note")
+    if note is not None:
+        note = typed_field(fields, "note", str)
     return CloneGroup(
         id=typed_field(fields, "id", str),
         evidence=evidence_of_name(typed_field(fields, "evidence", str), evidence),
-        similarity=fields["similarity"],
+        # What a baseline is not asked for may be left out.
+        similarity=fields.get("similarity", 1.0),
         copies=len(members),
-        statements=fields["statements"],
-        area=fields["area"],
+        statements=fields.get("statements", 0),
+        area=fields.get("area", CODE),
         hidden_by=None if name is None else rule_of_name(name, rules),
-        score=fields["score"],
+        score=fields.get("score", 0.0),
         is_family=fields.get("is_family", False),
         overlaps=fields.get("overlaps", False),
         is_loose=fields.get("is_loose", False),
         members=members,
+        note=note,
     )
 
 
@@ -9946,19 +10076,19 @@ def member_from_json(fields: Mapping[str, Any]) -> Member:
     record = Record(
         kind=typed_field(fields, "kind", str),
         file_path=typed_field(fields, "file_path", str),
-        signature=fields["signature"],
+        signature=fields.get("signature"),
         start_line=typed_field(fields, "start_line", int),
         end_line=typed_field(fields, "end_line", int),
         raw_code="",
         normalized_code="",
         md5sum=typed_field(fields, "md5sum", str),
-        intent=fields["intent"],
+        intent=fields.get("intent"),
     )
     return Member(
         record,
         typed_field(fields, "qualified_name", str),
-        fields["shared"],
-        tuple(fields["differs"]),
+        fields.get("shared", 1.0),
+        tuple(fields.get("differs", ())),
     )
 
 
@@ -10365,17 +10495,8 @@ MEMBER_FIELDS = (
 
 def report_json(report: Report) -> Iterator[str]:
     """Yield the JSON object of a report in pieces, one group a line, all of it ASCII."""
-    head: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
-        "version": __version__,
-        "root": report.root,
-        "run": None if report.run is None else dict(report.run),
-        "options": report.options._asdict(),
-        "record_count": report.record_count,
-        "error_count": report.error_count,
-        "unparsed_count": report.unparsed_count,
-        "unread": report.unread,
-        "evidence": [evidence.name for evidence in report.evidence],
+    head = {
+        **baseline_head(report),
         "stale": report.stale,
         "since": report.since,
         "vain_comments": [f"{path}:{start}" for path, start, _ in report.vain_comments],
@@ -10394,7 +10515,6 @@ def report_json(report: Report) -> Iterator[str]:
         ],
     }
     if report.has_verdicts:
-        head["has_verdicts"] = True
         head["distrusted_models"] = [known.model for known in report.distrusted]
     # The groups are written one by one: as one text they would be in memory twice. A line for
     # each lets version control show which ones a baseline gained or lost.
@@ -10404,13 +10524,34 @@ def report_json(report: Report) -> Iterator[str]:
     yield "]}\n"
 
 
+def baseline_head(report: Report) -> dict[str, object]:
+    """Return what a report says of itself that a comparison with it must know, as JSON has it."""
+    head: dict[str, object] = {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "root": report.root,
+        "run": None if report.run is None else dict(report.run),
+        "options": report.options._asdict(),
+        "record_count": report.record_count,
+        "error_count": report.error_count,
+        "unparsed_count": report.unparsed_count,
+        "unread": report.unread,
+        "evidence": [evidence.name for evidence in report.evidence],
+    }
+    if report.has_verdicts:
+        head["has_verdicts"] = True
+    return head
+
+
 def _group_as_json(group: CloneGroup) -> dict[str, object]:
     fields = group._asdict()
     fields["evidence"] = group.evidence.name
     fields["hidden_by"] = None if group.hidden_by is None else group.hidden_by.name
     fields["members"] = [_member_as_json(member) for member in group.members]
-    # Without a file of verdicts there is no trace of them.
+    # Without a file of verdicts there is no trace of them, and without a note none of it.
     del fields["verdict"], fields["verdicts"]
+    if group.note is None:
+        del fields["note"]
     first = next((one for one in group.verdicts if one.verdict == group.verdict), None)
     if first is not None:
         fields["verdict"] = first.verdict
@@ -11128,6 +11269,8 @@ def group_as_lines(group: CloneGroup) -> Iterator[Line]:
     if group.hidden_by:
         sentence = f"Hidden by {group.hidden_by.name}: {group.hidden_by.sentence}"
         yield Line(sentence, folds=True)
+    if group.note:
+        yield Line(f"Note: {one_line(group.note)}", folds=True)
     for text in verdict_texts(group):
         yield Line(text, folds=True)
     first = group.members[0]
@@ -11251,31 +11394,41 @@ def reason_of(hit: Hit) -> str:
 #
 # The report as one HTML file, which loads nothing from any network.
 
+# What the map shows; the files with the fewest repeated lines are beyond.
+MAP_ENTRIES = 2_000
+# Between paths of which each must be one of a group.
+PATHS_SIGN = " & "
 # What browsers still open within seconds.
 PAGE_BYTES = 10_000_000
 # Kept free for the headings of sections and the note on what is left out.
 FRAME_BYTES = 4_000
-# No single group may fill the page: neither one of thousands of members (COMPARED_MEMBERS beside
-# the first), nor a member that is a whole module of data, nor a line of megabytes.
-COMPARED_MEMBERS = 5
+# No single group may fill the page: neither one of thousands of members, nor a member that is a
+# whole module of data, nor a line of megabytes.
+CODES_SHOWN = 6
 LISTED_MEMBERS = 100
 CODE_LINES = 300
 LINE_CHARACTERS = 400
-# Pairs of equal items; the time that difflib takes grows with them.
-EQUAL_CELLS = 10_000
-# Of two lines, the share of equal words below which marks on single ones are noise.
-LEAST_ALIKE = 0.3
-# As in a unified diff; and how many equal lines beyond them are worth folding away.
+# On each side of a member; and of a block, at most so many of the definition around it.
 CONTEXT_LINES = 3
-LEAST_FOLD = 4
+AROUND_LINES = 100
 LINE_END = re.compile(r"\r\n?|\n")
-LINE_START_END = re.compile(r"[=(:]")
-WORD_OR_SIGN = re.compile(r"\w+|\s+|.")
-NAME_OR_NUMBER = re.compile(r"\w+")
 # All that the page shows is escaped. Should an escape ever be forgotten, the policy still lets
 # nothing be loaded or sent, and no script run but the one whose hash it names. So the texts
 # between the tags are the hashed ones to the byte, without a line end around them, and neither
 # may hold a closing tag of its own.
+PAGE_MARKS = {
+    "": "all decisions",
+    "open": "undecided",
+    "accepted": "accepted",
+    "merge": "to merge",
+}
+PAGE_ORDERS = {
+    "": "by rank",
+    "saved": "by lines saved",
+    "copies": "by copies",
+    "similarity": "by similarity",
+    "file": "by file",
+}
 PAGE_HEAD = """\
 <!doctype html>
 <html lang="en">
@@ -11284,10 +11437,11 @@ PAGE_HEAD = """\
   content="default-src 'none'; style-src '{style_hash}'; script-src '{script_hash}';
     base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Duplicates in {title}</title>
+<title>Duplicates in {title}, {details}</title>
 <style>{style}</style>
 <header>
 <h1>Duplicates in <em>{title}</em></h1>
+<p>{details}</p>
 """
 PAGE_FOOT = """\
 <footer>Made by CDS. What it finds are candidates for a person to review, not proof.</footer>
@@ -11347,6 +11501,12 @@ footer { margin: 2.5rem 0; font-size: .85rem; }
 }
 .pairs td:first-child, .pairs th:first-child { text-align: right; }
 
+.map, .map ul { margin: 0; padding-left: 1.4rem; list-style: none; }
+.map { padding-left: .2rem; font-size: .88rem; }
+.map li > a { margin-left: 1rem; }
+.map a, .pairs a { color: var(--accent); overflow-wrap: anywhere; }
+html:not(.live) :is(.map, .pairs) a { color: inherit; pointer-events: none; }
+
 form {
   position: sticky; top: 0; z-index: 2;
   display: none; flex-wrap: wrap; gap: .5rem; align-items: center;
@@ -11359,11 +11519,39 @@ input, select {
   background: var(--card); border: 1px solid var(--line); border-radius: 7px;
 }
 input { flex: 1 1 11rem; }
+select { flex: 0 1 auto; max-width: 11rem; }
 output { font-size: .88rem; font-weight: 600; color: var(--ink); }
 kbd {
   padding: 0 .35em; font: .78rem var(--mono);
   border: 1px solid var(--line); border-bottom-width: 2px; border-radius: 4px;
   background: var(--card);
+}
+button, textarea {
+  padding: .3rem .7rem; color: inherit; font: inherit; font-size: .85rem;
+  background: var(--card); border: 1px solid var(--line); border-radius: 7px;
+}
+button { cursor: pointer; }
+button:hover:enabled { background: var(--hover); }
+button:disabled { color: var(--faint); cursor: default; }
+button[aria-pressed=true] { font-weight: 600; border: 2px solid var(--accent); }
+button[aria-pressed=true]::before { content: "\2713\a0"; }
+.exports {
+  display: flex; flex-wrap: wrap; flex-basis: 100%; gap: .4rem .8rem; align-items: center;
+  margin: 0; font-size: .85rem;
+}
+.decide { display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; margin-bottom: .6rem; }
+.decide textarea { flex: 1 1 14rem; resize: vertical; field-sizing: content; }
+.mark:empty { display: none; }
+.mark {
+  grid-column: 2 / -1; justify-self: start; padding: .05rem .5rem;
+  font-size: .78rem; font-weight: 500; overflow-wrap: anywhere;
+  border: 1px solid var(--first-edge); border-radius: 1rem; background: var(--hover);
+}
+[data-mark=merge] .mark { border-color: var(--other-edge); border-style: dashed; }
+#said:not(:empty) {
+  position: fixed; bottom: 1rem; left: 1rem; z-index: 3; margin: 0; padding: .5rem 1rem;
+  max-width: calc(100% - 2rem); max-height: 40vh; overflow: auto; overflow-wrap: anywhere;
+  background: var(--ink); color: var(--paper); border-radius: 8px; font-size: .88rem;
 }
 .keys {
   display: flex; flex-wrap: wrap; flex-basis: 100%; gap: .2rem 1.2rem; align-items: baseline;
@@ -11371,49 +11559,58 @@ kbd {
 }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 
-/* A page may hold thousands of groups: those out of sight are not laid out. */
-.group {
+/* A page may hold thousands of groups: those out of sight are not laid out, and an empty one, whose
+   row is not made yet, is as high as most rows are. */
+article {
   margin: .4rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   content-visibility: auto; contain-intrinsic-size: auto 4.2rem;
 }
+article:empty { height: 4.2rem; }
 summary { cursor: pointer; }
-.group > summary {
+article > details > summary {
   display: grid; grid-template-columns: 3.2rem 1fr auto; column-gap: .8rem; align-items: baseline;
   padding: .55rem 1rem .6rem .6rem; border-radius: 7px; list-style: none;
 }
-.group > summary::-webkit-details-marker { display: none; }
-.group > summary:hover { background: var(--hover); }
-.group[open] > summary { border-bottom: 1px solid var(--line); border-radius: 7px 7px 0 0; }
-.group i {
+article > details > summary::-webkit-details-marker { display: none; }
+article > details > summary:hover { background: var(--hover); }
+article > [open] > summary { border-bottom: 1px solid var(--line); border-radius: 7px 7px 0 0; }
+article i {
   font-style: normal; text-align: right; color: var(--faint); font-variant-numeric: tabular-nums;
 }
-.group i::before { content: "\25B8"; float: left; font-size: .8em; }
-.group[open] i::before { content: "\25BE"; }
-.group strong { font-weight: 600; overflow-wrap: anywhere; }
-.facts { font-size: .86rem; color: var(--faint); text-align: right; }
-.facts b {
+article i::before { content: "\25B8"; float: left; font-size: .8em; }
+article > [open] i::before { content: "\25BE"; }
+article strong { font-weight: 600; overflow-wrap: anywhere; }
+article > details > summary > span {
+  font-size: .86rem; color: var(--faint); text-align: right;
+}
+summary > span > b {
   padding: .05rem .5rem; font-size: .78rem; font-weight: 500; color: var(--ink);
   border: 1px solid var(--line); border-radius: 1rem; background: var(--paper);
 }
 meter { width: 3.5rem; height: .55rem; }
-.files {
+article > details > summary > small {
   grid-column: 2 / -1; font: .8rem/1.45 var(--mono); color: var(--faint); overflow-wrap: anywhere;
 }
 .inside { padding: .6rem 1rem 1rem; }
 .link { margin-top: .8rem; font-size: .8rem; color: var(--faint); }
 .link a { font-family: var(--mono); color: inherit; }
 
+.inside > ol { margin: .4rem 0; padding-left: 2.2rem; font-size: .9rem; }
+.inside > ol > li::marker { font-weight: 600; color: var(--faint); }
+.inside li > a, p code { font: .82rem var(--mono); overflow-wrap: anywhere; unicode-bidi: isolate; }
+.inside li > a { color: var(--accent); }
+.inside li > a:not([href]) { user-select: all; cursor: copy; }
+.inside li > a + small { font: .82rem var(--mono); }
+li > p { margin: 0; }
+li code { padding: 0 .3em; color: var(--ink); background: var(--paper); border-radius: 4px; }
+pre { font: 12.5px/1.5 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; }
+pre::before { content: "line " attr(data-from) "\a"; color: var(--faint); }
+li > label { margin-left: .6rem; font-size: .8rem; color: var(--faint); white-space: nowrap; }
+li > label > input { flex: none; margin: 0 .3em 0 0; vertical-align: middle; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; align-items: start; }
 .pair { margin-top: .6rem; }
 .pair > summary { padding: .3rem 0; font-size: .9rem; }
-.place, .differs code, .note code {
-  font: .82rem var(--mono); overflow-wrap: anywhere; unicode-bidi: isolate;
-}
-.place + small { font: .82rem var(--mono); }
-.place { user-select: all; cursor: copy; color: var(--accent); }
-.place.copied::after { content: " copied"; color: var(--faint); }
-.differs code { padding: 0 .3em; color: var(--ink); background: var(--paper); border-radius: 4px; }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1px; }
-.side { padding: .5rem .6rem; font-size: .9rem; }
+.note code { font: .82rem var(--mono); overflow-wrap: anywhere; }
 .intent { font-size: .92rem; }
 .intent small { text-transform: uppercase; font-size: .7rem; letter-spacing: .04em; }
 
@@ -11422,16 +11619,19 @@ meter { width: 3.5rem; height: .55rem; }
 .code { width: 100%; table-layout: fixed; border-collapse: collapse; font: 12.5px/1.5 var(--mono); }
 .diff { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 .code td { padding: 0 .6rem; vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }
+.code col:nth-child(odd) { width: 3.9rem; }
 .code td:nth-child(odd) {
-  width: 3.9rem; padding: 0 .5rem 0 0; text-align: right; white-space: nowrap;
+  padding: 0 .5rem 0 0; text-align: right; white-space: nowrap;
   color: var(--faint); user-select: none; font-variant-numeric: tabular-nums;
 }
-.code td:nth-child(3) { border-left: 1px solid var(--line); }
+.code th { padding: .2rem .6rem; text-align: left; font-weight: 400; color: var(--faint); }
+.code th + th, .code td:nth-child(3) { border-left: 1px solid var(--line); }
 .code .d td { background: var(--changed); }
 .code .d :nth-child(odd):empty, .code .d :nth-child(odd):empty + td { background: var(--paper); }
 .code .d td:nth-child(odd):not(:empty)::before {
   content: "\2260"; float: left; padding-left: .4rem; color: var(--ink);
 }
+.code .around td { color: var(--faint); }
 .code .at td { box-shadow: inset 0 2px var(--accent); }
 mark { color: inherit; background: var(--first); border-bottom: 2px solid var(--first-edge); }
 td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(--other-edge); }
@@ -11439,7 +11639,6 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   padding: .1rem 1rem; font-size: .8rem; color: var(--faint); background: var(--hover);
   border-block: 1px solid var(--line);
 }
-.others { margin: .4rem 0; padding-left: 2.2rem; font-size: .9rem; }
 ::highlight(keyword) { color: var(--keyword); }
 ::highlight(string) { color: var(--string); }
 ::highlight(comment) { color: var(--comment); }
@@ -11449,177 +11648,784 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   body { padding: 0 .8rem; }
   form { margin: 0 -.8rem; padding: .5rem .8rem; position: static; }
   html { scroll-padding: 1rem 0; }
-  .group > summary { grid-template-columns: 2.6rem 1fr; padding-right: .6rem; }
-  .facts, .files { grid-column: 2; text-align: left; }
+  article > details > summary { grid-template-columns: 2.6rem 1fr; padding-right: .6rem; }
+  article > details > summary > :is(span, small) { grid-column: 2; text-align: left; }
   .inside { padding: .5rem; }
+  .inside > ol { padding-left: 1.6rem; }
   .sides { grid-template-columns: 1fr; }
-  .diff, .diff tbody, .diff table { display: block; }
+  .diff, .diff thead, .diff tbody, .diff table { display: block; }
   .diff tr { display: grid; grid-template-columns: 3.4rem 1fr; }
-  .diff tr:not(.d) td:nth-child(n+3) { display: none; }
-  .diff .d :nth-child(odd):empty, .diff .d :nth-child(odd):empty + td { display: none; }
+  .diff thead tr { display: block; }
+  .diff th { display: block; border: 0; }
+  .diff tr:not(.d, .around) td:nth-child(n+3) { display: none; }
+  .diff tr :nth-child(odd):empty, .diff tr :nth-child(odd):empty + td { display: none; }
   .code td:nth-child(odd) { width: auto; border-left: 3px solid transparent; }
   .diff .d td:nth-child(1) { border-left: 3px solid var(--first-edge); }
   .diff .d td:nth-child(3) { border-left: 3px dashed var(--other-edge); }
 }
+/* Where the system chooses all colours, lines and marks must do. */
+@media (forced-colors: active) {
+  .code .d td { border-block: 1px dotted; }
+  mark { color: MarkText; background: Mark; }
+  button[aria-pressed=true] { border-style: double; }
+  .code .at td { border-top: 3px solid Highlight; }
+}
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --faint: #444; --line: #bbb; --accent: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  form, .live form { display: none; }
-  .group { content-visibility: visible; border-radius: 0; }
-  .group > summary { break-after: avoid; }
+  form, .live form, #said, #unsaved, .decide { display: none !important; }
+  article { content-visibility: visible; border-radius: 0; }
+  article > details > summary { break-after: avoid; }
   .code { font-size: 7.5pt; }
   .code tr { break-inside: avoid; }
   mark, .d td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
-PAGE_SCRIPT = r"""
+# Finds what was decided on the groups, keeps it, writes it; what follows calls it.
+PAGE_DECISIONS = r"""
 "use strict";
-const form = document.querySelector("form");
-const fields = ["text", "section", "kind", "path", "area", "rule"];
-const groups = Array.from(document.querySelectorAll(".group"));
-const boxes = Array.from(document.querySelectorAll(".area, section"));
-const lowered = new Map();
-let current = null;
+// Data: what the page holds of each group that a baseline may hold, by its id.
 
-// Filter: the form holds it, the address repeats it.
+const data = JSON.parse(document.getElementById("data").textContent);
+const places = data.places.map(([kind, file, first, last, name, code]) => ({
+  kind: data.kinds[kind], file: data.files[file], first, last, name, code: data.codes[code],
+}));
+const numbered = new Map(data.groups.map(unpacked).map(fact => [fact.number, fact]));
+const facts = new Map(Array.from(numbered.values(), fact => [fact.id, fact]));
 
-function textOf(group, selector) {
-  const key = selector + group.id;
-  if (!lowered.has(key)) {
-    const parts = Array.from(group.querySelectorAll(selector), part => part.textContent);
-    lowered.set(key, parts.join("\n").toLowerCase());
+function unpacked(fields) {
+  const [number, id, evidence, rule, area, similarity, statements, differs, note] = fields;
+  const [members, covers] = fields.slice(9);
+  const [hiddenBy, accepts] = data.rules[rule] ?? [null, false];
+  return {
+    number, id, evidence: data.head.evidence[evidence], hiddenBy, accepts, area: data.areas[area],
+    similarity, statements, differs: differs ?? [], note: note ?? "",
+    members: members.map(place => places[place]), covers,
+  };
+}
+
+function factOf(group) {
+  return facts.get(group.id.slice("group-".length));
+}
+
+// As the rest of the page: no sign may make text read as what it is not.
+function printable(text) {
+  return text.replace(/[^\P{C}\n]|(?! )\p{Z}/gu, sign => {
+    const digits = sign.codePointAt(0).toString(16);
+    const [letter, length] = [["x", 2], ["u", 4], ["U", 8]].find(pair => digits.length <= pair[1]);
+    return "\\" + letter + digits.padStart(length, "0");
+  });
+}
+
+// Messages: what keys and addresses do is said in words, on the screen and to a screen reader.
+
+function say(text) {
+  document.getElementById("said").textContent = text;
+}
+
+// Marks: each decision and note, by the id of the group. They are stored with what the members
+// are recognized by, so that a later page of the same tree finds them again.
+
+const store = `cds ${data.key}`;
+const marks = new Map();
+const decisions = { accepted: "accepted", merge: "to merge", "": "undecided" };
+let strangers = [];
+
+function markOf(fact) {
+  return marks.get(fact.id)?.mark ?? (fact.accepts ? "accepted" : "");
+}
+
+function noteOf(fact) {
+  return marks.get(fact.id)?.note ?? fact.note;
+}
+
+function identity(member) {
+  return [member.file, member.kind, member.name].join("\0");
+}
+
+// As a baseline does: by place and code, by place alone, or by code alone; each serves one member.
+// Of several marks, that on the group that is most like it is a group's.
+const likenesses = [
+  one => identity(one) + "\0" + one.code, one => identity(one), one => one.code,
+];
+
+// The sum of how weak the likeness of each member is; infinite if one is like none.
+function distance(known, members) {
+  const free = new Set(known);
+  let left = members;
+  let sum = 0;
+  for (const likeness of likenesses) {
+    sum += left.length;
+    const by = new Map();
+    for (const one of free) by.set(likeness(one), [...by.get(likeness(one)) ?? [], one]);
+    left = left.filter(member => !free.delete(by.get(likeness(member))?.pop()));
   }
-  return lowered.get(key);
+  return left.length ? Infinity : sum + free.size;
 }
 
-function isWanted(group, filter) {
-  const { kind, area, rule } = group.dataset;
-  return (!filter.section || group.closest("section").id === filter.section)
-    && (!filter.kind || kind.split(" ").includes(filter.kind))
-    && (!filter.area || area === filter.area)
-    && (filter.rule === "any" || rule === filter.rule)
-    && (!filter.path || textOf(group, ".files, .place").includes(filter.path.toLowerCase()))
-    && (!filter.text || textOf(group, "summary, .inside").includes(filter.text.toLowerCase()));
-}
-
-function visible() {
-  return groups.filter(group => !group.hidden);
-}
-
-function applyFilter() {
-  const filter = Object.fromEntries(new FormData(form));
-  for (const group of groups) group.hidden = !isWanted(group, filter);
-  const isFiltered = fields.some(name => filter[name]);
-  for (const box of boxes) {
-    const isEmpty = !box.querySelector(".group:not([hidden])");
-    box.hidden = isEmpty && (isFiltered || box.matches(".area"));
-    if (filter.rule && box.matches("details")) box.open = true;
+function indexed(entries) {
+  const index = new Map();
+  for (const entry of entries) {
+    for (const member of entry.members) {
+      for (const key of [identity(member), member.code]) {
+        if (!index.has(key)) index.set(key, new Set());
+        index.get(key).add(entry);
+      }
+    }
   }
-  form.querySelector("output").value = `${visible().length} of ${groups.length} groups`;
+  return index;
 }
 
-// A group alone has the short address that every group's link has.
-function writeAddress() {
-  const words = new URLSearchParams();
-  for (const name of fields) if (form[name].value) words.set(name, form[name].value);
-  if (!words.toString()) return history.replaceState(null, "", "#" + (current ? current.id : ""));
-  if (current) words.set("group", current.id);
-  history.replaceState(null, "", "#" + words);
-}
-
-function readAddress() {
-  const hash = location.hash.slice(1);
-  const words = new URLSearchParams(hash.startsWith("group-") ? { group: hash } : hash);
-  const group = document.getElementById(words.get("group"));
-  for (const name of fields) form[name].value = words.get(name) || "";
-  // A link to a hidden group must show it.
-  if (group && group.dataset.rule && !form.rule.value) form.rule.value = group.dataset.rule;
-  applyFilter();
-  if (group) show(group);
-}
-
-// Movement: one group is current; n and p go on into its neighbours.
-
-function unfold(node) {
-  for (let box = node; box; box = box.parentElement.closest("details")) {
-    if (box.matches("details")) box.open = true;
+// Copies that were accepted are known as copies, whatever the kind of evidence is by now.
+function recognize(entries, isOfKind) {
+  const index = indexed(entries);
+  const found = new Set();
+  for (const fact of facts.values()) {
+    const [first] = fact.members;
+    const keys = [identity(first), first.code];
+    const candidates = keys.flatMap(key => Array.from(index.get(key) ?? []));
+    let [entry, least] = [null, Infinity];
+    for (const one of marks.has(fact.id) ? [] : candidates) {
+      const far = isOfKind(one, fact) ? distance(one.members, fact.members) : Infinity;
+      // Of groups that nothing but their lines tells apart, each takes another mark.
+      const cost = found.has(one) ? far + 0.5 : far;
+      if (cost < least) [entry, least] = [one, cost];
+    }
+    if (!entry) continue;
+    marks.set(fact.id, { mark: entry.mark, note: entry.note });
+    found.add(entry);
   }
+  return entries.filter(entry => !found.has(entry));
 }
 
-function show(group) {
-  if (current && current !== group) current.open = false;
-  current = group;
-  unfold(group);
-  group.querySelector("summary").focus({ preventScroll: true });
-  keepClearOfForm();
-  group.scrollIntoView();
+function isEntry(entry) {
+  return [entry?.mark, entry?.note, entry?.evidence].every(text => typeof text === "string")
+    && Array.isArray(entry.members)
+    && entry.members.every(one => one && typeof one === "object");
 }
 
-// The form stays on top of what scrolls below it, and is as high as its fields need.
-function keepClearOfForm() {
-  const covers = getComputedStyle(form).position === "sticky";
-  document.documentElement.style.scrollPaddingTop = covers ? `${form.offsetHeight + 8}px` : "";
-}
-
-function neighbour(list, item, step) {
-  const at = list.indexOf(item);
-  return at < 0 ? list.at(step > 0 ? 0 : -1) : list[at + step];
-}
-
-function moveToGroup(step) {
-  const next = neighbour(visible(), current, step);
-  if (next) {
-    show(next);
-    writeAddress();
+function readMarks() {
+  let entries = [];
+  try {
+    entries = JSON.parse(localStorage.getItem(store)) ?? [];
+    if (!Array.isArray(entries)) throw new TypeError("no list");
+  } catch {
+    return warn();
   }
-  return next;
+  marks.clear();
+  const left = recognize(entries.filter(isEntry), (one, fact) => one.evidence === fact.evidence);
+  const areCopies = name => data.copies.includes(name);
+  strangers = recognize(left, (one, fact) => areCopies(one.evidence) || !areCopies(fact.evidence));
 }
 
-// Each run of rows that differ counts once, and begins with its first row.
-function differences() {
-  const rows = Array.from(current ? current.querySelectorAll(".d") : []);
-  return rows.filter(row => !row.previousElementSibling?.matches(".d"));
-}
-
-function moveToDifference(step) {
-  const last = current?.querySelector(".at");
-  const next = neighbour(differences(), last, step);
-  last?.classList.remove("at");
-  if (!next) return moveToGroup(step) && differences().length && moveToDifference(step);
-  next.classList.add("at");
-  unfold(next);
-  next.scrollIntoView({ block: "center" });
-}
-
-function leave() {
-  if (document.activeElement.closest("form")) {
-    document.activeElement.blur();
-  } else if (current?.open) {
-    current.open = false;
-  } else {
-    form.reset();
-    applyFilter();
-    writeAddress();
+function writeMarks() {
+  const entries = strangers.slice();
+  for (const [id, { mark, note }] of marks) {
+    const { evidence, members } = facts.get(id);
+    const known = members.map(({ file, kind, name, code }) => ({ file, kind, name, code }));
+    entries.push({ evidence, mark, note, members: known });
+  }
+  try {
+    localStorage.setItem(store, JSON.stringify(entries));
+  } catch {
+    warn();
   }
 }
 
-function copyPlaces(places) {
-  navigator.clipboard?.writeText(Array.from(places, place => place.textContent).join("\n"));
-  for (const place of places) {
-    place.classList.add("copied");
-    setTimeout(() => place.classList.remove("copied"), 1500);
-  }
+function warn() {
+  document.getElementById("unsaved").hidden = false;
 }
 
-const actions = {
-  j: () => moveToGroup(1),
-  k: () => moveToGroup(-1),
-  n: () => moveToDifference(1),
-  p: () => moveToDifference(-1),
-  c: () => current && copyPlaces(current.querySelectorAll(".place")),
-  "/": () => form.elements.text.select(),
-  Escape: leave,
+function isDecidable(fact) {
+  return Boolean(fact) && (!fact.hiddenBy || fact.accepts);
+}
+
+function setMark(group, changes) {
+  const fact = factOf(group);
+  if (!isDecidable(fact)) return say("What this rule hides needs no decision.");
+  marks.set(fact.id, { mark: markOf(fact), note: noteOf(fact), ...changes });
+  writeMarks();
+  drawMark(group);
+  drawCounts();
+}
+
+// The same mark again takes it away.
+function toggleMark(group, mark) {
+  const fact = factOf(group);
+  const next = isDecidable(fact) && markOf(fact) === mark ? "" : mark;
+  setMark(group, { mark: next });
+  if (isDecidable(fact)) say(`Group ${fact.id}: ${decisions[next]}`);
+}
+
+function editNote(group) {
+  const note = make(group).querySelector("textarea");
+  if (!note) return say("What this rule hides needs no decision.");
+  make(group).open = true;
+  note.focus();
+}
+
+const bar = `<div class="decide" role="group" aria-label="Decision">
+<button type="button" value="accepted">Accept <kbd>a</kbd></button>
+<button type="button" value="merge">To merge <kbd>m</kbd></button>
+<textarea rows="1" placeholder="Note (e)" aria-label="Note"></textarea></div>`;
+
+// Called when a row is made, and when its mark changes.
+function drawMark(group) {
+  const fact = factOf(group);
+  if (!isDecidable(fact)) return;
+  const mark = markOf(fact);
+  group.dataset.mark = mark;
+  if (!group.firstChild) return;
+  if (!group.querySelector(".decide")) {
+    group.querySelector(".inside").insertAdjacentHTML("afterbegin", bar);
+    group.querySelector("summary").insertAdjacentHTML("beforeend", '<b class="mark"></b>');
+  }
+  for (const button of group.querySelectorAll(".decide button")) {
+    button.setAttribute("aria-pressed", mark === button.value);
+  }
+  const note = group.querySelector(".decide textarea");
+  if (document.activeElement !== note) note.value = noteOf(fact);
+  const word = mark && decisions[mark];
+  const text = printable(noteOf(fact).replace(/\s+/g, " ").trim());
+  group.querySelector(".mark").textContent = [word, text].filter(Boolean).join(": ");
+}
+
+function decidable() {
+  return Array.from(facts.values()).filter(isDecidable);
+}
+
+function drawCounts() {
+  const counts = Object.entries(decisions).map(([mark, word]) => {
+    const count = decidable().filter(fact => markOf(fact) === mark).length;
+    const button = document.querySelector(`button[data-export="${mark}"]`);
+    if (button) button.disabled = !count;
+    return `${count} ${word}`;
+  });
+  document.getElementById("decided").textContent = counts.join(", ");
+}
+
+// Export: what is accepted as a baseline, what is to be merged as a list.
+
+function isExported(fact) {
+  if (isDecidable(fact)) return markOf(fact) === "accepted";
+  return fact.covers.every(of => of.some(number => markOf(numbered.get(number)) === "accepted"));
+}
+
+function hexDigits(code) {
+  return Array.from(atob(code), sign => sign.charCodeAt(0).toString(16).padStart(2, "0")).join("");
+}
+
+function baselineGroup(fact) {
+  const { id, evidence, similarity, statements, area, hiddenBy } = fact;
+  const note = noteOf(fact);
+  const members = fact.members.map(({ kind, file, first, last, name, code }) => ({
+    kind, file_path: file, start_line: first, end_line: last, qualified_name: name,
+    md5sum: hexDigits(code),
+  }));
+  return {
+    id, evidence, similarity, statements, area, hidden_by: hiddenBy, ...(note && { note }), members,
+  };
+}
+
+// One group a line, as in the JSON of a report, so that version control shows each.
+function baselineText() {
+  const accepted = Array.from(facts.values()).filter(isExported);
+  const lines = accepted.map(fact => JSON.stringify(baselineGroup(fact)));
+  const head = JSON.stringify(data.head).slice(0, -1);
+  return `${head}, "groups": [\n${lines.join(",\n")}]}\n`;
+}
+
+// In a code span no sign means anything; it begins with more backticks than stand in it in a row.
+function codeSpan(text) {
+  const line = printable(text.replace(/\s+/g, " ").trim());
+  const longest = Math.max(0, ...(line.match(/`+/g) ?? []).map(run => run.length));
+  const fence = "`".repeat(longest + 1);
+  const gap = line.includes("`") ? " " : "";
+  return fence + gap + line + gap + fence;
+}
+
+function mergeItem(fact) {
+  const percent = fact.similarity === 1 ? 100 : Math.min(Math.round(100 * fact.similarity), 99);
+  const words = [fact.evidence, `${fact.members.length} copies`, `${percent} % similar`];
+  const note = noteOf(fact).trim() && `: ${codeSpan(noteOf(fact))}`;
+  const lines = fact.members.map(({ file, first, last, name }, at) => {
+    const labels = (fact.differs[at] ?? []).map(label => codeSpan(data.labels[label]));
+    const differs = labels.length ? `, differs in ${labels.join(", ")}` : "";
+    return `  - ${codeSpan(`${file}:${first}-${last}`)} ${codeSpan(name)}${differs}`;
+  });
+  return [`- [ ] ${words.join(", ")} (${fact.id})${note}`, ...lines].join("\n");
+}
+
+function mergeText() {
+  const items = decidable().filter(fact => markOf(fact) === "merge").map(mergeItem);
+  return `# To merge in ${codeSpan(data.name)}\n\n${items.join("\n")}\n`;
+}
+
+const exports = {
+  accepted: () => save(`${data.name}-baseline.json`, "application/json", baselineText()),
+  merge: () => save(`${data.name}-to-merge.md`, "text/markdown", mergeText()),
 };
+
+function save(name, type, text) {
+  const address = URL.createObjectURL(new Blob([text], { type }));
+  const link = document.createElement("a");
+  Object.assign(link, { href: address, download: printable(name) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  say(`Written: ${link.download}`);
+}
+
+// Order: of the groups in each box, by rank or by what a reader asks for.
+
+function linesSaved(fact) {
+  const lines = fact.members.map(member => member.last - member.first + 1);
+  return lines.reduce((sum, count) => sum + count, 0) - Math.max(...lines);
+}
+
+function firstPlace(fact) {
+  const { file, first } = fact.members[0];
+  return [file, String(first).padStart(9, "0")].join("\0");
+}
+
+const orders = {
+  saved: (one, other) => linesSaved(other) - linesSaved(one),
+  copies: (one, other) => other.members.length - one.members.length,
+  similarity: (one, other) => other.similarity - one.similarity,
+  file: (one, other) => firstPlace(one) < firstPlace(other) ? -1 : 1,
+};
+let ordered = "";
+
+// What a rule hid for good has no facts, and keeps its rank behind the others.
+function order(name) {
+  if (name === ordered) return;
+  ordered = name;
+  const ranks = new Map(Array.from(rows.keys()).map((group, at) => [group, at]));
+  const compare = (one, other) => {
+    const [known, others] = [factOf(one), factOf(other)];
+    const byFacts = known && others && orders[name] ? orders[name](known, others) : 0;
+    const unknown = orders[name] ? !known - !others : 0;
+    return unknown || byFacts || ranks.get(one) - ranks.get(other);
+  };
+  for (const box of document.querySelectorAll(".area")) {
+    box.append(...Array.from(box.querySelectorAll("article")).sort(compare));
+  }
+  groups.splice(0, groups.length, ...document.querySelectorAll("main article"));
+}
+
+// What was copied is named, and so is what the browser refused to copy.
+async function copyPlaces(places) {
+  const names = Array.from(new Set(Array.from(places, place => place.textContent)));
+  try {
+    await navigator.clipboard.writeText(names.join("\n"));
+    say(`Copied ${names.join(", ")}`);
+  } catch {
+    say(`This browser does not copy: ${names.join(", ")}`);
+  }
+}
+
+// Filter: decisions, and paths; those from the map begin with "/", at the root.
+
+function isMarked(group, mark) {
+  const fact = factOf(group);
+  return !mark || (Boolean(fact) && (markOf(fact) || "open") === mark);
+}
+
+const paths = new Map();
+
+// Of what has facts, the paths of all members are known, those without a row in the list too.
+function pathsOf(group) {
+  if (!paths.has(group)) {
+    const members = factOf(group)?.members;
+    const found = members?.map(member => printable(member.file)) ?? placesOf(group);
+    paths.set(group, Array.from(new Set(found), path => "/" + path.toLowerCase()));
+  }
+  return paths.get(group);
+}
+
+function isAt(group, path) {
+  const found = pathsOf(group);
+  return path.split(" & ").every(part => found.some(
+    place => part.startsWith("/") ? place.startsWith(part) : place.slice(1).includes(part)
+  ));
+}
+
+const totals = new Map();
+
+// The figures of sections and areas are those of what the filter leaves.
+function countGroups(isFiltered) {
+  for (const box of boxes) {
+    const small = box.querySelector("h2 small, h3 small, summary small");
+    if (!totals.has(box)) totals.set(box, small.textContent);
+    const shown = box.querySelectorAll("article:not([hidden])").length;
+    const counted = `${shown} ${shown === 1 ? "group" : "groups"}`;
+    small.textContent = isFiltered ? counted : totals.get(box);
+  }
+  document.getElementById("nothing").hidden = visible().length > 0;
+}
+
+// A link of the map sets what it names, and leaves the rest of the filter.
+function follow(link) {
+  for (const [name, value] of new URLSearchParams(link.hash.slice(1))) form[name].value = value;
+  applyFilter();
+  writeAddress();
+  form.scrollIntoView();
+}
+
+function resetFilter() {
+  form.reset();
+  applyFilter();
+  writeAddress();
+}
+
+document.addEventListener("click", event => {
+  const button = event.target.closest("button");
+  if (button?.closest(".decide")) toggleMark(button.closest("article"), button.value);
+  if (button?.dataset.export) exports[button.dataset.export]();
+  if (button?.closest("#nothing")) resetFilter();
+  const link = event.target.closest(".map a, .pairs a");
+  if (!link) return;
+  event.preventDefault();
+  follow(link);
+});
+document.addEventListener("input", event => {
+  const group = event.target.matches(".decide textarea") && event.target.closest("article");
+  if (group) setMark(group, { note: event.target.value });
+});
+addEventListener("storage", event => {
+  if (event.key !== store) return;
+  readMarks();
+  groups.forEach(drawMark);
+  drawCounts();
+});
+"""
+# Shows the codes of a group side by side; what follows calls it.
+PAGE_COMPARISON = r"""
+// Alignment: items of two sequences are paired in their order, so that the sum of the scores of
+// the pairs is the highest. That is all that decides which lines and which words belong together.
+
+function align(first, other, score) {
+  // 1. The best sum for the rest of both, from each pair of positions on.
+  const width = other.length + 1;
+  const best = new Float64Array((first.length + 1) * width);
+  const withPair = (i, j) => score(first[i], other[j]) + best[(i + 1) * width + j + 1];
+  for (let i = first.length - 1; i >= 0; i -= 1) {
+    for (let j = other.length - 1; j >= 0; j -= 1) {
+      const at = i * width + j;
+      best[at] = Math.max(best[at + width], best[at + 1], withPair(i, j));
+    }
+  }
+  // 2. The way along which it is reached; an early pair is as good as a late one.
+  const pairs = [];
+  let [i, j] = [0, 0];
+  while (i < first.length && j < other.length) {
+    const at = i * width + j;
+    if (score(first[i], other[j]) && best[at] === withPair(i, j)) pairs.push([i++, j++]);
+    else if (best[at] === best[at + width]) i += 1;
+    else j += 1;
+  }
+  return pairs;
+}
+
+// What has no counterpart stands beside what has none either.
+function sideBySide(pairs, count, otherCount) {
+  const both = [];
+  let [i, j] = [0, 0];
+  for (const [nextI, nextJ] of [...pairs, [count, otherCount]]) {
+    while (i < nextI || j < nextJ) both.push([i < nextI ? i++ : null, j < nextJ ? j++ : null]);
+    if (i < count && j < otherCount) both.push([i++, j++]);
+  }
+  return both;
+}
+
+// Of two lines, the share of equal words below which they have nothing to do with each other.
+const leastAlike = 0.4;
+
+// A name says more than a sign. How far a line is indented says nothing.
+function weightOf(word) {
+  return /[\p{L}\p{N}]/u.test(word) ? 3 : 1;
+}
+
+function lineOf(text, number) {
+  const bare = text.trim();
+  const counts = new Map();
+  let weight = 0;
+  for (const [word] of bare.matchAll(/[\p{L}\p{N}_]+|[^\s]/gu)) {
+    counts.set(word, (counts.get(word) ?? 0) + 1);
+    weight += weightOf(word);
+  }
+  return { text, number, bare, counts, weight };
+}
+
+// Equal lines score most; blank ones are everywhere, and hold hardly anything together.
+function likeness(one, other) {
+  if (one.bare === other.bare) return one.weight + 0.1;
+  let common = 0;
+  for (const [word, count] of one.counts) {
+    common += weightOf(word) * Math.min(count, other.counts.get(word) ?? 0);
+  }
+  const share = 2 * common / (one.weight + other.weight);
+  return share < leastAlike ? 0 : common * share * 0.9;
+}
+
+function wordScore(one, other) {
+  if (one !== other) return 0;
+  return one.trim() ? weightOf(one) : 0.1;
+}
+
+// A line as pieces of text; those that only it has are marked.
+function pieces(words, common) {
+  const parts = [];
+  for (const [at, word] of words.entries()) {
+    const isMarked = !common.has(at);
+    if (parts.at(-1)?.isMarked === isMarked) parts.at(-1).text += word;
+    else parts.push({ text: word, isMarked });
+  }
+  return parts;
+}
+
+function markWords(line, otherLine) {
+  const words = line.text.match(/^\s+|[\p{L}\p{N}_]+|\s+|[^]/gu) ?? [];
+  const otherWords = otherLine.text.match(/^\s+|[\p{L}\p{N}_]+|\s+|[^]/gu) ?? [];
+  const common = align(words, otherWords, wordScore);
+  return [
+    { ...line, pieces: pieces(words, new Set(common.map(pair => pair[0]))) },
+    { ...otherLine, pieces: pieces(otherWords, new Set(common.map(pair => pair[1]))) },
+  ];
+}
+
+// Codes: the page holds each line of a file that is shown once, by its number. That text is read
+// when the first code is asked for.
+
+let sources = null;
+
+function readSources() {
+  const holder = document.createElement("template");
+  holder.innerHTML = document.getElementById("code")?.textContent ?? "";
+  const found = new Map();
+  let lines = null;
+  for (const part of holder.content.querySelectorAll("h3, pre")) {
+    if (part.matches("h3")) {
+      lines = new Map();
+      found.set(part.textContent, lines);
+      continue;
+    }
+    const first = Number(part.dataset.from);
+    part.textContent.split("\n").forEach((text, at) => lines.set(first + at, text));
+  }
+  return found;
+}
+
+// As in the page, no member shows more of its lines, and no group more codes.
+const codeLines = 300;
+const codesShown = 6;
+const contextLines = 3;
+
+function codeText({ place, last }) {
+  return heldAt(place, last).lines.map(([, text]) => text).join("\n");
+}
+
+// From the line `from`, by steps of 1 or -1, as far as the page holds lines.
+function linesHeld(source, from, to) {
+  const step = from <= to ? 1 : -1;
+  const found = [];
+  for (let number = from; number !== to + step && source.has(number); number += step) {
+    found.push([number, source.get(number)]);
+  }
+  return step > 0 ? found : found.reverse();
+}
+
+function indentOf(text) {
+  return /^\s*/.exec(text)[0].length;
+}
+
+function heldAt(place, end) {
+  sources ??= readSources();
+  const [, path, digits] = /^(.*):(\d+)$/.exec(place);
+  const source = sources.get(path) ?? new Map();
+  const start = Number(digits);
+  const lastShown = Math.min(end, start + codeLines - 1);
+  return { source, start, lastShown, lines: linesHeld(source, start, lastShown) };
+}
+
+// Return the lines of a member, or null if the page does not hold all of them.
+function codeAt(place, end, around) {
+  const { source, start, lastShown, lines } = heldAt(place, end);
+  if (lines.length !== lastShown - start + 1) return null;
+  const [firstAround, lastAround] = around?.split("-").map(Number) ?? [start, end];
+  const before = linesHeld(source, start - 1, Math.min(start - contextLines, firstAround));
+  const after = linesHeld(source, end + 1, Math.max(end + contextLines, lastAround));
+  // A line inside a string may be indented less than the definition: it stays as it is.
+  const telling = [lines[0], ...before, ...after].filter(([, text]) => text.trim());
+  const indent = Math.min(...telling.map(([, text]) => indentOf(text)));
+  const shown = ([number, text]) => lineOf(text.slice(Math.min(indent, indentOf(text))), number);
+  if (lastShown < end) lines.push(["", `... ${end - lastShown} more lines`]);
+  return { before: before.map(shown), lines: lines.map(shown), after: after.map(shown) };
+}
+
+// The codes of a group: of each text the first member that has it.
+function codesOf(group) {
+  const found = new Map();
+  for (const [at, item] of make(group).querySelectorAll("ol > li").entries()) {
+    const [place, lastLine] = item.querySelectorAll("a, a + small");
+    if (!place) continue;
+    const code = codeAt(place.textContent, -Number(lastLine.textContent), item.dataset.around);
+    const text = code?.lines.map(line => line.text).join("\n");
+    if (!code || found.has(text)) continue;
+    found.set(text, { item, number: at + 1, place: place.textContent, ...code });
+    if (found.size === codesShown) break;
+  }
+  return Array.from(found.values());
+}
+
+// A row holds a line or null for each side. The kind "around" is of what is not the code itself,
+// "same" and "differs" of what was compared, "alone" of what was not.
+
+function rowsAround(first, other, isAbove) {
+  const count = Math.max(first.length, other.length);
+  return Array.from({ length: count }, (_, at) => {
+    const from = lines => lines[isAbove ? lines.length - count + at : at] ?? null;
+    return { kind: "around", sides: [from(first), from(other)] };
+  });
+}
+
+function comparedRow(line, otherLine, isPair) {
+  if (line?.bare === otherLine?.bare) return { kind: "same", sides: [line, otherLine] };
+  return { kind: "differs", sides: isPair ? markWords(line, otherLine) : [line, otherLine] };
+}
+
+function comparedRows(first, other) {
+  const pairs = align(first.lines, other.lines, likeness);
+  const paired = new Set(pairs.map(pair => pair[0]));
+  const both = sideBySide(pairs, first.lines.length, other.lines.length);
+  const rows = both.map(([i, j]) => comparedRow(
+    first.lines[i] ?? null, other.lines[j] ?? null, paired.has(i)
+  ));
+  return withContext(first, other, rows);
+}
+
+function rowsAlone(code) {
+  return withContext(code, code, code.lines.map(line => ({ kind: "alone", sides: [line] })));
+}
+
+function withContext(first, other, rows) {
+  const above = rowsAround(first.before, other.before, true);
+  const below = rowsAround(first.after, other.after, false);
+  return [...above, ...rows, ...below];
+}
+
+// Drawing: lines next to what is of another kind stay in sight; so few others are not folded.
+const leastFold = 4;
+
+function isFoldable(rows, at) {
+  if (["differs", "alone"].includes(rows[at].kind)) return false;
+  for (let near = at - contextLines; near <= at + contextLines; near += 1) {
+    if (rows[near]?.kind !== rows[at].kind) return false;
+  }
+  return true;
+}
+
+function stretches(rows) {
+  const found = [];
+  for (const [at, row] of rows.entries()) {
+    const folded = isFoldable(rows, at);
+    if (found.at(-1)?.folded === folded) found.at(-1).rows.push(row);
+    else found.push({ folded, rows: [row] });
+  }
+  return found.map(one => ({ ...one, folded: one.folded && one.rows.length >= leastFold }));
+}
+
+function element(name, properties, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function cells(line) {
+  if (!line) return [element("td"), element("td")];
+  const parts = (line.pieces ?? [{ text: line.text }]).map(
+    ({ text, isMarked }) => isMarked ? element("mark", {}, text) : text
+  );
+  return [element("td", {}, String(line.number)), element("td", {}, ...parts)];
+}
+
+const rowClasses = { differs: "d", around: "around" };
+
+function table(rows, codes) {
+  const body = element("tbody");
+  for (const { kind, sides } of rows) {
+    const shown = sides.slice(0, codes.length).flatMap(cells);
+    body.append(element("tr", { className: rowClasses[kind] ?? "" }, ...shown));
+  }
+  const columns = codes.flatMap(() => [element("col"), element("col")]);
+  return element("table", { className: "code" }, element("colgroup", {}, ...columns), body);
+}
+
+function drawCodes(codes, rows) {
+  const box = element("div", { className: "diff" });
+  for (const { folded, rows: some } of stretches(rows)) {
+    if (!folded) {
+      box.append(table(some, codes));
+      continue;
+    }
+    const isAround = some[0].kind === "around";
+    const summary = `${some.length} ${isAround ? "lines around" : "equal lines"}`;
+    const inside = table(some, isAround ? codes : codes.slice(0, 1));
+    box.append(element("details", { className: "fold" }, element("summary", {}, summary), inside));
+  }
+  const heads = codes.map(code => (
+    element("th", { colSpan: 2, scope: "colgroup" }, `${code.number}  ${code.place}`)
+  ));
+  box.querySelector("tbody")?.before(element("thead", {}, element("tr", {}, ...heads)));
+  return box;
+}
+
+function drawAlone(code) {
+  return drawCodes([code], rowsAlone(code));
+}
+
+function drawComparisons(group) {
+  const codes = codesOf(group);
+  group.querySelector(".comparisons")?.remove();
+  if (!codes.length) return;
+  const first = codes.find(({ item }) => item.querySelector("input")?.checked) ?? codes[0];
+  const others = codes.filter(code => code !== first);
+  const isUnlike = group.closest("section").matches(".unlike");
+  const box = element("div", { className: "comparisons" });
+  // Of several comparisons only the first is open: so a group fits on a screen or two.
+  for (const other of others) {
+    const title = `${first.number} | ${other.number} ${other.place}`;
+    const summary = element("summary", {}, title);
+    const drawn = isUnlike
+      ? element("div", { className: "sides" }, drawAlone(first), drawAlone(other))
+      : drawCodes([first, other], comparedRows(first, other));
+    box.append(element("details", { className: "pair", open: !box.firstChild }, summary, drawn));
+  }
+  if (!others.length) box.append(drawAlone(first));
+  group.querySelector(".link").before(box);
+  colourCodes(box);
+}
+
+// Called when a group is opened.
+function compare(group) {
+  if (group.querySelector(".comparisons")) return;
+  const codes = codesOf(group);
+  for (const { item, number } of codes.length > 1 ? codes : []) {
+    const choice = element("input", { type: "radio", name: `base-${group.id}`, value: number });
+    choice.checked = number === codes[0].number;
+    item.insertBefore(element("label", {}, choice, "base"), item.querySelector("p"));
+  }
+  drawComparisons(group);
+}
+
+function changeBase(group) {
+  compare(group);
+  const choices = Array.from(group.querySelectorAll("[type=radio]"));
+  const next = choices[(choices.findIndex(one => one.checked) + 1) % choices.length];
+  if (!next) return say("There is nothing to compare.");
+  next.checked = true;
+  drawComparisons(group);
+  say(`The others are compared with ${next.value}`);
+}
 
 // Colour: ranges of text get a name, so that no element is needed for them.
 
@@ -11662,38 +12468,256 @@ function colour(cells) {
   }
 }
 
-function colourGroup(group) {
-  if (!CSS.highlights || coloured.has(group)) return;
-  coloured.add(group);
-  for (const code of group.querySelectorAll(".diff")) {
+function colourCodes(box) {
+  // Where the system chooses all colours, each of these would be drawn like a selection.
+  if (!CSS.highlights || matchMedia("(forced-colors: active)").matches) return;
+  for (const code of box.querySelectorAll(".diff")) {
     colour(code.querySelectorAll("td:nth-child(2)"));
     colour(code.querySelectorAll("td:nth-child(4)"));
   }
 }
 
-const coloured = new Set();
 for (const name of ["string", "comment", "keyword"]) CSS.highlights?.set(name, new Highlight());
+"""
+PAGE_SCRIPT = r"""
+"use strict";
+const form = document.querySelector("form");
+const filters = ["text", "section", "kind", "path", "area", "rule", "mark"];
+const fields = [...filters, "sort"];
+const boxes = Array.from(document.querySelectorAll(".area, section"));
+const rows = new Map();
+let current = null;
+
+// Rows: where scripts run, the groups of a box are the text of its <noscript>. Each gets an empty
+// article; what stands in that, the row, is made when it comes near the screen or is asked for.
+
+function placeGroups(source) {
+  // Every "<" of names and code is escaped, so this one begins a group.
+  const [, ...texts] = source.textContent.split("<article ");
+  const tags = texts.map(text => "<article " + text.slice(0, text.indexOf(">") + 1));
+  const box = source.parentElement;
+  source.outerHTML = tags.map(tag => tag + "</article>").join("");
+  for (const [at, group] of box.querySelectorAll("article").entries()) {
+    const text = texts[at];
+    rows.set(group, text.slice(text.indexOf(">") + 1, text.lastIndexOf("</article>")));
+  }
+}
+
+function make(group) {
+  if (!group.firstChild) {
+    group.innerHTML = rows.get(group);
+    nearby.unobserve(group);
+    for (const place of group.querySelectorAll("li > a:not([href])")) {
+      place.role = "button";
+      place.tabIndex = 0;
+    }
+    const link = `<p class="link">Group <a href="#${group.id}">${group.id.slice(6)}</a></p>`;
+    group.querySelector(".inside").insertAdjacentHTML("beforeend", link);
+    drawMark(group);
+  }
+  return group.firstElementChild;
+}
+
+const nearby = new IntersectionObserver(entries => {
+  for (const entry of entries) if (entry.isIntersecting) make(entry.target);
+}, { rootMargin: "1000px 0px" });
+for (const source of document.querySelectorAll("main noscript")) placeGroups(source);
+const groups = Array.from(rows.keys());
+for (const group of groups) nearby.observe(group);
+
+// Filter: the form holds it, the address repeats it. It reads the texts, so that it finds what is
+// in rows that are not made.
+
+const signs = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'" };
+const plainTexts = new Map();
+
+function plain(html) {
+  return html.replace(/<[^>]*>|&[^;]*;/g, part => signs[part] ?? "");
+}
+
+function textOf(group) {
+  if (!plainTexts.has(group)) {
+    const parts = [plain(rows.get(group)), ...membersIn(group).map(codeText)];
+    plainTexts.set(group, parts.join("\n").toLowerCase());
+  }
+  return plainTexts.get(group);
+}
+
+// All is read while there is nothing else to do, so that the first search need not wait for it.
+function readAhead(at) {
+  requestIdleCallback(deadline => {
+    let next = at;
+    while (next < groups.length && deadline.timeRemaining() > 2) textOf(groups[next++]);
+    if (next < groups.length) readAhead(next);
+  });
+}
+
+// The place of each member, as "path:line", and its last line.
+function membersIn(group) {
+  const items = rows.get(group).matchAll(/<a(?: [^>]*)?>([^<]*)<\/a><small>-(\d+)/g);
+  return Array.from(items, ([, place, last]) => ({ place: plain(place), last: Number(last) }));
+}
+
+function placesOf(group) {
+  return membersIn(group).map(member => member.place);
+}
+
+function isWanted(group, filter) {
+  const { kind, area, rule } = group.dataset;
+  return (!filter.section || group.closest("section").id === filter.section)
+    && (!filter.kind || kind.split(" ").includes(filter.kind))
+    && (!filter.area || area === filter.area)
+    && (filter.rule === "any" || rule === filter.rule)
+    && isMarked(group, filter.mark)
+    && (!filter.path || isAt(group, filter.path))
+    && (!filter.text || textOf(group).includes(filter.text));
+}
+
+function visible() {
+  return groups.filter(group => !group.hidden);
+}
+
+function applyFilter() {
+  const filter = Object.fromEntries(new FormData(form));
+  filter.path = filter.path.toLowerCase();
+  filter.text = filter.text.toLowerCase();
+  for (const group of groups) group.hidden = !isWanted(group, filter);
+  const isFiltered = filters.some(name => filter[name]);
+  order(filter.sort);
+  for (const box of boxes) {
+    const isEmpty = !box.querySelector("article:not([hidden])");
+    box.hidden = isEmpty && (isFiltered || box.matches(".area"));
+    if (filter.rule && box.matches("details")) box.open = true;
+  }
+  form.querySelector("output").value = `${visible().length} of ${groups.length} groups`;
+  countGroups(isFiltered);
+}
+
+// A group alone has the short address that every group's link has.
+function writeAddress() {
+  const words = new URLSearchParams();
+  for (const name of fields) if (form[name].value) words.set(name, form[name].value);
+  if (!words.toString()) return history.replaceState(null, "", "#" + (current ? current.id : ""));
+  if (current) words.set("group", current.id);
+  history.replaceState(null, "", "#" + words);
+}
+
+function readAddress() {
+  const hash = location.hash.slice(1);
+  const words = new URLSearchParams(hash.startsWith("group-") ? { group: hash } : hash);
+  const group = document.getElementById(words.get("group"));
+  for (const name of fields) form[name].value = words.get(name) || "";
+  // A link to a hidden group must show it.
+  if (group && group.dataset.rule && !form.rule.value) form.rule.value = group.dataset.rule;
+  applyFilter();
+  if (group) show(group);
+  if (words.get("group") && !group) say(`This page has no ${words.get("group")}.`);
+}
+
+// Movement: one group is current; n and p go on into its neighbours.
+
+function unfold(node) {
+  for (let box = node; box; box = box.parentElement.closest("details")) {
+    if (box.matches("details")) box.open = true;
+  }
+}
+
+function show(group) {
+  if (current && current !== group) make(current).open = false;
+  current = group;
+  const row = make(group);
+  unfold(row);
+  compare(group);
+  row.querySelector("summary").focus({ preventScroll: true });
+  keepClearOfForm();
+  group.scrollIntoView();
+}
+
+// The form stays on top of what scrolls below it, and is as high as its fields need.
+function keepClearOfForm() {
+  const covers = getComputedStyle(form).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = covers ? `${form.offsetHeight + 8}px` : "";
+}
+
+function neighbour(list, item, step) {
+  const at = list.indexOf(item);
+  return at < 0 ? list.at(step > 0 ? 0 : -1) : list[at + step];
+}
+
+function moveToGroup(step) {
+  const next = neighbour(visible(), current, step);
+  if (next) {
+    show(next);
+    writeAddress();
+  }
+  return next;
+}
+
+// Each run of rows that differ counts once, and begins with its first row.
+function differences() {
+  const rows = Array.from(current ? current.querySelectorAll(".d") : []);
+  return rows.filter(row => !row.previousElementSibling?.matches(".d"));
+}
+
+function moveToDifference(step) {
+  const last = current?.querySelector(".at");
+  const next = neighbour(differences(), last, step);
+  last?.classList.remove("at");
+  if (!next) return moveToGroup(step) && differences().length && moveToDifference(step);
+  next.classList.add("at");
+  unfold(next);
+  next.scrollIntoView({ block: "center" });
+}
+
+function leave() {
+  if (document.activeElement.closest("form, .decide")) {
+    document.activeElement.blur();
+  } else if (current && make(current).open) {
+    make(current).open = false;
+  } else {
+    resetFilter();
+  }
+}
+
+const actions = {
+  j: () => moveToGroup(1),
+  k: () => moveToGroup(-1),
+  n: () => moveToDifference(1),
+  p: () => moveToDifference(-1),
+  b: () => current && changeBase(current),
+  c: () => current && copyPlaces(make(current).querySelectorAll("li > a")),
+  a: () => current && toggleMark(current, "accepted"),
+  m: () => current && toggleMark(current, "merge"),
+  e: () => current && editNote(current),
+  "/": () => form.elements.text.select(),
+  Escape: leave,
+};
 
 // Events
 
 document.addEventListener("keydown", event => {
-  const isTyping = event.target.matches("input, select");
+  if (event.target.matches("a[role=button]") && [" ", "Enter"].includes(event.key)) {
+    event.preventDefault();
+    return copyPlaces([event.target]);
+  }
+  const isTyping = event.target.matches("input:not([type=radio]), select, textarea");
   if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (isTyping && event.key !== "Escape") return;
   event.preventDefault();
   actions[event.key]();
 });
 document.addEventListener("click", event => {
-  const place = event.target.closest(".place");
-  if (!place) return;
-  event.preventDefault();
-  copyPlaces([place]);
+  const place = event.target.closest("a[role=button]");
+  if (place) copyPlaces([place]);
 });
 document.addEventListener("toggle", event => {
-  if (!event.target.open || !event.target.matches(".group")) return;
-  current = event.target;
-  colourGroup(current);
+  if (!event.target.open || !event.target.matches("article > details")) return;
+  current = event.target.parentElement;
+  compare(current);
 }, true);
+document.addEventListener("change", event => {
+  if (event.target.matches("[type=radio]")) drawComparisons(event.target.closest("article"));
+});
 form.addEventListener("input", () => {
   applyFilter();
   writeAddress();
@@ -11703,65 +12727,91 @@ form.addEventListener("submit", event => {
   moveToGroup(1);
 });
 addEventListener("hashchange", readAddress);
+readMarks();
+groups.forEach(drawMark);
+drawCounts();
+addEventListener("beforeprint", () => groups.forEach(make));
 document.documentElement.classList.add("live");
 readAddress();
+// Not every browser has this.
+if (globalThis.requestIdleCallback) addEventListener("load", () => readAhead(0));
 """
 
 
-class Row(NamedTuple):
-    """A line of one code beside one of another, as HTML; the number of no line is None."""
+PAGE_SCRIPTS = PAGE_DECISIONS + PAGE_COMPARISON + PAGE_SCRIPT
 
-    differs: bool
-    first_number: Optional[int]
-    first: str
-    other_number: Optional[int]
-    other: str
+
+# The lines of each file, as far as they are known.
+FileLines = Mapping[str, Sequence[str]]
 
 
 class FittedGroups(NamedTuple):
-    """The HTML of the groups that fit on a page, by their position in the report."""
+    """The HTML of the groups that fit on a page, by their position in the report; their code."""
 
     texts: Mapping[int, str]
+    code: "ShownCode"
     with_code: int
 
 
-def report_as_page(report: Report, max_bytes: int = PAGE_BYTES) -> Iterator[str]:
-    """Yield a report as one HTML file of at most `max_bytes` in UTF-8.
+class Origin(NamedTuple):
+    """What a page is of: the name of the tree's root, when it was read, and a key of that root.
 
-    If there is too little room, the groups of the lowest rank are shown without their code or left
-    out, hidden ones first; a note counts both.
+    By the key a browser finds again what was decided on an earlier page of the same tree.
     """
+
+    name: str
+    read_at: str
+    key: str
+
+
+def report_as_page(
+    report: Report, max_bytes: int = PAGE_BYTES, origin: Optional[Origin] = None
+) -> Iterator[str]:
+    """Yield a report as one HTML file of at most `max_bytes` in UTF-8, and what it is of.
+
+    The report on a run says that itself. If there is too little room, the groups of the lowest rank
+    are shown without their code or left out, hidden ones first; a note counts both.
+    """
+    origin = origin or origin_of_run(report)
     head = PAGE_HEAD.format(
-        title=escaped(report_name(report)),
+        title=escaped(origin.name),
+        details=escaped(page_details(report, origin)),
         style=PAGE_STYLE,
         style_hash=content_hash(PAGE_STYLE),
-        script_hash=content_hash(PAGE_SCRIPT),
+        script_hash=content_hash(PAGE_SCRIPTS),
     )
     head += "".join(page_figures(report))
     head += "</header>\n"
     head += "".join(page_form(report))
-    foot = PAGE_FOOT.format(script=PAGE_SCRIPT)
+    foot = page_data_element(report, origin) + PAGE_FOOT.format(script=PAGE_SCRIPTS)
     # The figures and the form are never left out, so the groups get what they leave. The note
     # stands above the groups: which ones fit must be known before the first is written.
     frame = byte_count(head) + byte_count(foot) + FRAME_BYTES
-    fitted = fit_groups(report.groups, max_bytes - frame)
+    files = {path: LINE_END.split(code) for path, code in report.sources.items()}
+    fitted = fit_groups(report.groups, files, max_bytes - frame)
     yield head
     yield from omission_note(fitted, len(report.groups))
     yield "<main>\n"
     for evidence, title in section_titles(report):
         yield from page_section(report, evidence, title, fitted.texts)
     yield "</main>\n"
+    yield from fitted.code.html()
     yield foot
 
 
-def report_name(report: Report) -> str:
-    """Return the name of the source tree's directory, or a general one if it is not known."""
-    if report.run is None:
-        return "a source tree"
+def origin_of_run(report: Report) -> Origin:
+    """Return what the report on a run is of, or general words if it is on none."""
+    run = report.run or {"root_path": "", "finished_at": ""}
+    root_path = str(run["root_path"])
     # Either separator: the run may have been stored on another system than this one.
-    root_path = str(report.run["root_path"]).rstrip("/\\")
-    names = re.split(r"[/\\]", root_path)
-    return names[-1] or "a source tree"
+    names = re.split(r"[/\\]", root_path.rstrip("/\\"))
+    return Origin(names[-1] or "a source tree", str(run["finished_at"]), fingerprint(root_path))
+
+
+def page_details(report: Report, origin: Origin) -> str:
+    """Return the run, the time and the version that a page is of."""
+    run = f"run {report.run['id']}" if report.run else ""
+    return ", ".join(filter(None, (run, origin.read_at, f"CDS {__version__}")))
 
 
 def content_hash(text: str) -> str:
@@ -11780,13 +12830,16 @@ def byte_count(text: str) -> int:
     return len(text.encode())
 
 
-def escaped(text: str) -> str:
-    """Return text as HTML, with escapes for unprintable characters."""
+def escaped(text: str, *, quote: bool = True) -> str:
+    """Return text as HTML, with escapes for unprintable characters.
+
+    Without `quote` it is no attribute, and quotes stay as they are.
+    """
     import html
 
     # Printable first: a bidi override could make code read as what it is not, even where no
     # markup can come of it.
-    return html.escape(printable(text))
+    return html.escape(printable(text), quote)
 
 
 def page_figures(report: Report) -> Iterator[str]:
@@ -11805,6 +12858,7 @@ def page_figures(report: Report) -> Iterator[str]:
     for name, figure in figures:
         yield f"<div><dt>{name}</dt><dd>{figure}</dd></div>\n"
     yield "</dl>\n"
+    yield from page_map(report)
     yield from page_file_pairs(report)
     yield from page_rules(report)
 
@@ -11818,8 +12872,53 @@ def page_file_pairs(report: Report) -> Iterator[str]:
     for pair in report.file_pairs[:TOP_FILE_PAIRS]:
         cells = [f"{path} ({in_percent(part)} %)" for path, part in file_parts(report, pair)]
         note = ", a copied file" if is_copied_file(report, pair) else ""
-        yield f"<tr><td>{pair.lines}{note}<td>{'<td>'.join(map(escaped, cells))}\n"
+        address = escaped(path_address(pair.one, pair.other))
+        lines = f'<a href="#{address}">{pair.lines}</a>{note}'
+        yield f"<tr><td>{lines}<td>{'<td>'.join(map(escaped, cells))}\n"
     yield "</table>\n</details>\n"
+
+
+def page_map(report: Report) -> Iterator[str]:
+    """Yield the map of the tree: its areas, directories and files with copies, the worst first."""
+    areas = {area: map_area(report, area) for area in AREAS}
+    if not any(entry.copied for entry in areas.values()):
+        return
+    yield '<details open><summary>Where repeated lines are</summary>\n<ul class="map">\n'
+    budget = itertools.count(1)
+    for area, entry in areas.items():
+        if entry.copied:
+            title = f"In {AREAS[area]}"
+            yield from map_entry(entry, title, f"area={area}", budget, is_open=True)
+    yield "</ul>\n</details>\n"
+
+
+def map_entry(
+    entry: MapEntry, title: str, address: str, budget: Iterator[int], *, is_open: bool = False
+) -> Iterator[str]:
+    """Yield an entry of the map with those in it, as far as the budget of entries goes."""
+    if next(budget) > MAP_ENTRIES:
+        return
+    share = f"{100 * entry.copied / entry.lines:.1f} %"
+    line = f'<a href="#{escaped(address)}">{escaped(title)}</a>'
+    line += f" <small>{counted(entry.copied, 'line')}, {share}</small>"
+    if not entry.entries:
+        yield f"<li>{line}\n"
+        return
+    opened = " open" if is_open else ""
+    # A link inside what a click folds could not be told from it by ear.
+    inside = f"{len(entry.entries)} inside"
+    yield f"<li>{line}<details{opened}><summary>{inside}</summary>\n<ul>\n"
+    for inner in entry.entries:
+        name = inner.path[len(entry.path) :]
+        yield from map_entry(inner, name, path_address(inner.path), budget)
+    yield "</ul>\n</details>\n"
+
+
+def path_address(*paths: str) -> str:
+    """Return the address of what has members at all of these paths of the tree."""
+    from urllib.parse import quote
+
+    return "path=" + quote(PATHS_SIGN.join(f"/{printable(path)}" for path in paths))
 
 
 def page_rules(report: Report) -> Iterator[str]:
@@ -11850,8 +12949,32 @@ def page_form(report: Report) -> Iterator[str]:
     yield choice("kind", {"": "all kinds", **kinds})
     yield choice("area", {"": "all areas", **AREAS})
     yield choice("rule", rules)
+    yield choice("mark", PAGE_MARKS)
+    yield choice("sort", PAGE_ORDERS)
+    yield from page_exports()
     yield from page_keys()
     yield "</form>\n"
+    yield from page_messages()
+
+
+def page_exports() -> Iterator[str]:
+    """Yield how many groups are decided on, and what writes that to a file."""
+    yield '<p class="exports"><span id="decided" aria-live="polite"></span>\n'
+    yield '<button type="button" data-export="accepted">Save accepted as a baseline</button>\n'
+    yield '<button type="button" data-export="merge">Save the list to merge</button></p>\n'
+
+
+def page_messages() -> Iterator[str]:
+    """Yield what the script shows when there is something to say."""
+    yield (
+        '<p class="note" id="unsaved" role="alert" hidden>This browser does not keep what is'
+        " decided here: it is lost when the page is closed. Save it first.</p>\n"
+    )
+    yield (
+        '<p class="note" id="nothing" hidden>No group is left by this filter.'
+        ' <button type="button">Reset the filter</button></p>\n'
+    )
+    yield '<p id="said" role="status"></p>\n'
 
 
 def page_keys() -> Iterator[str]:
@@ -11860,7 +12983,9 @@ def page_keys() -> Iterator[str]:
         "j k": "groups",
         "n p": "differences",
         "/": "find",
+        "b": "another base",
         "c": "copy places",
+        "a m e": "accept, to merge, note",
         "Esc": "leave, close, reset",
     }
     yield '<p class="keys"><output aria-live="polite"></output>'
@@ -11879,33 +13004,204 @@ def choice(name: str, options: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
-def fit_groups(groups: Sequence[CloneGroup], room: int) -> FittedGroups:
+# What the script knows of all groups, so that a decision on any can become one of a baseline
+
+DATA_KINDS = (*KINDS, "file", BLOCK)
+
+
+def page_data_element(report: Report, origin: Origin) -> str:
+    """Return the element with the data of a page, which no sign in it can end."""
+    text = json.dumps(page_data(report, origin), separators=(",", ":"))
+    # All else of the text is ASCII that only JSON gives a meaning.
+    text = text.replace("<", "\\u003c")
+    return f'<script type="application/json" id="data">{text}</script>\n'
+
+
+def page_data(report: Report, origin: Origin) -> dict[str, object]:
+    """Return what the script of a page knows of a report.
+
+    Texts that recur stand in a table once. `groups` are those that a baseline may hold, with their
+    positions in the report: what a rule hid is accepted only with others. What is in `places` and
+    `groups` is said by `data_place` and `data_group`.
+    """
+    tables = {name: Numbering() for name in ("files", "codes", "labels")}
+    held = {number: group for number, group in enumerate(report.groups) if is_vouched_for(group)}
+    # A file may hold nothing but one definition: then their places are the same.
+    members: dict[tuple[Place, Identity], Member] = {}
+    numbers = Numbering()
+    covers = covers_of(report.groups)
+    groups = []
+    for number, group in held.items():
+        stands = {(sort_key(one.record), identity(one)): one for one in group.members}
+        members.update(stands)
+        of_members = [numbers[place] for place in stands]
+        fields = data_group(group, report, tables["labels"])
+        groups.append(without_end([number, *fields, of_members, covers.get(number)]))
+    return {
+        "key": origin.key,
+        "name": origin.name,
+        "head": baseline_head(report),
+        "rules": [(rule.name, rule.accepts) for rule in report.rules],
+        "kinds": DATA_KINDS,
+        "areas": list(AREAS),
+        "copies": [kind.name for kind in report.evidence if kind.are_copies],
+        "groups": groups,
+        "places": [data_place(member, tables) for member in members.values()],
+        **{name: list(table) for name, table in tables.items()},
+    }
+
+
+class Numbering(dict[Hashable, int]):
+    """What recurs, each with its number in the order in which they were first asked for."""
+
+    def __missing__(self, item: Hashable) -> int:
+        self[item] = len(self)
+        return self[item]
+
+
+def data_place(member: Member, tables: Mapping[str, Numbering]) -> list[object]:
+    """Return where a member stands: kind, file, first and last line, its name, its code."""
+    record = member.record
+    file = tables["files"][record.file_path]
+    code = tables["codes"][shorter_digest(record.md5sum)]
+    kind = DATA_KINDS.index(record.kind)
+    return [kind, file, *lines_of_record(record), member.qualified_name, code]
+
+
+def shorter_digest(md5sum: str) -> str:
+    """Return hex digits in Base64, which takes a third less."""
+    import base64
+
+    return base64.b64encode(bytes.fromhex(md5sum)).decode().rstrip("=")
+
+
+def data_group(group: CloneGroup, report: Report, labels: Numbering) -> list[object]:
+    """Return a group: id, evidence, rule, area, similarity, statements, differences, note."""
+    differs = [[labels[label] for label in one.differs[:SHOWN_LABELS]] for one in group.members]
+    return [
+        group.id,
+        report.evidence.index(group.evidence),
+        None if group.hidden_by is None else report.rules.index(group.hidden_by),
+        area_rank(group.area),
+        group.similarity,
+        group.statements,
+        differs if any(differs) else None,
+        group.note,
+    ]
+
+
+def without_end(fields: list[object]) -> list[object]:
+    """Return fields without the last one, if that is None."""
+    return fields if fields[-1] is not None else fields[:-1]
+
+
+def fit_groups(groups: Sequence[CloneGroup], files: FileLines, room: int) -> FittedGroups:
     """Return the HTML of as many groups as fit into `room` bytes, shown and high-ranked ones first.
 
-    Both steps end at the first group that does not fit: a smaller one of lower rank must not take
-    its place, or the note could not say that it is the lowest ranks that are missing.
+    `files` holds the lines of each file, as far as they are known. Each step ends at the first
+    group that does not fit: a smaller one of lower rank must not take its place, or the note could
+    not say that it is the lowest ranks that are missing.
     """
     ranking = sorted(ranked_positions(groups))
-    # 1. Half of the room is for groups without their code, so that few are missing.
-    texts: dict[int, str] = {}
-    listing_room = room // 2
-    for _, rank, position in ranking:
-        text = page_group(groups[position], rank, with_code=False)
-        listing_room -= byte_count(text)
-        if listing_room < 0:
-            break
-        texts[position] = text
-    # 2. What is left goes to the code, until it is used up.
+    shown = [one for one in ranking if not one[0]]
+    # 1. Each group that is shown comes first, without its code: a reader decides on all of them.
+    texts = list_groups(groups, shown, room)
     room -= sum(map(byte_count, texts.values()))
+    # 2. Half of what is left is for hidden ones.
+    if len(texts) == len(shown):
+        hidden = list_groups(groups, ranking[len(shown) :], room // 2)
+        room -= sum(map(byte_count, hidden.values()))
+        texts.update(hidden)
+    # 3. What is left goes to the code, until it is used up.
+    code = ShownCode(files)
     with_code = 0
-    for _, rank, position in ranking[: len(texts)]:
-        text = page_group(groups[position], rank, with_code=True)
-        room -= byte_count(text) - byte_count(texts[position])
+    for _, _, position in ranking[: len(texts)]:
+        lines = code.missing_lines(groups[position])
+        room -= code.cost(lines)
+        if room < 0:
+            break
+        code.add(lines)
+        with_code += 1
+    return FittedGroups(texts, code, with_code)
+
+
+def list_groups(
+    groups: Sequence[CloneGroup], ranking: Iterable[tuple[bool, int, int]], room: int
+) -> dict[int, str]:
+    """Return the HTML of ranked groups, up to the first that does not fit into `room` bytes."""
+    texts: dict[int, str] = {}
+    for _, rank, position in ranking:
+        text = page_group(groups[position], rank)
+        room -= byte_count(text)
         if room < 0:
             break
         texts[position] = text
-        with_code += 1
-    return FittedGroups(texts, with_code)
+    return texts
+
+
+class ShownCode:
+    """The code that a page shows: each line once, in HTML, by its file and its number.
+
+    `files` holds the lines of each file, as far as they are known: they stand around the members.
+    """
+
+    def __init__(self, files: FileLines) -> None:
+        self.files = files
+        self.lines: dict[str, dict[int, str]] = collections.defaultdict(dict)
+
+    def missing_lines(self, group: CloneGroup) -> dict[tuple[str, int], str]:
+        """Return the lines that the page does not hold of a group's code, by file and number."""
+        missing: dict[tuple[str, int], str] = {}
+        for member in members_with_code(group):
+            path = member.record.file_path
+            held = self.lines.get(path, {})
+            for number, line in lines_shown(member, self.files.get(path, ())):
+                if number not in held:
+                    missing[path, number] = escaped(cut_line(line), quote=False)
+        return missing
+
+    def cost(self, lines: Mapping[tuple[str, int], str]) -> int:
+        """Return the most bytes that lines can add to the page."""
+        cost = sum(byte_count(line) + 1 for line in lines.values())
+        for path in {path for path, _ in lines} - self.lines.keys():
+            cost += byte_count(self.heading(path))
+        for path, number in lines:
+            before = number - 1
+            if (path, before) not in lines and before not in self.lines.get(path, {}):
+                cost += byte_count(self.stretch(number, []))
+        return cost
+
+    def add(self, lines: Mapping[tuple[str, int], str]) -> None:
+        """Let the page hold these lines."""
+        for (path, number), line in lines.items():
+            self.lines[path][number] = line
+
+    def html(self) -> Iterator[str]:
+        """Yield the code; a reader without scripts looks it up, the script takes lines of it."""
+        if not self.lines:
+            return
+        yield '<noscript id="code">\n<h2>Code</h2>\n'
+        for path in sorted(self.lines):
+            yield self.heading(path)
+            lines = self.lines[path]
+            # In a row of consecutive lines, a line's number less its position stays the same.
+            numbered = enumerate(sorted(lines))
+            for _, some in itertools.groupby(numbered, lambda pair: pair[1] - pair[0]):
+                numbers = [number for _, number in some]
+                yield self.stretch(numbers[0], [lines[number] for number in numbers])
+        yield "</noscript>\n"
+
+    @staticmethod
+    def heading(path: str) -> str:
+        """Return the heading of a file's code."""
+        return f"<h3>{escaped(path)}</h3>\n"
+
+    @staticmethod
+    def stretch(number: int, lines: Sequence[str]) -> str:
+        """Return consecutive lines, of which the first has this number."""
+        # A browser skips a line end that follows the tag at once.
+        code = "\n".join(lines)
+        return f'<pre data-from="{number}">\n{code}</pre>\n'
 
 
 def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, int]]:
@@ -11947,7 +13243,10 @@ def page_section(
         # A group for which there is no room still counts in the heading.
         same.append(texts.get(position, ""))
     count = counted(sum(map(len, shown.values())), "group")
-    yield f'<section id="{evidence.name}">\n<h2>{escaped(title)} <small>{count}</small></h2>\n'
+    # Code that only serves the same purpose has no lines that belong together.
+    unlike = " class=unlike" if evidence.compares_sentences else ""
+    yield f'<section id="{evidence.name}"{unlike}>\n'
+    yield f"<h2>{escaped(title)} <small>{count}</small></h2>\n"
     if evidence.compares_sentences:
         for line in intent_notes(report):
             yield f"<p>{escaped(line.strip())}</p>\n"
@@ -11955,36 +13254,34 @@ def page_section(
         if same:
             heading = f"In {AREAS[area]} <small>{len(same)}</small>"
             yield f'<div class="area">\n<h3>{heading}</h3>\n'
-            yield from (*same, "</div>\n")
+            yield from ("<noscript>\n", *same, "</noscript>\n</div>\n")
     if hidden:
         heading = f"Hidden by a rule <small>{counted(len(hidden), 'group')}</small>"
         yield f'<details class="area">\n<summary>{heading}</summary>\n'
-        yield from (*hidden, "</details>\n")
+        yield from ("<noscript>\n", *hidden, "</noscript>\n</details>\n")
     yield "</section>\n"
 
 
-def page_group(group: CloneGroup, rank: int, *, with_code: bool) -> str:
+def page_group(group: CloneGroup, rank: int) -> str:
     """Return a group: one line to find it by and, folded below it, its members."""
     kinds = {member.record.kind for member in group.members}
     names = [member.qualified_name for member in group.members]
     files = [member.record.file_path for member in group.members]
     rule = escaped(group.hidden_by.name if group.hidden_by else "")
-    numbered = dict(enumerate(group.members, 1))
-    body = group_code(group) if with_code else member_list(numbered, {})
     verdict = "".join(f'<p class="intent">{escaped(text)}</p>\n' for text in verdict_texts(group))
-    link = f'<a href="#group-{group.id}">{group.id}</a>'
     parts = [
-        f'<details class="group" id="group-{group.id}"',
+        f'<article id="group-{group.id}"',
         f' data-kind="{" ".join(sorted(kinds))}"',
         f' data-area="{group.area}"',
         f' data-rule="{rule}">',
-        f"\n<summary><i>{rank}</i>",
+        f"\n<details><summary><i>{rank}</i>",
         f" <strong>{escaped(some_of(without_repeats(names)))}</strong>",
-        f' <span class="facts">{" ".join(group_facts(group))}</span>',
-        f' <span class="files">{escaped(some_of(without_repeats(files)))}</span>',
+        f" <span>{' '.join(group_facts(group))}</span>",
+        f" <small>{escaped(some_of(without_repeats(files)))}</small>",
         "</summary>",
-        f'\n<div class="inside">\n{verdict}{body}',
-        f'<p class="link">Group {link}</p></div></details>\n',
+        f'\n<div class="inside">{verdict}<ol>\n',
+        *page_members(group),
+        "</ol></div></details></article>\n",
     ]
     return "".join(parts)
 
@@ -12004,33 +13301,31 @@ def group_facts(group: CloneGroup) -> Iterator[str]:
     yield group_headline(group)
 
 
-def group_code(group: CloneGroup) -> str:
-    """Return the members of a group side by side with its first, each other text once."""
-    first, *others = group.members
-    # 1. Each text that is new is compared, up to a bound; other members are only listed.
-    numbers = {shown_text(first.record): 1}
-    compared: dict[int, Member] = {}
-    listed: dict[int, Member] = {}
-    for number, member in enumerate(others, 2):
+def page_members(group: CloneGroup) -> Iterator[str]:
+    """Yield the members of a group as items of a list; those beyond LISTED_MEMBERS are counted."""
+    shown: dict[tuple[str, ...], int] = {}
+    for number, member in enumerate(group.members[:LISTED_MEMBERS], 1):
         text = shown_text(member.record)
-        if text in numbers or len(compared) == COMPARED_MEMBERS:
-            listed[number] = member
-        else:
-            numbers[text] = number
-            compared[number] = member
-    # 2. Of several comparisons only the first is open: so a group fits on a screen or two.
-    parts: list[str] = []
-    for number, member in compared.items():
-        html = compared_members(group.evidence, first, number, member)
-        if len(compared) > 1:
-            html = foldable(number, member, html, is_open=not parts)
-        parts.append(html)
-    # 3. If all have the same text, it is shown once.
-    if not parts:
-        parts.append(side_head(1, first))
-        parts.append(f'<div class="diff">{code_alone(first.record)}</div>\n')
-    parts.append(member_list(listed, numbers))
-    return "".join(parts)
+        like = shown.setdefault(text, number)
+        same = f" <small>the same text as {like}</small>" if like != number else ""
+        around = ""
+        if member.around:
+            lines = f"{member.around.start_line}-{member.around.end_line}"
+            around = f' data-around="{lines}"'
+        yield f"<li{around}>{member_head(member)}{same}\n"
+    left_out = len(group.members) - LISTED_MEMBERS
+    if left_out > 0:
+        yield f"<li>and {left_out} more: --format json has them\n"
+
+
+def members_with_code(group: CloneGroup) -> list[Member]:
+    """Return the first listed member of each text, as many as are compared."""
+    first_of_text: dict[tuple[str, ...], Member] = {}
+    for member in group.members[:LISTED_MEMBERS]:
+        first_of_text.setdefault(shown_text(member.record), member)
+        if len(first_of_text) == CODES_SHOWN:
+            break
+    return list(first_of_text.values())
 
 
 def shown_text(record: Record) -> tuple[str, ...]:
@@ -12038,101 +13333,56 @@ def shown_text(record: Record) -> tuple[str, ...]:
     return record.md5sum, *code_lines(record)
 
 
-def foldable(number: int, member: Member, html: str, *, is_open: bool) -> str:
-    """Return one of several comparisons with the first member, to be folded away."""
-    opened = " open" if is_open else ""
-    where = escaped(location(member.record))
-    title = f"1 | {number} {escaped(member.qualified_name)} <small>{where}</small>"
-    return f'<details class="pair"{opened}>\n<summary>{title}</summary>\n{html}</details>\n'
-
-
-def compared_members(evidence: Evidence, first: Member, number: int, other: Member) -> str:
-    """Return the code of two members in two columns, with marks where it differs."""
-    heads = side_head(1, first) + side_head(number, other)
-    # Code that only serves the same purpose has no lines that belong together.
-    if evidence.compares_sentences:
-        codes = [code_alone(member.record) for member in (first, other)]
-        boxes = "".join(f'<div class="diff">{code}</div>' for code in codes)
-        return f'<div class="sides">{heads}{boxes}</div>\n'
-    rows = compared_rows(first.record, other.record)
-    tables = "".join(folded_tables(rows))
-    return f'<div class="sides">{heads}</div>\n<div class="diff">{tables}</div>\n'
-
-
-def side_head(number: int, member: Member) -> str:
-    """Return the heading of a member's code: its place, name, comparison and intent."""
-    where = marked_place(member)
+def member_head(member: Member) -> str:
+    """Return the place of a member, its name, how it compares with the others, and its intent."""
+    record = member.record
+    address = f' href="{escaped(member.link)}"' if member.link else ""
+    place = escaped(f"{record.file_path}:{record.start_line}")
     name = escaped(member.qualified_name)
-    parts = [f'<div class="side"><b>{number}</b> {lettered(member)}{where} {name}']
+    parts = [f"{lettered(member)}<a{address}>{place}</a><small>-{record.end_line}</small> {name}"]
     if member.shared < 1:
-        parts.append(f"<p>{' '.join(comparison(member))}</p>")
+        parts.append(f"<p>{' '.join(comparison(member))}")
     if member.intent:
         label = "<small>docstring</small> " if member.intent_source == DOCSTRING else ""
-        parts.append(f'<p class="intent">{label}{escaped(member.intent)}</p>')
-    parts.append("</div>")
+        parts.append(f'<p class="intent">{label}{escaped(member.intent)}')
     return "".join(parts)
-
-
-def marked_place(member: Member) -> str:
-    """Return where a member stands, so that a click leads there or selects what an editor takes."""
-    record = member.record
-    start = escaped(f"{record.file_path}:{record.start_line}")
-    if member.link:
-        start = f'<a href="{escaped(member.link)}">{start}</a>'
-    return f'<code class="place">{start}</code><small>-{record.end_line}</small>'
 
 
 def comparison(member: Member) -> Iterator[str]:
     """Yield in HTML how much of a member's code all members have, and what it alone has."""
     yield f"<small>{in_percent(member.shared)} % shared</small>"
     if member.differs:
-        labels = [f"<code>{escaped(label)}</code>" for label in member.differs]
-        yield f'<small class="differs">differs in {some_of(labels, SHOWN_LABELS)}</small>'
+        labels = escaped(some_of(member.differs, SHOWN_LABELS))
+        yield f"<small>differs in <code>{labels}</code></small>"
 
 
-def member_list(members: Mapping[int, Member], numbers: Mapping[tuple[str, ...], int]) -> str:
-    """Return the list of members whose code is not shown: their places, and whose text they have.
+def lines_shown(member: Member, file_lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are shown of a member and around it, by number.
 
-    `numbers` has the number of the member that shows a text; it is empty if no code is shown.
+    Around a part that is the definition. `file_lines` are those of its file; there are none if they
+    are not known.
     """
-    parts = []
-    for number, member in itertools.islice(members.items(), LISTED_MEMBERS):
-        # Comparing texts takes time, so it is not done in vain.
-        same = numbers.get(shown_text(member.record)) if numbers else None
-        verbatim = f" <small>the same text as {same}</small>" if same else ""
-        where = marked_place(member)
-        name = escaped(member.qualified_name)
-        parts.append(f'<li value="{number}">{where} {name}{verbatim}</li>\n')
-    left_out = len(members) - LISTED_MEMBERS
-    if left_out > 0:
-        parts.append(f"<li>and {left_out} more: --format json has them</li>\n")
-    return f'<ol class="others">\n{"".join(parts)}</ol>\n' if parts else ""
-
-
-def code_alone(record: Record) -> str:
-    """Return the code of one record as a table of its lines."""
-    parts = ['<table class="code">']
-    for number, line in enumerate(code_lines(record), record.start_line):
-        parts.append(f"<tr><td>{number}<td>{escaped(line)}")
-    parts.append("</table>")
-    return "\n".join(parts)
+    start, end = member.record.start_line, member.record.end_line
+    first, last = start - CONTEXT_LINES, end + CONTEXT_LINES
+    if member.around:
+        first = max(min(first, member.around.start_line), start - AROUND_LINES)
+        last = min(max(last, member.around.end_line), end + AROUND_LINES)
+    first = max(first, 1)
+    yield from enumerate(file_lines[first - 1 : start - 1], first)
+    # Split no further, so that a huge line costs no more than a long one.
+    code = LINE_END.split(member.record.raw_code, CODE_LINES)
+    yield from enumerate(code[:CODE_LINES], start)
+    yield from enumerate(file_lines[end:last], end + 1)
 
 
 def code_lines(record: Record) -> list[str]:
     """Return the lines of a record as shown: printable, cut, without its own indentation."""
-    # Cut before anything else is done, so that a huge line costs no more than a long one.
     lines = LINE_END.split(record.raw_code, CODE_LINES)
-    is_cut = len(lines) > CODE_LINES
-    lines = [cut_line(line) for line in lines[:CODE_LINES]]
-    bare = lines[0].lstrip()
-    indent = lines[0].removesuffix(bare)
+    shown = [cut_line(line) for line in lines[:CODE_LINES]]
+    bare = shown[0].lstrip()
+    indent = shown[0].removesuffix(bare)
     # A line inside a string may be indented less than the definition: it stays as it is.
-    shown = [printable(line.removeprefix(indent)) for line in lines]
-    line_count = record.end_line - record.start_line + 1
-    if is_cut and line_count > CODE_LINES:
-        more = counted(line_count - CODE_LINES, "more line")
-        shown.append(f"{ELLIPSIS} {more}")
-    return shown
+    return [printable(line.removeprefix(indent)) for line in shown] + lines[CODE_LINES:]
 
 
 def cut_line(line: str) -> str:
@@ -12142,166 +13392,6 @@ def cut_line(line: str) -> str:
     if left_out > 0:
         shown += f"{ELLIPSIS} {counted(left_out, 'more character')}"
     return shown
-
-
-def compared_rows(first: Record, other: Record) -> Iterator[Row]:
-    """Yield the lines of two codes, those that belong together side by side."""
-    lines = code_lines(first)
-    other_lines = code_lines(other)
-    for i, j in aligned(lines, other_lines, (str, line_start, line_shape)):
-        number, text = numbered_line(lines, i, first.start_line)
-        other_number, other_text = numbered_line(other_lines, j, other.start_line)
-        marked, other_marked = marked_words(text, other_text)
-        # An empty line beside none is a difference too, though the texts are equal.
-        is_alone = number is None or other_number is None
-        differs = is_alone or text != other_text
-        yield Row(differs, number, marked, other_number, other_marked)
-
-
-def numbered_line(
-    lines: Sequence[str], position: Optional[int], start_line: int
-) -> tuple[Optional[int], str]:
-    """Return the number in its file and the text of a line, or None and no text for no line."""
-    if position is None:
-        return None, ""
-    return start_line + position, lines[position]
-
-
-def line_start(line: str) -> str:
-    """Return the start of a line of code: the name that it defines, assigns to or calls."""
-    return LINE_START_END.split(line, 1)[0]
-
-
-def line_shape(line: str) -> str:
-    """Return a line of code with one word for every name and number."""
-    import keyword
-
-    def shaped(match: re.Match[str]) -> str:
-        return match[0] if keyword.iskeyword(match[0]) else "_"
-
-    return NAME_OR_NUMBER.sub(shaped, line)
-
-
-def aligned(
-    first: Sequence[str],
-    other: Sequence[str],
-    keys: Sequence[Callable[[str], str]],
-) -> Iterator[tuple[Optional[int], Optional[int]]]:
-    """Yield the positions of lines that belong together, None for the side without such a line.
-
-    Lines are matched by the first key, those in between by the next, and at last by their order.
-    """
-    # One pass by a loose key would match lines of little meaning, such as `return _`, across
-    # equal ones. So the strictest key comes first, and what it matched divides the codes: a
-    # looser key is believed only between two lines that are surely the same.
-    if not keys:
-        positions = range(len(first))
-        other_positions = range(len(other))
-        yield from itertools.zip_longest(positions, other_positions)
-        return
-    key, *looser = keys
-    first_keys = [key(line) for line in first]
-    other_keys = [key(line) for line in other]
-    for tag, i, i_end, j, j_end in edits(first_keys, other_keys):
-        # Stretches of equal keys are of equal length: their order pairs them.
-        rest = () if tag == "equal" else looser
-        pairs = aligned(first[i:i_end], other[j:j_end], rest)
-        for near, far in pairs:
-            yield moved(near, i), moved(far, j)
-
-
-def moved(position: Optional[int], offset: int) -> Optional[int]:
-    """Return a position of a part as one of the whole; None stays None."""
-    return None if position is None else position + offset
-
-
-def edits(first: Sequence[str], other: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
-    """Return the steps from one sequence to another, as difflib's `get_opcodes` does.
-
-    If much recurs, that would take minutes: then everything counts as replaced.
-    """
-    import difflib
-
-    counts = collections.Counter(other)
-    cells = sum(counts[item] for item in first if not _is_blank(item))
-    if cells > EQUAL_CELLS:
-        return [("replace", 0, len(first), 0, len(other))]
-    # `autojunk` would ignore whatever is frequent in 200 lines and more, as if it were blank.
-    matcher = difflib.SequenceMatcher(_is_blank, first, other, autojunk=False)
-    return matcher.get_opcodes()
-
-
-def _is_blank(text: str) -> bool:
-    # Blank lines and spaces are everywhere, and hold nothing together.
-    return not text.strip()
-
-
-def marked_words(first: str, other: str) -> tuple[str, str]:
-    """Return two lines as HTML, with marks on the words that only one has, if they share enough."""
-    if first == other:
-        return escaped(first), escaped(other)
-    words = WORD_OR_SIGN.findall(first)
-    other_words = WORD_OR_SIGN.findall(other)
-    html = other_html = ""
-    equal = 0
-    for tag, i, i_end, j, j_end in edits(words, other_words):
-        is_equal = tag == "equal"
-        if is_equal:
-            equal += i_end - i
-        html += marked_piece(words[i:i_end], is_equal)
-        other_html += marked_piece(other_words[j:j_end], is_equal)
-    # The share of both lines together: that of the shorter alone would make any line similar to
-    # `)`.
-    total = len(words) + len(other_words)
-    if 2 * equal < LEAST_ALIKE * total:
-        return escaped(first), escaped(other)
-    return html, other_html
-
-
-def marked_piece(words: Sequence[str], is_equal: bool) -> str:
-    """Return some words of a line as HTML, marked unless the other line has them too."""
-    piece = escaped("".join(words))
-    if is_equal or not piece:
-        return piece
-    return f"<mark>{piece}</mark>"
-
-
-def folded_tables(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield rows as tables, the middle of long equal stretches folded away and shown once."""
-    # Rows that no table holds yet: they end where the next fold begins.
-    open_rows: list[Row] = []
-    for differs, same in itertools.groupby(rows, lambda row: row.differs):
-        stretch = list(same)
-        middle = [] if differs else stretch[CONTEXT_LINES:-CONTEXT_LINES]
-        if len(middle) < LEAST_FOLD:
-            open_rows += stretch
-            continue
-        yield row_table(open_rows + stretch[:CONTEXT_LINES])
-        yield folded_table(middle)
-        open_rows = stretch[-CONTEXT_LINES:]
-    yield row_table(open_rows)
-
-
-def folded_table(rows: Sequence[Row]) -> str:
-    """Return equal rows as a table of the first code alone, folded away."""
-    lines = [f"<tr><td>{row.first_number}<td>{row.first}" for row in rows]
-    summary = f"<summary>{len(rows)} equal lines</summary>"
-    table = '<table class="code">\n' + "\n".join(lines) + "</table>"
-    return f'<details class="fold">{summary}\n{table}\n</details>\n'
-
-
-def row_table(rows: Iterable[Row]) -> str:
-    """Return rows as a table of two codes."""
-    parts = ['<table class="code">']
-    for row in rows:
-        number = row.first_number or ""
-        other_number = row.other_number or ""
-        start = '<tr class="d">' if row.differs else "<tr>"
-        first = f"<td>{number}<td>{row.first}"
-        other = f"<td>{other_number}<td>{row.other}"
-        parts.append(start + first + other)
-    parts.append("</table>\n")
-    return "\n".join(parts)
 
 
 # ---- Markdown -------------------------------------------------------------------------------
@@ -14110,14 +15200,30 @@ def write_page(
     _verdict: str,
 ) -> None:
     """Write a report as a page, which shows the code of its groups."""
-    whole = report._replace(
-        groups=with_codes(
-            args,
-            report.run,
-            report.groups,
-        )
-    )
-    write_pieces(args, report_as_page(with_links(args, whole)))
+    root = root_name(root_directory(report, args))
+    groups = with_codes(args, report.run, report.groups)
+    whole = report._replace(root=root, groups=groups, sources=sources_of(args, report))
+    write_pieces(args, report_as_page(with_links(args, whole), origin=origin_of(args, report)))
+
+
+def sources_of(args: argparse.Namespace, report: Report) -> Mapping[str, str]:
+    """Return the code of the files that the members of a report stand in, as far as it is known."""
+    if report.run is None:
+        return report.sources
+    paths = {member.record.file_path for group in report.groups for member in group.members}
+    with named_errors("--db-path", RUN_REMEDY):
+        return read_sources(args.db_path, int(str(report.run["id"])), paths)
+
+
+def origin_of(args: argparse.Namespace, report: Report) -> Origin:
+    """Return what a page is of: a run, or a source tree that was read just now."""
+    if report.run is not None:
+        return origin_of_run(report)
+    root_path = os.path.abspath(root_directory(report, args))
+    # To the minute: what reads files for longer began before it.
+    read_at = timestamp()[: len("2026-01-01T00:00")].replace("T", " ")
+    name = stored_path(os.path.basename(root_path)) or "a source tree"
+    return Origin(name, f"{read_at} UTC", fingerprint(stored_path(root_path)))
 
 
 def write_markdown(

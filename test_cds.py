@@ -8626,7 +8626,7 @@ def test_copied_files_are_told_in_each_form(tmp_path):
     fields = json.loads("".join(cds.report_json(report)))
     ids = [group["id"] for group in fields["groups"]]
     assert fields["copied_files"] == [{"files": ["a.py", "b.py"], "lines": 13, "groups": ids}]
-    assert "<td>13, a copied file<td>a.py (72 %)" in "".join(cds.report_as_page(report))
+    assert "13</a>, a copied file<td>a.py (72 %)" in "".join(cds.report_as_page(report))
 
 
 def test_many_copied_files_are_counted(tmp_path):
@@ -9212,6 +9212,64 @@ def test_the_order_of_the_records_changes_nothing():
     assert found_groups(records, DUPLICATES) == found_groups(shuffled, DUPLICATES)
 
 
+def mapped(entry):
+    """Return an entry of the map as path, lines copied, and those in it."""
+    return entry.path, entry.copied, [mapped(inner) for inner in entry.entries]
+
+
+def map_of(files):
+    """Return the map of the code of some files (path -> codes one below the other)."""
+    records = []
+    for path, codes in files.items():
+        line = 1
+        for code in codes:
+            records.append(record(code, path, line))
+            line = records[-1].end_line + 1
+    report = cds.build_report(records, DUPLICATES)
+    return report, mapped(cds.map_area(report, "code"))
+
+
+def test_the_map_counts_copies_beyond_the_first_the_worst_file_first():
+    report, found = map_of({"a.py": [TOTAL], "b/c.py": [OTHER, TOTAL], "b/d.py": [TOTAL, OTHER]})
+    assert found == ("", 20, [("b/", 20, [("b/d.py", 13, []), ("b/c.py", 7, [])])])
+    lines, copied = report.area_lines["code"]
+    assert (lines, copied) == (33, 20)
+    assert cds.map_area(report, "code").lines == lines
+
+
+def test_the_map_of_each_area_has_what_the_head_says_of_it():
+    codes = [TOTAL, TOTAL_RENAMED, OTHER, OTHER, *[long_body(n) for n in range(2)]]
+    paths = ["a.py", "tests/b.py", "tests/c.py", "docs/d.py", "e.py", "docs/e.py"]
+    report = cds.build_report([*map(record, codes, paths)], DUPLICATES)
+    assert sum(copied for _, copied in report.area_lines.values()) > 0
+    for area, lines in report.area_lines.items():
+        entry = cds.map_area(report, area)
+        assert (entry.lines, entry.copied) == lines
+
+
+def long_body(number):
+    """Return a definition that has a block in common with those of other numbers."""
+    return TOTAL.replace("return round(result, 2)", f"yield {number}\n    " * 3 + "return result")
+
+
+def test_the_map_folds_directories_that_hold_nothing_but_another():
+    _, found = map_of({"a.py": [TOTAL], "src/pkg/sub/b.py": [TOTAL], "src/pkg/sub/c.py": [OTHER]})
+    assert found == ("", 7, [("src/pkg/sub/", 7, [("src/pkg/sub/b.py", 7, [])])])
+
+
+@pytest.mark.parametrize(
+    "path", ["d/" * 5000 + "x.py", "b" + "/" * 5000, "b//"], ids=["d", "/", "b"]
+)
+def test_the_map_of_a_very_deep_tree_ends_somewhere(path):
+    _, found = map_of({"a.py": [TOTAL], path: [TOTAL]})
+    assert found[1] == 7
+    depth = 0
+    while found[2]:
+        ((*found,),) = found[2]
+        depth += 1
+    assert (found[0], depth <= cds.MAP_DEPTH + 1) == (path, True)
+
+
 # ---- Confirmation ---------------------------------------------------------------------------
 
 
@@ -9713,6 +9771,75 @@ def test_a_report_survives_its_json(tmp_path):
         assert [member[1:6] for member in group.members] == [member[1:6] for member in was.members]
 
 
+# Notes
+
+
+def noted(report, **notes):
+    """Return what is read from the JSON of a report, with notes by the evidence of groups."""
+    fields = json.loads("".join(cds.report_json(report)))
+    for group in fields["groups"]:
+        if group["evidence"] in notes:
+            group["note"] = notes[group["evidence"]]
+    return cds.report_from_json(json.dumps(fields))
+
+
+def notes_on(report):
+    """Return evidence, rule and note of each group that has one in the JSON of a report."""
+    groups = json.loads("".join(cds.report_json(report)))["groups"]
+    return [(one["evidence"], one["hidden_by"], one["note"]) for one in groups if "note" in one]
+
+
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        pytest.param(changed(), "known", id="unchanged"),
+        pytest.param(changed(pkg__c=EDITED), "known", id="edited"),
+        pytest.param(changed(pkg__c=None, pkg__z=TOTAL_RENAMED), "known", id="moved"),
+        pytest.param(changed(pkg__g=EDITED), None, id="a copy added"),
+        pytest.param(changed(pkg__c=None, pkg__a=None), "", id="merged"),
+    ],
+)
+def test_notes_of_a_baseline_stay_with_its_groups(tmp_path, files, kept):
+    note = "</script>\u2028\u202e agreed\nwith 'them'"
+    baseline = noted(report_on(tmp_path, BEFORE), near=note)
+    report = cds.compare_with_baseline(report_on(tmp_path, files), baseline)
+    expected = [] if kept == "" else [("near", kept, note)]
+    assert notes_on(report) == expected
+    # Written anew, the baseline has them still.
+    again = cds.report_from_json("".join(cds.report_json(report)))
+    assert notes_on(again) == expected
+
+
+def test_a_group_without_a_note_of_its_own_has_those_by_which_it_is_known(tmp_path):
+    records = [record(TOTAL), record(TOTAL_RENAMED, "b.py")]
+    baseline = noted(cds.build_report(records, DUPLICATES), near="legacy")
+    copies = cds.build_report([records[0], record(TOTAL, "b.py")], DUPLICATES)
+    report = cds.compare_with_baseline(copies, baseline)
+    assert notes_on(report) == [("exact", "known", "legacy")]
+
+
+def test_groups_that_were_accepted_with_two_notes_have_both(tmp_path):
+    """The second comes from a group that an edit has made one with the first."""
+    report = report_on(tmp_path, BEFORE)
+    exact = [group for group in report.groups if group.evidence.name == "exact"]
+    groups = [
+        group._replace(note=f"{number % 2}") for number, group in enumerate([*exact, *exact], 1)
+    ]
+    baseline = report._replace(groups=tuple(groups))
+    first, second, *_ = notes_on(cds.compare_with_baseline(report, baseline))
+    assert (first[2], second[2]) == ("1", "0")
+    groups[2] = groups[2]._replace(note="more")
+    baseline = report._replace(groups=tuple(groups))
+    assert notes_on(cds.compare_with_baseline(report, baseline))[0][2] == "1\nmore"
+
+
+def test_a_note_on_what_a_rule_hid_is_not_carried_through(tmp_path):
+    report = report_on(tmp_path, BEFORE, min_statements=9)
+    baseline = noted(report, exact="hidden")
+    now = report_on(tmp_path, BEFORE)
+    assert notes_on(cds.compare_with_baseline(now, baseline)) == []
+
+
 # Touching
 
 
@@ -9790,7 +9917,8 @@ def test_json_holds_every_group_and_a_count_for_each_rule():
     )
     assert report["hidden"] == {**dict.fromkeys(rules, 0), "stub": 1}
     shown, hidden = report["groups"]
-    fields = [name for name in cds.CloneGroup._fields if not name.startswith("verdict")]
+    kept = ("verdict", "verdicts", "note")
+    fields = [name for name in cds.CloneGroup._fields if name not in kept]
     assert list(shown) == fields
     assert (shown["hidden_by"], hidden["hidden_by"]) == (None, "stub")
     of_record = ("kind", "file_path", "start_line", "end_line", "signature", "intent", "md5sum")
@@ -10250,20 +10378,30 @@ def page_of(records, max_bytes=cds.PAGE_BYTES, **changes):
     return "".join(cds.report_as_page(report, max_bytes))
 
 
-def rows_of(first, other):
-    """Return two records' codes as they stand side by side: numbers, marked words in brackets."""
-    pair = (record(TOTAL, raw_code=first, line=10), record(TOTAL, raw_code=other, line=20))
-    shown = []
-    for row in cds.compared_rows(*pair):
-        codes = (re.sub("</?mark>", "|", code) for code in (row.first, row.other))
-        shown.append(("≠" if row.differs else "=", row.first_number, row.other_number, *codes))
-    return shown
+def without_script(page):
+    """Return a page without its script, which holds pieces of markup."""
+    return re.sub("<script>.*</script>", "", page, flags=re.DOTALL)
 
 
 def many_groups(count):
     """Return a report that holds one group so many times."""
     report = cds.build_report(twins(TOTAL + "    rate += 1\n" * 40), DUPLICATES, run=RUN)
     groups = [report.groups[0]._replace(id=f"{number:010}") for number in range(count)]
+    return report._replace(groups=tuple(groups))
+
+
+def groups_apart(count):
+    """Return a report that holds one group so many times, each time in files of its own."""
+    report = many_groups(count)
+
+    def placed(member, group):
+        path = f"{int(group.id)}/{member.record.file_path}"
+        return member._replace(record=member.record._replace(file_path=path))
+
+    groups = [
+        group._replace(members=tuple(placed(member, group) for member in group.members))
+        for group in report.groups
+    ]
     return report._replace(groups=tuple(groups))
 
 
@@ -10276,14 +10414,13 @@ def test_page_allows_its_own_style_and_script_and_nothing_else():
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert rules.pop(f"{element}-src") == f"'sha256-{digest}'"
     assert rules == dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
-    assert " style=" not in page and " on" not in re.sub(
-        "<script>.*</script>|>[^<]*<", "", page, flags=re.S
-    )
+    tags = re.sub(">[^<]*<", "", without_script(page))
+    assert " style=" not in tags and " on" not in tags
 
 
 def test_page_asks_nothing_of_any_network():
     page = page_of([*twins(TOTAL), record(TOTAL_RENAMED, "c.py")])
-    links = re.findall(r'\b(?:src|href|action)\s*=\s*"?([^">]*)', page)
+    links = re.findall(r'\b(?:src|href|action)\s*=\s*"?([^">]*)', without_script(page))
     assert links and all(link.startswith("#") for link in links)
     assert not re.search(r"://|url\(|@import|fetch\(|XMLHttp|import\(", page)
 
@@ -10303,54 +10440,71 @@ def test_page_shows_hostile_text_and_obeys_none_of_it():
         for number, member in enumerate(twins(TOTAL))
     ]
     page = page_of(pair, run={**RUN, "root_path": f"/{HOSTILE_TEXT}"})
-    assert (page.count("<script"), page.count("<style"), page.count("<img")) == (1, 1, 0)
+    # One script is data.
+    assert (page.count("<script"), page.count("<style"), page.count("<img")) == (2, 1, 0)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028\u202a-\u202e]", page)
     shown = HOSTILE_TEXT.encode("unicode_escape").decode()
     # Code, intent, place and files of both.
     assert html.unescape(page).count(shown) >= 8
 
 
-def test_page_cuts_what_is_too_long_and_says_how_much():
+def test_page_cuts_what_is_too_long_and_says_how_much(tmp_path):
     long_line = f"x = '{'y' * (10 << 20)}'"
     pair = [copy._replace(raw_code=f"{long_line}\n" * 2, end_line=9) for copy in twins(TOTAL)]
     page = page_of([pair[0], pair[1]._replace(raw_code=long_line)])
-    assert len(page) < 60_000
+    assert len(page) < 100_000
     assert f"... {len(long_line) - cds.LINE_CHARACTERS} more characters" in page
     tall = [copy._replace(raw_code="x\n" * 5000, end_line=5000) for copy in twins(TOTAL)]
-    assert f"... {5000 - cds.CODE_LINES} more lines" in page_of(tall)
+    [[_, _, lines]] = comparisons_in(tmp_path, page_of(tall))
+    assert lines[-1] == [f"... {5000 - cds.CODE_LINES} more lines"]
 
 
 def test_page_of_a_group_of_very_many_lists_some_and_counts_the_others():
     copies = [record(TOTAL, f"{number:04}.py") for number in range(1000)]
     page = page_of(copies)
+    page = page[page.index("<main>") : page.index("</main>")]
     assert len(page) < 60_000
-    shown = page.count('class="place"')
-    assert shown == 1 + cds.LISTED_MEMBERS
+    shown = without_script(page).count("<li><a>")
+    assert shown == cds.LISTED_MEMBERS
     assert f"and {1000 - shown} more" in page
-    assert page.count("the same text as 1") == cds.LISTED_MEMBERS
+    assert page.count("the same text as 1") == cds.LISTED_MEMBERS - 1
 
 
 def test_page_within_its_limit_leaves_nothing_out():
-    page = "".join(cds.report_as_page(many_groups(30)))
-    assert page.count('class="group"') == page.count("log.info") == 30
-    assert 'class="note"' not in page
+    page = "".join(cds.report_as_page(groups_apart(30)))
+    assert page.count("<article id=") == page.count("log.info") == 30
+    assert "without their code" not in page
 
 
-@pytest.mark.parametrize("room", [3_000, 20_000, 100_000])
+@pytest.mark.parametrize("room", [3_000, 20_000, 50_000])
 def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
-    limit = len(page_of([]).encode()) + cds.FRAME_BYTES + room
-    page = "".join(cds.report_as_page(many_groups(60), limit))
+    least = "".join(cds.report_as_page(groups_apart(60), 1))
+    limit = len(least.encode()) + cds.FRAME_BYTES + room
+    page = "".join(cds.report_as_page(groups_apart(60), limit))
     assert len(page.encode()) <= limit
     note = re.search(r"without their code \((\d+)\) or not at all \((\d+)\)", page)
     without_code, missing = map(int, note.groups())
-    assert missing == 60 - page.count('class="group"')
+    assert missing == 60 - page.count("<article id=")
     assert without_code == 60 - missing - page.count("log.info")
     assert without_code + missing > 0
-    assert "log.info" in page
+    # Code has what no group needs to be listed.
+    assert ("log.info" in page) == (missing == 0) == (room == 50_000)
+
+
+def test_page_leaves_code_out_before_any_group_that_is_shown():
+    report = groups_apart(60)
+    groups = [one._replace(hidden_by=cds.KNOWN) for one in report.groups[40:]]
+    report = report._replace(groups=(*report.groups[:40], *groups))
+    least = len("".join(cds.report_as_page(report, 1)).encode())
+    listed = sum(len(cds.page_group(one, 10).encode()) for one in report.groups[:40])
+    page = "".join(cds.report_as_page(report, least + cds.FRAME_BYTES + listed))
+    assert page.count(' data-rule="">') == 40
+    assert page.count(' data-rule="known">') <= 2
+    assert page.count("log.info") <= 1
 
 
 def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
-    report = many_groups(40)
+    report = groups_apart(40)
     groups = [
         group._replace(hidden_by=cds.KNOWN if group.id[-1] in "02468" else None)
         for group in report.groups
@@ -10360,77 +10514,13 @@ def test_page_with_little_room_keeps_the_code_of_shown_groups_of_high_rank():
         len("".join(cds.report_as_page(one))) for one in (report._replace(groups=()), report)
     )
     limit = frame + cds.FRAME_BYTES + (whole - frame) * 7 // 10
-    _, *parts = "".join(cds.report_as_page(report, limit)).split('<details class="group"')
-    assert len(parts) == 40
-    has_code = ["log.info" in part for part in parts]
-    shown = [has for has, part in zip(has_code, parts) if 'data-rule=""' in part]
-    hidden = [has for has, part in zip(has_code, parts) if 'data-rule="known"' in part]
+    page = "".join(cds.report_as_page(report, limit))
+    assert page.count('<article id="group') == 40
+    has_code = [f"<h3>{number}/a.py</h3>" in page for number in range(40)]
+    shown, hidden = has_code[1::2], has_code[::2]
     assert shown == sorted(shown, reverse=True) and hidden == sorted(hidden, reverse=True)
     assert any(shown) and not all(hidden)
     assert all(shown) or not any(hidden)
-
-
-@pytest.mark.parametrize(
-    ("first", "other", "rows"),
-    [
-        pytest.param("a\nb", "a\nb", [("=", 10, 20, "a", "a"), ("=", 11, 21, "b", "b")], id="same"),
-        pytest.param(
-            "x = old(1)", "x = new(1)", [("≠", 10, 20, "x = |old|(1)", "x = |new|(1)")], id="a word"
-        ),
-        pytest.param("a\nb\nc", "a\nc", [
-            ("=", 10, 20, "a", "a"), ("≠", 11, None, "b", ""), ("=", 12, 21, "c", "c"),
-        ], id="a line less"),
-        pytest.param("f()\nreturn one", "g(2)\nf()\nreturn two", [
-            ("≠", None, 20, "", "g(2)"),
-            ("=", 10, 21, "f()", "f()"),
-            ("≠", 11, 22, "return |one|", "return |two|"),
-        ], id="a line more"),
-        pytest.param("p = 1\nq = f(p)", "log(3)\nr = 1\ns = f(r)", [
-            ("≠", None, 20, "", "log(3)"),
-            ("≠", 10, 21, "|p| = 1", "|r| = 1"),
-            ("≠", 11, 22, "|q| = f(|p|)", "|s| = f(|r|)"),
-        ], id="renamed"),
-        pytest.param("a.b = f(1, 2)\nc", "x\na.b = []\nc", [
-            ("≠", None, 20, "", "x"),
-            ("≠", 10, 21, "a.b = |f(1, 2)|", "a.b = |[]|"),
-            ("=", 11, 22, "c", "c"),
-        ], id="the same target"),
-        pytest.param("alpha(1)", "while b:", [("≠", 10, 20, "alpha(1)", "while b:")], id="unlike"),
-        pytest.param("return p.x", "del q.y\nreturn q.y", [
-            ("≠", None, 20, "", "del q.y"), ("≠", 10, 21, "return |p|.|x|", "return |q|.|y|"),
-        ], id="the same keyword"),
-        pytest.param("a\n\tb", "a\n        b", [
-            ("=", 10, 20, "a", "a"), ("=", 11, 21, "        b", "        b"),
-        ], id="tabs"),
-        pytest.param("    a\n      b", "\ta\n\t  b", [
-            ("=", 10, 20, "a", "a"), ("=", 11, 21, "  b", "  b"),
-        ], id="indented otherwise"),
-    ],
-)  # fmt: skip
-def test_page_puts_lines_that_belong_together_side_by_side(first, other, rows):
-    assert rows_of(first, other) == rows
-
-
-def test_comparing_lines_that_recur_takes_no_longer_than_others():
-    steps = cds.edits(["x", "y"] * 5000, ["x", "z"] * 5000)
-    assert steps == [("replace", 0, 10_000, 0, 10_000)]
-    steps = cds.edits(["", "a"] * 5000, ["", "b"] * 5000)  # blanks hold nothing together
-    assert steps[0] == ("equal", 0, 1, 0, 1)
-
-
-def test_comparing_lines_prefers_those_that_are_not_blank():
-    assert ("equal", 2, 3, 0, 1) in cds.edits(["", "q", "x"], ["x", "", "w"])
-
-
-def test_page_folds_long_equal_stretches_away():
-    lines = [f"line_{number}()" for number in range(40)]
-    pair = [
-        copy._replace(raw_code="\n".join([*lines, f"{n}"])) for n, copy in enumerate(twins(TOTAL))
-    ]
-    page = page_of(pair)
-    assert f"{40 - 2 * cds.CONTEXT_LINES} equal lines</summary>" in page
-    assert page.count("<td>line_20()") == 1  # folded away, and the same on both sides
-    assert page.count("<td>line_2()") == page.count("<td>line_37()") == 2
 
 
 def test_page_shows_each_text_of_a_group_once():
@@ -10446,31 +10536,26 @@ def test_page_takes_codes_for_the_same_only_where_all_of_them_is():
     assert "the same text" not in page_of(pair)
 
 
-def test_page_compares_some_members_of_a_group_and_lists_the_others():
-    page = page_of([record(f"{TOTAL}    # {number}", f"{number}.py") for number in range(20)])
-    assert page.count('<details class="pair"') == cds.COMPARED_MEMBERS
-    assert page.count('<details class="pair" open>') == 1
-    assert page.count("<li value=") == 19 - cds.COMPARED_MEMBERS
+def test_page_compares_some_members_of_a_group_and_lists_the_others(tmp_path):
+    records = [record(f"{TOTAL[:-1]}  # {number}", f"{number:02}.py") for number in range(20)]
+    page = page_of(records)
+    assert without_script(page).count("<li><a>") == 20
+    found = comparisons_in(tmp_path, page)
+    assert [[int(head.split()[0]) for head in heads] for heads, _, _ in found] == [
+        [1, number] for number in range(2, cds.CODES_SHOWN + 1)
+    ]
     assert "the same text" not in page
 
 
-def test_page_opens_the_first_comparison_where_the_second_member_is_a_copy():
-    changed = [record(f"{TOTAL}    # {n}\n", f"c{n}.py") for n in range(2)]
+def test_page_compares_with_members_that_are_no_copies(tmp_path):
+    changed = [record(f"{TOTAL[:-1]}  # {n}", f"c{n}.py") for n in range(2)]
     page = page_of([*twins(TOTAL), *changed])
-    assert "the same text as 1" in page
-    assert page.count('<details class="pair" open>\n<summary>1 | 3 ') == 1
-    assert page.count('<details class="pair">\n<summary>1 | 4 ') == 1
-
-
-def test_page_puts_the_intents_above_codes_that_it_does_not_compare():
-    page = page_of([record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)])
-    assert page.count(f'<p class="intent">{SUM}</p>') == 2
-    assert "<mark>" not in page and '<tr class="d">' not in page
-    assert (
-        page.index(SUM)
-        < page.index("<td>def total(rows, rate):")
-        < page.index("<td>def load(path):")
-    )
+    assert page.count("the same text as 1") == 1
+    found = comparisons_in(tmp_path, page)
+    assert [[head.split()[0] for head in heads] for heads, _, _ in found] == [
+        ["1", "3"],
+        ["1", "4"],
+    ]
 
 
 def test_page_says_how_members_compare_and_who_said_what_they_are_for():
@@ -10484,9 +10569,9 @@ def test_page_says_how_members_compare_and_who_said_what_they_are_for():
     assert page.count("80 % shared") == 1
     assert page.count("99 % shared") == 1
     assert "100 % shared" not in page
-    assert "differs in <code>.T</code>, <code>&lt;b&gt;</code>" in page
-    assert f'<p class="intent"><small>docstring</small> {SUM}</p>' in page
-    assert '<p class="intent">Adds.</p>' in page
+    assert "differs in <code>.T, &lt;b&gt;</code>" in page
+    assert f'<p class="intent"><small>docstring</small> {SUM}' in page
+    assert '<p class="intent">Adds.' in page
     assert "<b>siblings</b>" in page
 
 
@@ -10498,7 +10583,8 @@ def test_page_head_has_figures_and_the_files_that_share_most():
     lines = 7 + 7 + 6
     assert f"<dt>Repeated lines of code</dt><dd>{100 * 7 / lines:.1f} %</dd>" in head
     assert '<dt>1. Exact: the same code</dt><dd><a href="#exact">1</a></dd>' in head
-    assert "<tr><td>7, a copied file<td>a.py (100 %)<td>b.py (100 %)" in head
+    pair = '<a href="#path=/a.py%20%26%20/b.py">7</a>, a copied file'
+    assert f"<tr><td>{pair}<td>a.py (100 %)<td>b.py (100 %)" in head
 
 
 def test_page_lays_out_its_sections_with_tests_and_hidden_groups_last():
@@ -10513,6 +10599,7 @@ def test_page_lays_out_its_sections_with_tests_and_hidden_groups_last():
         "2. Near: similar code 0 groups",
         "3. Block: the same statements inside functions 0 groups",
         "4. Same intent, different code 0 groups",
+        *["Code", "a.py", "c.py", "tests/a.py"],
     ]
 
 
@@ -10521,7 +10608,7 @@ def test_duplicates_command_writes_a_page(tmp_path, capsys):
     output = tmp_path / "report.html"
     assert run("duplicates", "--path", source, "--format", "html", "--output", output) == 0
     page = output.read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and page.count('class="group"') == 1
+    assert page.startswith("<!doctype html>") and page.count("<article id=") == 1
     assert run("duplicates", "--path", source, "--format", "html") == 0
     assert capsys.readouterr().out == page
 
@@ -10538,6 +10625,74 @@ def test_the_code_of_a_stored_run_is_shown_whole(tmp_path, capsys):
         assert code in capsys.readouterr().out
         assert run(*command, "--format", "html") == 0
         assert code in re.sub("<.*?>", "", capsys.readouterr().out)
+
+
+def test_page_says_what_it_is_of_and_when_it_was_read(tmp_path, capsys):
+    source = tree(tmp_path / "<b>&", {"a.py": TOTAL, "b.py": TOTAL})
+    before = cds.timestamp()
+    assert run("duplicates", "--path", source, "--format", "html") == 0
+    (title,) = re.findall("<title>(.*?)</title>", capsys.readouterr().out)
+    name, read_at, version = html.unescape(title).removeprefix("Duplicates in ").split(", ")
+    assert (name, version) == ("<b>&", f"CDS {cds.__version__}")
+    assert before[:16] <= read_at.replace(" ", "T")[:16] <= cds.timestamp()[:16]
+    store(tmp_path / "db", built(source), root_path="/one/src")
+    assert run("duplicates", "--db-path", tmp_path / "db", "--format", "html") == 0
+    title = f"Duplicates in src, run 1, {CONTEXT.finished_at}, CDS {cds.__version__}"
+    assert f"<title>{title}</title>" in capsys.readouterr().out
+
+
+def data_of(page):
+    """Return what a page holds for its script."""
+    return json.loads(re.search('<script type="application/json".*?>(.*?)</script>', page)[1])
+
+
+def test_page_holds_what_a_baseline_needs_of_all_groups_however_small_it_is():
+    report = many_groups(60)
+    data = data_of("".join(cds.report_as_page(report, 1)))
+    assert [group[1] for group in data["groups"]] == [group.id for group in report.groups]
+    assert [group[9] for group in data["groups"]] == [[0, 1]] * 60
+    assert data["places"] == [[1, file, 1, 47, "total", 0] for file in (0, 1)]
+    assert data["files"] == ["a.py", "b.py"]
+    code = base64.b64decode(data["codes"][0] + "==").hex()
+    assert code == report.groups[0].members[0].record.md5sum
+    head = json.loads("".join(cds.report_json(report)))
+    assert data["head"] == {name: head[name] for name in data["head"]}
+
+
+def test_page_holds_of_hidden_groups_those_that_are_accepted_with_others(tmp_path):
+    files = {f"{n}.py": till("Till", SPLIT, TOTAL) + STUB for n in "ab"}
+    report = report_on(tmp_path, files)
+    data = data_of("".join(cds.report_as_page(report)))
+    rules = [group[3] if group[3] is None else data["rules"][group[3]] for group in data["groups"]]
+    assert sorted(rules, key=str) == [None, ["contained", False], ["contained", False]]
+    numbers = [group[0] for group in data["groups"]]
+    assert [group[10] for group in data["groups"] if group[3] is not None] == [[[0], [0]]] * 2
+    assert [report.groups[n].id for n in numbers] == [group[1] for group in data["groups"]]
+    known = cds.compare_with_baseline(report, report)
+    data = data_of("".join(cds.report_as_page(known)))
+    rules = {group[0]: data["rules"][group[3]] for group in data["groups"]}
+    assert rules.pop(0) == ["known", True]
+    assert [group[10] for group in data["groups"] if group[0] in rules] == [[[0], [0]]] * 2
+
+
+def test_page_links_each_directory_and_file_of_its_map_and_pairs_of_files():
+    files = ["a.py", "b & c/d.py", "b & c/é.py"]
+    page = page_of([record(TOTAL, path) for path in files])
+    links = [html.unescape(link) for link in re.findall('<a href="#([^"]*=[^"]*)"', page)]
+    shown = [urllib.parse.parse_qs(link) for link in links]
+    assert shown[:4] == [
+        {"area": ["code"]},
+        {"path": ["/b & c/"]},
+        {"path": ["/b & c/d.py"]},
+        {"path": ["/b & c/é.py"]},
+    ]
+    assert {"path": ["/a.py & /b & c/d.py"]} in shown
+
+
+def test_page_maps_no_more_entries_than_a_browser_can_take():
+    page = page_of([record(TOTAL, f"{number:04}.py") for number in range(5000)])
+    (found,) = re.findall('<ul class="map">(.*?)</details>\n</ul>', page, re.DOTALL)
+    assert found.count("<li>") == cds.MAP_ENTRIES
 
 
 # In a browser
@@ -10574,20 +10729,35 @@ def chromium(*words):
     return done.stdout.decode()
 
 
-def shown_in_browser(folder, page, address=""):
+def shown_in_browser(folder, page, address="", *words):
     """Open a page at an address within it; return the document as it then is."""
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
-    return chromium("--dump-dom", f"{path.as_uri()}#{address}")
+    return chromium("--dump-dom", *words, f"{path.as_uri()}#{address}")
 
 
-def groups_in(document):
-    """Return the state of each group in a document: name -> open, closed or hidden."""
+def said_in_browser(folder, page, expression, *words):
+    """Return the value of an expression of JavaScript at the end of a page without its policy."""
+    free = re.sub("<meta http-equiv.*?>", "", page, flags=re.DOTALL)
+    script = """
+    const said = document.createElement("pre");
+    said.textContent = JSON.stringify((%s));
+    document.documentElement.replaceChildren(said);
+    """
+    document = shown_in_browser(
+        folder, f"{free}<script>{{{script % expression}}}</script>", "", *words
+    )
+    return json.loads(html.unescape(re.search("<pre>(.*)</pre>", document, re.DOTALL)[1]))
+
+
+def groups_in(document, page):
+    """Return the state of each group of a page in a document: name -> open, closed or hidden."""
     states = {}
-    for attributes, name in re.findall(
-        r'(<details class="group"[^>]*>).*?<strong>(.*?)<', document, re.DOTALL
-    ):
-        is_open = "open" if " open=" in attributes else "closed"
+    for anchor, name in re.findall('<article id="(.*?)".*?<strong>(.*?)<', page, re.DOTALL):
+        attributes, row = re.search(
+            f'<article id="{anchor}"(.*?)>(.*?)</article>', document, re.DOTALL
+        ).groups()
+        is_open = "open" if re.match(r"\s*<details[^>]* open=", row) else "closed"
         states[name] = "hidden" if " hidden=" in attributes else is_open
     return states
 
@@ -10617,8 +10787,9 @@ GROUPED = [
     ],
 )
 def test_page_is_filtered_by_its_address(tmp_path, address, names):
-    document = shown_in_browser(tmp_path, page_of(GROUPED), address)
-    states = groups_in(document)
+    page = page_of(GROUPED)
+    document = shown_in_browser(tmp_path, page, address)
+    states = groups_in(document, page)
     assert sorted(states) == ["load", "set_up", "stub", "total"]
     assert sorted(name for name in states if states[name] != "hidden") == sorted(names)
     assert f"{len(names)} of 4 groups</output>" in document
@@ -10629,16 +10800,16 @@ def test_page_opens_the_group_that_its_address_names(tmp_path):
     page = page_of(GROUPED)
     for name in ("set_up", "stub"):
         (anchor,) = re.findall(
-            rf'id="(group-\w+)"[^>]*>\s*<summary><i>\d+</i> <strong>{name}<', page
+            rf'id="(group-\w+)"[^>]*>\s*<details><summary><i>\d+</i> <strong>{name}<', page
         )
-        assert groups_in(shown_in_browser(tmp_path, page, anchor))[name] == "open"
+        assert groups_in(shown_in_browser(tmp_path, page, anchor), page)[name] == "open"
 
 
 KEYS_SCRIPT = """
 const states = [];
 function press(key) {
   document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  const names = document.querySelectorAll(".group[open] strong");
+  const names = document.querySelectorAll("article > [open] strong");
   const open = Array.from(names, name => name.textContent);
   const at = document.querySelector(".at td")?.textContent ?? "";
   states.push([key, document.activeElement.localName, open.join(), at].join(" "));
@@ -10668,6 +10839,693 @@ def test_page_is_used_by_keys_alone(tmp_path):
         "Escape body total 1",
         "Escape body  1",
     ]
+
+
+def made_rows(document):
+    """Return how many groups of a document have a row, and how many do not."""
+    rows = re.findall("<article id=[^>]*>(.*?)</article>", document, re.DOTALL)
+    return sum(map(bool, rows)), sum(not row for row in rows)
+
+
+def test_page_makes_the_rows_that_are_near_the_screen(tmp_path):
+    page = "".join(cds.report_as_page(many_groups(200)))
+    made, empty = made_rows(shown_in_browser(tmp_path, page, "", "--virtual-time-budget=2000"))
+    assert 5 < made < 60 and made + empty == 200
+
+
+def test_page_opens_a_group_that_is_far_from_the_screen(tmp_path):
+    page = "".join(cds.report_as_page(many_groups(200)))
+    document = shown_in_browser(tmp_path, page, "group-0000000150")
+    assert re.search(
+        r'<article id="group-0000000150"[^>]*>\s*<details open="">.*?log\.info', document, re.DOTALL
+    )
+    assert made_rows(document)[1] > 100
+
+
+def test_page_finds_what_is_in_rows_that_are_not_made(tmp_path):
+    code = f"{TOTAL}    return '<i>&lt;&amp;\\'\\\" </noscript><article id='\n"
+    records = [record(code, f"{name}.py") for name in "ab"]
+    page = page_of([*records, *twins(OTHER)])
+    for text, found in {
+        "<I>&lt;": 1,
+        "&amp;\\'\\\" </noscript><article id='": 1,
+        "<details": 0,
+        "quot": 0,
+        "x27": 0,
+    }.items():
+        address = urllib.parse.urlencode({"text": text})
+        assert f"{found} of 2 groups" in shown_in_browser(tmp_path, page, address), text
+
+
+def test_page_makes_all_rows_before_it_is_printed(tmp_path):
+    page = "".join(cds.report_as_page(many_groups(200)))
+    made = """(dispatchEvent(new Event("beforeprint")),
+      groups.map(group => group.textContent.includes("total")))"""
+    assert said_in_browser(tmp_path, page, made) == [True] * 200
+
+
+def test_page_has_all_rows_where_no_script_runs(tmp_path):
+    page = page_of(GROUPED)
+    outer = "<!doctype html><iframe sandbox='allow-same-origin'></iframe><script>%s</script>"
+    script = """
+    const frame = document.querySelector("iframe");
+    frame.onload = () => {
+      const rows = frame.contentDocument.querySelectorAll("article > details strong");
+      document.body.innerHTML = "<pre>" + Array.from(rows, name => name.textContent) + "</pre>";
+    };
+    frame.srcdoc = %s;
+    """
+    framed = outer % (script % json.dumps(page).replace("<", "\\u003c"))
+    document = shown_in_browser(tmp_path, framed, "", "--virtual-time-budget=2000")
+    assert re.search("<pre>(.*)</pre>", document)[1].split(",") == [
+        "load", "set_up", "stub", "total"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["</script>", "</noscript>", "<article id=x>", "</article>", "a\u2028b", "\u202egnp", "<!--"],
+)
+def test_page_makes_rows_of_hostile_names_and_code_that_are_what_was_written(tmp_path, text):
+    pair = [
+        one._replace(file_path=f"{text}/{number}.py", raw_code=f"{TOTAL}    # {text}")
+        for number, one in enumerate(twins(TOTAL))
+    ]
+    read = """Array.from(groups, group => [make(group).querySelector("li > a").textContent,
+      (compare(group), make(group).querySelector(".diff").textContent.includes(%s)),
+      placesOf(group)[0]])"""
+    shown = cds.printable(text)
+    in_script = json.dumps(f"# {shown}").replace("<", "\\u003c")
+    place = f"{shown}/0.py:1"
+    assert said_in_browser(tmp_path, page_of(pair), read % in_script) == [[place, True, place]]
+
+
+# Decisions
+
+
+def browsed(folder, page, script, address=""):
+    """Return the `result` of a script that runs in a page, with the functions of the page."""
+    page = re.sub("<meta http-equiv.*?>", "", page, flags=re.DOTALL)  # else no script of ours runs
+    shown = 'document.body.replaceChildren(document.createElement("pre"));'
+    shown += 'document.querySelector("pre").textContent = JSON.stringify(result);'
+    document = shown_in_browser(folder, f"{page}<script>{PRESS}{script}{shown}</script>", address)
+    return json.loads(html.unescape(re.search("<pre>(.*)</pre>", document, re.DOTALL)[1]))
+
+
+PRESS = """
+function press(...keys) {
+  for (const key of keys) {
+    document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  }
+}
+function write(text) {
+  document.activeElement.value = text;
+  document.activeElement.dispatchEvent(new InputEvent("input", { bubbles: true }));
+}
+function shown() {
+  return visible().map(group => make(group).querySelector("strong").textContent);
+}
+function marked() {
+  return groups.map(group => factOf(group)).filter(fact => fact && marks.has(fact.id))
+    .map(fact => [fact.members[0].name, markOf(fact), noteOf(fact)]);
+}
+function textIn(id) {
+  return document.getElementById(id).textContent;
+}
+"""
+
+
+def quoted(text):
+    """Return a text as a literal of a script within a page."""
+    return json.dumps(text).replace("<", "\\u003c")
+
+
+NOTE = """</script><!--`` \u2028\u202e 'agreed' """
+
+
+def page_on(source, *options):
+    """Return the page of a source tree, as the command writes it."""
+    output = source.parent / "report.html"
+    assert (
+        run("duplicates", "--path", source, "--format", "html", "--output", output, *options) == 0
+    )
+    return output.read_text(encoding="utf-8")
+
+
+def test_what_was_accepted_on_the_page_is_known_to_the_gate(tmp_path, capsys):
+    till = textwrap.indent(OTHER + SPLIT, "    ")
+    files = {f"{name}.py": f"class Till:\n    x = 1\n{till}\n{TOTAL}" for name in "ab"}
+    source = tree(tmp_path / "</src>", {**files, "c.py": TOTAL_RENAMED, "d.py": LONG_PAIR})
+    page = page_on(source)
+    base, gate = tmp_path / "base.json", ("duplicates", "--path", source, "--fail-on", "new")
+    script = f"""
+      press("j", "a", "e"); write({quoted(NOTE)}); press("Escape");
+      const one = baselineText();
+      for (let left = visible().length - 1; left; left -= 1) press("j", "a");
+      const all = baselineText();
+      const result = [one, all, decidable().length, textIn("decided"), textIn("said")];
+    """
+    one, everything, count, decided, said = browsed(tmp_path, page, script)
+    assert (decided, count > 3) == (f"{count} accepted, 0 to merge, 0 undecided", True)
+    assert said.endswith(": accepted")
+    base.write_text(one)
+    assert run(*gate, "--against", base) == 3
+    out = capsys.readouterr().out
+    assert f"{count - 1} new groups" in out and "1 known; 0 stale" in out
+    # What is contained in what was accepted is not taken for new.
+    base.write_text(everything)
+    written_baseline(source, tmp_path / "now.json", "--against", base, "--fail-on", "new")
+    groups = json.loads((tmp_path / "now.json").read_text())["groups"]
+    assert [group["note"] for group in groups if "note" in group] == [NOTE]
+    assert "contained" in [group["hidden_by"] for group in groups]
+    # A page of what was compared begins with what was accepted, and goes on from there.
+    script = 'press("j"); const result = [marked(), textIn("decided"), baselineText()];'
+    page = page_on(source, "--against", base)
+    marks, decided, again = browsed(tmp_path, page, script)
+    assert (marks, decided) == ([], f"{count} accepted, 0 to merge, 0 undecided")
+    read = [json.loads(text)["groups"] for text in (everything, again)]
+    ids = [{(one["id"], one.get("note")) for one in groups} for groups in read]
+    assert ids[0] == ids[1]
+    tree(source, {"e.py": TOTAL})
+    assert run(*gate, "--against", base) == 3
+
+
+LONG_PAIR = OTHER.replace("load", "read") + "\n\n" + OTHER.replace("load", "fetch")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, [["load", "merge", ""], ["total", "accepted", "why"]], id="the same"),
+        pytest.param(
+            {"b.py": EDITED}, [["load", "merge", ""], ["total", "accepted", "why"]], id="edited"
+        ),
+        pytest.param(
+            {"b.py": None, "x/y.py": TOTAL_RENAMED, "d.py": None, "z.py": OTHER},
+            [["load", "merge", ""], ["total", "accepted", "why"]],
+            id="moved",
+        ),
+        pytest.param(
+            {"d.py": OTHER.replace("'#'", "';'").replace("json.", "")},
+            [["load", "merge", ""], ["total", "accepted", "why"]],
+            id="an exact copy edited",
+        ),
+        pytest.param({"e.py": OTHER}, [["total", "accepted", "why"]], id="copied again"),
+        pytest.param({"d.py": "", "c.py": ""}, [["total", "accepted", "why"]], id="merged"),
+    ],
+)
+def test_marks_are_found_again_on_a_page_of_the_edited_tree(tmp_path, files, expected):
+    before = {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "c.py": OTHER, "d.py": OTHER}
+    source = tree(tmp_path / "src", before)
+    script = """
+      press("j", "m", "j", "a", "e"); write("why");
+      const result = localStorage.getItem(store);
+    """
+    kept = browsed(tmp_path, page_on(source), script)
+    shutil.rmtree(source)
+    after = {name: code for name, code in {**before, **files}.items() if code is not None}
+    script = f"""
+      localStorage.setItem(store, {quoted(kept)});
+      dispatchEvent(new StorageEvent("storage", {{ key: store }}));
+      const found = marked();
+      if (found.length) setMark(groups[0], {{}});
+      const result = [found.sort(), JSON.parse(localStorage.getItem(store)).length];
+    """
+    found, count = browsed(tmp_path, page_on(tree(source, after)), script)
+    assert found == expected
+    # What this tree does not have stays stored: it may come back.
+    assert count >= 2
+
+
+def test_each_group_has_its_own_mark_among_those_of_the_same_members(tmp_path):
+    """Members of overlapping groups and blocks of the same functions stand in several groups."""
+    (group,) = cds.build_report([*twins(TOTAL), record(TOTAL, "c.py")], DUPLICATES).groups
+    block = []
+    for number in range(3):
+        part = {"kind": "block", "md5sum": format(number, "032x"), "start_line": 2 + number}
+        block.append([one._replace(record=one.record._replace(**part)) for one in group.members])
+    again = [one._replace(record=one.record._replace(start_line=5)) for one in block[0]]
+    members = [group.members, group.members[:2], group.members[1:], *block, again]
+    groups = tuple(
+        group._replace(id=f"{number:010}", members=tuple(of)) for number, of in enumerate(members)
+    )
+    report = cds.build_report([], DUPLICATES)._replace(groups=groups[::-1])
+    script = """
+      for (const [id] of facts) marks.set(id, { mark: "accepted", note: id });
+      writeMarks();
+      readMarks();
+      const result = [Array.from(marks).filter(([id, one]) => id !== one.note), strangers.length];
+    """
+    page = "".join(cds.report_as_page(report._replace(areas={})))
+    assert browsed(tmp_path, page, script) == [[], 0]
+
+
+def test_marks_of_another_tree_and_broken_ones_are_left_alone(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, two = (tree(tmp_path / name / "src", {"a.py": TOTAL * 2}) for name in ("one", "two"))
+    keys = [data_of(page_on(source))["key"] for source in (one, two)]
+    assert keys[0] != keys[1]
+    broken = ["{", "null", "7", '[null, {}, {"mark": "a", "note": "", "evidence": 1}]']
+    script = f"""
+      const result = {json.dumps(broken)}.map(text => {{
+        localStorage.setItem(store, text);
+        readMarks();
+        return [marks.size, document.getElementById("unsaved").hidden];
+      }});
+    """
+    # Nor does the page stop at them; that they are lost is said.
+    assert browsed(tmp_path, page_on(one), script) == [[0, False]] * 4
+
+
+def test_marks_hold_as_long_as_the_page_where_nothing_can_be_stored(tmp_path):
+    page = re.sub("<meta http-equiv.*?>", "", page_of(GROUPED), flags=re.DOTALL)
+    script = (
+        'press("j", "a"); document.title = marked() + document.getElementById("unsaved").hidden'
+    )
+    content = base64.b64encode(f"{page}<script>{PRESS}{script}</script>".encode()).decode()
+    # Such a page has no origin, and so no storage.
+    document = chromium("--dump-dom", f"data:text/html;charset=utf-8;base64,{content}")
+    assert "<title>load,accepted,false</title>" in document
+
+
+def test_marks_are_made_by_mouse_and_taken_away_again(tmp_path):
+    script = """
+      show(groups[0]);
+      const buttons = Array.from(groups[0].querySelectorAll(".decide button"));
+      const state = () => [
+        buttons.map(button => button.getAttribute("aria-pressed")).join(),
+        groups[0].querySelector(".mark").textContent,
+        Array.from(document.querySelectorAll("[data-export]"), button => button.disabled).join(),
+      ];
+      const result = [state()];
+      for (const at of [0, 1, 1]) { buttons[at].click(); result.push(state()); }
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == [
+        ["false,false", "", "true,true"],
+        ["true,false", "accepted", "false,true"],
+        ["false,true", "to merge", "true,false"],
+        ["false,false", "", "true,true"],
+    ]
+
+
+def test_what_a_rule_hides_is_not_decided_on(tmp_path):
+    script = """
+      show(groups.find(group => group.dataset.rule === "stub"));
+      press("a", "m", "e");
+      const result = [marked(), textIn("said"), baselineText().includes("stub")];
+    """
+    told = "What this rule hides needs no decision."
+    assert browsed(tmp_path, page_of(GROUPED), script) == [[], told, False]
+
+
+def test_the_list_of_what_is_to_be_merged_is_for_people_and_agents(tmp_path):
+    path = f"`{HOSTILE_TEXT}/b.py"
+    records = [record(TOTAL), record(TOTAL_RENAMED, path), *twins(OTHER, path="x/{}.py")]
+    script = f"""
+      press("j", "j", "m", "e"); write({quoted(NOTE)});
+      const result = [mergeText(), current.querySelector(".mark").textContent, textIn("said")];
+    """
+    text, mark, said = browsed(tmp_path, page_of(records), script)
+    (group,) = [
+        one for one in cds.build_report(records, DUPLICATES).groups if one.evidence.name == "near"
+    ]
+    note = "</script><!--`` 'agreed'".replace("'agreed'", "\\u202e 'agreed'")
+    head, empty, item, first, second, end = text.split("\n")
+    assert (head, empty, end) == ("# To merge in `src`", "", "")
+    percent = cds.in_percent(group.similarity)
+    assert item == f"- [ ] near, 2 copies, {percent} % similar ({group.id}): ``` {note} ```"
+    names = [f"`{label}`" for label in group.members[0].differs]
+    differs = f", differs in {', '.join(names)}" if names else ""
+    assert {first, second} >= {f"  - `a.py:1-7` `total`{differs}"}
+    hostile = first if second.startswith("  - `a.py") else second
+    assert hostile.startswith("  - `` ") and "\\u202e" in hostile and "<img" in hostile
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028\u202a-\u202e]", text + mark)
+    assert (mark, said) == (f"to merge: {note}", f"Group {group.id}: to merge")
+
+
+@pytest.mark.parametrize(
+    ("address", "names"),
+    [
+        ("mark=open", ["set_up", "total"]),
+        ("mark=accepted", ["load"]),
+        ("mark=merge", []),
+        ("mark=open&path=/tests/", ["set_up"]),
+    ],
+)
+def test_page_is_filtered_by_what_was_decided(tmp_path, address, names):
+    script = f"""
+      press("j", "a");
+      location.hash = "{address}";
+      readAddress();
+      const result = [shown(), !document.getElementById("nothing").hidden];
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == [names, not names]
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/tests/", ["set_up"]),
+        ("/ests/", []),
+        ("ests/", ["set_up"]),
+        ("/e.py & /f.py", ["total"]),
+        ("/e.py & /a.py", []),
+        ("py", ["load", "set_up", "total"]),
+    ],
+)
+def test_page_finds_paths_from_the_root_and_pairs_of_them(tmp_path, path, names):
+    script = "const result = shown();"
+    address = f"path={urllib.parse.quote(path)}"
+    assert browsed(tmp_path, page_of(GROUPED), script, address) == names
+
+
+def test_each_entry_of_the_map_and_pair_of_files_leads_to_its_groups(tmp_path):
+    odd = "b&c/\u202e'd\\.py"
+    records = [record(TOTAL), record(TOTAL, odd), *twins(OTHER, path="x/{}.py")]
+    script = """
+      const found = [];
+      form.mark.value = "open";
+      const before = Array.from(document.querySelectorAll(".map details"), box => box.open);
+      for (const link of document.querySelectorAll(".map a, .pairs a")) {
+        link.click();
+        found.push([link.textContent, shown().sort().join()]);
+        const opened = new URL(link.href).hash.slice(1);
+        if (location.hash !== "#" + new URLSearchParams(opened) + "&mark=open") found.push(opened);
+        form.path.value = form.area.value = "";
+      }
+      const now = Array.from(document.querySelectorAll(".map details"), box => box.open);
+      const result = [found, before.join() === now.join()];
+    """
+    found, is_unfolded = browsed(tmp_path, page_of(records), script)
+    shown = dict(found)
+    assert is_unfolded
+    assert shown.pop("In code") == "load,total"
+    assert shown == {
+        "x/": "load",
+        "b.py": "load",
+        "b&c/": "total",
+        "\\u202e'd\\.py": "total",
+        "6": "load",
+        "7": "total",
+    }
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("", ["load", "total", "set_up"]),
+        ("saved", ["set_up", "total", "load"]),
+        ("copies", ["set_up", "load", "total"]),
+        ("file", ["total", "set_up", "load"]),
+        ("similarity", ["load", "total", "set_up"]),
+    ],
+)
+def test_groups_are_sorted_within_their_area(tmp_path, order, names):
+    codes = {"x/{}.py": OTHER, "{}.py": TOTAL, "y/{}.py": ASSIGNED}
+    records = [one for path, code in codes.items() for one in twins(code, path=path)]
+    report = cds.build_report(records, DUPLICATES)
+    by_name = {group.members[0].qualified_name: group for group in report.groups}
+    load, total, set_up = (by_name[name] for name in ("load", "total", "set_up"))
+    moved = [placed(member, f"z{at}.py", 1, 2) for at, member in enumerate(load.members)]
+    more = [placed(set_up.members[0], f"m{at}.py", 1, 99) for at in range(3)]
+    groups = (
+        load._replace(members=tuple(moved), similarity=0.9),
+        total._replace(similarity=0.8),
+        set_up._replace(members=tuple(more), copies=3, similarity=0.7),
+    )
+    page = "".join(cds.report_as_page(report._replace(groups=groups)))
+    script = f"""
+      form.sort.value = "{order}";
+      form.dispatchEvent(new InputEvent("input"));
+      press("j");
+      const result = [shown(), location.hash, current === groups[0]];
+    """
+    found, address, is_first = browsed(tmp_path, page, script)
+    assert (found, is_first) == (names, True)
+    assert ("sort=" in address) == bool(order)
+
+
+def placed(member, path, start, end):
+    """Return a member as it would stand elsewhere."""
+    record = member.record._replace(file_path=path, start_line=start, end_line=end)
+    return member._replace(record=record)
+
+
+def test_counts_follow_the_filter_and_nothing_found_offers_to_reset(tmp_path):
+    script = """
+      const counts = () => boxes.filter(box => !box.hidden).map(
+        box => box.querySelector("h2, h3, summary").textContent
+      );
+      const before = counts();
+      form.path.value = "tests";
+      form.dispatchEvent(new InputEvent("input"));
+      const filtered = counts();
+      form.path.value = "nowhere";
+      form.dispatchEvent(new InputEvent("input"));
+      const nothing = document.getElementById("nothing");
+      const isShown = !nothing.hidden;
+      nothing.querySelector("button").click();
+      const result = [before, filtered, isShown, counts(), nothing.hidden, location.hash];
+    """
+    before, filtered, is_shown, after, is_hidden, address = browsed(
+        tmp_path, page_of(GROUPED), script
+    )
+    assert before[0] == "1. Exact: the same code 2 groups" and after == before
+    assert filtered == ["1. Exact: the same code 1 group", "In tests 1 group"]
+    assert (is_shown, is_hidden, address) == (True, True, "")
+
+
+def test_an_address_that_names_no_group_says_so(tmp_path):
+    script = 'const result = [textIn("said"), shown().length];'
+    found = browsed(tmp_path, page_of(GROUPED), script, "group-0123456789")
+    assert found == ["This page has no group-0123456789.", 3]
+    assert browsed(tmp_path, page_of(GROUPED), script, "text=log")[0] == ""
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_what_was_copied_is_named(tmp_path, is_refused):
+    script = f"""
+      let copied = null;
+      const writeText = text => {{
+        if ({json.dumps(is_refused)}) throw new Error("denied");
+        copied = text;
+      }};
+      Object.defineProperty(navigator, "clipboard", {{ value: {{ writeText }} }});
+      new MutationObserver(() => {{ document.title = [copied, textIn("said")].join(); }})
+        .observe(document.getElementById("said"), {{ childList: true }});
+      press("j", "c");
+    """
+    page = re.sub("<meta http-equiv.*?>", "", page_of(GROUPED), flags=re.DOTALL)
+    document = shown_in_browser(tmp_path, f"{page}<script>{PRESS}{script}</script>")
+    title = re.search("<title>(.*?)</title>", document, re.DOTALL)[1]
+    if is_refused:
+        assert title == ",This browser does not copy: a.py:1, b.py:1"
+    else:
+        assert title == "a.py:1\nb.py:1,Copied a.py:1, b.py:1"
+
+
+SIDE_BY_SIDE = [
+        pytest.param("a\nb", "a\nb", [("=", 10, 20, "a", "a"), ("=", 11, 21, "b", "b")], id="same"),
+        pytest.param(
+            "x = old(1)", "x = new(1)", [("≠", 10, 20, "x = |old|(1)", "x = |new|(1)")], id="a word"
+        ),
+        pytest.param("a\nb\nc", "a\nc", [
+            ("=", 10, 20, "a", "a"), ("≠", 11, None, "b", ""), ("=", 12, 21, "c", "c"),
+        ], id="a line less"),
+        pytest.param("f()\nreturn one", "g(2)\nf()\nreturn two", [
+            ("≠", None, 20, "", "g(2)"),
+            ("=", 10, 21, "f()", "f()"),
+            ("≠", 11, 22, "return |one|", "return |two|"),
+        ], id="a line more"),
+        pytest.param("p = 1\nq = f(p)", "log(3)\nr = 1\ns = f(r)", [
+            ("≠", None, 20, "", "log(3)"),
+            ("≠", 10, 21, "|p| = 1", "|r| = 1"),
+            ("≠", 11, 22, "|q| = f(|p|)", "|s| = f(|r|)"),
+        ], id="renamed"),
+        pytest.param("a.b = f(1, 2)\nc", "x\na.b = []\nc", [
+            ("≠", None, 20, "", "x"),
+            ("≠", 10, 21, "a.b = |f(1, 2)|", "a.b = |[]|"),
+            ("=", 11, 22, "c", "c"),
+        ], id="the same target"),
+        pytest.param("alpha(1)", "while b:", [("≠", 10, 20, "alpha(1)", "while b:")], id="unlike"),
+        pytest.param("return p.x", "del q.y\nreturn q.y", [
+            ("≠", None, 20, "", "del q.y"), ("≠", 10, 21, "return |p|.|x|", "return |q|.|y|"),
+        ], id="the same keyword"),
+        pytest.param("if x:\n    a(1)\nb(2)\nc", "a(1)\nc", [
+        ("≠", 10, None, "if x:", ""),
+        ("=", 11, 20, "    a(1)", "a(1)"),
+        ("≠", 12, None, "b(2)", ""),
+        ("=", 13, 21, "c", "c"),
+    ], id="indented otherwise"),
+    pytest.param("cmd = []\nginfo = info()\ncmd.append('-g')", "cmd = []\ncmd.append('-g')", [
+        ("=", 10, 20, "cmd = []", "cmd = []"),
+        ("≠", 11, None, "ginfo = info()", ""),
+        ("=", 12, 21, "cmd.append('-g')", "cmd.append('-g')"),
+    ], id="the same line below"),
+    pytest.param("load(one)\nsave(two, 2)", "save(three, 2)\nclose(four)", [
+        ("≠", 10, None, "load(one)", ""),
+        ("≠", 11, 20, "save(|two|, 2)", "save(|three|, 2)"),
+        ("≠", None, 21, "", "close(four)"),
+    ], id="the likest line"),
+    pytest.param("a\n\nb", "\nb\n\nc", [
+        ("≠", 10, None, "a", ""), ("=", 11, 20, "", ""), ("=", 12, 21, "b", "b"),
+        ("≠", None, 22, "", ""), ("≠", None, 23, "", "c"),
+    ], id="blank lines"),
+]  # fmt: skip
+
+
+@functools.lru_cache
+def sides_in_browser(pairs):
+    """Return the rows of pairs of codes: sign, both numbers, both lines with marks in bars."""
+    code = """(text, start) => ({ before: [], after: [],
+      lines: text.split("\\n").map((line, at) => lineOf(line, start + at)) })"""
+    text = """line => (line?.pieces ?? [{ text: line?.text ?? "" }]).map(
+      piece => piece.isMarked ? `|${piece.text}|` : piece.text).join("")"""
+    rows = f"""%s.map(([first, other]) => comparedRows(({code})(first, 10), ({code})(other, 20))
+      .map(({{ kind, sides: [one, two] }}) => [
+        kind === "same" ? "=" : "≠", one?.number ?? null, two?.number ?? null,
+        ({text})(one), ({text})(two),
+      ]))"""
+    with tempfile.TemporaryDirectory() as folder:
+        return said_in_browser(Path(folder), page_of([]), rows % json.dumps(pairs))
+
+
+@pytest.mark.parametrize("number", range(len(SIDE_BY_SIDE)), ids=[one.id for one in SIDE_BY_SIDE])
+def test_page_puts_lines_that_belong_together_side_by_side(number):
+    shown = sides_in_browser(tuple(one.values[:2] for one in SIDE_BY_SIDE))
+    assert [tuple(row) for row in shown[number]] == SIDE_BY_SIDE[number].values[2]
+
+
+SHOWN = """(() => {
+  const text = node => node.textContent;
+  const all = (node, selector) => Array.from(node.querySelectorAll(selector));
+  show(groups[0]);
+  %s
+  return all(current, ".comparisons .diff").map(box => [
+    all(box, "th").map(text),
+    all(box, ".around").map(row => all(row, "td:nth-child(even)").map(text)),
+    all(box, "tr:not(.around)").map(row => all(row, "td:nth-child(even)").map(text)).slice(1),
+  ]);
+})()"""
+
+
+def comparisons_in(folder, page, action=""):
+    """Return heads, lines around and other lines of each comparison in the first group, opened."""
+    return said_in_browser(folder, page, SHOWN % action)
+
+
+def test_page_shows_three_lines_around_each_member_as_far_as_the_file_goes(tmp_path):
+    files = {"a.py": f"one = 1\n\n{TOTAL}\ntwo = 2\n# 3\n# 4\n# 5\n", "b.py": TOTAL_RENAMED}
+    [[heads, around, _]] = comparisons_in(tmp_path, page_on(tree(tmp_path / "src", files)))
+    assert [head.split()[-1] for head in heads] == ["a.py:3", "b.py:1"]
+    above = [["one = 1", ""], ["", ""]]
+    assert [row[:1] for row in around] == [["one = 1"], [""], [""], ["two = 2"], ["# 3"]]
+    assert around[:2] == above
+
+
+def test_page_of_a_stored_run_shows_the_lines_around_too(tmp_path):
+    source = tree(tmp_path / "src", {"a.py": f"one = 1\n{TOTAL}", "b.py": TOTAL_RENAMED})
+    store(tmp_path / "db", built(source))
+    output = tmp_path / "report.html"
+    command = ("duplicates", "--db-path", tmp_path / "db", "--format", "html")
+    assert run(*command, "--output", output) == 0
+    [[_, around, _]] = comparisons_in(tmp_path, output.read_text(encoding="utf-8"))
+    assert around == [["one = 1", ""]]
+
+
+def test_page_shows_the_lines_of_a_block_and_folds_the_definition_around_away(tmp_path):
+    changed = BLOCK_LINES.replace("entry", "found")
+    before = "".join(f"    self.log({number})\n" for number in range(9))
+    files = {"a.py": host(0), "b.py": host(1, before + changed)}
+    page = page_on(tree(tmp_path / "src", files), *UNLIKE)
+    opened = "show(document.querySelector('#block article'));"
+    [[_, around, lines]] = comparisons_in(tmp_path, page, opened)
+    assert [[cell.strip() for cell in row] for row in lines] == [
+        [line.strip(), other.strip()]
+        for line, other in zip(BLOCK_LINES.splitlines(), changed.splitlines())
+    ]
+    assert "def m1(self, key):" in [row[1].strip() for row in around]
+    folds = "Array.from(document.querySelectorAll('.fold > summary'), one => one.textContent)"
+    found = said_in_browser(tmp_path, page, f"({opened[:-1]}, {folds})")
+    assert found == ["5 lines around"]
+
+
+THREE = [record(TOTAL.replace("rate", name), f"{name}.py") for name in ("rate", "fee", "share")]
+
+
+@pytest.mark.parametrize(
+    ("action", "base"),
+    [
+        pytest.param("", 0, id="the first"),
+        pytest.param("actions.b();", 1, id="by key"),
+        pytest.param("actions.b(); actions.b(); actions.b();", 0, id="round"),
+        pytest.param("document.querySelectorAll('[type=radio]')[2].click();", 2, id="by mouse"),
+    ],
+)
+def test_page_compares_the_others_with_the_member_that_is_chosen(tmp_path, action, base):
+    found = comparisons_in(tmp_path, page_of(THREE), action)
+    others = [number for number in (1, 2, 3) if number != base + 1]
+    assert [[int(head.split()[0]) for head in heads] for heads, _, _ in found] == [
+        [base + 1, other] for other in others
+    ]
+
+
+def test_page_shows_codes_of_the_same_purpose_apart(tmp_path):
+    pair = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
+    found = comparisons_in(tmp_path, page_of(pair))
+    assert [len(heads) for heads, _, _ in found] == [1, 1]
+    assert [lines[0] for _, _, lines in found] == [
+        ["def total(rows, rate):"], ["def load(path):"]
+    ]  # fmt: skip
+
+
+def test_page_folds_long_equal_stretches_away(tmp_path):
+    lines = [f"line_{number}()" for number in range(40)]
+    pair = [
+        copy._replace(raw_code="\n".join([*lines, f"{n}"]), end_line=41)
+        for n, copy in enumerate(twins(TOTAL))
+    ]
+    # The first three, one of both; the last three and the one that differs.
+    [[_, _, shown]] = comparisons_in(tmp_path, page_of(pair))
+    assert [len(row) for row in shown] == [2] * 3 + [1] * 34 + [2] * 4
+
+
+def test_page_follows_links_to_places_and_copies_those_without(tmp_path):
+    state = """(show(groups[0]), Array.from(document.querySelectorAll("article li > a"), place => [
+      place.getAttribute("href"), place.role, place.tabIndex]))"""
+    assert said_in_browser(tmp_path, page_of(twins(TOTAL)), state) == [[None, "button", 0]] * 2
+    source = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": TOTAL})
+    page = page_on(source, "--link", "https://code.example/{path}#L{line}")
+    assert said_in_browser(tmp_path, page, state) == [
+        [f"https://code.example/{name}.py#L1", None, 0] for name in "ab"
+    ]
+
+
+AXE = os.environ.get("AXE_JS")
+
+
+@pytest.mark.skipif(not AXE, reason="needs axe-core, whose axe.min.js AXE_JS names")
+@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
+def test_page_breaks_no_rule_of_axe(tmp_path, width, scheme):
+    page = re.sub("<meta http-equiv.*?>", "", page_of([*GROUPED, *THREE]), flags=re.DOTALL)
+    axe = Path(AXE).read_text(encoding="utf-8")
+    check = """
+    for (const box of document.querySelectorAll("details")) box.open = true;
+    for (const group of groups) { make(group).open = true; compare(group); }
+    axe.run().then(({ violations }) => {
+      const found = violations.map(one => [one.id, one.nodes.map(node => node.html)]);
+      document.documentElement.innerHTML = "<pre></pre>";
+      document.querySelector("pre").textContent = JSON.stringify(found);
+    });
+    """
+    document = shown_in_browser(
+        tmp_path, f"{page}<script>{axe}</script><script>{check}</script>", "",
+        "--virtual-time-budget=20000", f"--window-size={width},900",
+        f"--blink-settings=preferredColorScheme={scheme}",
+    )  # fmt: skip
+    assert json.loads(html.unescape(re.search("<pre>(.*)</pre>", document, re.DOTALL)[1])) == []
 
 
 def test_page_runs_no_script_but_its_own(tmp_path):
@@ -12289,16 +13147,18 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, content, says):
 
 
 @pytest.mark.parametrize(
-    "field", ["id", "evidence", "hidden_by", "members", "kind", "md5sum", "file_path"]
+    "field", ["id", "evidence", "hidden_by", "members", "kind", "md5sum", "file_path", "note"]
 )
 def test_a_baseline_with_odd_fields_is_refused(tmp_path, capsys, field):
     source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
     assert run("duplicates", "--path", source, "--format", "json", "--output", base) == 0
     for odd in (1, [], [1], {}, "", None):
         report = json.loads(base.read_text())
-        group = report["groups"][0]
+        group = {"note": "why", **report["groups"][0]}
+        report["groups"][0] = group
         holder = group if field in group else group["members"][0]
-        if holder[field] == odd or (field, odd) in [("hidden_by", ""), ("id", "")] or odd == "":
+        is_valid = (field, odd) in [("hidden_by", ""), ("id", ""), ("note", None)] or odd == ""
+        if holder[field] == odd or is_valid:
             continue
         holder[field] = odd
         (tmp_path / "odd.json").write_text(json.dumps(report))
@@ -12329,6 +13189,57 @@ def test_evidence_that_only_a_baseline_knows_is_named_if_groups_have_it(
     capsys.readouterr()
     text = f"{base} has groups of the evidence {shown}, unknown to this version: name a report"
     assert f"cds: --against: {text} " in refused(capsys, tmp_path, *against)
+
+
+def test_notes_go_through_the_gate_into_the_json(tmp_path, capsys):
+    source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
+    written_baseline(source, base)
+    report = json.loads(base.read_text())
+    report["groups"][0]["note"] = "two\nlines"
+    base.write_text(json.dumps(report))
+    out = tmp_path / "out.json"
+    written_baseline(source, out, "--against", base, "--fail-on", "new")
+    (group,) = json.loads(out.read_text())["groups"]
+    assert (group["hidden_by"], group["note"]) == ("known", "two\nlines")
+    capsys.readouterr()
+    assert run("duplicates", "--path", source, "--against", base, "--show", group["id"]) == 0
+    assert "Note: two lines\n" in capsys.readouterr().out
+
+
+def test_what_an_accepted_group_makes_superfluous_is_named(tmp_path):
+    files = {f"{n}.py": till("Till", SPLIT, TOTAL) for n in "ab"}
+    groups = report_on(tmp_path, files).groups
+    (outer,) = [number for number, group in enumerate(groups) if not group.hidden_by]
+    contained = [n for n, group in enumerate(groups) if hidden_by(group) == "contained"]
+    assert cds.covers_of(groups) == {number: [[outer], [outer]] for number in contained}
+    assert len(contained) == 2
+
+
+def test_what_serves_one_purpose_covers_no_copies():
+    pair = [record(TOTAL, intent=SUM), record(OTHER, "b.py", intent=SUM)]
+    (shown,) = cds.build_report(pair, DUPLICATES).groups
+    (copies,) = cds.build_report([pair[0], record(TOTAL_RENAMED, "b.py")], DUPLICATES).groups
+    (rule,) = [rule for rule in cds.RULES if rule.name == "contained"]
+    hidden = copies._replace(hidden_by=rule)
+    assert cds.covers_of([shown, hidden]) == {1: [[], []]}
+    assert cds.covers_of([copies, hidden]) == {1: [[0], [0]]}
+
+
+def test_a_baseline_needs_no_more_than_what_groups_are_known_by(tmp_path):
+    source, base = tree(tmp_path / "src", {"a.py": TWICE}), tmp_path / "base.json"
+    written_baseline(source, base)
+    report = json.loads(base.read_text())
+    needed = ("id", "evidence", "hidden_by", "members")
+    place = ("kind", "file_path", "start_line", "end_line", "qualified_name", "md5sum")
+    for at, group in enumerate(report["groups"]):
+        bare = {name: group[name] for name in needed}
+        bare["members"] = [{name: one[name] for name in place} for one in group["members"]]
+        report["groups"][at] = bare
+    base.write_text(json.dumps(report))
+    gate = ("duplicates", "--path", source, "--against", base, "--fail-on", "new")
+    assert run(*gate) == 0
+    tree(source, {"b.py": TWICE})
+    assert run(*gate) == 3
 
 
 def test_a_truncated_baseline_is_refused(tmp_path, capsys):
