@@ -2746,10 +2746,12 @@ end
 
 
 def test_another_language_is_plugged_in_without_an_edit_elsewhere(tmp_path, capsys):
+    # What no other file has: of a file that is copied whole one line is shown.
+    own = {name: "to own\n" + f"{name} " * 9 + "\nend\n" for name in "abc"}
     files = {
-        "a.toy": TOY.format(name="round", count=360, more="left"),
-        "b.toy": TOY.format(name="round", count=360, more="left"),
-        "c.toy": TOY.format(name="turn", count=36, more="left"),
+        "a.toy": TOY.format(name="round", count=360, more="left") + own["a"] * 3,
+        "b.toy": TOY.format(name="round", count=360, more="left") + own["b"] * 3,
+        "c.toy": TOY.format(name="turn", count=36, more="left") + own["c"] * 3,
         "d.toy": TOY.format(name="d", count="x", more="a b c d e f g h i j k l m n o p"),
         "e.py": f"# {TOTAL}",
     }
