@@ -13104,14 +13104,15 @@ def fit_groups(groups: Sequence[CloneGroup], files: FileLines, room: int) -> Fit
     """
     ranking = sorted(ranked_positions(groups))
     shown = [one for one in ranking if not one[0]]
-    # 1. Each group that is shown comes first, without its code: a reader decides on all of them.
-    texts = list_groups(groups, shown, room)
-    room -= sum(map(byte_count, texts.values()))
-    # 2. Half of what is left is for hidden ones.
+    # 1. Half of the room is for groups without their code, those that are shown first: the page of
+    # a large tree would hold no code at all if all of its groups came before it.
+    listing_room = room // 2
+    texts = list_groups(groups, shown, listing_room)
+    listing_room -= sum(map(byte_count, texts.values()))
+    # 2. What they leave of it is for hidden ones.
     if len(texts) == len(shown):
-        hidden = list_groups(groups, ranking[len(shown) :], room // 2)
-        room -= sum(map(byte_count, hidden.values()))
-        texts.update(hidden)
+        texts.update(list_groups(groups, ranking[len(shown) :], listing_room))
+    room -= sum(map(byte_count, texts.values()))
     # 3. What is left goes to the code, until it is used up.
     code = ShownCode(files)
     with_code = 0
