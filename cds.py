@@ -12503,9 +12503,64 @@ function placeGroups(source) {
   }
 }
 
+// The page holds the rows of as many groups as it has room for. Of the others that are shown, the
+// data says where their members stand.
+function placeOthers() {
+  const ranks = new Map();
+  const others = new Map();
+  for (const fact of facts.values()) {
+    if (fact.hiddenBy) continue;
+    const rank = (ranks.get(fact.evidence) ?? 0) + 1;
+    ranks.set(fact.evidence, rank);
+    if (document.getElementById("group-" + fact.id)) continue;
+    const kinds = new Set(fact.members.map(member => member.kind));
+    const group = element("article", { id: "group-" + fact.id });
+    const kind = Array.from(kinds).sort().join(" ");
+    Object.assign(group.dataset, { kind, area: fact.area, rule: "" });
+    const box = `#${fact.evidence} > .area[data-area="${fact.area}"]`;
+    if (!others.has(box)) others.set(box, []);
+    others.get(box).push(group);
+    rows.set(group, () => rowOf(fact, rank));
+  }
+  for (const [box, added] of others) document.querySelector(box).append(...added);
+}
+
+function someOf(texts) {
+  const named = Array.from(new Set(texts), printable);
+  const left = named.length - 3;
+  return named.slice(0, 3).join(", ") + (left > 0 ? `, and ${left} more` : "");
+}
+
+function rowOf(fact, rank) {
+  const { members } = fact;
+  const said = [`${members.length} copies`, `similarity ${fact.similarity.toFixed(2)}`];
+  const summary = element(
+    "summary", {},
+    element("i", {}, String(rank)),
+    " ", element("strong", {}, someOf(members.map(member => member.name))),
+    " ", element("span", {}, said.slice(0, fact.similarity < 1 ? 2 : 1).join(", ")),
+    " ", element("small", {}, someOf(members.map(member => member.file))),
+  );
+  const items = members.map(({ file, first, last, name }) => element(
+    "li", {},
+    element("a", {}, printable(`${file}:${first}`)),
+    element("small", {}, `-${last}`),
+    " " + printable(name),
+  ));
+  const inside = element("div", { className: "inside" }, element("ol", {}, ...items));
+  return element("details", {}, summary, inside).outerHTML;
+}
+
+// Rows that the data makes are made when they are asked for.
+function htmlOf(group) {
+  const row = rows.get(group);
+  if (typeof row !== "string") rows.set(group, row());
+  return rows.get(group);
+}
+
 function make(group) {
   if (!group.firstChild) {
-    group.innerHTML = rows.get(group);
+    group.innerHTML = htmlOf(group);
     nearby.unobserve(group);
     for (const place of group.querySelectorAll("li > a:not([href])")) {
       place.role = "button";
@@ -12522,6 +12577,7 @@ const nearby = new IntersectionObserver(entries => {
   for (const entry of entries) if (entry.isIntersecting) make(entry.target);
 }, { rootMargin: "1000px 0px" });
 for (const source of document.querySelectorAll("main noscript")) placeGroups(source);
+placeOthers();
 const groups = Array.from(rows.keys());
 for (const group of groups) nearby.observe(group);
 
@@ -12537,7 +12593,7 @@ function plain(html) {
 
 function textOf(group) {
   if (!plainTexts.has(group)) {
-    const parts = [plain(rows.get(group)), ...membersIn(group).map(codeText)];
+    const parts = [plain(htmlOf(group)), ...membersIn(group).map(codeText)];
     plainTexts.set(group, parts.join("\n").toLowerCase());
   }
   return plainTexts.get(group);
@@ -12554,7 +12610,7 @@ function readAhead(at) {
 
 // The place of each member, as "path:line", and its last line.
 function membersIn(group) {
-  const items = rows.get(group).matchAll(/<a(?: [^>]*)?>([^<]*)<\/a><small>-(\d+)/g);
+  const items = htmlOf(group).matchAll(/<a(?: [^>]*)?>([^<]*)<\/a><small>-(\d+)/g);
   return Array.from(items, ([, place, last]) => ({ place: plain(place), last: Number(last) }));
 }
 
@@ -12770,7 +12826,8 @@ def report_as_page(
     """Yield a report as one HTML file of at most `max_bytes` in UTF-8, and what it is of.
 
     The report on a run says that itself. If there is too little room, the groups of the lowest rank
-    are shown without their code or left out, hidden ones first; a note counts both.
+    are shown without their code, listed by the script alone, or, hidden ones, left out; a note
+    counts them.
     """
     origin = origin or origin_of_run(report)
     head = PAGE_HEAD.format(
@@ -12790,7 +12847,7 @@ def report_as_page(
     files = {path: LINE_END.split(code) for path, code in report.sources.items()}
     fitted = fit_groups(report.groups, files, max_bytes - frame)
     yield head
-    yield from omission_note(fitted, len(report.groups))
+    yield from omission_note(report.groups, fitted)
     yield "<main>\n"
     for evidence, title in section_titles(report):
         yield from page_section(report, evidence, title, fitted.texts)
@@ -13219,15 +13276,18 @@ def ranked_positions(groups: Sequence[CloneGroup]) -> Iterator[tuple[bool, int, 
         yield is_hidden, ranks[ranked_among], position
 
 
-def omission_note(fitted: FittedGroups, total: int) -> Iterator[str]:
-    """Yield how many groups lack their code or are left out, if any are."""
+def omission_note(groups: Sequence[CloneGroup], fitted: FittedGroups) -> Iterator[str]:
+    """Yield how many groups lack their code, or more, if any do."""
     without_code = len(fitted.texts) - fitted.with_code
-    left_out = total - len(fitted.texts)
-    if without_code or left_out:
+    others = [group for at, group in enumerate(groups) if at not in fitted.texts]
+    # The data holds what a baseline may accept.
+    listed = sum(one.hidden_by is None and not one.is_loose for one in others)
+    if without_code or others:
         yield (
             '<p class="note">To keep this page small, the groups of the lowest rank stand here'
-            f" without their code ({without_code}) or not at all ({left_out}). <code>--format json"
-            "</code> names all of them, <code>--show</code> prints one.</p>\n"
+            f" without their code ({without_code}), only with names and places, and if scripts run"
+            f" ({listed}), or, hidden and loosely alike ones, not at all ({len(others) - listed})."
+            " <code>--format json</code> names all of them, <code>--show</code> prints one.</p>\n"
         )
 
 
@@ -13254,7 +13314,7 @@ def page_section(
     for area, same in shown.items():
         if same:
             heading = f"In {AREAS[area]} <small>{len(same)}</small>"
-            yield f'<div class="area">\n<h3>{heading}</h3>\n'
+            yield f'<div class="area" data-area="{area}">\n<h3>{heading}</h3>\n'
             yield from ("<noscript>\n", *same, "</noscript>\n</div>\n")
     if hidden:
         heading = f"Hidden by a rule <small>{counted(len(hidden), 'group')}</small>"
@@ -13313,7 +13373,7 @@ def page_members(group: CloneGroup) -> Iterator[str]:
         if member.around:
             lines = f"{member.around.start_line}-{member.around.end_line}"
             around = f' data-around="{lines}"'
-        yield f"<li{around}>{member_head(member)}{same}\n"
+        yield f"<li{around}>{member_head(member, group.evidence)}{same}\n"
     left_out = len(group.members) - LISTED_MEMBERS
     if left_out > 0:
         yield f"<li>and {left_out} more: --format json has them\n"
@@ -13334,8 +13394,11 @@ def shown_text(record: Record) -> tuple[str, ...]:
     return record.md5sum, *code_lines(record)
 
 
-def member_head(member: Member) -> str:
-    """Return the place of a member, its name, how it compares with the others, and its intent."""
+def member_head(member: Member, evidence: Evidence) -> str:
+    """Return the place of a member, its name, how it compares with the others, and its intent.
+
+    A docstring is in the code: it is shown only if it is the evidence.
+    """
     record = member.record
     address = f' href="{escaped(member.link)}"' if member.link else ""
     place = escaped(f"{record.file_path}:{record.start_line}")
@@ -13343,7 +13406,8 @@ def member_head(member: Member) -> str:
     parts = [f"{lettered(member)}<a{address}>{place}</a><small>-{record.end_line}</small> {name}"]
     if member.shared < 1:
         parts.append(f"<p>{' '.join(comparison(member))}")
-    if member.intent:
+    shows_intent = member.intent_source == MODEL or evidence.compares_sentences
+    if member.intent and shows_intent:
         label = "<small>docstring</small> " if member.intent_source == DOCSTRING else ""
         parts.append(f'<p class="intent">{label}{escaped(member.intent)}')
     return "".join(parts)

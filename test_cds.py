@@ -10484,12 +10484,33 @@ def test_page_keeps_its_limit_and_counts_what_it_leaves_out(room):
     limit = len(least.encode()) + cds.FRAME_BYTES + room
     page = "".join(cds.report_as_page(groups_apart(60), limit))
     assert len(page.encode()) <= limit
-    note = re.search(r"without their code \((\d+)\) or not at all \((\d+)\)", page)
-    without_code, missing = map(int, note.groups())
+    note = re.search(r"without their code \((\d+)\).* run \((\d+)\).* not at all \((\d+)\)", page)
+    without_code, missing, unlisted = map(int, note.groups())
     assert missing == 60 - page.count("<article id=")
+    assert unlisted == 0
     assert without_code == 60 - missing - page.count("log.info")
     assert without_code + missing > 0
     assert "log.info" in page
+
+
+def test_script_lists_the_shown_groups_that_the_page_has_no_room_for(tmp_path):
+    report = groups_apart(60)
+    groups = [one._replace(hidden_by=cds.KNOWN) for one in report.groups[50:]]
+    report = report._replace(groups=(*report.groups[:50], *groups))
+    least = len("".join(cds.report_as_page(report, 1)).encode())
+    page = "".join(cds.report_as_page(report, least + cds.FRAME_BYTES + 9_000))
+    assert 0 < page.count("<article id=") < 30
+    last = report.groups[49]
+    expression = """(() => {
+        const items = make(groups.at(-1)).querySelectorAll("li");
+        const texts = Array.from(items, item => item.textContent);
+        return [visible().map(group => group.id), texts, form.querySelector("output").value];
+    })()"""
+    found, texts, counted = said_in_browser(tmp_path, page, expression)
+    assert found == [f"group-{one.id}" for one in report.groups[:50]]
+    places = [f"{one.record.file_path}:{one.record.start_line}" for one in last.members]
+    assert [text.partition("-")[0] for text in texts] == places
+    assert counted == "50 of 50 groups"
 
 
 def test_page_lists_shown_groups_before_hidden_ones_and_has_as_much_room_for_code():
@@ -10572,9 +10593,14 @@ def test_page_says_how_members_compare_and_who_said_what_they_are_for():
     assert page.count("99 % shared") == 1
     assert "100 % shared" not in page
     assert "differs in <code>.T, &lt;b&gt;</code>" in page
-    assert f'<p class="intent"><small>docstring</small> {SUM}' in page
     assert '<p class="intent">Adds.' in page
     assert "<b>siblings</b>" in page
+    # A docstring is shown only if it is the evidence: otherwise it stands in the code.
+    label = f'<p class="intent"><small>docstring</small> {SUM}'
+    assert label not in page
+    (intent,) = [kind for kind in cds.EVIDENCE if kind.compares_sentences]
+    group = group._replace(evidence=intent)
+    assert label in "".join(cds.report_as_page(report._replace(groups=(group,))))
 
 
 def test_page_head_has_figures_and_the_files_that_share_most():
