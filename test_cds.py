@@ -7110,6 +7110,379 @@ def test_docstrings_are_compared_as_intents_are():
         assert bool(sources(*pair, intent_similarity=bound)) is found
 
 
+# ---- Blocks ---------------------------------------------------------------------------------
+
+BLOCK_LINES = """\
+    entry = self.registry.lookup(key, default=None)
+    if entry is None:
+        raise LookupError("no entry for %s" % key)
+    for listener in entry.listeners:
+        listener.notify(entry, reason="changed")
+    self.history.append((key, entry.version))
+    self.flush_pending(entry)
+"""
+HOST = """\
+class Store:
+  def {name}(self, key):
+    self.begin_{name}()
+{block}
+    {after}
+"""
+AFTER = (
+    "return [one.price for one in self.rows(key) if one.active and one.total() > 12]",
+    "with open(self.path) as file:\n        self.data = json.load(file)[key:].strip()",
+    "while self.waiting(key): self.sleep(self.pause * 2 ** self.tries)",
+)
+# Other code is a third of each host; by default they would be near copies.
+BLOCKS = DUPLICATES._replace(min_statements=1, code_similarity=0.9)
+UNLIKE = ("--code-similarity", "0.9")
+
+
+def host(number, block=BLOCK_LINES):
+    """Return a class with a method that holds a block among other code."""
+    return HOST.format(name=f"m{number}", block=block, after=AFTER[number])
+
+
+def blocks_in(tmp_path, *sources, options=BLOCKS):
+    """Return the block groups of files with these sources, the hidden ones too."""
+    files = {f"{number}.py": source for number, source in enumerate(sources)}
+    groups = found_groups(built(tree(tmp_path / "src", files)), options)
+    return [group for group in groups if group.evidence.name == "block"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(BLOCK_LINES, id="verbatim"),
+        pytest.param(
+            BLOCK_LINES.replace("entry", "found").replace("no entry", "none"), id="renamed"
+        ),
+        pytest.param(BLOCK_LINES.replace("    for", "    log.debug(key)\n    for"), id="added"),
+        pytest.param(BLOCK_LINES.replace("self.history.append", "print"), id="changed"),
+        pytest.param(BLOCK_LINES.replace("    for", "\n    # then\n    for"), id="comment"),
+        pytest.param(BLOCK_LINES.replace("    for", "    'then'\n    for"), id="string"),
+    ],
+)
+def test_a_block_is_found_in_unlike_functions(tmp_path, block):
+    (group,) = blocks_in(tmp_path, host(0), host(1, block))
+    assert group.hidden_by is None and group.copies == 2 and group.area == "code"
+    one, other = group.members
+    assert (one.qualified_name, other.qualified_name) == ("Store.m0", "Store.m1")
+    assert one.record.raw_code == BLOCK_LINES.rstrip("\n")
+    assert other.record.raw_code == block.rstrip("\n")
+    assert one.record.start_line == other.record.start_line == 4
+
+
+def test_a_block_of_three_places_is_one_group(tmp_path):
+    (group,) = blocks_in(tmp_path, *map(host, range(3)))
+    assert [member.qualified_name for member in group.members] == [
+        "Store.m0",
+        "Store.m1",
+        "Store.m2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param("".join(f"    self.a{n} = key\n" for n in range(9)), id="declarations"),
+        pytest.param("".join(f"    table[{n}] = ({n}, 'x')\n" for n in range(9)), id="table"),
+        pytest.param("    self.add(key.first, key.second)\n" * 9, id="repeated"),
+        pytest.param("".join(f"    import a{n}\n" for n in range(9)), id="imports"),
+        pytest.param(
+            "".join(f"    import a{n}\n" for n in range(9))
+            + "".join(BLOCK_LINES.splitlines(True)[:3]),
+            id="imports-and-little-more",
+        ),
+        pytest.param("".join(BLOCK_LINES.splitlines(True)[:3]), id="short"),
+    ],
+)
+def test_what_says_little_is_no_block(tmp_path, block):
+    assert not blocks_in(tmp_path, host(0, block), host(1, block))
+
+
+def test_min_block_bounds_what_is_found_and_turns_blocks_off(tmp_path):
+    sources = host(0), host(1)
+    assert blocks_in(tmp_path, *sources, options=BLOCKS._replace(min_block=7))
+    assert not blocks_in(tmp_path, *sources, options=BLOCKS._replace(min_block=8))
+    records = built(tmp_path / "src")
+    report = cds.build_report(records, BLOCKS._replace(min_block=0))
+    assert "block" not in [evidence.name for evidence in report.evidence]
+
+
+IN_FILE = textwrap.dedent(BLOCK_LINES).replace("self.", "REGISTRY.").replace("key", "KEY")
+IN_FUNCTION = f"def store(path):\n{textwrap.indent(IN_FILE, '    ')}    return open(path).read()\n"
+AROUND_IN_FILE = (
+    ("import os\n", "print(os.getcwd(), sep=chr(9))\n"),
+    ("import re\n@wraps\ndef f():\n    return 1\n\n", "with open(FILE) as file:\n    run(file)\n"),
+    (
+        "if DEBUG:\n    class A:\n        x = 1\n\n        y = 2\n",
+        "A = [one for one in B if one]\n",
+    ),
+)
+
+
+@pytest.mark.parametrize("other", [*AROUND_IN_FILE, None], ids=["1", "2", "3", "function"])
+def test_the_statements_of_a_file_hold_blocks(tmp_path, capsys, other):
+    before, _ = AROUND_IN_FILE[1]
+    second = IN_FUNCTION if other is None else f"{other[0]}{IN_FILE}{other[1]}"
+    files = {"a.py": f"{before}{IN_FILE}z = {{**y}}\n", "b.py": second + "x = 1\n"}
+    source = tree(tmp_path / "src", files)
+    store(tmp_path / "db", built(source))
+    outputs = []
+    for words in (("--path", source), ("--db-path", tmp_path / "db")):
+        assert run("duplicates", *words, "--format", "json") == 0
+        outputs.append(report_groups(capsys.readouterr().out))
+    assert outputs[0] == outputs[1]
+    (group,) = (one for one in outputs[0] if one["evidence"] == "block")
+    one, another = group["members"]
+    assert (one["qualified_name"], one["start_line"], one["end_line"]) == ("<module>", 6, 12)
+    assert another["qualified_name"] == ("store" if other is None else "<module>")
+    assert another["end_line"] - another["start_line"] == 6
+
+
+def test_the_body_of_a_class_holds_no_block(tmp_path):
+    in_class = "class {}:\n" + textwrap.indent(IN_FILE, "    ") + "    x = {}\n"
+    sources = in_class.format("A", 1), in_class.format("B", "[one(2) for one in two]")
+    assert not blocks_in(tmp_path, *sources)
+
+
+@pytest.mark.parametrize(("times", "rule"), [(0, None), (3, "contained")])
+def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule):
+    nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
+    block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
+    files = {f"{number}.py": host(number, block) for number in range(2)}
+    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
+    groups = found_groups(built(tree(tmp_path, files)), options)
+    found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
+    assert found == {"exact": None, "block": rule}
+
+
+def test_equal_blocks_of_a_group_differ_in_nothing(tmp_path):
+    changed = BLOCK_LINES.replace("self.history.append", "print")
+    (group,) = blocks_in(tmp_path, host(0), host(1), host(2, changed))
+    assert [member.differs for member in group.members] == [(), (), ("print",)]
+    assert "exact copies" not in "".join(line.text for line in cds._group_lines(group, {}))
+
+
+def test_a_block_is_hidden_by_a_better_one_that_has_most_of_it(tmp_path):
+    twice = 2 * BLOCK_LINES
+    best, *others = blocks_in(tmp_path, host(0, twice), host(1, twice))
+    assert (best.hidden_by, best.statements) == (None, 14)
+    assert {group.hidden_by and group.hidden_by.name for group in others} == {"overlap"}
+    (group,) = blocks_in(tmp_path, host(0, twice), host(1))
+    assert (group.hidden_by, group.copies) == (None, 3)
+
+
+def test_near_copies_have_no_block(tmp_path):
+    groups = found_groups(
+        built(tree(tmp_path, {"a.py": host(0), "b.py": host(0).replace("m0", "m1")})), BLOCKS
+    )
+    assert "near" in {group.evidence.name for group in groups}
+    assert "block" not in {group.evidence.name for group in groups}
+
+
+def test_two_places_in_one_function_come_last_and_are_marked(tmp_path):
+    twice = HOST.format(
+        name="twice", block=f"{BLOCK_LINES}    {AFTER[1]}\n{BLOCK_LINES}", after="pass"
+    )
+    other = (
+        BLOCK_LINES.replace("listener", "reader").replace("lookup", "find").replace("flush", "do")
+    )
+    first, last = blocks_in(tmp_path, twice, host(0, other), host(2, other))
+    assert {member.qualified_name for member in first.members} == {"Store.m0", "Store.m2"}
+    assert {member.qualified_name for member in last.members} == {"Store.twice"}
+    headline = "".join(line.text for line in cds.group_as_lines(last)).partition("1. ")[0]
+    assert "in one definition" in headline
+
+
+def test_the_id_of_a_block_follows_from_its_code_alone(tmp_path):
+    (before,) = blocks_in(tmp_path / "a", host(0), host(1))
+    (after,) = blocks_in(tmp_path / "b", "\n\n# moved\n" + host(2), host(1))
+    assert before.id == after.id
+
+
+def test_blocks_of_the_same_code_in_several_groups_have_ids_of_their_own(tmp_path):
+    """Two functions share more than the block that each has in common with a third one."""
+    more = "".join(f"    self.row_{n}.put(entry, size={n})\n" for n in range(8))
+    sources = host(0), host(1, BLOCK_LINES + more), host(2, BLOCK_LINES + more)
+    groups = blocks_in(tmp_path, *sources)
+    sums = [tuple(member.record.md5sum for member in group.members) for group in groups]
+    assert len(groups) == 3 and len(set(sums)) == 2
+    assert len({group.id for group in groups}) == 3
+
+
+def test_blocks_of_a_stored_run_are_those_of_its_tree(tmp_path, capsys):
+    source = tree(tmp_path / "src", {f"{n}.py": host(n) for n in range(3)})
+    db = tmp_path / "db"
+    store(db, built(source))
+    texts = []
+    for words in (("--path", source), ("--db-path", db)):
+        assert run("duplicates", *words, *UNLIKE, "--format", "json") == 0
+        texts.append(json.loads(capsys.readouterr().out)["groups"])
+    assert texts[0] == texts[1] and "block" in {group["evidence"] for group in texts[0]}
+    block = next(group["id"] for group in texts[0] if group["evidence"] == "block")
+    for words in (("--path", source), ("--db-path", db)):
+        assert run("duplicates", *words, *UNLIKE, "--show", block) == 0
+        shown = capsys.readouterr().out
+        assert "self.flush_pending(entry)" in shown and shown.count("self.begin_m0()") == 1
+
+
+def test_a_block_is_shown_with_the_lines_around_it(tmp_path, capsys, monkeypatch):
+    more = BLOCK_LINES.replace("    for", "    log.debug(key)\n    for")
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1, more)})
+    monkeypatch.chdir(source)
+    (group,) = blocks_in(tmp_path, host(0), host(1, more))
+    for name in ("db", None):
+        words = ("--path", ".")
+        if name:
+            store(tmp_path / name, built(source))
+            words = ("--db-path", tmp_path / name)
+        assert run("duplicates", *words, *UNLIKE, "--show", group.id) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert title == f"{group.id}  block, 2 copies, 7 statements, similarity 0.93"
+        assert re.fullmatch(r"1\. (.*/)?0\.py:4-10  Store\.m0", lines[1])
+        expected = host(0).splitlines()[1:12]
+        assert lines[3:14] == [line.removeprefix("  ") for line in expected]
+        assert [line for line in lines if line[:1] == "+"][1:] == ["+log.debug(key)"]
+
+
+def test_each_output_has_the_lines_of_a_block(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1)})
+    words = ("duplicates", "--path", source, *UNLIKE, "--format")
+    texts = {}
+    for form in ("json", "html", "sarif", "markdown", "table"):
+        assert run(*words, form) == 0
+        texts[form] = capsys.readouterr().out
+    assert "flush_pending" in texts["html"]
+    assert re.search(r"0\.py:4-10  Store\.m0\n", texts["table"])
+    assert "Store.m0" in texts["markdown"] and "4-10" in texts["markdown"]
+    (result,) = json.loads(texts["sarif"])["runs"][0]["results"]
+    assert result["ruleId"] == "block-clone"
+    region = result["locations"][0]["physicalLocation"]["region"]
+    assert (region["startLine"], region["endLine"]) == (4, 10)
+    (group,) = report_groups(texts["json"])
+    fields = [member[name] for member in group["members"] for name in ("kind", "start_line")]
+    assert fields == ["block", 4, "block", 4]
+
+
+@pytest.mark.parametrize(("path", "hidden"), [("1.py", None), ("2.py", "untouched")])
+def test_touching_keeps_the_blocks_of_a_file(tmp_path, capsys, path, hidden):
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1), "2.py": "x = 1\n"})
+    words = ("duplicates", "--path", source, *UNLIKE, "--touching", path, "--format", "json")
+    assert run(*words) == 0
+    (group,) = report_groups(capsys.readouterr().out)
+    assert group["hidden_by"] == hidden
+
+
+def test_the_json_of_blocks_is_the_same_twice(tmp_path, capsys):
+    files = {f"{number % 3}/{number}.py": host(number % 3) for number in range(9)}
+    source = tree(tmp_path / "src", {**files, "one.py": IN_FILE, "two.py": f"{IN_FILE}x = y()"})
+    outputs = []
+    for seed in ("1", "2"):
+        words = ("duplicates", "--path", source, *UNLIKE, "--format", "json")
+        done = shell(*words, env={**os.environ, "PYTHONHASHSEED": seed})
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1] and '"evidence": "block"' in outputs[0]
+
+
+def test_a_new_block_hits_the_gate_and_a_known_one_does_not(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1)})
+    baseline = tmp_path / "baseline.json"
+    words = ("duplicates", "--path", source, *UNLIKE)
+    assert run(*words, "--format", "json", "--output", baseline) == 0
+    gate = (*words, "--against", baseline, "--fail-on")
+    (source / "1.py").write_text(host(1).replace("flush_pending(entry)", "flush_pending(self)"))
+    assert run(*gate, "new") == 0
+    (source / "2.py").write_text(host(2))
+    assert run(*gate, "new") == 3
+    assert run(*gate, "block") == 3
+    capsys.readouterr()
+
+
+def test_a_block_between_accepted_copies_is_known(tmp_path):
+    before = cds.build_report(
+        built(tree(tmp_path / "a", {"0.py": host(0), "1.py": host(0).replace("m0", "m1")})), BLOCKS
+    )
+    report = cds.build_report(
+        built(tree(tmp_path / "b", {"0.py": host(0), "1.py": host(1)})), BLOCKS
+    )
+    assert cds.shown_groups(report, evidence_of("block"))
+    compared = cds.compare_with_baseline(report, before)
+    assert not cds.shown_groups(compared, evidence_of("block"))
+
+
+def evidence_of(name):
+    """Return the evidence of a name."""
+    return next(evidence for evidence in cds.EVIDENCE if evidence.name == name)
+
+
+def equal_pairs(one, other, at, direction):
+    """Grow a match as the description of blocks says it, trying everything in order."""
+    strides = list(itertools.product((1, 2, 3), repeat=2))
+    strides.sort(key=lambda stride: (sum(stride), max(stride), stride))
+    for a, b in strides:
+        needed = max(a - 1, b - 1, 1)
+        places = [(at[0] + direction * (a + n), at[1] + direction * (b + n)) for n in range(needed)]
+        inside = all(0 <= i < len(one) and 0 <= j < len(other) for i, j in places)
+        if inside and all(one[i] == other[j] != 0 for i, j in places):
+            return [places[0], *equal_pairs(one, other, places[0], direction)]
+    return []
+
+
+def slow_matches(one, other):
+    """Return the matches of two bodies by comparing every place with every other."""
+    found, taken = [], set()
+    for i, j in itertools.product(range(len(one) - 1), range(len(other) - 1)):
+        two = one[i : i + 2]
+        is_seed = two == other[j : j + 2] and two[0] != two[1] and 0 not in two
+        if is_seed and (i, j) not in taken:
+            before = equal_pairs(one, other, (i, j), -1)[::-1]
+            pairs = (*before, (i, j), *equal_pairs(one, other, (i, j), 1))
+            if taken.isdisjoint(pairs):
+                found.append(pairs)
+            taken.update(pairs)
+    return found
+
+
+NO_FRAGMENT = cds.Fragment((), cds.Facts(), ())
+LEAST_FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
+EACH_SAYS_NINE = cds.StepWeights([["<Call>", *map(str, range(8))]] * 99)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matches_are_those_of_a_search_without_an_index(seed):
+    rng = random.Random(seed)
+    run_of = [rng.randrange(1, 40) for _ in range(12)]
+    bodies = []
+    for _ in range(2):
+        steps = [rng.choice((step, step, step, rng.randrange(12))) for step in run_of]
+        noise = [rng.randrange(8) for _ in range(8)]
+        steps = tuple(noise[:4] + steps + noise[4:])
+        bodies.append(cds.Body(NO_FRAGMENT, steps))
+    fast = {
+        m.pairs
+        for m in cds.find_matches(bodies, EACH_SAYS_NINE, LEAST_FOUR)
+        if (m.one, m.other) == (0, 1)
+    }
+    slow = slow_matches(*(body.steps for body in bodies))
+    long = {
+        pairs
+        for pairs in slow
+        if min(pairs[-1][0] - pairs[0][0], pairs[-1][1] - pairs[0][1]) >= 3
+        and sum(9 for _ in {bodies[0].steps[i] for i, _ in pairs}) >= cds.LEAST_SAID
+    }
+    assert fast == long
+
+
+def test_blocks_bear_hostile_input():
+    """What stands in very many places seeds nothing, so that the work grows with the input."""
+    equal = cds.Body(NO_FRAGMENT, (1,) * 10_000)
+    assert cds.find_matches([equal], EACH_SAYS_NINE, LEAST_FOUR) == []
+    shape = cds.Body(NO_FRAGMENT, tuple(range(1, 21)))
+    assert cds.find_seeds([shape] * 2_000) == {}
+
+
 # ---- Groups ---------------------------------------------------------------------------------
 
 STATEMENTS = (
@@ -8640,379 +9013,6 @@ def test_many_copied_files_are_counted(tmp_path):
     assert "  1 more: --top 2 shows them" in shown
 
 
-# Blocks: statements that stand in functions which differ otherwise
-
-BLOCK_LINES = """\
-    entry = self.registry.lookup(key, default=None)
-    if entry is None:
-        raise LookupError("no entry for %s" % key)
-    for listener in entry.listeners:
-        listener.notify(entry, reason="changed")
-    self.history.append((key, entry.version))
-    self.flush_pending(entry)
-"""
-HOST = """\
-class Store:
-  def {name}(self, key):
-    self.begin_{name}()
-{block}
-    {after}
-"""
-AFTER = (
-    "return [one.price for one in self.rows(key) if one.active and one.total() > 12]",
-    "with open(self.path) as file:\n        self.data = json.load(file)[key:].strip()",
-    "while self.waiting(key): self.sleep(self.pause * 2 ** self.tries)",
-)
-# Other code is a third of each host; by default they would be near copies.
-BLOCKS = DUPLICATES._replace(min_statements=1, code_similarity=0.9)
-UNLIKE = ("--code-similarity", "0.9")
-
-
-def host(number, block=BLOCK_LINES):
-    """Return a class with a method that holds a block among other code."""
-    return HOST.format(name=f"m{number}", block=block, after=AFTER[number])
-
-
-def blocks_in(tmp_path, *sources, options=BLOCKS):
-    """Return the block groups of files with these sources, the hidden ones too."""
-    files = {f"{number}.py": source for number, source in enumerate(sources)}
-    groups = found_groups(built(tree(tmp_path / "src", files)), options)
-    return [group for group in groups if group.evidence.name == "block"]
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(BLOCK_LINES, id="verbatim"),
-        pytest.param(
-            BLOCK_LINES.replace("entry", "found").replace("no entry", "none"), id="renamed"
-        ),
-        pytest.param(BLOCK_LINES.replace("    for", "    log.debug(key)\n    for"), id="added"),
-        pytest.param(BLOCK_LINES.replace("self.history.append", "print"), id="changed"),
-        pytest.param(BLOCK_LINES.replace("    for", "\n    # then\n    for"), id="comment"),
-        pytest.param(BLOCK_LINES.replace("    for", "    'then'\n    for"), id="string"),
-    ],
-)
-def test_a_block_is_found_in_unlike_functions(tmp_path, block):
-    (group,) = blocks_in(tmp_path, host(0), host(1, block))
-    assert group.hidden_by is None and group.copies == 2 and group.area == "code"
-    one, other = group.members
-    assert (one.qualified_name, other.qualified_name) == ("Store.m0", "Store.m1")
-    assert one.record.raw_code == BLOCK_LINES.rstrip("\n")
-    assert other.record.raw_code == block.rstrip("\n")
-    assert one.record.start_line == other.record.start_line == 4
-
-
-def test_a_block_of_three_places_is_one_group(tmp_path):
-    (group,) = blocks_in(tmp_path, *map(host, range(3)))
-    assert [member.qualified_name for member in group.members] == [
-        "Store.m0",
-        "Store.m1",
-        "Store.m2",
-    ]
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param("".join(f"    self.a{n} = key\n" for n in range(9)), id="declarations"),
-        pytest.param("".join(f"    table[{n}] = ({n}, 'x')\n" for n in range(9)), id="table"),
-        pytest.param("    self.add(key.first, key.second)\n" * 9, id="repeated"),
-        pytest.param("".join(f"    import a{n}\n" for n in range(9)), id="imports"),
-        pytest.param(
-            "".join(f"    import a{n}\n" for n in range(9))
-            + "".join(BLOCK_LINES.splitlines(True)[:3]),
-            id="imports-and-little-more",
-        ),
-        pytest.param("".join(BLOCK_LINES.splitlines(True)[:3]), id="short"),
-    ],
-)
-def test_what_says_little_is_no_block(tmp_path, block):
-    assert not blocks_in(tmp_path, host(0, block), host(1, block))
-
-
-def test_min_block_bounds_what_is_found_and_turns_blocks_off(tmp_path):
-    sources = host(0), host(1)
-    assert blocks_in(tmp_path, *sources, options=BLOCKS._replace(min_block=7))
-    assert not blocks_in(tmp_path, *sources, options=BLOCKS._replace(min_block=8))
-    records = built(tmp_path / "src")
-    report = cds.build_report(records, BLOCKS._replace(min_block=0))
-    assert "block" not in [evidence.name for evidence in report.evidence]
-
-
-IN_FILE = textwrap.dedent(BLOCK_LINES).replace("self.", "REGISTRY.").replace("key", "KEY")
-IN_FUNCTION = f"def store(path):\n{textwrap.indent(IN_FILE, '    ')}    return open(path).read()\n"
-AROUND_IN_FILE = (
-    ("import os\n", "print(os.getcwd(), sep=chr(9))\n"),
-    ("import re\n@wraps\ndef f():\n    return 1\n\n", "with open(FILE) as file:\n    run(file)\n"),
-    (
-        "if DEBUG:\n    class A:\n        x = 1\n\n        y = 2\n",
-        "A = [one for one in B if one]\n",
-    ),
-)
-
-
-@pytest.mark.parametrize("other", [*AROUND_IN_FILE, None], ids=["1", "2", "3", "function"])
-def test_the_statements_of_a_file_hold_blocks(tmp_path, capsys, other):
-    before, _ = AROUND_IN_FILE[1]
-    second = IN_FUNCTION if other is None else f"{other[0]}{IN_FILE}{other[1]}"
-    files = {"a.py": f"{before}{IN_FILE}z = {{**y}}\n", "b.py": second + "x = 1\n"}
-    source = tree(tmp_path / "src", files)
-    store(tmp_path / "db", built(source))
-    outputs = []
-    for words in (("--path", source), ("--db-path", tmp_path / "db")):
-        assert run("duplicates", *words, "--format", "json") == 0
-        outputs.append(report_groups(capsys.readouterr().out))
-    assert outputs[0] == outputs[1]
-    (group,) = (one for one in outputs[0] if one["evidence"] == "block")
-    one, another = group["members"]
-    assert (one["qualified_name"], one["start_line"], one["end_line"]) == ("<module>", 6, 12)
-    assert another["qualified_name"] == ("store" if other is None else "<module>")
-    assert another["end_line"] - another["start_line"] == 6
-
-
-def test_the_body_of_a_class_holds_no_block(tmp_path):
-    in_class = "class {}:\n" + textwrap.indent(IN_FILE, "    ") + "    x = {}\n"
-    sources = in_class.format("A", 1), in_class.format("B", "[one(2) for one in two]")
-    assert not blocks_in(tmp_path, *sources)
-
-
-@pytest.mark.parametrize(("times", "rule"), [(0, None), (3, "contained")])
-def test_a_definition_hides_the_block_of_which_it_is_half(tmp_path, times, rule):
-    nested = OTHER.replace("    return", "    text = text.strip()\n" * times + "    return")
-    block = BLOCK_LINES.replace("    for", textwrap.indent(nested, "    ") + "    for")
-    files = {f"{number}.py": host(number, block) for number in range(2)}
-    options = BLOCKS._replace(code_similarity=1, loose_similarity=1)
-    groups = found_groups(built(tree(tmp_path, files)), options)
-    found = {group.evidence.name: group.hidden_by and group.hidden_by.name for group in groups}
-    assert found == {"exact": None, "block": rule}
-
-
-def test_equal_blocks_of_a_group_differ_in_nothing(tmp_path):
-    changed = BLOCK_LINES.replace("self.history.append", "print")
-    (group,) = blocks_in(tmp_path, host(0), host(1), host(2, changed))
-    assert [member.differs for member in group.members] == [(), (), ("print",)]
-    assert "exact copies" not in "".join(line.text for line in cds._group_lines(group, {}))
-
-
-def test_a_block_is_hidden_by_a_better_one_that_has_most_of_it(tmp_path):
-    twice = 2 * BLOCK_LINES
-    best, *others = blocks_in(tmp_path, host(0, twice), host(1, twice))
-    assert (best.hidden_by, best.statements) == (None, 14)
-    assert {group.hidden_by and group.hidden_by.name for group in others} == {"overlap"}
-    (group,) = blocks_in(tmp_path, host(0, twice), host(1))
-    assert (group.hidden_by, group.copies) == (None, 3)
-
-
-def test_near_copies_have_no_block(tmp_path):
-    groups = found_groups(
-        built(tree(tmp_path, {"a.py": host(0), "b.py": host(0).replace("m0", "m1")})), BLOCKS
-    )
-    assert "near" in {group.evidence.name for group in groups}
-    assert "block" not in {group.evidence.name for group in groups}
-
-
-def test_two_places_in_one_function_come_last_and_are_marked(tmp_path):
-    twice = HOST.format(
-        name="twice", block=f"{BLOCK_LINES}    {AFTER[1]}\n{BLOCK_LINES}", after="pass"
-    )
-    other = (
-        BLOCK_LINES.replace("listener", "reader").replace("lookup", "find").replace("flush", "do")
-    )
-    first, last = blocks_in(tmp_path, twice, host(0, other), host(2, other))
-    assert {member.qualified_name for member in first.members} == {"Store.m0", "Store.m2"}
-    assert {member.qualified_name for member in last.members} == {"Store.twice"}
-    headline = "".join(line.text for line in cds.group_as_lines(last)).partition("1. ")[0]
-    assert "in one definition" in headline
-
-
-def test_the_id_of_a_block_follows_from_its_code_alone(tmp_path):
-    (before,) = blocks_in(tmp_path / "a", host(0), host(1))
-    (after,) = blocks_in(tmp_path / "b", "\n\n# moved\n" + host(2), host(1))
-    assert before.id == after.id
-
-
-def test_blocks_of_the_same_code_in_several_groups_have_ids_of_their_own(tmp_path):
-    """Two functions share more than the block that each has in common with a third one."""
-    more = "".join(f"    self.row_{n}.put(entry, size={n})\n" for n in range(8))
-    sources = host(0), host(1, BLOCK_LINES + more), host(2, BLOCK_LINES + more)
-    groups = blocks_in(tmp_path, *sources)
-    sums = [tuple(member.record.md5sum for member in group.members) for group in groups]
-    assert len(groups) == 3 and len(set(sums)) == 2
-    assert len({group.id for group in groups}) == 3
-
-
-def test_blocks_of_a_stored_run_are_those_of_its_tree(tmp_path, capsys):
-    source = tree(tmp_path / "src", {f"{n}.py": host(n) for n in range(3)})
-    db = tmp_path / "db"
-    store(db, built(source))
-    texts = []
-    for words in (("--path", source), ("--db-path", db)):
-        assert run("duplicates", *words, *UNLIKE, "--format", "json") == 0
-        texts.append(json.loads(capsys.readouterr().out)["groups"])
-    assert texts[0] == texts[1] and "block" in {group["evidence"] for group in texts[0]}
-    block = next(group["id"] for group in texts[0] if group["evidence"] == "block")
-    for words in (("--path", source), ("--db-path", db)):
-        assert run("duplicates", *words, *UNLIKE, "--show", block) == 0
-        shown = capsys.readouterr().out
-        assert "self.flush_pending(entry)" in shown and shown.count("self.begin_m0()") == 1
-
-
-def test_a_block_is_shown_with_the_lines_around_it(tmp_path, capsys, monkeypatch):
-    more = BLOCK_LINES.replace("    for", "    log.debug(key)\n    for")
-    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1, more)})
-    monkeypatch.chdir(source)
-    (group,) = blocks_in(tmp_path, host(0), host(1, more))
-    for name in ("db", None):
-        words = ("--path", ".")
-        if name:
-            store(tmp_path / name, built(source))
-            words = ("--db-path", tmp_path / name)
-        assert run("duplicates", *words, *UNLIKE, "--show", group.id) == 0
-        title, *lines = capsys.readouterr().out.splitlines()
-        assert title == f"{group.id}  block, 2 copies, 7 statements, similarity 0.93"
-        assert re.fullmatch(r"1\. (.*/)?0\.py:4-10  Store\.m0", lines[1])
-        expected = host(0).splitlines()[1:12]
-        assert lines[3:14] == [line.removeprefix("  ") for line in expected]
-        assert [line for line in lines if line[:1] == "+"][1:] == ["+log.debug(key)"]
-
-
-def test_each_output_has_the_lines_of_a_block_alone(tmp_path, capsys):
-    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1)})
-    words = ("duplicates", "--path", source, *UNLIKE, "--format")
-    texts = {}
-    for form in ("json", "html", "sarif", "markdown", "table"):
-        assert run(*words, form) == 0
-        texts[form] = capsys.readouterr().out
-    assert "flush_pending" in texts["html"] and "begin_m0" not in texts["html"]
-    assert re.search(r"0\.py:4-10  Store\.m0\n", texts["table"])
-    assert "Store.m0" in texts["markdown"] and "4-10" in texts["markdown"]
-    (result,) = json.loads(texts["sarif"])["runs"][0]["results"]
-    assert result["ruleId"] == "block-clone"
-    region = result["locations"][0]["physicalLocation"]["region"]
-    assert (region["startLine"], region["endLine"]) == (4, 10)
-    (group,) = report_groups(texts["json"])
-    fields = [member[name] for member in group["members"] for name in ("kind", "start_line")]
-    assert fields == ["block", 4, "block", 4]
-
-
-@pytest.mark.parametrize(("path", "hidden"), [("1.py", None), ("2.py", "untouched")])
-def test_touching_keeps_the_blocks_of_a_file(tmp_path, capsys, path, hidden):
-    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1), "2.py": "x = 1\n"})
-    words = ("duplicates", "--path", source, *UNLIKE, "--touching", path, "--format", "json")
-    assert run(*words) == 0
-    (group,) = report_groups(capsys.readouterr().out)
-    assert group["hidden_by"] == hidden
-
-
-def test_the_json_of_blocks_is_the_same_twice(tmp_path, capsys):
-    files = {f"{number % 3}/{number}.py": host(number % 3) for number in range(9)}
-    source = tree(tmp_path / "src", {**files, "one.py": IN_FILE, "two.py": f"{IN_FILE}x = y()"})
-    outputs = []
-    for seed in ("1", "2"):
-        words = ("duplicates", "--path", source, *UNLIKE, "--format", "json")
-        done = shell(*words, env={**os.environ, "PYTHONHASHSEED": seed})
-        outputs.append(done.stdout)
-    assert outputs[0] == outputs[1] and '"evidence": "block"' in outputs[0]
-
-
-def test_a_new_block_hits_the_gate_and_a_known_one_does_not(tmp_path, capsys):
-    source = tree(tmp_path / "src", {"0.py": host(0), "1.py": host(1)})
-    baseline = tmp_path / "baseline.json"
-    words = ("duplicates", "--path", source, *UNLIKE)
-    assert run(*words, "--format", "json", "--output", baseline) == 0
-    gate = (*words, "--against", baseline, "--fail-on")
-    (source / "1.py").write_text(host(1).replace("flush_pending(entry)", "flush_pending(self)"))
-    assert run(*gate, "new") == 0
-    (source / "2.py").write_text(host(2))
-    assert run(*gate, "new") == 3
-    assert run(*gate, "block") == 3
-    capsys.readouterr()
-
-
-def test_a_block_between_accepted_copies_is_known(tmp_path):
-    before = cds.build_report(
-        built(tree(tmp_path / "a", {"0.py": host(0), "1.py": host(0).replace("m0", "m1")})), BLOCKS
-    )
-    report = cds.build_report(
-        built(tree(tmp_path / "b", {"0.py": host(0), "1.py": host(1)})), BLOCKS
-    )
-    assert cds.shown_groups(report, evidence_of("block"))
-    compared = cds.compare_with_baseline(report, before)
-    assert not cds.shown_groups(compared, evidence_of("block"))
-
-
-def evidence_of(name):
-    """Return the evidence of a name."""
-    return next(evidence for evidence in cds.EVIDENCE if evidence.name == name)
-
-
-def equal_pairs(one, other, at, direction):
-    """Grow a match as the description of blocks says it, trying everything in order."""
-    strides = list(itertools.product((1, 2, 3), repeat=2))
-    strides.sort(key=lambda stride: (sum(stride), max(stride), stride))
-    for a, b in strides:
-        needed = max(a - 1, b - 1, 1)
-        places = [(at[0] + direction * (a + n), at[1] + direction * (b + n)) for n in range(needed)]
-        inside = all(0 <= i < len(one) and 0 <= j < len(other) for i, j in places)
-        if inside and all(one[i] == other[j] != 0 for i, j in places):
-            return [places[0], *equal_pairs(one, other, places[0], direction)]
-    return []
-
-
-def slow_matches(one, other):
-    """Return the matches of two bodies by comparing every place with every other."""
-    found, taken = [], set()
-    for i, j in itertools.product(range(len(one) - 1), range(len(other) - 1)):
-        two = one[i : i + 2]
-        is_seed = two == other[j : j + 2] and two[0] != two[1] and 0 not in two
-        if is_seed and (i, j) not in taken:
-            before = equal_pairs(one, other, (i, j), -1)[::-1]
-            pairs = (*before, (i, j), *equal_pairs(one, other, (i, j), 1))
-            if taken.isdisjoint(pairs):
-                found.append(pairs)
-            taken.update(pairs)
-    return found
-
-
-NO_FRAGMENT = cds.Fragment((), cds.Facts(), ())
-LEAST_FOUR = cds.LeastBlock(4, cds.LEAST_SAID)
-EACH_SAYS_NINE = cds.StepWeights([["<Call>", *map(str, range(8))]] * 99)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_matches_are_those_of_a_search_without_an_index(seed):
-    rng = random.Random(seed)
-    run_of = [rng.randrange(1, 40) for _ in range(12)]
-    bodies = []
-    for _ in range(2):
-        steps = [rng.choice((step, step, step, rng.randrange(12))) for step in run_of]
-        noise = [rng.randrange(8) for _ in range(8)]
-        steps = tuple(noise[:4] + steps + noise[4:])
-        bodies.append(cds.Body(NO_FRAGMENT, steps))
-    fast = {
-        m.pairs
-        for m in cds.find_matches(bodies, EACH_SAYS_NINE, LEAST_FOUR)
-        if (m.one, m.other) == (0, 1)
-    }
-    slow = slow_matches(*(body.steps for body in bodies))
-    long = {
-        pairs
-        for pairs in slow
-        if min(pairs[-1][0] - pairs[0][0], pairs[-1][1] - pairs[0][1]) >= 3
-        and sum(9 for _ in {bodies[0].steps[i] for i, _ in pairs}) >= cds.LEAST_SAID
-    }
-    assert fast == long
-
-
-def test_blocks_bear_hostile_input():
-    """What stands in very many places seeds nothing, so that the work grows with the input."""
-    equal = cds.Body(NO_FRAGMENT, (1,) * 10_000)
-    assert cds.find_matches([equal], EACH_SAYS_NINE, LEAST_FOUR) == []
-    shape = cds.Body(NO_FRAGMENT, tuple(range(1, 21)))
-    assert cds.find_seeds([shape] * 2_000) == {}
-
-
 def test_groups_in_tests_come_last():
     long, three = twins(TOTAL), [record(OTHER, f"{n}.py") for n in range(4)]
     tests = [
@@ -9864,6 +9864,276 @@ def test_touching_hides_groups_without_a_member_there(tmp_path, pattern, shown):
     assert [group.evidence.name for group in touched.groups if not group.hidden_by] == shown
     assert cds.count_hidden(touched)["untouched"] == 3 - len(shown)
     assert cds.count_hidden(touched)["min-statements"] == 1
+
+
+# ---- Find -----------------------------------------------------------------------------------
+
+
+CHUNKS = '''\
+def chunked(values, size):
+    """Divide a sequence into pieces of one length."""
+    values = list(values)
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+'''
+READER = """\
+class CsvReader:
+    def readAllRows(self, path):
+        with open(path) as stream:
+            return [line.split(';') for line in stream]
+"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    return tree(tmp_path / "lib", {"chunks.py": CHUNKS, "io/csv.py": READER, "a.py": TOTAL})
+
+
+def hits_of(capsys, *options):
+    """Return what `find` prints as JSON."""
+    capsys.readouterr()
+    assert run("find", *options, "--format", "json") == 0
+    return json.loads(capsys.readouterr().out)["hits"]
+
+
+@pytest.mark.parametrize(
+    ("question", "name", "words"),
+    [
+        ("Split a list", "chunked", ["Split", "list"]),
+        ("divided sequences", "chunked", ["divided", "sequences"]),
+        ("read rows", "CsvReader.readAllRows", ["read", "rows"]),
+        ("sizes", "chunked", ["sizes"]),
+        ("total", "total", ["total"]),
+    ],
+    ids=["meaning", "stem", "name-in-camel-case", "parameter", "name-without-sentence"],
+)
+def test_find_takes_words(library, capsys, question, name, words):
+    first = hits_of(capsys, *question.split(), "--path", library)[0]
+    assert (first["qualified_name"], first["words"]) == (name, words)
+    assert first["found_by"] == "words"
+    assert 0 < first["score"] <= 1
+
+
+def test_find_prefers_the_word_itself_and_the_sentence():
+    sentences = {"a": "Build a tree.", "b": "Make a tree.", "make_tree": ""}
+    candidates = [
+        cds.Candidate(record(), cds.Facts(), name, cds.Sentence("model", text))
+        for name, text in sentences.items()
+    ]
+    hits = cds.FindIndex(candidates).by_words("make a tree")
+    assert [hit.candidate.qualified_name for hit in hits] == ["b", "a", "make_tree"]
+
+
+def test_find_prints_place_name_header_sentence_and_reason(library, capsys, monkeypatch):
+    monkeypatch.chdir(library.parent)
+    assert run("find", "split into chunks", "--path", "lib") == 0
+    assert capsys.readouterr().out == (
+        "lib/chunks.py:1-5  chunked\n"
+        "  def chunked(values, size):\n"
+        "  docstring: Divide a sequence into pieces of one length.\n"
+        "  has split, chunks\n"
+        "\n"
+        "1 hit in 4 records\n"
+    )
+    monkeypatch.chdir(library / "io")
+    assert run("find", "rows", "--top", "1") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert (shown[0], shown[-1]) == ("csv.py:2-4  CsvReader.readAllRows", "1 hit in 2 records")
+
+
+def test_find_without_hits_is_no_failure(library, capsys):
+    assert run("find", "quaternion", "--path", library) == 0
+    assert capsys.readouterr().out == "0 hits in 4 records\n"
+
+
+def test_find_searches_a_stored_run(library, capsys, tmp_path):
+    sentence = "Cuts a list: makes parts of it."
+    client = FakeClient(lambda code: sentence if "chunked" in code else "Does something.")
+    assert persist(library, tmp_path / "db", client=client) == 0
+    capsys.readouterr()
+    first = hits_of(capsys, "cut", "parts", "--db-path", tmp_path / "db")[0]
+    assert (first["sentence"], first["sentence_source"]) == (sentence, "model")
+    assert run("find", "cut", "--db-path", tmp_path / "db") == 0
+    assert f"\n  {sentence}\n" in capsys.readouterr().out
+
+
+def test_find_prints_the_place_in_a_tree_of_one_file(library, capsys, monkeypatch):
+    monkeypatch.chdir(library.parent)
+    assert persist("lib/chunks.py", "db") == 0
+    for source in (("--path", "lib/chunks.py"), ("--db-path", "db")):
+        capsys.readouterr()
+        assert run("find", "chunked", *source) == 0
+        assert capsys.readouterr().out.startswith("lib/chunks.py:1-5  chunked\n")
+
+
+def keep_verdict(db, one, other, word="SAME", text="Both cut."):
+    """Keep a verdict on two codes beside a database."""
+    pair = sorted(cds.fingerprint(ast.unparse(ast.parse(code))) for code in (one, other))
+    verdict = cds.Verdict(*pair, "m", word, text, cds.timestamp())
+    cds.append_entry(cds.verdicts_path(str(db)), verdict)
+
+
+def test_find_names_the_twins_of_a_hit(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path / "lib", {"a.py": TOTAL, "b.py": OTHER, "c.py": OTHER, "d.py": PICKED})
+    db = tmp_path / "db"
+    assert persist(source, db) == 0
+    keep_verdict(db, TOTAL, OTHER)
+    keep_verdict(db, TOTAL, PICKED, "RELATED")
+    monkeypatch.chdir(tmp_path)
+    command = ("total", "--db-path", db)
+    (hit,) = hits_of(capsys, *command)
+    assert [twin["file_path"] for twin in hit["twins"]] == ["b.py", "c.py"]
+    assert hit["twins"][0]["verdict_text"] == "Both cut."
+    assert run("find", *command) == 0
+    shown = capsys.readouterr().out
+    assert "\n  SAME as lib/b.py:1-6  load: Both cut. (confirmed by m)\n" in shown
+    (other, *_) = hits_of(capsys, "load", "--db-path", db)
+    assert [twin["qualified_name"] for twin in other["twins"]] == ["total"]
+    keep_verdict(db, TOTAL, OTHER, "DIFFERENT")
+    (hit,) = hits_of(capsys, *command)
+    assert hit["twins"] == []
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "SAME" not in answer
+    keep_verdict(db, TOTAL, OTHER)
+    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
+    assert "\n  SAME as b.py:1-6  load: Both cut. (confirmed by m)\n" in answer
+
+
+def test_find_refuses_verdicts_that_it_cannot_read(tmp_path, capsys):
+    db = tmp_path / "db"
+    assert persist(tree(tmp_path / "lib", {"a.py": TOTAL}), db) == 0
+    (tmp_path / "db-verdicts.jsonl").mkdir()
+    assert run("find", "total", "--db-path", db) == 2
+    assert "db-verdicts.jsonl is not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (CHUNKS, [("chunked", "exact", 1.0)]),
+        (CHUNKS.replace("start", "first").replace("chunked", "x"), [("chunked", "near", 1.0)]),
+        (textwrap.indent(CHUNKS, "        "), [("chunked", "exact", 1.0)]),
+        (CHUNKS.partition('"""\n')[2].replace("values", "items"), [("chunked", "near", 1.0)]),
+        (READER, [("CsvReader", "exact", 1.0)]),
+        (READER.partition("\n")[2], [("CsvReader.readAllRows", "exact", 1.0)]),
+        ("import os\n" + READER + TOTAL, [("total", "exact", 1.0), ("CsvReader", "exact", 1.0)]),
+        (
+            "with open(p) as s:\n    return [x.split(';') for x in s]",
+            [("CsvReader.readAllRows", "near", 1.0)],
+        ),
+        ("x = 1", []),
+    ],
+    ids=[
+        "same",
+        "renamed",
+        "indented",
+        "statements",
+        "class",
+        "method",
+        "several",
+        "short",
+        "nothing-alike",
+    ],
+)
+def test_find_takes_code(library, capsys, tmp_path, code, found):
+    path = tmp_path / "code.txt"
+    path.write_text(code)
+    hits = hits_of(capsys, "--code", path, "--path", library)
+    assert [(hit["qualified_name"], hit["found_by"], hit["score"]) for hit in hits] == found
+
+
+@pytest.fixture
+def library_of_blocks(tmp_path):
+    """Return a source tree with a function, one like it, and one that holds its statements."""
+    longer = HOST.format(
+        name="longer",
+        block=BLOCK_LINES,
+        after="\n    ".join(f"self.rows.put_{n}(self.a{n}, size={n})" for n in range(20)),
+    )
+    exact = f"def whole(self, key):\n{BLOCK_LINES}"
+    near = exact.replace("whole", "like").replace("self.flush_pending(entry)", "return entry")
+    files = {"c.py": exact, "b.py": near, "a.py": longer, "d.py": TOTAL}
+    return tree(tmp_path / "src", files)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        (
+            f"def whole(self, key):\n{BLOCK_LINES}",
+            [("whole", "exact", 1), ("like", "near", 1), ("Store.longer", "block", 4)],
+        ),
+        (BLOCK_LINES, [("whole", "near", 1), ("like", "near", 1), ("Store.longer", "block", 4)]),
+        (
+            "".join(BLOCK_LINES.splitlines(True)[-2:]),
+            [("Store.longer", "block", 9), ("whole", "block", 7)],
+        ),
+        ("self.a0 = 1\nself.a1 = 2\n", []),
+    ],
+    ids=["definition", "statements", "two-statements", "unknown"],
+)
+def test_find_takes_code_for_blocks_last(library_of_blocks, capsys, tmp_path, code, found):
+    path = tmp_path / "code"
+    path.write_text(code)
+    for words in (("--path", library_of_blocks), ("--db-path", tmp_path / "db")):
+        if words[0] == "--db-path":
+            store(tmp_path / "db", built(library_of_blocks))
+        hits = hits_of(capsys, "--code", path, *words)
+        named = [(hit["qualified_name"], hit["found_by"], hit["start_line"]) for hit in hits]
+        assert named == found
+
+
+def test_find_says_how_much_of_a_block_it_found(library_of_blocks):
+    code = BLOCK_LINES + "".join(f"    self.own_{n}(key)\n" for n in range(14))
+    done = shell("find", "--code", "-", "--path", library_of_blocks, input=code)
+    assert "  block: 33 % of the statements" in done.stdout.splitlines()
+    assert "a.py:4-10  Store.longer" in done.stdout
+
+
+def test_find_takes_code_from_stdin(library):
+    done = shell("find", "--code", "-", "--path", library, input=CHUNKS)
+    assert done.stdout.splitlines()[-3:] == ["  exact: the same code", "", "1 hit in 4 records"]
+
+
+def test_find_takes_statements_with_the_names_of_modules(tmp_path, capsys):
+    body = "    path = os.path.join(root, name)\n    os.remove(path)\n    log(path)\n"
+    source = tree(tmp_path / "src", {"a.py": f"import os\ndef f(root, name):\n{body}"})
+    path = tmp_path / "code"
+    path.write_text(textwrap.dedent(body))
+    (hit,) = hits_of(capsys, "--code", path, "--path", source)
+    assert (hit["qualified_name"], hit["found_by"]) == ("f", "near")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "find: say in words what the code does, or name some with --code FILE"),
+        (["x", "--code", "{}/good.py"], "find: say in words what the code does, or name some"),
+        (["of the"], "find: 'of the' holds no word to look for"),
+        (["", "  "], "find: '   ' holds no word to look for"),
+        (["--code", "{}/none"], "--code: {}/none cannot be read: No such file"),
+        (["--code", "{}"], "--code: {} cannot be read"),
+        (["--code", "{}/bad.py"], "--code: {}/bad.py: line 1: "),
+        (["--code", "{}/empty.py"], "--code: {}/empty.py: there is no code: give whole"),
+        (["x", "--run-id", "1"], "--run-id: needs --db-path"),
+        (["x", "--db-path", "db", "--exclude", "y"], "--exclude: a stored run leaves nothing out"),
+        (["x", "--path", "{}/none"], "--path: {}/none does not exist"),
+        (["x", "--path", "{}", "--db-path", "db"], "--db-path: --path names a source tree already"),
+        (["--code", "{}/good.py", "--output", "{}/good.py"], "--output: {}/good.py is a file that"),
+    ],
+)
+def test_find_refuses_what_is_no_question(tmp_path, capsys, options, told):
+    tree(tmp_path, {"bad.py": "def (:\n", "empty.py": "# nothing\n", "good.py": "x = 1\n"})
+    words = [word.format(tmp_path) for word in options]
+    assert run("find", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told.format(tmp_path) in line
+
+
+@needs_terminal
+def test_find_fits_the_terminal(library):
+    shown = shown_on_terminal("find", "split", "pieces", "--path", library, columns=40)
+    assert max(map(len, shown.splitlines())) <= 40 + len("\x1b[1;36m\x1b[m")
 
 
 # ---- JSON -----------------------------------------------------------------------------------
@@ -11603,6 +11873,94 @@ def test_page_follows_the_colours_that_the_reader_prefers(tmp_path, scheme, pape
     assert "#{:02x}{:02x}{:02x}".format(*first_pixel(picture.read_bytes())) == paper
 
 
+# ---- Markdown -------------------------------------------------------------------------------
+
+
+def markdown_of(capsys, *options):
+    assert run("duplicates", *options, "--format", "markdown") in (0, 3)
+    return capsys.readouterr().out
+
+
+def test_markdown_has_the_verdict_first_and_then_the_groups(tmp_path, capsys, monkeypatch):
+    tree(tmp_path, {"src/a.py": OTHER, "src/b.py": OTHER})
+    monkeypatch.chdir(tmp_path)
+    text = markdown_of(capsys, "src", "--fail-on", "any")
+    lines = text.splitlines()
+    group = lines[0].split(": ")[-1].rstrip("*")
+    assert lines == [
+        f"**gate: 1 group: {group}**",
+        "",
+        "### 1. Exact: the same code",
+        "",
+        f"`{group}` 2 copies, 5 statements",
+        "",
+        "- `src/a.py:1-6` `load`",
+        "- `src/b.py:1-6` `load`",
+    ]
+
+
+def test_markdown_stays_small(tmp_path, capsys):
+    for number in range(300):
+        tree(
+            tmp_path,
+            {
+                f"{'d' * 60}/{number}/a.py": OTHER.replace("load", f"g{number}"),
+                f"{'d' * 60}/{number}/b.py": OTHER.replace("load", f"g{number}"),
+            },
+        )
+    text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
+    assert 50_000 < len(text.encode()) <= 60_000
+    assert re.search(r"\n\d+ more findings: `--format json` has them\n\Z", text)
+
+
+@pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
+def test_markdown_shows_names_as_they_are(name):
+    shown = cds.code_span(name)
+    fence = re.match("`+", shown)[0]
+    inner = shown.removeprefix(fence).removesuffix(fence)
+    assert fence not in inner
+    assert inner.strip(" ") == cds.one_line(name)
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("template", "start"),
+    [
+        ("https://e.org/blob/main/{path}#L{line}-L{end}", "https://e.org/blob/main/src/a.py#L1-L6"),
+        ("vscode://file{abspath}:{line}", "vscode://file{root}/src/a.py:1"),
+    ],
+)
+def test_link_leads_to_the_code(repository, capsys, template, start):
+    tree(repository, {"src/a.py": OTHER, "src/b.py": "", "src/c x.py": OTHER})
+    address = start.replace("{root}", urllib.parse.quote(str(repository)))
+    text = markdown_of(capsys, repository / "src", "--link", template)
+    assert f"](<{address}>)" in text
+    assert "c%20x.py" in text
+    assert run("duplicates", repository / "src", "--link", template, "--format", "html") == 0
+    assert f'<a href="{html.escape(address)}">' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "javascript:alert(1)",
+        "file:///{path}",
+        "https://e.org/{x}",
+        "http://e.org/{path",
+        " https://",
+    ],
+)
+def test_link_that_is_none_is_refused(tmp_path, capsys, template):
+    command = ("duplicates", tmp_path, "--format", "markdown", "--link", template)
+    assert run(*command) == 2
+    assert "--link" in capsys.readouterr().err
+
+
+def test_link_needs_a_form_that_has_links(tmp_path, capsys):
+    assert run("duplicates", tmp_path, "--link", "https://e.org/{path}") == 2
+    assert "--link: links stand in --format html and markdown" in capsys.readouterr().err
+
+
 # ---- SARIF ----------------------------------------------------------------------------------
 
 
@@ -12110,6 +12468,305 @@ def test_stdout_that_is_full_is_fatal_and_one_line(tmp_path, argv):
         done = shell(*argv, stdout=full, env=BUFFERED)
     assert (done.returncode, done.stderr.count("cds: stdout could not be written")) == (1, 1)
     assert "Exception" not in done.stderr
+
+
+# ---- Session --------------------------------------------------------------------------------
+
+
+def request(method, number=1, **params):
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
+
+
+def replies(*lines, tools=None):
+    """Return what a session with these lines replies, as text and read."""
+    echo = cds.Tool("Says the same.", {"text": {"type": "string"}}, echo_answer)
+    written = []
+    stream = io.BytesIO(b"\n".join(lines) + b"\n")
+    cds.serve(stream.readline, written.append, tools or {"echo": echo})
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in written)
+    return [json.loads(line) for line in written]
+
+
+def echo_answer(given):
+    if "text" not in given:
+        raise cds.UsageError("text: is missing")
+    return given["text"] * 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("2025-06-18", "2025-06-18"),
+        ("2025-03-26", "2025-03-26"),
+        ("2024-11-05", "2024-11-05"),
+        ("2099-01-01", "2025-06-18"),
+        (None, "2025-06-18"),
+        ([], "2025-06-18"),
+    ],
+)
+def test_session_agrees_on_a_revision(wanted, given):
+    (reply,) = replies(request("initialize", protocolVersion=wanted))
+    assert reply["result"]["protocolVersion"] == given
+    assert reply["result"]["serverInfo"] == {"name": "cds", "version": cds.__version__}
+
+
+def test_session_answers_in_order_and_notifications_not_at_all():
+    note = b'{"jsonrpc": "2.0", "method": "notifications/initialized"}'
+    answered = replies(request("ping", "a"), note, b"", request("ping", 2.5), note)
+    assert answered == [
+        {"jsonrpc": "2.0", "id": "a", "result": {}},
+        {"jsonrpc": "2.0", "id": 2.5, "result": {}},
+    ]
+
+
+def test_session_lists_and_calls_tools():
+    listed, called, wrong = replies(
+        request("tools/list"),
+        request("tools/call", name="echo", arguments={"text": "hü"}),
+        request("tools/call", name="echo"),
+    )
+    (tool,) = listed["result"]["tools"]
+    assert (tool["name"], tool["description"]) == ("echo", "Says the same.")
+    assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
+    content = [{"type": "text", "text": "hühü"}]
+    assert called["result"] == {"content": content, "isError": False}
+    assert wrong["result"]["isError"]
+    assert wrong["result"]["content"][0]["text"] == "text: is missing"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"{", -32700),
+        (b"\xff\xfe", -32700),
+        (b"[" * 100_000, -32700),
+        (b'{"jsonrpc": "2.0", "id": NaN, "method": "ping"}', -32700),
+        (b"1" * 10_000, -32700 if sys.version_info >= (3, 11) else -32600),
+        (b"[]", -32600),
+        (b"null", -32600),
+        (b'{"id": 1, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1e400, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": -1e400, "method": "ping"}', -32600),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
+        (request("none"), -32601),
+        (request("server/discover"), -32601),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []}', -32602),
+        (request("tools/call"), -32602),
+        (request("tools/call", name=["echo"]), -32602),
+        (request("tools/call", name="none"), -32602),
+        (request("tools/call", name="echo", arguments=[]), -32602),
+        (b'{"jsonrpc": "2.0", "id": 1, "x": "' + b"x" * cds.MESSAGE_BYTES + b'"}', -32700),
+    ],
+)
+def test_session_survives_hostile_messages(line, code):
+    wrong, answered = replies(line, request("ping"))
+    assert wrong["error"]["code"] == code
+    assert answered == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
+@pytest.mark.parametrize("line", [b'{"jsonrpc": "2.0", "id": 1, "result": {}}', b"  ", b""])
+def test_session_answers_no_answer(line):
+    assert replies(line) == []
+
+
+def test_session_answers_batches_of_an_older_revision():
+    note = b'{"jsonrpc": "2.0", "method": "x"}'
+    (batch,) = replies(b"[" + b",".join([request("ping", 1), note, b"1"]) + b"]")
+    assert [reply.get("id") for reply in batch] == [1, None]
+    assert replies(b"[" + note + b"]") == []
+
+
+def test_tool_refuses_arguments_that_it_does_not_have():
+    (reply,) = replies(request("tools/call", name="echo", arguments={"output": "x"}))
+    assert reply["result"]["isError"]
+    assert reply["result"]["content"][0]["text"] == "'output' is none of text"
+
+
+def asked(root, *calls, options=()):
+    """Run `cds mcp` on a source tree; return what each call of a tool answers, and its stderr."""
+    lines = [
+        request("tools/call", number, name=name, arguments=given)
+        for number, (name, given) in enumerate(calls)
+    ]
+    command = command_of("mcp", root, *options)
+    done = finish(command, input=b"\n".join(lines), text=False, cwd=root)
+    assert done.returncode == 0
+    results = [json.loads(line)["result"] for line in done.stdout.splitlines()]
+    return [(one["content"][0]["text"], one["isError"]) for one in results], done.stderr.decode()
+
+
+def test_agent_gets_what_the_commands_print(tmp_path, capsys, monkeypatch):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    monkeypatch.chdir(source)
+    assert run("duplicates", ".") == 0
+    report = capsys.readouterr().out
+    group_id = re.search("^[0-9a-f]{10}", report, re.MULTILINE)[0]
+    expected = [report]
+    for words in (("find", "split"), ("duplicates", ".", "--show", group_id)):
+        assert run(*words) == 0
+        expected.append(capsys.readouterr().out)
+    answers, _ = asked(
+        source, ("duplicates", {}), ("find", {"words": "split"}), ("show", {"id": group_id})
+    )
+    assert answers == [(text.rstrip("\n"), False) for text in expected]
+
+
+def test_agent_gets_blocks(library_of_blocks, capsys):
+    source = library_of_blocks
+    assert run("duplicates", source, "--format", "json") == 0
+    groups = report_groups(capsys.readouterr().out)
+    group_id = next(group["id"] for group in groups if group["evidence"] == "block")
+    (report, shown, found), _ = asked(
+        source,
+        ("duplicates", {"touching": ["a.py"]}),
+        ("show", {"id": group_id}),
+        ("find", {"code": "".join(BLOCK_LINES.splitlines(True)[-2:])}),
+    )
+    assert group_id in report[0] and "a.py:4-10  Store.longer" in report[0]
+    assert "block, 3 copies" in shown[0] and "self.flush_pending(entry)" in shown[0]
+    assert "block: 100 % of the statements" in found[0] and "a.py:9-10" in found[0]
+
+
+def test_agent_finds_code_and_what_it_touched(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
+    (found, touched, untouched), _ = asked(
+        source,
+        ("find", {"code": CHUNKS, "top": 1}),
+        ("duplicates", {"touching": ["a.py", "none"]}),
+        ("duplicates", {"touching": ["chunks.py"], "top": 3}),
+    )
+    assert "chunks.py:1-5  chunked" in found[0] and "exact: the same code" in found[0]
+    assert "2. Near: similar code (1 group)" in touched[0]
+    assert "Hidden: 1 untouched" in untouched[0]
+
+
+@needs_git
+def test_agent_learns_what_is_new(repository):
+    add_a_copy(repository)
+    (new, wrong), _ = asked(
+        repository, ("duplicates", {"since": "main"}), ("duplicates", {"since": "-x"})
+    )
+    assert "\n+ src/d.py:1-6  load" in new[0] and "gate: 1 new group" in new[0]
+    assert wrong == ("--since: '-x' is no commit here: name one, or " + cds.WHOLE_HISTORY, True)
+
+
+def test_agent_gets_one_line_for_what_is_wrong(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    answers, _ = asked(
+        source,
+        ("find", {}),
+        ("find", {"words": "x", "code": "y"}),
+        ("find", {"code": "def ("}),
+        ("find", {"words": "x", "top": 0}),
+        ("duplicates", {"since": "a\0b"}),
+        ("show", {"id": "none"}),
+        ("show", {}),
+        ("find", {"words": "total"}),
+    )
+    *wrong, right = answers
+    assert all(is_error and "\n" not in text for text, is_error in wrong)
+    assert right[1] is False
+
+
+def test_agent_gets_intents_of_a_stored_run(tmp_path, capsys):
+    source = tree(tmp_path / "src", {"a.py": TOTAL})
+    client = FakeClient(lambda code: "Adds invoices: sums what is active.")
+    assert persist(source, tmp_path / "db", client=client) == 0
+    ((answer, _),), _ = asked(
+        source, ("find", {"words": "invoices"}), options=("--db-path", tmp_path / "db")
+    )
+    assert "Adds invoices: sums what is active." in answer
+
+
+def test_kept_tree_analyzes_only_what_has_changed(tmp_path):
+    root = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": OTHER, "c.py": "x = 1\n"})
+    analyzed_files = []
+
+    class Watched(cds.PythonAnalyzer):
+        def analyze(self, sources):
+            analyzed_files.append([source.file_path for source in sources])
+            return super().analyze(sources)
+
+    args = cds.parse_arguments(["duplicates", str(root)])
+    args.workers, args.analyzers, args.live = 0, (Watched,), cds.LiveLine()
+    kept = cds.KeptTree({})
+    first = kept.read(args)
+    assert kept.read(args) is first
+    tree(root, {"b.py": f"{OTHER}\n# longer\n", "d.py": TOTAL})
+    (root / "a.py").unlink()
+    second = kept.read(args)
+    assert analyzed_files == [["a.py", "b.py", "c.py"], ["b.py", "d.py"]]
+    again = cds.read_tree(args)
+    assert (second.records, second.facts) == (again.records, again.facts)
+    os.utime(root / "c.py", ns=(1, 1))
+    kept.read(args)
+    assert analyzed_files[-1] == ["c.py"]
+
+
+def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "broken.py": "def ("})
+    done = finish(command_of("mcp", source), input="")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run("mcp", tmp_path / "none") == 2
+
+
+def test_agent_is_answered_after_hostile_messages(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL})
+    hostile = [
+        b"\xff\0" * 1000,
+        b"[" * 50_000,
+        b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * (cds.MESSAGE_BYTES + 10) + b'"}',
+        request("tools/call", name="find", arguments={"words": {"a": ["--output=x"]}, "top": []}),
+        request("tools/call", name="duplicates", arguments={"since": "--output=x", "top": {}}),
+        request("tools/call", name="duplicates", arguments={"touching": ["\ud800", "\0", "../.."]}),
+        request("tools/call", name="show", arguments={"id": ["a", None]}),
+        request("tools/call", name="find", arguments={"code": 1}),
+    ]
+    lines = [*hostile, request("tools/call", "last", name="find", arguments={"words": "total"})]
+    done = finish(command_of("mcp", source), input=b"\n".join(lines), text=False, cwd=tmp_path)
+    *refused, last = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert len(refused) == len(hostile)
+    assert all("error" in one or len(json.dumps(one)) < 1000 for one in refused)
+    assert "a.py:1-7  total" in last["result"]["content"][0]["text"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
+
+
+OFFICIAL_CLIENT = """\
+import json, sys
+import anyio
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+async def main(command, *words):
+    async with stdio_client(StdioServerParameters(command=command, args=words)) as streams:
+        async with ClientSession(*streams) as session:
+            told = [await session.initialize(), await session.list_tools()]
+            for name, arguments in json.load(sys.stdin):
+                told.append(await session.call_tool(name, arguments))
+            print(json.dumps([one.model_dump(by_alias=True, mode="json") for one in told]))
+
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(
+    "MCP_PYTHON" not in os.environ, reason="no Python with the package mcp is named"
+)
+def test_official_client_gets_answers(tmp_path):
+    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
+    calls = [("find", {"words": "total"}), ("duplicates", {}), ("find", {}), ("show", {"id": "x"})]
+    command = [os.environ["MCP_PYTHON"], "-c", OFFICIAL_CLIENT, *command_of("mcp", source)]
+    done = finish(command, input=json.dumps(calls))
+    greeting, listed, found, report, *wrong = json.loads(done.stdout)
+    assert greeting["protocolVersion"] == "2025-06-18"
+    assert [tool["name"] for tool in listed["tools"]] == ["find", "duplicates", "show"]
+    assert "2 hits in 2 records" in found["content"][0]["text"]
+    assert "2. Near: similar code (1 group)" in report["content"][0]["text"]
+    assert [found["isError"], *(one["isError"] for one in wrong)] == [False, True, True]
 
 
 # ---- Commands -------------------------------------------------------------------------------
@@ -14287,662 +14944,6 @@ def test_live_line_counts_steps_and_is_drawn_now_and_then(monkeypatch):
     assert shown == f"{start}analyzing 0/4 ...{start}analyzing 3/4 ...{start}"
 
 
-# Markdown and links
-
-
-def markdown_of(capsys, *options):
-    assert run("duplicates", *options, "--format", "markdown") in (0, 3)
-    return capsys.readouterr().out
-
-
-def test_markdown_has_the_verdict_first_and_then_the_groups(tmp_path, capsys, monkeypatch):
-    tree(tmp_path, {"src/a.py": OTHER, "src/b.py": OTHER})
-    monkeypatch.chdir(tmp_path)
-    text = markdown_of(capsys, "src", "--fail-on", "any")
-    lines = text.splitlines()
-    group = lines[0].split(": ")[-1].rstrip("*")
-    assert lines == [
-        f"**gate: 1 group: {group}**",
-        "",
-        "### 1. Exact: the same code",
-        "",
-        f"`{group}` 2 copies, 5 statements",
-        "",
-        "- `src/a.py:1-6` `load`",
-        "- `src/b.py:1-6` `load`",
-    ]
-
-
-def test_markdown_stays_small(tmp_path, capsys):
-    for number in range(300):
-        tree(
-            tmp_path,
-            {
-                f"{'d' * 60}/{number}/a.py": OTHER.replace("load", f"g{number}"),
-                f"{'d' * 60}/{number}/b.py": OTHER.replace("load", f"g{number}"),
-            },
-        )
-    text = markdown_of(capsys, tmp_path, "--code-similarity", "1")
-    assert 50_000 < len(text.encode()) <= 60_000
-    assert re.search(r"\n\d+ more findings: `--format json` has them\n\Z", text)
-
-
-@pytest.mark.parametrize("name", ["a`b", "``", "*x*", "<b>", "[x](y)", "a\nb"])
-def test_markdown_shows_names_as_they_are(name):
-    shown = cds.code_span(name)
-    fence = re.match("`+", shown)[0]
-    inner = shown.removeprefix(fence).removesuffix(fence)
-    assert fence not in inner
-    assert inner.strip(" ") == cds.one_line(name)
-
-
-@needs_git
-@pytest.mark.parametrize(
-    ("template", "start"),
-    [
-        ("https://e.org/blob/main/{path}#L{line}-L{end}", "https://e.org/blob/main/src/a.py#L1-L6"),
-        ("vscode://file{abspath}:{line}", "vscode://file{root}/src/a.py:1"),
-    ],
-)
-def test_link_leads_to_the_code(repository, capsys, template, start):
-    tree(repository, {"src/a.py": OTHER, "src/b.py": "", "src/c x.py": OTHER})
-    address = start.replace("{root}", urllib.parse.quote(str(repository)))
-    text = markdown_of(capsys, repository / "src", "--link", template)
-    assert f"](<{address}>)" in text
-    assert "c%20x.py" in text
-    assert run("duplicates", repository / "src", "--link", template, "--format", "html") == 0
-    assert f'<a href="{html.escape(address)}">' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "javascript:alert(1)",
-        "file:///{path}",
-        "https://e.org/{x}",
-        "http://e.org/{path",
-        " https://",
-    ],
-)
-def test_link_that_is_none_is_refused(tmp_path, capsys, template):
-    command = ("duplicates", tmp_path, "--format", "markdown", "--link", template)
-    assert run(*command) == 2
-    assert "--link" in capsys.readouterr().err
-
-
-def test_link_needs_a_form_that_has_links(tmp_path, capsys):
-    assert run("duplicates", tmp_path, "--link", "https://e.org/{path}") == 2
-    assert "--link: links stand in --format html and markdown" in capsys.readouterr().err
-
-
-# What exists already
-
-CHUNKS = '''\
-def chunked(values, size):
-    """Divide a sequence into pieces of one length."""
-    values = list(values)
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
-'''
-READER = """\
-class CsvReader:
-    def readAllRows(self, path):
-        with open(path) as stream:
-            return [line.split(';') for line in stream]
-"""
-
-
-@pytest.fixture
-def library(tmp_path):
-    return tree(tmp_path / "lib", {"chunks.py": CHUNKS, "io/csv.py": READER, "a.py": TOTAL})
-
-
-def hits_of(capsys, *options):
-    """Return what `find` prints as JSON."""
-    capsys.readouterr()
-    assert run("find", *options, "--format", "json") == 0
-    return json.loads(capsys.readouterr().out)["hits"]
-
-
-@pytest.mark.parametrize(
-    ("question", "name", "words"),
-    [
-        ("Split a list", "chunked", ["Split", "list"]),
-        ("divided sequences", "chunked", ["divided", "sequences"]),
-        ("read rows", "CsvReader.readAllRows", ["read", "rows"]),
-        ("sizes", "chunked", ["sizes"]),
-        ("total", "total", ["total"]),
-    ],
-    ids=["meaning", "stem", "name-in-camel-case", "parameter", "name-without-sentence"],
-)
-def test_find_takes_words(library, capsys, question, name, words):
-    first = hits_of(capsys, *question.split(), "--path", library)[0]
-    assert (first["qualified_name"], first["words"]) == (name, words)
-    assert first["found_by"] == "words"
-    assert 0 < first["score"] <= 1
-
-
-def test_find_prefers_the_word_itself_and_the_sentence():
-    sentences = {"a": "Build a tree.", "b": "Make a tree.", "make_tree": ""}
-    candidates = [
-        cds.Candidate(record(), cds.Facts(), name, cds.Sentence("model", text))
-        for name, text in sentences.items()
-    ]
-    hits = cds.FindIndex(candidates).by_words("make a tree")
-    assert [hit.candidate.qualified_name for hit in hits] == ["b", "a", "make_tree"]
-
-
-def test_find_prints_place_name_header_sentence_and_reason(library, capsys, monkeypatch):
-    monkeypatch.chdir(library.parent)
-    assert run("find", "split into chunks", "--path", "lib") == 0
-    assert capsys.readouterr().out == (
-        "lib/chunks.py:1-5  chunked\n"
-        "  def chunked(values, size):\n"
-        "  docstring: Divide a sequence into pieces of one length.\n"
-        "  has split, chunks\n"
-        "\n"
-        "1 hit in 4 records\n"
-    )
-    monkeypatch.chdir(library / "io")
-    assert run("find", "rows", "--top", "1") == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert (shown[0], shown[-1]) == ("csv.py:2-4  CsvReader.readAllRows", "1 hit in 2 records")
-
-
-def test_find_without_hits_is_no_failure(library, capsys):
-    assert run("find", "quaternion", "--path", library) == 0
-    assert capsys.readouterr().out == "0 hits in 4 records\n"
-
-
-def test_find_searches_a_stored_run(library, capsys, tmp_path):
-    sentence = "Cuts a list: makes parts of it."
-    client = FakeClient(lambda code: sentence if "chunked" in code else "Does something.")
-    assert persist(library, tmp_path / "db", client=client) == 0
-    capsys.readouterr()
-    first = hits_of(capsys, "cut", "parts", "--db-path", tmp_path / "db")[0]
-    assert (first["sentence"], first["sentence_source"]) == (sentence, "model")
-    assert run("find", "cut", "--db-path", tmp_path / "db") == 0
-    assert f"\n  {sentence}\n" in capsys.readouterr().out
-
-
-def test_find_prints_the_place_in_a_tree_of_one_file(library, capsys, monkeypatch):
-    monkeypatch.chdir(library.parent)
-    assert persist("lib/chunks.py", "db") == 0
-    for source in (("--path", "lib/chunks.py"), ("--db-path", "db")):
-        capsys.readouterr()
-        assert run("find", "chunked", *source) == 0
-        assert capsys.readouterr().out.startswith("lib/chunks.py:1-5  chunked\n")
-
-
-def keep_verdict(db, one, other, word="SAME", text="Both cut."):
-    """Keep a verdict on two codes beside a database."""
-    pair = sorted(cds.fingerprint(ast.unparse(ast.parse(code))) for code in (one, other))
-    verdict = cds.Verdict(*pair, "m", word, text, cds.timestamp())
-    cds.append_entry(cds.verdicts_path(str(db)), verdict)
-
-
-def test_find_names_the_twins_of_a_hit(tmp_path, capsys, monkeypatch):
-    source = tree(tmp_path / "lib", {"a.py": TOTAL, "b.py": OTHER, "c.py": OTHER, "d.py": PICKED})
-    db = tmp_path / "db"
-    assert persist(source, db) == 0
-    keep_verdict(db, TOTAL, OTHER)
-    keep_verdict(db, TOTAL, PICKED, "RELATED")
-    monkeypatch.chdir(tmp_path)
-    command = ("total", "--db-path", db)
-    (hit,) = hits_of(capsys, *command)
-    assert [twin["file_path"] for twin in hit["twins"]] == ["b.py", "c.py"]
-    assert hit["twins"][0]["verdict_text"] == "Both cut."
-    assert run("find", *command) == 0
-    shown = capsys.readouterr().out
-    assert "\n  SAME as lib/b.py:1-6  load: Both cut. (confirmed by m)\n" in shown
-    (other, *_) = hits_of(capsys, "load", "--db-path", db)
-    assert [twin["qualified_name"] for twin in other["twins"]] == ["total"]
-    keep_verdict(db, TOTAL, OTHER, "DIFFERENT")
-    (hit,) = hits_of(capsys, *command)
-    assert hit["twins"] == []
-    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
-    assert "SAME" not in answer
-    keep_verdict(db, TOTAL, OTHER)
-    ((answer, _),), _ = asked(source, ("find", {"words": "total"}), options=("--db-path", db))
-    assert "\n  SAME as b.py:1-6  load: Both cut. (confirmed by m)\n" in answer
-
-
-def test_find_refuses_verdicts_that_it_cannot_read(tmp_path, capsys):
-    db = tmp_path / "db"
-    assert persist(tree(tmp_path / "lib", {"a.py": TOTAL}), db) == 0
-    (tmp_path / "db-verdicts.jsonl").mkdir()
-    assert run("find", "total", "--db-path", db) == 2
-    assert "db-verdicts.jsonl is not a regular file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("code", "found"),
-    [
-        (CHUNKS, [("chunked", "exact", 1.0)]),
-        (CHUNKS.replace("start", "first").replace("chunked", "x"), [("chunked", "near", 1.0)]),
-        (textwrap.indent(CHUNKS, "        "), [("chunked", "exact", 1.0)]),
-        (CHUNKS.partition('"""\n')[2].replace("values", "items"), [("chunked", "near", 1.0)]),
-        (READER, [("CsvReader", "exact", 1.0)]),
-        (READER.partition("\n")[2], [("CsvReader.readAllRows", "exact", 1.0)]),
-        ("import os\n" + READER + TOTAL, [("total", "exact", 1.0), ("CsvReader", "exact", 1.0)]),
-        (
-            "with open(p) as s:\n    return [x.split(';') for x in s]",
-            [("CsvReader.readAllRows", "near", 1.0)],
-        ),
-        ("x = 1", []),
-    ],
-    ids=[
-        "same",
-        "renamed",
-        "indented",
-        "statements",
-        "class",
-        "method",
-        "several",
-        "short",
-        "nothing-alike",
-    ],
-)
-def test_find_takes_code(library, capsys, tmp_path, code, found):
-    path = tmp_path / "code.txt"
-    path.write_text(code)
-    hits = hits_of(capsys, "--code", path, "--path", library)
-    assert [(hit["qualified_name"], hit["found_by"], hit["score"]) for hit in hits] == found
-
-
-@pytest.fixture
-def library_of_blocks(tmp_path):
-    """Return a source tree with a function, one like it, and one that holds its statements."""
-    longer = HOST.format(
-        name="longer",
-        block=BLOCK_LINES,
-        after="\n    ".join(f"self.rows.put_{n}(self.a{n}, size={n})" for n in range(20)),
-    )
-    exact = f"def whole(self, key):\n{BLOCK_LINES}"
-    near = exact.replace("whole", "like").replace("self.flush_pending(entry)", "return entry")
-    files = {"c.py": exact, "b.py": near, "a.py": longer, "d.py": TOTAL}
-    return tree(tmp_path / "src", files)
-
-
-@pytest.mark.parametrize(
-    ("code", "found"),
-    [
-        (
-            f"def whole(self, key):\n{BLOCK_LINES}",
-            [("whole", "exact", 1), ("like", "near", 1), ("Store.longer", "block", 4)],
-        ),
-        (BLOCK_LINES, [("whole", "near", 1), ("like", "near", 1), ("Store.longer", "block", 4)]),
-        (
-            "".join(BLOCK_LINES.splitlines(True)[-2:]),
-            [("Store.longer", "block", 9), ("whole", "block", 7)],
-        ),
-        ("self.a0 = 1\nself.a1 = 2\n", []),
-    ],
-    ids=["definition", "statements", "two-statements", "unknown"],
-)
-def test_find_takes_code_for_blocks_last(library_of_blocks, capsys, tmp_path, code, found):
-    path = tmp_path / "code"
-    path.write_text(code)
-    for words in (("--path", library_of_blocks), ("--db-path", tmp_path / "db")):
-        if words[0] == "--db-path":
-            store(tmp_path / "db", built(library_of_blocks))
-        hits = hits_of(capsys, "--code", path, *words)
-        named = [(hit["qualified_name"], hit["found_by"], hit["start_line"]) for hit in hits]
-        assert named == found
-
-
-def test_find_says_how_much_of_a_block_it_found(library_of_blocks):
-    code = BLOCK_LINES + "".join(f"    self.own_{n}(key)\n" for n in range(14))
-    done = shell("find", "--code", "-", "--path", library_of_blocks, input=code)
-    assert "  block: 33 % of the statements" in done.stdout.splitlines()
-    assert "a.py:4-10  Store.longer" in done.stdout
-
-
-def test_find_takes_code_from_stdin(library):
-    done = shell("find", "--code", "-", "--path", library, input=CHUNKS)
-    assert done.stdout.splitlines()[-3:] == ["  exact: the same code", "", "1 hit in 4 records"]
-
-
-def test_find_takes_statements_with_the_names_of_modules(tmp_path, capsys):
-    body = "    path = os.path.join(root, name)\n    os.remove(path)\n    log(path)\n"
-    source = tree(tmp_path / "src", {"a.py": f"import os\ndef f(root, name):\n{body}"})
-    path = tmp_path / "code"
-    path.write_text(textwrap.dedent(body))
-    (hit,) = hits_of(capsys, "--code", path, "--path", source)
-    assert (hit["qualified_name"], hit["found_by"]) == ("f", "near")
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ([], "find: say in words what the code does, or name some with --code FILE"),
-        (["x", "--code", "{}/good.py"], "find: say in words what the code does, or name some"),
-        (["of the"], "find: 'of the' holds no word to look for"),
-        (["", "  "], "find: '   ' holds no word to look for"),
-        (["--code", "{}/none"], "--code: {}/none cannot be read: No such file"),
-        (["--code", "{}"], "--code: {} cannot be read"),
-        (["--code", "{}/bad.py"], "--code: {}/bad.py: line 1: "),
-        (["--code", "{}/empty.py"], "--code: {}/empty.py: there is no code: give whole"),
-        (["x", "--run-id", "1"], "--run-id: needs --db-path"),
-        (["x", "--db-path", "db", "--exclude", "y"], "--exclude: a stored run leaves nothing out"),
-        (["x", "--path", "{}/none"], "--path: {}/none does not exist"),
-        (["x", "--path", "{}", "--db-path", "db"], "--db-path: --path names a source tree already"),
-        (["--code", "{}/good.py", "--output", "{}/good.py"], "--output: {}/good.py is a file that"),
-    ],
-)
-def test_find_refuses_what_is_no_question(tmp_path, capsys, options, told):
-    tree(tmp_path, {"bad.py": "def (:\n", "empty.py": "# nothing\n", "good.py": "x = 1\n"})
-    words = [word.format(tmp_path) for word in options]
-    assert run("find", *words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert told.format(tmp_path) in line
-
-
-@needs_terminal
-def test_find_fits_the_terminal(library):
-    shown = shown_on_terminal("find", "split", "pieces", "--path", library, columns=40)
-    assert max(map(len, shown.splitlines())) <= 40 + len("\x1b[1;36m\x1b[m")
-
-
-# The same for agents
-
-
-def request(method, number=1, **params):
-    return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
-
-
-def replies(*lines, tools=None):
-    """Return what a session with these lines replies, as text and read."""
-    echo = cds.Tool("Says the same.", {"text": {"type": "string"}}, echo_answer)
-    written = []
-    stream = io.BytesIO(b"\n".join(lines) + b"\n")
-    cds.serve(stream.readline, written.append, tools or {"echo": echo})
-    assert all(line.endswith("\n") and line.count("\n") == 1 for line in written)
-    return [json.loads(line) for line in written]
-
-
-def echo_answer(given):
-    if "text" not in given:
-        raise cds.UsageError("text: is missing")
-    return given["text"] * 2
-
-
-@pytest.mark.parametrize(
-    ("wanted", "given"),
-    [
-        ("2025-06-18", "2025-06-18"),
-        ("2025-03-26", "2025-03-26"),
-        ("2024-11-05", "2024-11-05"),
-        ("2099-01-01", "2025-06-18"),
-        (None, "2025-06-18"),
-        ([], "2025-06-18"),
-    ],
-)
-def test_session_agrees_on_a_revision(wanted, given):
-    (reply,) = replies(request("initialize", protocolVersion=wanted))
-    assert reply["result"]["protocolVersion"] == given
-    assert reply["result"]["serverInfo"] == {"name": "cds", "version": cds.__version__}
-
-
-def test_session_answers_in_order_and_notifications_not_at_all():
-    note = b'{"jsonrpc": "2.0", "method": "notifications/initialized"}'
-    answered = replies(request("ping", "a"), note, b"", request("ping", 2.5), note)
-    assert answered == [
-        {"jsonrpc": "2.0", "id": "a", "result": {}},
-        {"jsonrpc": "2.0", "id": 2.5, "result": {}},
-    ]
-
-
-def test_session_lists_and_calls_tools():
-    listed, called, wrong = replies(
-        request("tools/list"),
-        request("tools/call", name="echo", arguments={"text": "hü"}),
-        request("tools/call", name="echo"),
-    )
-    (tool,) = listed["result"]["tools"]
-    assert (tool["name"], tool["description"]) == ("echo", "Says the same.")
-    assert tool["inputSchema"]["properties"] == {"text": {"type": "string"}}
-    content = [{"type": "text", "text": "hühü"}]
-    assert called["result"] == {"content": content, "isError": False}
-    assert wrong["result"]["isError"]
-    assert wrong["result"]["content"][0]["text"] == "text: is missing"
-
-
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        (b"{", -32700),
-        (b"\xff\xfe", -32700),
-        (b"[" * 100_000, -32700),
-        (b'{"jsonrpc": "2.0", "id": NaN, "method": "ping"}', -32700),
-        (b"1" * 10_000, -32700 if sys.version_info >= (3, 11) else -32600),
-        (b"[]", -32600),
-        (b"null", -32600),
-        (b'{"id": 1, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": {}, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": 1e400, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": -1e400, "method": "ping"}', -32600),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": 1}', -32600),
-        (request("none"), -32601),
-        (request("server/discover"), -32601),
-        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": []}', -32602),
-        (request("tools/call"), -32602),
-        (request("tools/call", name=["echo"]), -32602),
-        (request("tools/call", name="none"), -32602),
-        (request("tools/call", name="echo", arguments=[]), -32602),
-        (b'{"jsonrpc": "2.0", "id": 1, "x": "' + b"x" * cds.MESSAGE_BYTES + b'"}', -32700),
-    ],
-)
-def test_session_survives_hostile_messages(line, code):
-    wrong, answered = replies(line, request("ping"))
-    assert wrong["error"]["code"] == code
-    assert answered == {"jsonrpc": "2.0", "id": 1, "result": {}}
-
-
-@pytest.mark.parametrize("line", [b'{"jsonrpc": "2.0", "id": 1, "result": {}}', b"  ", b""])
-def test_session_answers_no_answer(line):
-    assert replies(line) == []
-
-
-def test_session_answers_batches_of_an_older_revision():
-    note = b'{"jsonrpc": "2.0", "method": "x"}'
-    (batch,) = replies(b"[" + b",".join([request("ping", 1), note, b"1"]) + b"]")
-    assert [reply.get("id") for reply in batch] == [1, None]
-    assert replies(b"[" + note + b"]") == []
-
-
-def test_tool_refuses_arguments_that_it_does_not_have():
-    (reply,) = replies(request("tools/call", name="echo", arguments={"output": "x"}))
-    assert reply["result"]["isError"]
-    assert reply["result"]["content"][0]["text"] == "'output' is none of text"
-
-
-def asked(root, *calls, options=()):
-    """Run `cds mcp` on a source tree; return what each call of a tool answers, and its stderr."""
-    lines = [
-        request("tools/call", number, name=name, arguments=given)
-        for number, (name, given) in enumerate(calls)
-    ]
-    command = command_of("mcp", root, *options)
-    done = finish(command, input=b"\n".join(lines), text=False, cwd=root)
-    assert done.returncode == 0
-    results = [json.loads(line)["result"] for line in done.stdout.splitlines()]
-    return [(one["content"][0]["text"], one["isError"]) for one in results], done.stderr.decode()
-
-
-def test_agent_gets_what_the_commands_print(tmp_path, capsys, monkeypatch):
-    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
-    monkeypatch.chdir(source)
-    assert run("duplicates", ".") == 0
-    report = capsys.readouterr().out
-    group_id = re.search("^[0-9a-f]{10}", report, re.MULTILINE)[0]
-    expected = [report]
-    for words in (("find", "split"), ("duplicates", ".", "--show", group_id)):
-        assert run(*words) == 0
-        expected.append(capsys.readouterr().out)
-    answers, _ = asked(
-        source, ("duplicates", {}), ("find", {"words": "split"}), ("show", {"id": group_id})
-    )
-    assert answers == [(text.rstrip("\n"), False) for text in expected]
-
-
-def test_agent_gets_blocks(library_of_blocks, capsys):
-    source = library_of_blocks
-    assert run("duplicates", source, "--format", "json") == 0
-    groups = report_groups(capsys.readouterr().out)
-    group_id = next(group["id"] for group in groups if group["evidence"] == "block")
-    (report, shown, found), _ = asked(
-        source,
-        ("duplicates", {"touching": ["a.py"]}),
-        ("show", {"id": group_id}),
-        ("find", {"code": "".join(BLOCK_LINES.splitlines(True)[-2:])}),
-    )
-    assert group_id in report[0] and "a.py:4-10  Store.longer" in report[0]
-    assert "block, 3 copies" in shown[0] and "self.flush_pending(entry)" in shown[0]
-    assert "block: 100 % of the statements" in found[0] and "a.py:9-10" in found[0]
-
-
-def test_agent_finds_code_and_what_it_touched(tmp_path):
-    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED, "chunks.py": CHUNKS})
-    (found, touched, untouched), _ = asked(
-        source,
-        ("find", {"code": CHUNKS, "top": 1}),
-        ("duplicates", {"touching": ["a.py", "none"]}),
-        ("duplicates", {"touching": ["chunks.py"], "top": 3}),
-    )
-    assert "chunks.py:1-5  chunked" in found[0] and "exact: the same code" in found[0]
-    assert "2. Near: similar code (1 group)" in touched[0]
-    assert "Hidden: 1 untouched" in untouched[0]
-
-
-@needs_git
-def test_agent_learns_what_is_new(repository):
-    add_a_copy(repository)
-    (new, wrong), _ = asked(
-        repository, ("duplicates", {"since": "main"}), ("duplicates", {"since": "-x"})
-    )
-    assert "\n+ src/d.py:1-6  load" in new[0] and "gate: 1 new group" in new[0]
-    assert wrong == ("--since: '-x' is no commit here: name one, or " + cds.WHOLE_HISTORY, True)
-
-
-def test_agent_gets_one_line_for_what_is_wrong(tmp_path):
-    source = tree(tmp_path, {"a.py": TOTAL})
-    answers, _ = asked(
-        source,
-        ("find", {}),
-        ("find", {"words": "x", "code": "y"}),
-        ("find", {"code": "def ("}),
-        ("find", {"words": "x", "top": 0}),
-        ("duplicates", {"since": "a\0b"}),
-        ("show", {"id": "none"}),
-        ("show", {}),
-        ("find", {"words": "total"}),
-    )
-    *wrong, right = answers
-    assert all(is_error and "\n" not in text for text, is_error in wrong)
-    assert right[1] is False
-
-
-def test_agent_gets_intents_of_a_stored_run(tmp_path, capsys):
-    source = tree(tmp_path / "src", {"a.py": TOTAL})
-    client = FakeClient(lambda code: "Adds invoices: sums what is active.")
-    assert persist(source, tmp_path / "db", client=client) == 0
-    ((answer, _),), _ = asked(
-        source, ("find", {"words": "invoices"}), options=("--db-path", tmp_path / "db")
-    )
-    assert "Adds invoices: sums what is active." in answer
-
-
-def test_kept_tree_analyzes_only_what_has_changed(tmp_path):
-    root = tree(tmp_path / "src", {"a.py": TOTAL, "b.py": OTHER, "c.py": "x = 1\n"})
-    analyzed_files = []
-
-    class Watched(cds.PythonAnalyzer):
-        def analyze(self, sources):
-            analyzed_files.append([source.file_path for source in sources])
-            return super().analyze(sources)
-
-    args = cds.parse_arguments(["duplicates", str(root)])
-    args.workers, args.analyzers, args.live = 0, (Watched,), cds.LiveLine()
-    kept = cds.KeptTree({})
-    first = kept.read(args)
-    assert kept.read(args) is first
-    tree(root, {"b.py": f"{OTHER}\n# longer\n", "d.py": TOTAL})
-    (root / "a.py").unlink()
-    second = kept.read(args)
-    assert analyzed_files == [["a.py", "b.py", "c.py"], ["b.py", "d.py"]]
-    again = cds.read_tree(args)
-    assert (second.records, second.facts) == (again.records, again.facts)
-    os.utime(root / "c.py", ns=(1, 1))
-    kept.read(args)
-    assert analyzed_files[-1] == ["c.py"]
-
-
-def test_session_ends_with_its_input_and_prints_nothing_else(tmp_path):
-    source = tree(tmp_path, {"a.py": TOTAL, "broken.py": "def ("})
-    done = finish(command_of("mcp", source), input="")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert run("mcp", tmp_path / "none") == 2
-
-
-def test_agent_is_answered_after_hostile_messages(tmp_path):
-    source = tree(tmp_path, {"a.py": TOTAL})
-    hostile = [
-        b"\xff\0" * 1000,
-        b"[" * 50_000,
-        b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * (cds.MESSAGE_BYTES + 10) + b'"}',
-        request("tools/call", name="find", arguments={"words": {"a": ["--output=x"]}, "top": []}),
-        request("tools/call", name="duplicates", arguments={"since": "--output=x", "top": {}}),
-        request("tools/call", name="duplicates", arguments={"touching": ["\ud800", "\0", "../.."]}),
-        request("tools/call", name="show", arguments={"id": ["a", None]}),
-        request("tools/call", name="find", arguments={"code": 1}),
-    ]
-    lines = [*hostile, request("tools/call", "last", name="find", arguments={"words": "total"})]
-    done = finish(command_of("mcp", source), input=b"\n".join(lines), text=False, cwd=tmp_path)
-    *refused, last = map(json.loads, done.stdout.splitlines())
-    assert done.returncode == 0 and b"Traceback" not in done.stderr
-    assert len(refused) == len(hostile)
-    assert all("error" in one or len(json.dumps(one)) < 1000 for one in refused)
-    assert "a.py:1-7  total" in last["result"]["content"][0]["text"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.py"]
-
-
-OFFICIAL_CLIENT = """\
-import json, sys
-import anyio
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
-
-async def main(command, *words):
-    async with stdio_client(StdioServerParameters(command=command, args=words)) as streams:
-        async with ClientSession(*streams) as session:
-            told = [await session.initialize(), await session.list_tools()]
-            for name, arguments in json.load(sys.stdin):
-                told.append(await session.call_tool(name, arguments))
-            print(json.dumps([one.model_dump(by_alias=True, mode="json") for one in told]))
-
-anyio.run(main, *sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(
-    "MCP_PYTHON" not in os.environ, reason="no Python with the package mcp is named"
-)
-def test_official_client_gets_answers(tmp_path):
-    source = tree(tmp_path, {"a.py": TOTAL, "b.py": TOTAL_RENAMED})
-    calls = [("find", {"words": "total"}), ("duplicates", {}), ("find", {}), ("show", {"id": "x"})]
-    command = [os.environ["MCP_PYTHON"], "-c", OFFICIAL_CLIENT, *command_of("mcp", source)]
-    done = finish(command, input=json.dumps(calls))
-    greeting, listed, found, report, *wrong = json.loads(done.stdout)
-    assert greeting["protocolVersion"] == "2025-06-18"
-    assert [tool["name"] for tool in listed["tools"]] == ["find", "duplicates", "show"]
-    assert "2 hits in 2 records" in found["content"][0]["text"]
-    assert "2. Near: similar code (1 group)" in report["content"][0]["text"]
-    assert [found["isError"], *(one["isError"] for one in wrong)] == [False, True, True]
-
-
 # Confirming
 
 
@@ -15934,7 +15935,7 @@ def test_rooms_are_those_that_the_docstring_lists():
 
 def test_tests_are_in_the_rooms_of_what_they_test():
     # What these hold is tested by way of the others.
-    tested_elsewhere = ("Errors", "Records", "Building", "Blocks", "Find", "Markdown", "Session")
+    tested_elsewhere = ("Errors", "Records", "Building")
     rooms = [room for room in rooms_of(CDS) if room not in tested_elsewhere]
     assert rooms_of(__file__) == ["Helpers", *rooms]
 
