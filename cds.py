@@ -11840,9 +11840,14 @@ function isDecidable(fact) {
   return Boolean(fact) && (!fact.hiddenBy || fact.accepts);
 }
 
+function refuse(group) {
+  const loose = "What is only loosely alike needs no decision: no gate counts it.";
+  say(group.dataset.rule ? "What this rule hides needs no decision." : loose);
+}
+
 function setMark(group, changes) {
   const fact = factOf(group);
-  if (!isDecidable(fact)) return say("What this rule hides needs no decision.");
+  if (!isDecidable(fact)) return refuse(group);
   marks.set(fact.id, { mark: markOf(fact), note: noteOf(fact), ...changes });
   writeMarks();
   drawMark(group);
@@ -11859,7 +11864,7 @@ function toggleMark(group, mark) {
 
 function editNote(group) {
   const note = make(group).querySelector("textarea");
-  if (!note) return say("What this rule hides needs no decision.");
+  if (!note) return refuse(group);
   make(group).open = true;
   note.focus();
 }

@@ -11167,6 +11167,13 @@ def test_what_a_rule_hides_is_not_decided_on(tmp_path):
     assert browsed(tmp_path, page_of(GROUPED), script) == [[], told, False]
 
 
+@pytest.mark.parametrize("key", ["a", "m", "e"])
+def test_page_says_why_what_is_loosely_alike_is_not_decided_on(tmp_path, key):
+    script = f"""show(groups[0]); press("{key}"); const result = [marked(), textIn("said")];"""
+    told = "What is only loosely alike needs no decision: no gate counts it."
+    assert browsed(tmp_path, page_of(loose_pair()), script) == [[], told]
+
+
 def test_the_list_of_what_is_to_be_merged_is_for_people_and_agents(tmp_path):
     path = f"`{HOSTILE_TEXT}/b.py"
     records = [record(TOTAL), record(TOTAL_RENAMED, path), *twins(OTHER, path="x/{}.py")]
