@@ -12068,9 +12068,15 @@ function countGroups(isFiltered) {
   document.getElementById("nothing").hidden = visible().length > 0;
 }
 
-// A link of the map sets what it names, and leaves the rest of the filter.
+// A link above the filter sets what it names, and leaves the rest.
 function follow(link) {
-  for (const [name, value] of new URLSearchParams(link.hash.slice(1))) form[name].value = value;
+  const address = link.hash.slice(1);
+  // Without a script, a figure leads to its section.
+  const isFigure = link.matches(".figures a");
+  const words = new URLSearchParams(isFigure ? { section: address } : address);
+  // A place takes that of the last one: else a directory would be looked for in another's area.
+  if (!isFigure) form.path.value = form.area.value = "";
+  for (const [name, value] of words) form[name].value = value;
   applyFilter();
   writeAddress();
   form.scrollIntoView();
@@ -12087,7 +12093,7 @@ document.addEventListener("click", event => {
   if (button?.closest(".decide")) toggleMark(button.closest("article"), button.value);
   if (button?.dataset.export) exports[button.dataset.export]();
   if (button?.closest("#nothing")) resetFilter();
-  const link = event.target.closest(".map a, .pairs a");
+  const link = event.target.closest(".figures a, .map a, .pairs a");
   if (!link) return;
   event.preventDefault();
   follow(link);

@@ -11247,7 +11247,6 @@ def test_each_entry_of_the_map_and_pair_of_files_leads_to_its_groups(tmp_path):
         found.push([link.textContent, shown().sort().join()]);
         const opened = new URL(link.href).hash.slice(1);
         if (location.hash !== "#" + new URLSearchParams(opened) + "&mark=open") found.push(opened);
-        form.path.value = form.area.value = "";
       }
       const now = Array.from(document.querySelectorAll(".map details"), box => box.open);
       const result = [found, before.join() === now.join()];
@@ -11264,6 +11263,15 @@ def test_each_entry_of_the_map_and_pair_of_files_leads_to_its_groups(tmp_path):
         "6": "load",
         "7": "total",
     }
+
+
+def test_page_keeps_its_filter_where_a_figure_leads_to_a_section(tmp_path):
+    script = """
+      document.querySelector('.figures a[href="#exact"]').click();
+      const result = [shown(), location.hash];
+    """
+    found = browsed(tmp_path, page_of(GROUPED), script, "path=tests/&section=near")
+    assert found == [["set_up"], "#section=exact&path=tests%2F"]
 
 
 @pytest.mark.parametrize(
