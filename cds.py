@@ -12089,6 +12089,8 @@ function resetFilter() {
 }
 
 document.addEventListener("click", event => {
+  // What was said covers the page, up to what is done next; it may be copied by hand.
+  if (!event.target.closest("#said")) say("");
   const button = event.target.closest("button");
   if (button?.closest(".decide")) toggleMark(button.closest("article"), button.value);
   if (button?.dataset.export) exports[button.dataset.export]();
@@ -12771,6 +12773,7 @@ document.addEventListener("keydown", event => {
   if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (isTyping && event.key !== "Escape") return;
   event.preventDefault();
+  say("");
   actions[event.key]();
 });
 document.addEventListener("click", event => {

@@ -11167,6 +11167,20 @@ def test_what_a_rule_hides_is_not_decided_on(tmp_path):
     assert browsed(tmp_path, page_of(GROUPED), script) == [[], told, False]
 
 
+@pytest.mark.parametrize("action", ["press('j')", "document.querySelector('summary').click()"])
+def test_page_says_what_was_done_up_to_what_is_done_next(tmp_path, action):
+    script = f"""
+      show(groups[0]);
+      press("a");
+      const said = textIn("said").split(": ")[1];
+      document.getElementById("said").click();
+      const result = [said, textIn("said").split(": ")[1]];
+      {action};
+      result.push(textIn("said"));
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == ["accepted", "accepted", ""]
+
+
 @pytest.mark.parametrize("key", ["a", "m", "e"])
 def test_page_says_why_what_is_loosely_alike_is_not_decided_on(tmp_path, key):
     script = f"""show(groups[0]); press("{key}"); const result = [marked(), textIn("said")];"""
