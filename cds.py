@@ -11573,6 +11573,8 @@ article > details > summary {
 }
 article > details > summary::-webkit-details-marker { display: none; }
 article > details > summary:hover { background: var(--hover); }
+/* Inside, since an article clips what is around it. */
+article > details > summary:focus-visible { outline-offset: -2px; }
 article > [open] > summary { border-bottom: 1px solid var(--line); border-radius: 7px 7px 0 0; }
 article i {
   font-style: normal; text-align: right; color: var(--faint); font-variant-numeric: tabular-nums;

@@ -10869,6 +10869,16 @@ def test_page_is_used_by_keys_alone(tmp_path):
     ]
 
 
+def test_page_shows_the_focus_inside_what_clips_a_row(tmp_path):
+    script = """
+      press("j");
+      const focused = document.activeElement;
+      const { outlineStyle, outlineOffset } = getComputedStyle(focused);
+      const result = [focused.localName, outlineStyle, parseFloat(outlineOffset) < 0];
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == ["summary", "solid", True]
+
+
 def made_rows(document):
     """Return how many groups of a document have a row, and how many do not."""
     rows = re.findall("<article id=[^>]*>(.*?)</article>", document, re.DOTALL)
