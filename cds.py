@@ -11503,6 +11503,11 @@ footer { margin: 2.5rem 0; font-size: .85rem; }
 
 .map, .map ul { margin: 0; padding-left: 1.4rem; list-style: none; }
 .map { padding-left: .2rem; font-size: .88rem; }
+/* What folds an entry stands before its name; the words beside that sign are for the ear. */
+.map li { position: relative; }
+.map li > details > summary {
+  position: absolute; top: 0; left: -.2rem; width: .95rem; overflow: hidden; white-space: nowrap;
+}
 .map li > a { margin-left: 1rem; }
 .map a, .pairs a { color: var(--accent); overflow-wrap: anywhere; }
 html:not(.live) :is(.map, .pairs) a { color: inherit; pointer-events: none; }
@@ -11518,7 +11523,7 @@ input, select {
   padding: .35rem .6rem; min-width: 0; color: inherit; font: inherit; font-size: .88rem;
   background: var(--card); border: 1px solid var(--line); border-radius: 7px;
 }
-input { flex: 1 1 11rem; }
+input { flex: 1 1 8rem; }
 select { flex: 0 1 auto; max-width: 11rem; }
 output { font-size: .88rem; font-weight: 600; color: var(--ink); }
 kbd {
