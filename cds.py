@@ -11503,6 +11503,11 @@ footer { margin: 2.5rem 0; font-size: .85rem; }
 
 .map, .map ul { margin: 0; padding-left: 1.4rem; list-style: none; }
 .map { padding-left: .2rem; font-size: .88rem; }
+/* What folds an entry stands before its name; the words beside that sign are for the ear. */
+.map li { position: relative; }
+.map li > details > summary {
+  position: absolute; top: 0; left: -.2rem; width: .95rem; overflow: hidden; white-space: nowrap;
+}
 .map li > a { margin-left: 1rem; }
 .map a, .pairs a { color: var(--accent); overflow-wrap: anywhere; }
 html:not(.live) :is(.map, .pairs) a { color: inherit; pointer-events: none; }
@@ -11518,7 +11523,7 @@ input, select {
   padding: .35rem .6rem; min-width: 0; color: inherit; font: inherit; font-size: .88rem;
   background: var(--card); border: 1px solid var(--line); border-radius: 7px;
 }
-input { flex: 1 1 11rem; }
+input { flex: 1 1 8rem; }
 select { flex: 0 1 auto; max-width: 11rem; }
 output { font-size: .88rem; font-weight: 600; color: var(--ink); }
 kbd {
@@ -11573,6 +11578,8 @@ article > details > summary {
 }
 article > details > summary::-webkit-details-marker { display: none; }
 article > details > summary:hover { background: var(--hover); }
+/* Inside, since an article clips what is around it. */
+article > details > summary:focus-visible { outline-offset: -2px; }
 article > [open] > summary { border-bottom: 1px solid var(--line); border-radius: 7px 7px 0 0; }
 article i {
   font-style: normal; text-align: right; color: var(--faint); font-variant-numeric: tabular-nums;
@@ -11840,9 +11847,14 @@ function isDecidable(fact) {
   return Boolean(fact) && (!fact.hiddenBy || fact.accepts);
 }
 
+function refuse(group) {
+  const loose = "What is only loosely alike needs no decision: no gate counts it.";
+  say(group.dataset.rule ? "What this rule hides needs no decision." : loose);
+}
+
 function setMark(group, changes) {
   const fact = factOf(group);
-  if (!isDecidable(fact)) return say("What this rule hides needs no decision.");
+  if (!isDecidable(fact)) return refuse(group);
   marks.set(fact.id, { mark: markOf(fact), note: noteOf(fact), ...changes });
   writeMarks();
   drawMark(group);
@@ -11859,7 +11871,7 @@ function toggleMark(group, mark) {
 
 function editNote(group) {
   const note = make(group).querySelector("textarea");
-  if (!note) return say("What this rule hides needs no decision.");
+  if (!note) return refuse(group);
   make(group).open = true;
   note.focus();
 }
@@ -12063,9 +12075,15 @@ function countGroups(isFiltered) {
   document.getElementById("nothing").hidden = visible().length > 0;
 }
 
-// A link of the map sets what it names, and leaves the rest of the filter.
+// A link above the filter sets what it names, and leaves the rest.
 function follow(link) {
-  for (const [name, value] of new URLSearchParams(link.hash.slice(1))) form[name].value = value;
+  const address = link.hash.slice(1);
+  // Without a script, a figure leads to its section.
+  const isFigure = link.matches(".figures a");
+  const words = new URLSearchParams(isFigure ? { section: address } : address);
+  // A place takes that of the last one: else a directory would be looked for in another's area.
+  if (!isFigure) form.path.value = form.area.value = "";
+  for (const [name, value] of words) form[name].value = value;
   applyFilter();
   writeAddress();
   form.scrollIntoView();
@@ -12078,11 +12096,13 @@ function resetFilter() {
 }
 
 document.addEventListener("click", event => {
+  // What was said covers the page, up to what is done next; it may be copied by hand.
+  if (!event.target.closest("#said")) say("");
   const button = event.target.closest("button");
   if (button?.closest(".decide")) toggleMark(button.closest("article"), button.value);
   if (button?.dataset.export) exports[button.dataset.export]();
   if (button?.closest("#nothing")) resetFilter();
-  const link = event.target.closest(".map a, .pairs a");
+  const link = event.target.closest(".figures a, .map a, .pairs a");
   if (!link) return;
   event.preventDefault();
   follow(link);
@@ -12760,6 +12780,7 @@ document.addEventListener("keydown", event => {
   if (!(event.key in actions) || event.ctrlKey || event.metaKey || event.altKey) return;
   if (isTyping && event.key !== "Escape") return;
   event.preventDefault();
+  say("");
   actions[event.key]();
 });
 document.addEventListener("click", event => {

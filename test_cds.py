@@ -11139,6 +11139,16 @@ def test_page_is_used_by_keys_alone(tmp_path):
     ]
 
 
+def test_page_shows_the_focus_inside_what_clips_a_row(tmp_path):
+    script = """
+      press("j");
+      const focused = document.activeElement;
+      const { outlineStyle, outlineOffset } = getComputedStyle(focused);
+      const result = [focused.localName, outlineStyle, parseFloat(outlineOffset) < 0];
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == ["summary", "solid", True]
+
+
 def made_rows(document):
     """Return how many groups of a document have a row, and how many do not."""
     rows = re.findall("<article id=[^>]*>(.*?)</article>", document, re.DOTALL)
@@ -11437,6 +11447,27 @@ def test_what_a_rule_hides_is_not_decided_on(tmp_path):
     assert browsed(tmp_path, page_of(GROUPED), script) == [[], told, False]
 
 
+@pytest.mark.parametrize("action", ["press('j')", "document.querySelector('summary').click()"])
+def test_page_says_what_was_done_up_to_what_is_done_next(tmp_path, action):
+    script = f"""
+      show(groups[0]);
+      press("a");
+      const said = textIn("said").split(": ")[1];
+      document.getElementById("said").click();
+      const result = [said, textIn("said").split(": ")[1]];
+      {action};
+      result.push(textIn("said"));
+    """
+    assert browsed(tmp_path, page_of(GROUPED), script) == ["accepted", "accepted", ""]
+
+
+@pytest.mark.parametrize("key", ["a", "m", "e"])
+def test_page_says_why_what_is_loosely_alike_is_not_decided_on(tmp_path, key):
+    script = f"""show(groups[0]); press("{key}"); const result = [marked(), textIn("said")];"""
+    told = "What is only loosely alike needs no decision: no gate counts it."
+    assert browsed(tmp_path, page_of(loose_pair()), script) == [[], told]
+
+
 def test_the_list_of_what_is_to_be_merged_is_for_people_and_agents(tmp_path):
     path = f"`{HOSTILE_TEXT}/b.py"
     records = [record(TOTAL), record(TOTAL_RENAMED, path), *twins(OTHER, path="x/{}.py")]
@@ -11510,7 +11541,6 @@ def test_each_entry_of_the_map_and_pair_of_files_leads_to_its_groups(tmp_path):
         found.push([link.textContent, shown().sort().join()]);
         const opened = new URL(link.href).hash.slice(1);
         if (location.hash !== "#" + new URLSearchParams(opened) + "&mark=open") found.push(opened);
-        form.path.value = form.area.value = "";
       }
       const now = Array.from(document.querySelectorAll(".map details"), box => box.open);
       const result = [found, before.join() === now.join()];
@@ -11527,6 +11557,15 @@ def test_each_entry_of_the_map_and_pair_of_files_leads_to_its_groups(tmp_path):
         "6": "load",
         "7": "total",
     }
+
+
+def test_page_keeps_its_filter_where_a_figure_leads_to_a_section(tmp_path):
+    script = """
+      document.querySelector('.figures a[href="#exact"]').click();
+      const result = [shown(), location.hash];
+    """
+    found = browsed(tmp_path, page_of(GROUPED), script, "path=tests/&section=near")
+    assert found == [["set_up"], "#section=exact&path=tests%2F"]
 
 
 @pytest.mark.parametrize(
