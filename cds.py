@@ -11682,7 +11682,8 @@ td:nth-child(4) mark { background: var(--other); border-bottom: 2px dashed var(-
   body { max-width: none; padding: 0; font-size: 10pt; }
   form, .live form, #said, #unsaved, .decide { display: none !important; }
   article { content-visibility: visible; border-radius: 0; }
-  article > details > summary { break-after: avoid; }
+  /* Only an open one: else each group would be kept on one page with the next. */
+  article > details[open] > summary { break-after: avoid; }
   .code { font-size: 7.5pt; }
   .code tr { break-inside: avoid; }
   mark, .d td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
