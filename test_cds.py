@@ -11469,8 +11469,10 @@ def test_the_list_of_what_is_to_be_merged_is_for_people_and_agents(tmp_path):
     path = f"`{HOSTILE_TEXT}/b.py"
     records = [record(TOTAL), record(TOTAL_RENAMED, path), *twins(OTHER, path="x/{}.py")]
     script = f"""
-      press("j", "j", "m", "e"); write({quoted(NOTE)});
-      const result = [mergeText(), current.querySelector(".mark").textContent, textIn("said")];
+      press("j", "j", "m");
+      const said = textIn("said");
+      press("e"); write({quoted(NOTE)});
+      const result = [mergeText(), current.querySelector(".mark").textContent, said];
     """
     text, mark, said = browsed(tmp_path, page_of(records), script)
     (group,) = [
