@@ -16053,7 +16053,7 @@ def read_settings(path: str, args: argparse.Namespace) -> dict[str, object]:
         if has_table:
             refuse_unread_settings(path, args)
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not has_table:  # then its faults are the business of others
             return {}
         raise UsageError(f"{path}: tool.cds cannot be read: {one_line(str(error))}") from error

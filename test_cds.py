@@ -16165,6 +16165,7 @@ def test_settings_of_the_nearest_file_alone_are_read(project, capsys):
         ("code-similarity = nan", "tool.cds.code-similarity: 'nan' is not a number above 0"),
         ("intents = []", "tool.cds.intents: [] is not one of model, docstring, both"),
         ("top = ", "tool.cds cannot be read: Invalid value (at line 2"),
+        pytest.param(f"top = {100_000 * '['}", "tool.cds cannot be read: ", id="nested"),
     ],
 )
 def test_settings_that_are_wrong_end_the_command(project, capsys, text, told):
@@ -16184,7 +16185,10 @@ def test_settings_may_stand_in_another_table(project, capsys):
     assert capsys.readouterr().err == f"cds: {path}: tool.cds is no table\n"
 
 
-@pytest.mark.parametrize("text", ["name = {{ cookiecutter }}", "# tool.cds"])
+@pytest.mark.parametrize(
+    "text",
+    ["name = {{ cookiecutter }}", "# tool.cds", pytest.param(f"x = {100_000 * '['}", id="nested")],
+)
 def test_file_without_settings_need_not_be_valid(project, capsys, text):
     write_settings(project, text, name="project")
     assert run("duplicates", "--path", project) == 0
